@@ -1,0 +1,40 @@
+"""Checks of single settings, each with the message a user needs."""
+
+from pathlib import Path
+from typing import Any
+
+from mace_train.errors import InputError
+
+
+def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    """InputError unless ``value`` is one of the ``valid`` names."""
+    if value not in valid:
+        raise InputError(f"{name}={value!r} is not known; valid choices are: {', '.join(valid)}")
+
+
+def check_at_least(name: str, value: float | None, least: float, *, strictly: bool = False) -> None:
+    """InputError unless ``value`` is None, at least ``least``, or (``strictly``) greater."""
+    if value is None:
+        return
+    if not (value > least if strictly else value >= least):
+        relation = "greater than" if strictly else "at least"
+        raise InputError(f"{name}={value} is out of range; it must be {relation} {least}")
+
+
+def as_files(name: str, value: Any) -> list[str]:
+    """A list of paths from a setting that may hold one path, several, or none."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return list(value)
+    raise InputError(f"{name}={value!r} must be a path or a list of paths, such as [a.xyz,b.xyz]")
+
+
+def existing_folder(name: str, value: str) -> Path:
+    """The folder a setting names, or an error that says it is not there."""
+    path = Path(value)
+    if not path.is_dir():
+        raise InputError(f"{name}={value}: no such folder")
+    return path

@@ -1,0 +1,168 @@
+"""Help pages made from the schema, and Hydra's errors turned into one message with the remedy."""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from mace_train import settings
+
+HELP = """\
+mace-train: train MACE interatomic potentials on whole clusters
+
+  mace-train preprocess  data.train_file=train.xyz r_max=5.0 output=prepared
+  mace-train balance     data_dir=prepared gpus=8
+  mace-train train       data_dir=prepared model=small output=runs/first
+  mace-train evaluate    checkpoint=runs/first test_file=test.xyz output=runs/first/test
+
+  torchrun --nproc-per-node 4 -m mace_train train ...   on several GPUs (or CPU processes)
+  mace-train train --multirun seed=1,2,3 ...            a Hydra sweep
+  mace-train train --cfg job ...                        print the settings, run nothing
+  mace-train COMMAND --help                             all settings of a command
+  mace-train --version"""
+
+
+def command_help(command: str, schema: type, configs: Path) -> str:
+    """The help page of a command: its config groups and every setting with type and default."""
+    lines = [f"mace-train {command} key=value ...", "", inspect.getdoc(schema) or "", ""]
+    groups = _groups(schema, configs)
+    if groups:
+        lines.append("Config groups (choose with group=name):")
+        lines += [f"  {group}: {', '.join(names)}" for group, names in groups.items()]
+        lines.append("")
+    lines.append("Settings:")
+    for name, kind, default, text in _settings(schema):
+        lines += [f"  {name}: {kind} = {default}", *(f"      {line}" for line in text)]
+    return "\n".join(lines)
+
+
+def valid_names(schema: type) -> list[str]:
+    """Every setting of a command with its dotted name."""
+    return [name for name, *_ in _settings(schema)]
+
+
+def _settings(schema: type, prefix: str = "") -> list[tuple[str, str, str, list[str]]]:
+    """(dotted name, type, default, help lines) of every setting, depth first."""
+    texts = _field_texts(schema)
+    rows = []
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(field.type):
+            assert isinstance(field.type, type)
+            rows += _settings(field.type, f"{prefix}{field.name}.")
+            continue
+        kind = getattr(field.type, "__name__", "") if isinstance(field.type, type) else ""
+        kind = "path(s)" if field.type is Any and "file" in field.name else kind
+        rows.append(
+            (
+                prefix + field.name,
+                kind or str(field.type).replace("typing.", ""),
+                _default(field),
+                texts.get(field.name, []),
+            )
+        )
+    return rows
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return str(field.default_factory())
+    if field.default == settings.MISSING:
+        return "(required)"
+    return "null" if field.default is None else str(field.default)
+
+
+def _field_texts(schema: type) -> dict[str, list[str]]:
+    """The docstring under each field of a dataclass, as lines."""
+    tree = ast.parse(inspect.getsource(schema)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    texts = {}
+    for item, following in zip(tree.body, tree.body[1:], strict=False):
+        if (
+            isinstance(item, ast.AnnAssign)
+            and isinstance(item.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            text = inspect.cleandoc(str(following.value.value))
+            texts[item.target.id] = text.splitlines()
+    return texts
+
+
+def _groups(schema: type, configs: Path) -> dict[str, list[str]]:
+    """The config groups a command uses, with the names of their files."""
+    names = [f.name for f in dataclasses.fields(schema) if dataclasses.is_dataclass(f.type)]
+    return {
+        name: sorted(path.stem for path in (configs / name).glob("*.yaml"))
+        for name in names
+        if (configs / name).is_dir()
+    }
+
+
+def explain(error: BaseException, command: str, schema: type, configs: Path) -> str:
+    """One message for an error of Hydra or OmegaConf: what is wrong and what would be right."""
+    chain = _chain(error)
+    text = "\n".join(str(item) for item in chain)
+    key = _unknown_key(text)
+    if key is not None:
+        return unknown_key_message(key, command, schema)
+    group = re.search(r"Could not find '([\w./-]+)'", text)
+    if group and "/" in group[1]:
+        name, _, choice = group[1].rpartition("/")
+        choices = _groups(schema, configs).get(name, [])
+        return f"{name}={choice}: no such choice; {name} is one of: {', '.join(choices)}"
+    return _type_error(text) or str(chain[-1] if chain else error).strip()
+
+
+def unknown_key_message(key: str, command: str, schema: type) -> str:
+    """Says that ``key`` is no setting, names the nearest one, and lists those of the same level."""
+    valid = valid_names(schema)
+    leaf = key.rpartition(".")[2]
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.75)
+    near = near or [name for name in valid if name.rpartition(".")[2] == leaf]
+    near = near or [
+        name
+        for name in valid
+        if difflib.get_close_matches(leaf, [name.rpartition(".")[2]], n=1, cutoff=0.7)
+    ]
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return (
+        f"unknown setting {key!r}{hint}; valid settings of {command}: {', '.join(valid)}. "
+        f"`mace-train {command} --help` explains them"
+    )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what it was raised from, outermost first."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
+
+
+def _unknown_key(text: str) -> str | None:
+    """The dotted name of a key that is not in the schema, if that is what the error is about."""
+    if not re.search(r"not in '|is not in struct|Could not override '", text):
+        return None
+    for pattern in (
+        r"full_key: ([\w.\-]+)",
+        r"Could not override '([\w.@/\-]+)'",
+        r"Key '([\w.\-]+)'",
+    ):
+        found = re.search(pattern, text)
+        if found:
+            return found[1]
+    return None
+
+
+def _type_error(text: str) -> str | None:
+    """Message for a value of the wrong type or a missing file, if that is what it is."""
+    key = re.search(r"full_key: ([\w.\-]+)", text)
+    value = re.search(r"^(.*(?:could not be converted|Invalid|is not|Cannot).*)$", text, re.M)
+    if key and value:
+        return f"{key[1]}: {value[1].strip()}"
+    return None

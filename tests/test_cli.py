@@ -1,0 +1,87 @@
+"""The command line: commands, help, sweeps, printed settings, exit codes of the real program."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mace_train import __version__, cli
+from tests.conftest import TINY_MODEL, run_command
+
+
+def test_help_and_version(capsys):
+    run_command("--version")
+    assert capsys.readouterr().out.strip() == f"mace-train {__version__}"
+    run_command("--help")
+    assert all(command in capsys.readouterr().out for command in ("preprocess", "torchrun"))
+    for command in cli.COMMANDS:
+        run_command(command, "--help")
+        text = capsys.readouterr().out
+        assert "Settings:" in text
+    run_command("train", "--help")
+    text = capsys.readouterr().out
+    assert "model: large, medium, small, tiny" in text
+    assert "optimizer.lr: float = 0.01" in text
+
+
+def test_cfg_prints_the_settings_and_runs_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_command("train", "--cfg", "job", "model=large", "optimizer.lr=0.5")
+    text = capsys.readouterr().out
+    assert "max_L: 2" in text
+    assert "lr: 0.5" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_multirun_gives_every_job_its_folder(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_command(
+        "train",
+        "--multirun",
+        f"data_dir={prepared}",
+        "output=sweep",
+        "max_num_epochs=1",
+        "cluster=cpu",
+        "seed=1,2",
+        *TINY_MODEL,
+    )
+    losses = []
+    for job in ("0", "1"):
+        folder = tmp_path / "sweep" / job
+        assert json.loads((folder / "settings.json").read_text())["seed"] == int(job) + 1
+        assert (folder / "checkpoints" / "best.safetensors").exists()
+        losses.append(json.loads((folder / "metrics.jsonl").read_text())["train_loss"])
+    assert losses[0] != losses[1]
+
+
+def test_a_yaml_of_the_user(prepared, tmp_path, capsys):
+    (tmp_path / "exp.yaml").write_text(
+        "defaults: [train, {override model: tiny}, _self_]\nseed: 77\n"
+    )
+    run_command("train", "--config-dir", tmp_path, "--config-name", "exp", "--cfg", "job")
+    text = capsys.readouterr().out
+    assert "seed: 77" in text
+    assert "num_channels: 32" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--version"], 0, __version__),
+        (["train", "loss.force_weight=1"], 2, "did you mean loss.forces_weight"),
+        (["evaluate", "checkpoint=nowhere", "test_file=x.xyz"], 2, "nowhere"),
+    ],
+)
+def test_the_program_itself(arguments, code, words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mace_train", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

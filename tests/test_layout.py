@@ -1,0 +1,55 @@
+"""The rules of the code base that tools do not check: file lengths, links, the top level."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LONGEST = 400
+TOP_LEVEL = {
+    "pyproject.toml",
+    "mace_train",
+    "configs",
+    "kernels",
+    "slurm",
+    "scripts",
+    "tests",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+}
+
+
+def tracked() -> list[Path]:
+    try:
+        done = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / line for line in done.stdout.splitlines()]
+
+
+def test_no_python_file_is_long():
+    lengths = {p: len(p.read_text().splitlines()) for p in tracked() if p.suffix == ".py"}
+    assert not {str(path): n for path, n in lengths.items() if n > LONGEST}
+
+
+def test_top_level_is_the_agreed_one():
+    names = {path.relative_to(ROOT).parts[0] for path in tracked()}
+    assert {name for name in names if not name.startswith(".")} == TOP_LEVEL
+
+
+def test_markdown_links_lead_somewhere():
+    broken = []
+    for page in (path for path in tracked() if path.suffix == ".md"):
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert not broken

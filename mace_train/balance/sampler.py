@@ -1,0 +1,111 @@
+"""The bins of one rank over all epochs, and where in them a training stands.
+
+The position (epoch, step) counts steps that were *trained*, moved by ``advance``; iterating ahead,
+as loader processes do, does not move it. Plans are functions of (seed, epoch), so a restart at
+(epoch, step) makes the plan of that epoch again (seconds for millions of structures) and goes on
+behind the steps that were done: nothing is replayed, and no random state is saved.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mace_train.balance.costs import Capacity, Costs, capacity_of
+from mace_train.balance.packers import Ids, without_chance
+from mace_train.balance.plan import Plan, make_plan
+from mace_train.errors import InputError
+from mace_train.settings import BatchingSettings
+
+
+class BinSampler:
+    """Iterates the bins of one rank: of the current epoch, from the current step on.
+
+    Raises ``InputError`` at once when a structure does not fit into the capacity.
+    """
+
+    def __init__(
+        self, costs: Costs, settings: BatchingSettings, world_size: int, rank: int, seed: int
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank={rank} of world_size={world_size}: must be in [0, world_size)")
+        self.costs = costs
+        self.packer = settings.packer
+        self.capacity = capacity_of(costs, settings)
+        self.world_size = world_size
+        self.rank = rank
+        self.seed = seed
+        self.epoch = 0
+        self.step = 0
+        self._planned: tuple[int, Plan] | None = None
+
+    def plan(self, epoch: int) -> Plan:
+        """The plan of an epoch; the last one is kept."""
+        if self._planned is None or self._planned[0] != epoch:
+            plan = make_plan(
+                self.costs, self.packer, self.capacity, self.world_size, self.seed, epoch
+            )
+            self._planned = (epoch, plan)
+        return self._planned[1]
+
+    def bins(self, epoch: int, start_step: int = 0) -> Iterator[Ids]:
+        """This rank's bins of an epoch from a step on."""
+        return self.plan(epoch).of_rank(self.rank, start_step)
+
+    def __iter__(self) -> Iterator[Ids]:
+        """What remains of the current epoch; does not move the position."""
+        return self.bins(self.epoch, self.step)
+
+    def __len__(self) -> int:
+        """Steps that remain of the current epoch."""
+        return self.plan(self.epoch).n_steps - self.step
+
+    def advance(self) -> None:
+        """Count one step as trained; after the last of an epoch the next epoch begins."""
+        self.step += 1
+        if self.step == self.plan(self.epoch).n_steps:
+            self.epoch, self.step = self.epoch + 1, 0
+
+    def _origin(self) -> dict[str, Any]:
+        """What the plan of an epoch depends on."""
+        return {
+            "seed": self.seed,
+            "world_size": self.world_size,
+            "packer": self.packer,
+            "max_atoms": self.capacity.max_atoms,
+            "max_edges": self.capacity.max_edges,
+            "batch_size": self.capacity.batch_size,
+            "dataset": self.costs.fingerprint,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position and what the plan depends on; numbers and strings only."""
+        return {"epoch": self.epoch, "step": self.step, **self._origin()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position.
+
+        Within an epoch everything the plan depends on must be as it was, or structures would be
+        trained twice or not at all: ``InputError`` names what differs. Between epochs (step 0)
+        the number of ranks, the packer, the capacity, the seed and the data may change.
+        """
+        step = int(state["step"])
+        changed = [
+            f"{name}={now} (the checkpoint has {state[name]})"
+            for name, now in self._origin().items()
+            if state[name] != now
+        ]
+        if step and changed:
+            raise InputError(
+                f"cannot continue at step {step} of epoch {state['epoch']}: the order of structures"
+                f" depends on {', '.join(changed)}; start with the same values, or from a "
+                "checkpoint that was written at the end of an epoch"
+            )
+        self.epoch, self.step = int(state["epoch"]), step
+
+
+def evaluation_plan(costs: Costs, capacity: Capacity, world_size: int) -> Plan:
+    """A plan for evaluation: every structure exactly once, nothing random, equal step counts.
+
+    Bins are balanced as in algorithm1; where there are fewer structures than bins, ranks get
+    empty ones. Raises ``InputError`` when a structure is above the capacity.
+    """
+    return Plan.from_bins(costs, without_chance(costs, capacity, world_size), world_size)

@@ -1,0 +1,97 @@
+"""The report of ``mace-train balance``, on shards and on sizes alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mace_train.balance.costs import Costs
+from mace_train.balance.packers import PACKERS
+from mace_train.balance.report import balance, compare
+from mace_train.data.shards import sample_of, shard_path, write_shard
+from mace_train.data.structure import Structure
+from mace_train.errors import InputError
+from mace_train.settings import BalanceSettings, BatchingSettings
+from tests.balance.sizes import paper_like
+
+
+@pytest.fixture(scope="module")
+def chains(tmp_path_factory):
+    """A preprocessed folder of 30 chains of 1 to 10 atoms, 1 Å apart, r_max 1.5 Å."""
+    folder = tmp_path_factory.mktemp("chains")
+    (folder / "train").mkdir()
+    samples = []
+    for n_atoms in [1 + i % 10 for i in range(30)]:
+        positions = np.zeros((n_atoms, 3))
+        positions[:, 0] = np.arange(n_atoms)
+        structure = Structure(
+            numbers=np.full(n_atoms, 1),
+            positions=positions,
+            cell=np.zeros((3, 3)),
+            pbc=np.zeros(3, bool),
+            energy=0.0,
+            forces=np.zeros((n_atoms, 3)),
+            stress=None,
+        )
+        samples.append(sample_of(structure, 1.5))
+    write_shard(shard_path(folder / "train", 0), samples, 1.5)
+    return folder
+
+
+def test_report_on_shards(chains, tmp_path, capsys):
+    settings = BalanceSettings(
+        data_dir=str(chains),
+        gpus=2,
+        output=str(tmp_path / "out"),
+        batching=BatchingSettings(batch_size=5),
+    )
+    report = balance(settings)
+    assert json.loads((tmp_path / "out" / "balance.json").read_text()) == report
+    assert (tmp_path / "out" / "balance.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in PACKERS)
+    assert "straggler ratio" in printed
+    # three times chains of 1 ... 10 atoms, with two edges per bond
+    assert (report["structures"], report["atoms"], report["edges"]) == (30, 165, 270)
+    assert report["packers"]["algorithm1"]["steps"] == 3
+    assert report["packers"]["fixed_count"]["steps"] == 3
+    assert report["packers"]["algorithm1"]["bins_over_capacity"] == 0
+    assert report["packers"]["algorithm1"]["structures_per_step"]["mean"] == 10.0
+
+
+def test_nothing_is_written_without_an_output(chains, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    balance(BalanceSettings(data_dir=str(chains), gpus=3))
+    assert list(tmp_path.iterdir()) == []
+    assert "30 structures" in capsys.readouterr().out
+
+
+def test_numbers_by_hand():
+    # sorted sizes 4 | 2 1 1 on two GPUs: one step, 4 against 4 atoms; no edges, no jitter matters
+    costs = Costs(np.array([1, 4, 1, 2]), np.zeros(4, np.int64))
+    entries = compare(costs, BatchingSettings(batch_size=2), 2, 0)
+    numbers = {entry.packer: entry.numbers() for entry in entries}
+    assert numbers["algorithm1"]["steps"] == 1
+    assert numbers["algorithm1"]["straggler"] == 1.0
+    assert numbers["algorithm1"]["largest_bin_atoms"] == 4
+    assert numbers["algorithm1"]["fill_atoms"] == pytest.approx(4 / 5)  # of 1.1 * 2 * 2 atoms
+    # two of two: the 4 shares its bin with 1 or 2, so the ranks differ
+    assert numbers["fixed_count"]["straggler"] in (5 / 4, 6 / 4)
+    assert numbers["fixed_count"]["structures_per_step"] == {"min": 4, "mean": 4.0, "max": 4}
+
+
+def test_packers_are_measured_against_one_capacity():
+    batching = BatchingSettings(batch_size=12, max_atoms=1000)
+    entries = {entry.packer: entry for entry in compare(paper_like(2000), batching, 8, 0)}
+    assert entries["algorithm1"].capacity == entries["fixed_count"].capacity
+    assert entries["algorithm1"].numbers()["bins_over_capacity"] == 0
+    assert entries["fixed_count"].numbers()["bins_over_capacity"] > 0
+    assert entries["algorithm1"].plan.straggler < entries["fixed_count"].plan.straggler
+
+
+def test_missing_split_and_small_capacity_are_named(chains):
+    with pytest.raises(InputError, match="valid"):
+        balance(BalanceSettings(data_dir=str(chains), split="valid"))
+    too_small = BatchingSettings(max_atoms=9)
+    with pytest.raises(InputError, match="structure 9 has 10 atoms"):
+        balance(BalanceSettings(data_dir=str(chains), batching=too_small))

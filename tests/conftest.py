@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,15 +105,3 @@ def trained(prepared, tmp_path_factory) -> Path:
         *TINY_MODEL,
     )
     return output
-
-
-@pytest.fixture
-def copy_of(tmp_path):
-    """A function that copies a folder into this test's own."""
-
-    def copy(folder: Path) -> Path:
-        target = tmp_path / f"copy_of_{folder.name}"
-        shutil.copytree(folder, target)
-        return target
-
-    return copy

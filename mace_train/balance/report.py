@@ -23,7 +23,8 @@ from rich.table import Table
 from mace_train.balance.costs import EDGES_PER_ATOM, Capacity, Costs, derive_capacity
 from mace_train.balance.packers import PACKERS
 from mace_train.balance.plan import Plan, make_plan
-from mace_train.data.shards import ShardSet
+from mace_train.checks import existing_folder
+from mace_train.data.statistics import open_split
 from mace_train.settings import BalanceSettings, BatchingSettings
 
 
@@ -82,7 +83,7 @@ def balance(settings: BalanceSettings) -> dict[str, Any]:
 
     Raises ``InputError`` for a folder without shards or a structure above the capacity.
     """
-    shards = ShardSet(Path(settings.data_dir) / settings.split)
+    shards = open_split(existing_folder("data_dir", settings.data_dir), settings.split)
     costs = Costs(shards.n_atoms.astype(np.int64), shards.n_edges.astype(np.int64))
     entries = compare(costs, settings.batching, settings.gpus, settings.seed)
     report = _as_dict(costs, entries, settings)

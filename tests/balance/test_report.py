@@ -4,14 +4,15 @@ import json
 
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.io import write
 
 from mace_train.balance.costs import Costs
 from mace_train.balance.packers import PACKERS
 from mace_train.balance.report import balance, compare
-from mace_train.data.shards import sample_of, shard_path, write_shard
-from mace_train.data.structure import Structure
+from mace_train.data.preprocess import preprocess
 from mace_train.errors import InputError
-from mace_train.settings import BalanceSettings, BatchingSettings
+from mace_train.settings import BalanceSettings, BatchingSettings, DataSettings, PreprocessSettings
 from tests.balance.sizes import paper_like
 
 
@@ -19,23 +20,19 @@ from tests.balance.sizes import paper_like
 def chains(tmp_path_factory):
     """A preprocessed folder of 30 chains of 1 to 10 atoms, 1 Å apart, r_max 1.5 Å."""
     folder = tmp_path_factory.mktemp("chains")
-    (folder / "train").mkdir()
-    samples = []
+    chains = []
     for n_atoms in [1 + i % 10 for i in range(30)]:
-        positions = np.zeros((n_atoms, 3))
-        positions[:, 0] = np.arange(n_atoms)
-        structure = Structure(
-            numbers=np.full(n_atoms, 1),
-            positions=positions,
-            cell=np.zeros((3, 3)),
-            pbc=np.zeros(3, bool),
-            energy=0.0,
-            forces=np.zeros((n_atoms, 3)),
-            stress=None,
-        )
-        samples.append(sample_of(structure, 1.5))
-    write_shard(shard_path(folder / "train", 0), samples, 1.5)
-    return folder
+        atoms = Atoms(f"H{n_atoms}", positions=[(i, 0, 0) for i in range(n_atoms)])
+        atoms.info["REF_energy"] = 0.0
+        chains.append(atoms)
+    write(folder / "chains.xyz", chains, format="extxyz")
+    data = DataSettings(
+        train_file=str(folder / "chains.xyz"),
+        valid_fraction=0.0,
+        E0s={1: 0.0},
+        keep_isolated_atoms=True,
+    )
+    return preprocess(PreprocessSettings(data=data, r_max=1.5, output=str(folder / "data")))
 
 
 def test_report_on_shards(chains, tmp_path, capsys):

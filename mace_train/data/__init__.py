@@ -1,0 +1,1 @@
+"""From files that ASE reads to shards with neighbour lists, statistics, and batches as tensors."""

@@ -1,0 +1,136 @@
+"""E0s: the energies of isolated atoms, eV, that the model's energies are counted from.
+
+They are given (a mapping or a JSON file), taken from isolated-atom structures, or fitted: with
+A[i, z] the number of atoms of element z in structure i and b[i] its energy, E0s minimise
+||A E0s - b||^2, and are the shortest such vector where A does not determine them. A is never held
+whole: its QR factorisation is updated chunk by chunk (Demmel et al., arXiv 0806.2159), which has
+the accuracy of one factorisation of all, unlike normal equations, and costs O(n_elements^2) memory.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import atomic_numbers as number_of_symbol
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from mace_train.data.structure import LOGGER, Structure
+from mace_train.errors import InputError
+
+# energies of two isolated atoms of one element may differ by the rounding in the files
+SAME_ENERGY = 1e-6  # eV
+REMEDY = (
+    "add isolated-atom structures to data.train_file, or set data.E0s=average or a mapping "
+    "{Z: eV} or JSON file"
+)
+
+
+def given_E0s(value: Any) -> dict[int, float] | None:
+    """E0s from the setting ``data.E0s``; None where it asks for isolated atoms or a fit.
+
+    Raises:
+        InputError: the JSON file cannot be read, or a key is no element or a value no energy.
+    """
+    if value is None or value == "average":
+        return None
+    where = "data.E0s"
+    if isinstance(value, str):
+        where = f"data.E0s={value}"
+        value = _read_json(value)
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where} must be a mapping {{Z: eV}}, found {value!r}")
+    return {_element(key, where): _energy(key, E0, where) for key, E0 in value.items()}
+
+
+def _read_json(file: str) -> Any:
+    try:
+        return json.loads(Path(file).read_text())
+    except OSError as error:
+        raise InputError(
+            f"data.E0s={file}: cannot read this file ({error.strerror}); E0s is null, 'average', "
+            "a mapping {Z: eV} or a JSON file with one"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"data.E0s={file}: not JSON ({error}); correct the file") from error
+
+
+def _element(key: Any, where: str) -> int:
+    """The atomic number that a key means: 8, "8" or "O"."""
+    if isinstance(key, str):
+        key = number_of_symbol.get(key, int(key) if key.isdigit() else key)
+    if not isinstance(key, int) or not 1 <= key < len(chemical_symbols):
+        raise InputError(
+            f"{where}: {key!r} is no element; keys are atomic numbers or symbols such as 8 or O"
+        )
+    return key
+
+
+def _energy(key: Any, value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{where}: the energy of {key} is {value!r}, it must be a number in eV")
+    return float(value)
+
+
+class IsolatedAtoms:
+    """Energies of isolated atoms, by element, gathered while structures are read."""
+
+    def __init__(self) -> None:
+        self.n_structures = 0
+        self.E0s: dict[int, float] = {}
+        self._source: dict[int, str] = {}
+
+    def add(self, structure: Structure) -> None:
+        """Take up an isolated atom; InputError if it contradicts one before."""
+        element, energy = int(structure.numbers[0]), structure.energy
+        if energy is None:
+            raise InputError(f"{structure.source}: an isolated atom without energy; add it")
+        self.n_structures += 1
+        before = self.E0s.setdefault(element, energy)
+        source = self._source.setdefault(element, structure.source)
+        if abs(before - energy) > SAME_ENERGY:
+            raise InputError(
+                f"{structure.source}: isolated atom of {chemical_symbols[element]} with energy "
+                f"{energy} eV, but {source} has {before} eV; keep one, the neutral ground state"
+            )
+
+
+def check_covered(
+    E0s: Mapping[int, float], elements: Iterable[int], source: str
+) -> dict[int, float]:
+    """The E0s of ``elements``; InputError naming those without one."""
+    missing = [z for z in elements if z not in E0s]
+    if missing:
+        names = ", ".join(f"{chemical_symbols[z]} ({z})" for z in missing)
+        raise InputError(
+            f"no energy of an isolated atom (E0) for {names}; {source} has "
+            f"{', '.join(chemical_symbols[z] for z in sorted(E0s)) or 'none'}; {REMEDY}"
+        )
+    return {z: E0s[z] for z in elements}
+
+
+def fit_E0s(
+    chunks: Iterable[tuple[NDArray[np.float64], NDArray[np.float64]]], elements: list[int]
+) -> dict[int, float]:
+    """Least-squares E0s over chunks of (A [n, n_elements], b [n] eV)."""
+    n_elements, n_structures = len(elements), 0
+    triangle = np.zeros((0, n_elements + 1))
+    for counts, energies in chunks:
+        n_structures += len(energies)
+        rows = np.concatenate([counts, energies[:, None]], axis=1)
+        stacked = np.concatenate([triangle, rows])
+        triangle = np.asarray(np.linalg.qr(stacked, mode="r"), dtype=np.float64)
+    # rounding in the triangle hides singular values below this share of the largest one
+    tolerance = max(1e-12, np.finfo(np.float64).eps * n_structures)
+    solution, _, rank, _ = np.linalg.lstsq(triangle[:, :-1], triangle[:, -1], rcond=tolerance)
+    if rank < n_elements:
+        LOGGER.warning(
+            "data.E0s=average: the compositions determine only %d of %d E0s; taking the shortest "
+            "solution. Give E0s of isolated atoms if you can",
+            rank,
+            n_elements,
+        )
+    return dict(zip(elements, solution.tolist(), strict=True))

@@ -1,0 +1,74 @@
+"""Graph: one batch of structures as tensors, concatenated without padding.
+
+Structure g of a batch owns the atoms with ``graph_of_atom == g``, and every edge lies inside one
+structure. Edges point from sender to receiver, are sorted by receiver, and
+
+    vectors = positions[receivers] - positions[senders] + shifts @ cell        (Å)
+
+Missing labels are zero and masked by ``has_energy``, ``has_forces`` and ``has_stress``. A batch of
+no structures is legal: a rank whose bin is empty in the last step of an epoch needs one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Graph:
+    """A batch of n_graphs structures with n_atoms atoms and n_edges directed edges."""
+
+    positions: Tensor  # [n_atoms, 3] Å
+    elements: Tensor  # [n_atoms] int64, index into the model's atomic_numbers
+    senders: Tensor  # [n_edges] int64
+    receivers: Tensor  # [n_edges] int64, ascending
+    shifts: Tensor  # [n_edges, 3] multiples of the lattice vectors
+    cell: Tensor  # [n_graphs, 3, 3] rows are lattice vectors, Å
+    pbc: Tensor  # [n_graphs, 3] bool
+    graph_of_atom: Tensor  # [n_atoms] int64
+    graph_of_edge: Tensor  # [n_edges] int64
+    n_atoms_of_graph: Tensor  # [n_graphs] int64
+    energy: Tensor  # [n_graphs] float64, total, eV
+    forces: Tensor  # [n_atoms, 3] eV/Å
+    stress: Tensor  # [n_graphs, 3, 3] eV/Å^3
+    has_energy: Tensor  # [n_graphs] bool
+    has_forces: Tensor  # [n_graphs] bool
+    has_stress: Tensor  # [n_graphs] bool
+    weight: Tensor  # [n_graphs]
+    energy_weight: Tensor  # [n_graphs]
+    forces_weight: Tensor  # [n_graphs]
+    stress_weight: Tensor  # [n_graphs]
+    ids: Tensor  # [n_graphs] int64, index of the structure in its split
+
+    @property
+    def n_graphs(self) -> int:
+        """Number of structures."""
+        return self.cell.shape[0]
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return self.positions.shape[0]
+
+    @property
+    def n_edges(self) -> int:
+        """Number of directed edges."""
+        return self.senders.shape[0]
+
+    def vectors(self) -> Tensor:
+        """Edge vectors [n_edges, 3] in Å, differentiable in positions and cell."""
+        shifts = torch.einsum("es,esc->ec", self.shifts, self.cell[self.graph_of_edge])
+        return self.positions[self.receivers] - self.positions[self.senders] + shifts
+
+    def to(self, device: torch.device) -> "Graph":
+        """The same batch on another device; copies overlap with computation where they can."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Graph":
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Graph":
+        return Graph(**{item.name: function(getattr(self, item.name)) for item in fields(self)})

@@ -1,0 +1,282 @@
+"""Statistics of training data, from sums that merge exactly, and their file statistics.json.
+
+Per structure i, x_i = (E_i - sum over its atoms of E0) / n_atoms_i in eV. Then
+
+    mean_energy_per_atom = mean of x,   std_energy_per_atom = sqrt(sum (x - mean)^2 / (n - 1))
+    rms_forces           = sqrt(mean of squared force components where there are forces), eV/Å
+    avg_num_neighbors    = n_edges / number of atoms that have a neighbour
+
+as in mace-torch 0.3.16 (whose std has 1e-6 added to n - 1, and whose RMS counts missing forces as
+zeros). Counts merge as integers; means and sums of squared deviations by the update of Chan,
+Golub and LeVeque (1983), which is stable where |mean| >> std, unlike sums of squares. One pass,
+O(atoms + edges).
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mace_train.data.shard_file import Arrays
+from mace_train.data.shards import ShardSet
+from mace_train.errors import InputError
+
+FORMAT = "mace-train statistics"
+FORMAT_VERSION = 1
+FILE_NAME = "statistics.json"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean, and sum of squared deviations from the mean."""
+
+    count: int = 0
+    mean: float = 0.0
+    deviations: float = 0.0
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> Self:
+        """The moments of ``values`` [n]."""
+        if len(values) == 0:
+            return cls()
+        mean = math.fsum(values) / len(values)
+        return cls(len(values), mean, math.fsum((values - mean) ** 2))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """The moments of both sets of values."""
+        count = self.count + other.count
+        if 0 in (self.count, other.count):
+            return self if other.count == 0 else other
+        step = other.mean - self.mean
+        mean = (self.count * self.mean + other.count * other.mean) / count
+        shared = step * step * self.count * other.count / count
+        return Moments(count, mean, self.deviations + other.deviations + shared)
+
+    @property
+    def std(self) -> float:
+        """Unbiased standard deviation; 0 for fewer than two values."""
+        return math.sqrt(self.deviations / max(self.count - 1, 1))
+
+
+@dataclass(frozen=True)
+class StatisticsSums:
+    """What the statistics of a set of structures are made of; ``+`` is the union of two sets."""
+
+    n_structures: int = 0
+    n_atoms: int = 0
+    n_edges: int = 0
+    n_atoms_with_neighbors: int = 0
+    energies: Moments = field(default_factory=Moments)  # of x, eV
+    n_force_components: int = 0
+    squared_forces: float = 0.0  # (eV/Å)^2
+    element_counts: Mapping[int, int] = field(default_factory=dict)  # atoms by atomic number
+
+    def __add__(self, other: "StatisticsSums") -> "StatisticsSums":
+        elements = sorted({*self.element_counts, *other.element_counts})
+        return StatisticsSums(
+            n_structures=self.n_structures + other.n_structures,
+            n_atoms=self.n_atoms + other.n_atoms,
+            n_edges=self.n_edges + other.n_edges,
+            n_atoms_with_neighbors=self.n_atoms_with_neighbors + other.n_atoms_with_neighbors,
+            energies=self.energies + other.energies,
+            n_force_components=self.n_force_components + other.n_force_components,
+            squared_forces=self.squared_forces + other.squared_forces,
+            element_counts={
+                z: self.element_counts.get(z, 0) + other.element_counts.get(z, 0) for z in elements
+            },
+        )
+
+    @property
+    def avg_num_neighbors(self) -> float:
+        """Mean edges per atom, over the atoms that have any; 0 without edges."""
+        return self.n_edges / max(self.n_atoms_with_neighbors, 1)
+
+    @property
+    def rms_forces(self) -> float:
+        """Root mean square of the force components, eV/Å; 0 without forces."""
+        return math.sqrt(self.squared_forces / max(self.n_force_components, 1))
+
+
+def sums_of_shard(arrays: Arrays, E0s: Mapping[int, float]) -> StatisticsSums:
+    """The sums over the structures of one shard; ``E0s`` holds all its elements, eV."""
+    numbers, offsets = arrays["numbers"], arrays["atom_offsets"]
+    n_atoms = np.diff(offsets)
+    counts = np.bincount(numbers, minlength=1)
+    E0_of_element = np.zeros(len(counts))
+    for element in np.flatnonzero(counts).tolist():
+        E0_of_element[element] = E0s[element]
+    labelled = arrays["has_energy"].astype(bool)
+    baselines = _sums_of_parts(E0_of_element[numbers], offsets)
+    per_atom = (arrays["energy"] - baselines) / np.maximum(n_atoms, 1)
+    return StatisticsSums(
+        n_structures=len(n_atoms),
+        n_atoms=len(numbers),
+        n_edges=len(arrays["senders"]),
+        n_atoms_with_neighbors=_count_receivers(arrays["receivers"], arrays["edge_offsets"]),
+        energies=Moments.of(per_atom[labelled]),
+        n_force_components=3 * int(n_atoms[arrays["has_forces"].astype(bool)].sum()),
+        squared_forces=float(np.sum(np.square(arrays["forces"]))),  # missing ones are zeros
+        element_counts={z: int(counts[z]) for z in np.flatnonzero(counts).tolist()},
+    )
+
+
+def _sums_of_parts(values: NDArray[np.float64], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[n] sums of ``values`` between offsets [n + 1]; no part is empty."""
+    return np.add.reduceat(values, offsets[:-1]) if len(values) else np.zeros(len(offsets) - 1)
+
+
+def _count_receivers(receivers: NDArray[Any], edge_offsets: NDArray[np.int64]) -> int:
+    """Atoms that receive an edge; receivers ascend within a structure."""
+    if len(receivers) == 0:
+        return 0
+    begins = np.zeros(len(receivers), dtype=bool)
+    begins[1:] = receivers[1:] != receivers[:-1]
+    begins[edge_offsets[:-1][np.diff(edge_offsets) > 0]] = True
+    return int(begins.sum())
+
+
+def compositions(
+    shards: ShardSet, elements: list[int]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Per shard: atoms of each element [n, n_elements], and energies [n] eV."""
+    column = np.zeros(max(elements) + 1, dtype=np.int64)
+    column[elements] = np.arange(len(elements))
+    for shard in range(shards.n_shards):
+        arrays = shards.arrays(shard)
+        n_structures = len(arrays["energy"])
+        rows = np.repeat(np.arange(n_structures), np.diff(arrays["atom_offsets"]))
+        flat = rows * len(elements) + column[arrays["numbers"]]
+        counts = np.bincount(flat, minlength=n_structures * len(elements))
+        labelled = arrays["has_energy"].astype(bool)
+        matrix = counts.reshape(n_structures, len(elements)).astype(np.float64)
+        yield matrix[labelled], arrays["energy"][labelled]
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Size and identity of one of train, valid and test."""
+
+    n_structures: int
+    n_atoms: int
+    n_edges: int
+    dataset_hash: str
+
+    @classmethod
+    def of(cls, shards: ShardSet) -> Self:
+        """The counts of ``shards``."""
+        return cls(
+            n_structures=len(shards),
+            n_atoms=int(shards.n_atoms.sum(dtype=np.int64)),
+            n_edges=int(shards.n_edges.sum(dtype=np.int64)),
+            dataset_hash=shards.dataset_hash,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What a model needs to know of its training data, and what the splits hold."""
+
+    r_max: float  # Å
+    atomic_numbers: list[int]  # sorted, of the training structures
+    E0s: dict[int, float]  # eV, by atomic number
+    E0s_source: str  # isolated, average or given
+    avg_num_neighbors: float
+    mean_energy_per_atom: float  # of the interaction energy, eV
+    std_energy_per_atom: float  # eV
+    rms_forces: float  # eV/Å
+    element_counts: dict[int, int]  # atoms of the training structures by atomic number
+    splits: dict[str, SplitCounts]
+
+    @property
+    def dataset_hash(self) -> str:
+        """Identity of the training structures and their edges."""
+        return self.splits["train"].dataset_hash
+
+    def write(self, path: Path) -> None:
+        """Write statistics.json."""
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read statistics.json.
+
+        Raises:
+            InputError: no such file, not one of ours, or of another format version.
+        """
+        try:
+            content = json.loads(path.read_text())
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be read ({error.strerror}); data_dir must be a folder written by "
+                "`mace-train preprocess`"
+            ) from error
+        except ValueError as error:
+            raise _not_statistics(path, f"not JSON: {error}") from error
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise _not_statistics(path, "it is another file")
+        version = content.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{path} has format version {version}, this mace-train reads version "
+                f"{FORMAT_VERSION}; run preprocess again"
+            )
+        try:
+            for name in ("E0s", "element_counts"):
+                content[name] = {int(z): value for z, value in content[name].items()}
+            content["splits"] = {k: SplitCounts(**v) for k, v in content["splits"].items()}
+            return cls(**content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise _not_statistics(path, f"{type(error).__name__}: {error}") from error
+
+
+def _not_statistics(path: Path, what: str) -> InputError:
+    return InputError(f"{path} is no statistics of mace-train ({what}); run preprocess again")
+
+
+def statistics_of(
+    splits: Mapping[str, ShardSet], E0s: Mapping[int, float], E0s_source: str
+) -> Statistics:
+    """The statistics of ``splits["train"]``, merged over its shards, with counts of all splits."""
+    train = splits["train"]
+    sums = StatisticsSums()
+    for shard in range(train.n_shards):
+        sums += sums_of_shard(train.arrays(shard), E0s)
+    return Statistics(
+        r_max=train.r_max,
+        atomic_numbers=list(train.elements),
+        E0s=dict(E0s),
+        E0s_source=E0s_source,
+        avg_num_neighbors=sums.avg_num_neighbors,
+        mean_energy_per_atom=sums.energies.mean,
+        std_energy_per_atom=sums.energies.std,
+        rms_forces=sums.rms_forces,
+        element_counts=dict(sums.element_counts),
+        splits={name: SplitCounts.of(shards) for name, shards in splits.items()},
+    )
+
+
+def open_split(data_dir: Path, name: str) -> ShardSet:
+    """The shards of one split of a preprocessed folder, compared with statistics.json.
+
+    Raises:
+        InputError: no such split, or shards that are missing or not those preprocess wrote.
+    """
+    statistics = Statistics.read(data_dir / FILE_NAME)
+    if name not in statistics.splits:
+        raise InputError(
+            f"{data_dir} has no {name}/; it holds {', '.join(sorted(statistics.splits))}"
+        )
+    shards, written = ShardSet(data_dir / name), statistics.splits[name]
+    if SplitCounts.of(shards) != written:
+        raise InputError(
+            f"{data_dir / name} holds {len(shards)} structures with hash "
+            f"{shards.dataset_hash[:12]}, statistics.json says {written.n_structures} with "
+            f"{written.dataset_hash[:12]}; shards are missing or replaced, preprocess again"
+        )
+    return shards

@@ -1,0 +1,98 @@
+"""e0s: given, from isolated atoms, or fitted as one least-squares problem would."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mace_train.data.e0s import IsolatedAtoms, check_covered, fit_E0s, given_E0s
+from mace_train.data.structure import structure_from_atoms
+from mace_train.errors import InputError
+from tests.data.factories import KEYS, isolated
+
+
+def test_a_setting_that_gives_none():
+    assert given_E0s(None) is None
+    assert given_E0s("average") is None
+
+
+@pytest.mark.parametrize("mapping", [{1: -13.5, 8: -2000}, {"1": -13.5, "O": -2000}])
+def test_mapping_and_file(tmp_path, mapping):
+    expected = {1: -13.5, 8: -2000.0}
+    assert given_E0s(mapping) == expected
+    path = tmp_path / "E0s.json"
+    path.write_text(json.dumps({str(key): value for key, value in mapping.items()}))
+    assert given_E0s(str(path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"Qq": 1.0}, "'Qq' is no element"),
+        ({0: 1.0}, "0 is no element"),
+        ({119: 1.0}, "119 is no element"),
+        ({1.5: 1.0}, "1.5 is no element"),
+        ({1: "much"}, "energy of 1 is 'much'"),
+        ({1: float("nan")}, "energy of 1 is nan"),
+        ({1: True}, "energy of 1 is True"),
+        ("missing.json", "E0s=missing.json: cannot read"),
+    ],
+)
+def test_values_that_are_no_E0s(value, message):
+    with pytest.raises(InputError, match=message):
+        given_E0s(value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "not JSON"), ("[1, 2]", "must be a mapping")]
+)
+def test_files_that_hold_no_E0s(tmp_path, content, message):
+    path = tmp_path / "E0s.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        given_E0s(str(path))
+
+
+def read(atoms, source):
+    return structure_from_atoms(atoms, KEYS, source)
+
+
+def test_isolated_atoms():
+    atoms = IsolatedAtoms()
+    atoms.add(read(isolated("H", -13.5), "a"))
+    atoms.add(read(isolated("O", -2000.0), "b"))
+    atoms.add(read(isolated("H", -13.5 + 1e-9), "c"))
+    assert atoms.E0s == {1: -13.5, 8: -2000.0}
+    assert atoms.n_structures == 3
+    with pytest.raises(InputError, match=r"d: isolated atom of H with energy -13.4 eV, but a has"):
+        atoms.add(read(isolated("H", -13.4), "d"))
+
+
+def test_coverage():
+    assert check_covered({1: -1.0, 6: -2.0, 8: -3.0}, [1, 8], "x") == {1: -1.0, 8: -3.0}
+    with pytest.raises(InputError, match=r"for Xe \(54\); x has H; add isolated-atom"):
+        check_covered({1: -1.0}, [1, 54], "x")
+
+
+@given(
+    n=st.integers(1, 60), size=st.integers(1, 60), seed=st.integers(0, 2**32), full=st.booleans()
+)
+@settings(deadline=None, max_examples=40)
+def test_chunks_fit_as_one_problem(n, size, seed, full):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 5, (n, 4)).astype(float)
+    counts[:, 0] += 1
+    if not full:
+        counts[:, 3] = 2 * counts[:, 1]  # these two are not told apart
+    energies = counts @ [-13.5, -1026.8, -2037.8, -0.1] + rng.normal(scale=0.1, size=n)
+    expected = np.linalg.lstsq(counts, energies, rcond=1e-10)[0]
+    chunks = [(counts[i : i + size], energies[i : i + size]) for i in range(0, n, size)]
+    fitted = fit_E0s(chunks, [1, 6, 8, 9])
+    np.testing.assert_allclose(list(fitted.values()), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_not_determined_is_announced(caplog):
+    fit_E0s([(np.array([[1.0, 1.0]] * 3), np.array([-3.0] * 3))], [1, 8])
+    assert "determine only 1 of 2 E0s" in caplog.text

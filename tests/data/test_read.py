@@ -1,0 +1,134 @@
+"""read: any format ASE reads, compressed files, and files that are not whole."""
+
+import bz2
+import gzip
+import lzma
+
+import ase.io
+import numpy as np
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from mace_train.data.read import read_structures
+from mace_train.errors import InputError
+from tests.data.factories import KEYS, REAL_DATA, crystal, molecule, real_file, write_xyz
+
+
+def structures_of(*files):
+    return list(read_structures([str(file) for file in files], KEYS))
+
+
+def test_several_files_in_order(tmp_path):
+    first = write_xyz(tmp_path / "a.xyz", [molecule(-1.0), crystal(-2.0)])
+    second = write_xyz(tmp_path / "b.extxyz", [molecule(-3.0)])
+    structures = structures_of(first, second)
+    assert [s.energy for s in structures] == [-1.0, -2.0, -3.0]
+    assert [s.source for s in structures] == [
+        f"{first}, structure 0",
+        f"{first}, structure 1",
+        f"{second}, structure 0",
+    ]
+    np.testing.assert_array_equal(structures[1].stress, np.diag([0.1, 0.2, 0.3]))
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip), ("bz2", bz2), ("xz", lzma)])
+def test_compressed(tmp_path, suffix, pack):
+    plain = write_xyz(tmp_path / "a.xyz", [molecule(-1.0), crystal(-2.0)])
+    packed = tmp_path / f"a.xyz.{suffix}"
+    packed.write_bytes(pack.compress((tmp_path / "a.xyz").read_bytes()))
+    for from_plain, from_packed in zip(structures_of(plain), structures_of(packed), strict=True):
+        assert from_plain.energy == from_packed.energy
+        np.testing.assert_array_equal(from_plain.positions, from_packed.positions)
+
+
+@pytest.mark.parametrize("suffix", ["traj", "json", "db"])
+def test_other_formats_with_a_calculator(tmp_path, suffix, caplog):
+    atoms = crystal()
+    atoms.info.clear()
+    del atoms.arrays["REF_forces"]
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.0, forces=np.ones((2, 3)))
+    path = tmp_path / f"a.{suffix}"
+    ase.io.write(path, [atoms, atoms])
+    structures = structures_of(path)
+    assert [s.energy for s in structures] == [-3.0, -3.0]
+    np.testing.assert_array_equal(structures[1].forces, np.ones((2, 3)))
+    assert caplog.text.count("taking the energy that ASE parsed") == 1
+
+
+def test_a_name_with_an_at_sign(tmp_path):
+    path = write_xyz(tmp_path / "a@2.xyz", [molecule()] * 3)
+    assert len(structures_of(path)) == 3
+
+
+FRAME = "2\nREF_energy=-1.0\nO 0 0 0\nH 0 0 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.xyz", b"", "is empty"),
+        ("a.xyz", b"\n", "holds no structures"),
+        ("a.xyz", (FRAME + "2\nREF_energy=-1.0\nO 0 0 0\n").encode(), "structure 1: .* 1 of 2"),
+        ("a.xyz", (FRAME + "2\n").encode(), "structure 1: the file ends after 0 of 2 atoms"),
+        ("a.xyz", (FRAME + "\n" + FRAME).encode(), "line 5 is blank, but more follows in line 6"),
+        ("a.xyz", (FRAME + "H 0 0 2\n" + FRAME).encode(), "structure 1: line 5 is"),
+        ("a.xyz", (FRAME + FRAME.replace("H 0 0 1", "H 0 0 one")).encode(), "structure 1: cannot"),
+        ("a.xyz", (FRAME + FRAME.replace("H", "Qq")).encode(), "structure 1: cannot be read"),
+        ("a.xyz", b"\x00\xff\xfe binary", "structure 0"),
+        ("a.xyz", FRAME.encode("utf-16"), "structure 0"),
+        ("a.xyz.gz", gzip.compress(FRAME.encode())[:-12], "structure 0: cannot be read"),
+        ("a.xyz.gz", b"not packed", "structure 0: cannot be read"),
+        ("a.xyz.xz", b"not packed", "structure 0: cannot be read"),
+        ("a.traj", b"- of Ulm what is this?", "structure 0: cannot be read"),
+        ("a.unknown", b"something", "structure 0: cannot be read"),
+        ("a.json", b"{", "structure 0: cannot be read"),
+        ("a.db", b"not sqlite", "structure 0: cannot be read"),
+        ("POSCAR", b"comment\n1.0\n", "structure 0: cannot be read"),
+        ("OUTCAR", b"vasp.6\n", "OUTCAR"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        structures_of(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_is_found_before_reading(tmp_path):
+    first = write_xyz(tmp_path / "a.xyz", [molecule()])
+    structures = read_structures([first, str(tmp_path / "b.xyz")], KEYS)
+    with pytest.raises(InputError, match=r"b\.xyz: no such file"):
+        next(structures)
+
+
+def test_a_torn_trajectory(tmp_path):
+    path = tmp_path / "a.traj"
+    ase.io.write(path, [crystal()] * 3)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"a\.traj, structure"):
+        structures_of(path)
+
+
+def test_temporary_copies_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    packed = tmp_path / "a.xyz.gz"
+    packed.write_bytes(gzip.compress(FRAME.encode() * 3))
+    structures = read_structures([str(packed)], KEYS)
+    next(structures)
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
+    structures.close()
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_real_files_read_as_ase_reads_them():
+    name = real_file("mattersim_bench/mptrj-random-1k.extxyz.gz")
+    with gzip.open(name, "rt") as file:
+        lines = [next(file) for _ in range(3000)]
+    assert REAL_DATA.exists()
+    energies = [float(x.split("REF_energy=")[1].split()[0]) for x in lines if "REF_energy=" in x]
+    structures = read_structures([name], KEYS)
+    for energy in energies:
+        assert next(structures).energy == energy
+    structures.close()

@@ -1,0 +1,219 @@
+"""structure: units, signs, shapes, fallbacks and refusals."""
+
+import logging
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from mace_train.data.structure import LabelKeys, Notes, is_isolated, structure_from_atoms
+from mace_train.errors import InputError
+from mace_train.settings import DataSettings
+from tests.data.factories import KEYS, crystal, isolated, molecule
+
+
+def read(atoms, notes=None):
+    return structure_from_atoms(atoms, KEYS, "a.xyz, structure 3", notes)
+
+
+def test_all_fields():
+    atoms = crystal()
+    atoms.info.update(
+        config_weight=2,
+        config_energy_weight=0.5,
+        config_forces_weight=0.0,
+        config_stress_weight=3.0,
+        config_type="bulk",
+    )
+    structure = read(atoms)
+    assert structure.numbers.dtype == np.int64
+    assert structure.numbers.tolist() == [29, 29]
+    np.testing.assert_array_equal(structure.positions, atoms.positions)
+    np.testing.assert_array_equal(structure.cell, np.eye(3) * 3.0)
+    assert structure.pbc.tolist() == [True] * 3
+    assert structure.energy == -8.0
+    np.testing.assert_array_equal(structure.forces, np.zeros((2, 3)))
+    np.testing.assert_array_equal(structure.stress, np.diag([0.1, 0.2, 0.3]))
+    weights = (structure.weight, structure.energy_weight, structure.forces_weight)
+    assert weights == (2.0, 0.5, 0.0)
+    assert structure.stress_weight == 3.0
+    assert structure.config_type == "bulk"
+    assert structure.source == "a.xyz, structure 3"
+
+
+def test_label_keys_of_settings():
+    data = DataSettings(train_file="x", energy_key="E", forces_key="F")
+    assert LabelKeys.of(data) == LabelKeys("E", "F", data.stress_key, data.virials_key)
+
+
+def test_the_structure_does_not_change_with_the_atoms():
+    atoms = crystal()
+    structure = read(atoms)
+    atoms.positions += 1.0
+    atoms.arrays["REF_forces"] += 1.0
+    assert structure.positions[0].tolist() == [0, 0, 0]
+    assert not structure.forces.any()
+
+
+def test_a_molecule_has_no_cell():
+    atoms = molecule()
+    atoms.cell = np.eye(3) * 50
+    assert not read(atoms).cell.any()
+
+
+STRESS = np.array([[1.0, 6, 5], [6, 2, 4], [5, 4, 3]])  # xx yy zz yz xz xy = 1 2 3 4 5 6
+
+
+@pytest.mark.parametrize("value", [STRESS, STRESS.reshape(9), np.arange(1.0, 7)])
+def test_stress_shapes(value):
+    atoms = crystal()
+    atoms.info["REF_stress"] = value
+    np.testing.assert_array_equal(read(atoms).stress, STRESS)
+    np.testing.assert_array_equal(voigt_6_to_full_3x3_stress(np.arange(1.0, 7)), STRESS)
+
+
+@pytest.mark.parametrize("value", [STRESS, STRESS.reshape(9), np.arange(1.0, 7)])
+def test_virials_are_minus_volume_times_stress(value):
+    atoms = crystal(a=2.0)
+    del atoms.info["REF_stress"]
+    atoms.info["REF_virials"] = value
+    np.testing.assert_allclose(read(atoms).stress, -STRESS / 8.0, rtol=1e-14)
+
+
+def test_virials_of_a_left_handed_cell():
+    atoms = crystal(a=2.0)
+    atoms.set_cell(atoms.cell[[1, 0, 2]])
+    del atoms.info["REF_stress"]
+    atoms.info["REF_virials"] = STRESS
+    np.testing.assert_allclose(read(atoms).stress, -STRESS / 8.0, rtol=1e-14)
+
+
+def test_stress_comes_before_virials():
+    atoms = crystal()
+    atoms.info["REF_virials"] = STRESS
+    np.testing.assert_array_equal(read(atoms).stress, np.diag([0.1, 0.2, 0.3]))
+
+
+def test_rounding_makes_a_stress_symmetric():
+    atoms = crystal()
+    atoms.info["REF_stress"] = STRESS + np.diag([1e-4, 1e-4], 1)
+    stress = read(atoms).stress
+    np.testing.assert_array_equal(stress, stress.T)
+    np.testing.assert_allclose(stress, STRESS, atol=1e-4)
+
+
+def test_stress_needs_three_periodic_directions(caplog):
+    atoms, notes = crystal(), Notes()
+    atoms.pbc = [True, True, False]
+    for _ in range(2):
+        assert read(atoms, notes).stress is None
+    assert caplog.text.count("not periodic in all three directions") == 1
+
+
+def test_fallback_to_what_ase_parsed_is_announced_once(caplog):
+    notes = Notes()
+    atoms = crystal()
+    atoms.info.clear()
+    del atoms.arrays["REF_forces"]
+    forces = np.ones((2, 3))
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.0, forces=forces, stress=np.arange(1.0, 7))
+    with caplog.at_level(logging.WARNING, logger="mace_train"):
+        structure = read(atoms, notes)
+        read(atoms, notes)
+    assert structure.energy == -3.0
+    np.testing.assert_array_equal(structure.forces, forces)
+    np.testing.assert_array_equal(structure.stress, STRESS)
+    for name in ("energy", "forces", "stress"):
+        assert caplog.text.count(f"taking the {name} that ASE parsed") == 1
+
+
+def test_a_key_that_ase_moved_to_its_results_is_no_fallback(caplog):
+    atoms = crystal()
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.0, free_energy=-4.0)
+    keys = LabelKeys("free_energy", "REF_forces", "REF_stress", "REF_virials")
+    assert structure_from_atoms(atoms, keys, "a").energy == -4.0
+    assert not caplog.records
+
+
+def test_missing_forces_and_stress_are_legal():
+    atoms = crystal()
+    del atoms.arrays["REF_forces"], atoms.info["REF_stress"]
+    structure = read(atoms)
+    assert structure.forces is None
+    assert structure.stress is None
+
+
+def test_isolated_atoms():
+    assert is_isolated(read(isolated("H", -13.0, "Default")))
+    boxed = isolated("H", -13.0)
+    boxed.set_cell(np.eye(3) * 20)
+    boxed.pbc = True
+    for name, expected in (("IsolatedAtom", True), ("isolated_atom", True), ("x", False)):
+        boxed.info["config_type"] = name
+        assert is_isolated(read(boxed)) is expected
+    assert not is_isolated(read(molecule(config_type="IsolatedAtom")))
+    np.testing.assert_array_equal(read(isolated("H", -13.0)).forces, np.zeros((1, 3)))
+
+
+def changed(**info) -> Atoms:
+    atoms = crystal()
+    atoms.info.update(info)
+    return atoms
+
+
+def with_array(name: str, value) -> Atoms:
+    atoms = crystal()
+    atoms.arrays[name] = np.asarray(value)
+    return atoms
+
+
+def nan_position() -> Atoms:
+    atoms = crystal()
+    atoms.positions[1, 2] = np.nan
+    return atoms
+
+
+def with_cell(cell, pbc=True) -> Atoms:
+    atoms = crystal()
+    atoms.set_cell(cell)
+    atoms.pbc = pbc
+    return atoms
+
+
+@pytest.mark.parametrize(
+    ("atoms", "message"),
+    [
+        (Atoms(info={"REF_energy": 1.0}), "no atoms"),
+        (isolated("X", 0.0), "atomic number 0"),
+        (nan_position(), "position of atom 1 is"),
+        (changed(REF_energy=np.nan), "'REF_energy' is not finite"),
+        (changed(REF_energy=np.inf), "'REF_energy' is not finite"),
+        (changed(REF_energy=[1.0, 2.0]), r"shape \(2,\); one number"),
+        (changed(REF_energy="much"), "'much', not a number"),
+        (changed(REF_energy=True), "True, not a number"),
+        (changed(REF_energy=None), "no energy under 'REF_energy'.*found .*REF_stress"),
+        (with_array("REF_forces", [[0, 0, 0], [0, np.inf, 0]]), r"not finite \(inf at index"),
+        (with_array("REF_forces", np.zeros((1, 3))), r"shape \(1, 3\) for 2 atoms"),
+        (with_array("REF_forces", np.zeros(2)), r"shape \(2,\) for 2 atoms"),
+        (changed(REF_stress=np.full(6, np.nan)), "'REF_stress' is not finite"),
+        (changed(REF_stress=np.zeros(5)), r"shape \(5,\).*3x3, 9 or"),
+        (changed(REF_stress=np.arange(9.0)), "not symmetric"),
+        (changed(config_weight=-1.0), "config_weight=-1.0 must be"),
+        (changed(config_forces_weight=np.nan), "'config_forces_weight' is not finite"),
+        (changed(config_stress_weight="no"), "'no', not a number"),
+        (with_cell(np.diag([3.0, 3, 0])), "does not span"),
+        (with_cell(np.ones((3, 3))), "does not span"),
+        (with_cell([[1, 0, 0], [2, 0, 0], [0, 0, 1]], [1, 1, 0]), "does not span"),
+        (with_cell(np.full((3, 3), np.nan)), "does not span"),
+    ],
+)
+def test_refusals_name_the_structure(atoms, message):
+    with pytest.raises(InputError, match=message) as error:
+        read(atoms)
+    assert str(error.value).startswith("a.xyz, structure 3: ")
+
+
+def test_a_cell_of_two_vectors_spans_a_slab():
+    assert read(with_cell([[3, 0, 0], [1, 3, 0], [0, 0, 0]], [1, 1, 0])).pbc.tolist() == [1, 1, 0]

@@ -1,0 +1,1 @@
+"""MACE in PyTorch: couplings, layers, the model, its derivatives and mace-torch interchange."""

@@ -1,0 +1,137 @@
+"""Layers of MACE: interaction, product and readouts (arXiv 2206.07697, eqs. 7-13).
+
+Module and parameter names are those of mace-torch's state dict, so that weights are exchanged by
+name. Features are [n_atoms, (l_max + 1)^2, n_channels].
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mace_train.model.contraction import SymmetricContraction
+from mace_train.model.convolution import Convolution, EdgeBlocks
+from mace_train.model.linear import DegreeLinear, ElementGroups, ElementLinear, split_degrees
+from mace_train.model.radial import RadialNetwork, scaled_silu
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a layer needs to know of the architecture."""
+
+    n_elements: int
+    n_channels: int
+    l_in: int  # highest degree of the features that enter the layer
+    l_out: int  # ... that leave it
+    l_edges: int  # ... of the spherical harmonics and the message
+    correlation: int
+    n_basis: int
+    radial_widths: list[int]
+    avg_num_neighbors: float
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What all layers need of the edges, per slot of the blocks."""
+
+    blocks: EdgeBlocks
+    harmonics: list[Tensor]  # [n_slots, 2l + 1] for each degree
+    radial: Tensor  # [n_slots, n_basis], zero in empty slots
+
+
+class NodeEmbedding(nn.Module):
+    """Scalars that depend on the element alone."""
+
+    def __init__(self, n_elements: int, n_channels: int) -> None:
+        super().__init__()
+        self.n_elements = n_elements
+        self.linear = DegreeLinear([n_elements], n_channels)
+
+    def forward(self, elements: Tensor) -> Tensor:
+        """Features [n_atoms, 1, n_channels]."""
+        table = self.linear.weight.view(self.n_elements, 1, -1) * self.n_elements**-0.5
+        return table.index_select(0, elements)
+
+
+class InteractionBlock(nn.Module):
+    """Messages from neighbours, and the term that skips the product.
+
+    The residual kind passes the incoming features through an element-dependent linear map around
+    the product; the other kind (first layer of the "MACE" flavour) applies one to the message.
+    """
+
+    def __init__(self, sizes: Sizes, *, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        self.avg_num_neighbors = sizes.avg_num_neighbors
+        n_channels = sizes.n_channels
+        self._convolution = Convolution(sizes.l_in, sizes.l_edges)
+        n_paths = len(self._convolution.paths)
+        fan_in = [
+            self._convolution.paths_to(degree) * n_channels for degree in range(sizes.l_edges + 1)
+        ]
+        self.linear_up = DegreeLinear([n_channels] * (sizes.l_in + 1), n_channels)
+        self.conv_tp_weights = RadialNetwork(
+            sizes.n_basis, sizes.radial_widths, n_paths, n_channels
+        )
+        self.linear = DegreeLinear(fan_in, n_channels)
+        skipped = min(sizes.l_in, sizes.l_out) if residual else sizes.l_edges
+        self.skip_tp = ElementLinear(skipped + 1, sizes.n_elements, n_channels)
+
+    def forward(
+        self, x: Tensor, edges: Edges, groups: ElementGroups
+    ) -> tuple[Tensor, Tensor | None]:
+        """Message [n_atoms, (l_edges + 1)^2, n_channels], and the skipping term or None."""
+        up = self.linear_up(split_degrees(x))
+        weights = self.conv_tp_weights(edges.radial)
+        summed = self._convolution(up, edges.harmonics, weights, edges.blocks)
+        message = self.linear(summed) / self.avg_num_neighbors
+        if self.residual:
+            return message, self.skip_tp(x, groups)
+        return self.skip_tp(message, groups), None
+
+
+class ProductBlock(nn.Module):
+    """Many-body features from the message: symmetric contraction, linear map, skipping term."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        n_channels = sizes.n_channels
+        self.symmetric_contractions = SymmetricContraction(
+            sizes.l_edges, sizes.l_out, sizes.correlation, sizes.n_elements, n_channels
+        )
+        self.linear = DegreeLinear([n_channels] * (sizes.l_out + 1), n_channels)
+
+    def forward(self, message: Tensor, skip: Tensor | None, elements: Tensor) -> Tensor:
+        """Features [n_atoms, (l_out + 1)^2, n_channels]."""
+        contracted = self.symmetric_contractions(message, elements)
+        features = self.linear(split_degrees(contracted))
+        if skip is None:
+            return features
+        missing = features.shape[1] - skip.shape[1]
+        return features + torch.nn.functional.pad(skip, (0, 0, 0, missing))
+
+
+class LinearReadout(nn.Module):
+    """Energy as a linear function of the scalars."""
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        self.linear = DegreeLinear([n_channels], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies [n_atoms]."""
+        return self.linear([x[:, :1]]).flatten()
+
+
+class NonLinearReadout(nn.Module):
+    """Energy as a two-layer perceptron of the scalars."""
+
+    def __init__(self, n_channels: int, n_hidden: int) -> None:
+        super().__init__()
+        self.linear_1 = DegreeLinear([n_channels], n_hidden)
+        self.linear_2 = DegreeLinear([n_hidden], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies [n_atoms]."""
+        return self.linear_2([scaled_silu(self.linear_1([x[:, :1]]))]).flatten()

@@ -1,0 +1,107 @@
+"""Symmetric contraction: all products of up to nu atomic features, coupled to each degree.
+
+    out[n, L m, k] = sum_{nu} sum_p W_nu^L[z_n, p, k] f_(nu, p)^(L m)(x[n, :, k])
+
+(arXiv 2206.07697, eqs. 10, 11) with the paths f_p of ``product_basis``. Evaluated factored:
+couplings F of orders below the correlation, free of weights, are shared by all L; weights multiply
+them, and a constant matrix couples the last factor,
+
+    T_L[m, i] = sum_r C_L[(m, i), r] w[z, r] F_r(x)
+    out_L[m]  = sum_i T_L[m, i] x_i + w_1 x_L
+
+Per atom and channel about 6 thousand multiplications (l_max 3, order 3, 0e + 1o) against 700
+thousand for mace-torch's dense tensors.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mace_train.model.coupling import Constant, degree_slice
+from mace_train.model.product_basis import paths, product_basis
+
+
+class ContractionWeights(nn.Module):
+    """Weights [n_elements, n_paths, n_channels] of one output degree; ``weights`` descends."""
+
+    def __init__(self, l_max: int, degree: int, correlation: int, shape: tuple[int, int]) -> None:
+        super().__init__()
+        n_elements, n_channels = shape
+        counts = [len(paths(l_max, order, degree)) for order in range(correlation, 0, -1)]
+        draws = [torch.randn(n_elements, n, n_channels) / n for n in counts]
+        self.weights_max = nn.Parameter(draws[0])
+        self.weights = nn.ParameterList(draws[1:])
+
+    def of_order(self, order: int) -> Tensor:
+        """Weights of the paths of one order."""
+        n_lower = len(self.weights)
+        return self.weights_max if order == n_lower + 1 else self.weights[n_lower - order]
+
+
+class SymmetricContraction(nn.Module):
+    """Contracts features up to l_max into degrees up to l_out."""
+
+    def __init__(
+        self, l_max: int, l_out: int, correlation: int, n_elements: int, n_channels: int
+    ) -> None:
+        super().__init__()
+        shape = (n_elements, n_channels)
+        degrees = range(l_out + 1)
+        self.contractions = nn.ModuleList(
+            ContractionWeights(l_max, degree, correlation, shape) for degree in degrees
+        )
+        self._basis = product_basis(l_max, l_out, correlation)
+        self._levels = [
+            (Constant(level.left), Constant(level.right), Constant(level.matrix))
+            for level in self._basis.levels
+        ]
+        self._rows = [Constant(output.rows) for output in self._basis.outputs]
+        self._couple = [Constant(output.matrix) for output in self._basis.outputs]
+        self._project = [
+            {order: Constant(matrix) for order, matrix in output.projections.items()}
+            for output in self._basis.outputs
+        ]
+
+    def forward(self, x: Tensor, elements: Tensor) -> Tensor:
+        """Features [n_atoms, (l_out + 1)^2, n_channels].
+
+        Takes x [n_atoms, (l_max + 1)^2, n_channels] and elements [n_atoms], int64 indices.
+        """
+        features = self._features(x)
+        outputs = []
+        row_weights = self._row_weights(elements)
+        for degree, (rows, couple) in enumerate(zip(self._rows, self._couple, strict=True)):
+            higher, first_order = torch.split(row_weights[degree], [rows.shape[0], 1], 1)
+            result = x[:, degree_slice(degree)] * first_order
+            if rows.shape[0] > 0:
+                terms = features.index_select(1, rows.like(x)) * higher
+                tables = _left_multiply(couple.like(x), terms)
+                tables = tables.view(len(x), 2 * degree + 1, *x.shape[1:])
+                result = result + (tables * x.unsqueeze(1)).sum(2)
+            outputs.append(result)
+        return torch.cat(outputs, dim=1)
+
+    def _features(self, x: Tensor) -> Tensor:
+        """The components of x and the weight-free products of orders below the correlation."""
+        features = x
+        for left, right, matrix in self._levels:
+            products = features.index_select(1, left.like(x)) * x.index_select(1, right.like(x))
+            features = torch.cat([features, _left_multiply(matrix.like(x), products)], dim=1)
+        return features
+
+    def _row_weights(self, elements: Tensor) -> list[Tensor]:
+        """Weights [n_atoms, n_rows + 1, n_channels] of every row, then of order one."""
+        result = []
+        for module, project in zip(self.contractions, self._project, strict=True):
+            assert isinstance(module, ContractionWeights)
+            weights = [
+                torch.matmul(matrix.like(module.weights_max), module.of_order(order))
+                for order, matrix in project.items()
+            ]
+            of_element = torch.cat([*weights, module.of_order(1)], dim=1)
+            result.append(of_element.index_select(0, elements))
+        return result
+
+
+def _left_multiply(matrix: Tensor, x: Tensor) -> Tensor:
+    """Products matrix @ x[n] for every n, without copies of either."""
+    return torch.bmm(matrix.expand(len(x), -1, -1), x)

@@ -1,0 +1,92 @@
+"""Energies, forces, stress and virials of a graph.
+
+Positions and cells enter the energy through edge vectors v_e alone, so one gradient g_e = dE/dv_e
+gives everything, exactly and for the price of the forces:
+
+    F_n    = sum_{e: sender n} g_e - sum_{e: receiver n} g_e
+    dE/deps = sum_e sym(v_e (x) g_e)        for a strain eps:  v -> v (1 + eps)
+    virials = -dE/deps,   stress = dE/deps / volume
+
+Energies are summed in float64 and include those of isolated atoms.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mace_train.data.graph import Graph
+from mace_train.model.mace import MACE
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a graph; all of it differentiable in the weights."""
+
+    energy: Tensor  # [n_graphs] float64, total, eV
+    interaction_energy: Tensor  # [n_graphs] eV, without isolated atoms
+    node_energy: Tensor  # [n_atoms] float64, eV, with the isolated atom's
+    forces: Tensor | None  # [n_atoms, 3] eV/Å
+    stress: Tensor | None  # [n_graphs, 3, 3] eV/Å^3; zero unless periodic in all directions
+    virials: Tensor | None  # [n_graphs, 3, 3] eV
+
+
+def predict(
+    model: MACE, graph: Graph, *, stress: bool, create_graph: bool, forces: bool = True
+) -> Prediction:
+    """Energies and, as asked, forces, stress and virials.
+
+    With ``create_graph`` forces and stress can be differentiated again (training on them).
+    Without it the result is detached, unless energies alone are asked for.
+    """
+    need_gradient = forces or stress
+    with torch.set_grad_enabled(need_gradient or torch.is_grad_enabled()):
+        vectors = graph.vectors()
+        if need_gradient and not vectors.requires_grad:
+            vectors.requires_grad_()
+        interaction = model(vectors, graph.elements, graph.senders, graph.receivers)
+        gradient = None
+        if need_gradient:
+            (gradient,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=create_graph)
+            if not create_graph:
+                vectors, interaction = vectors.detach(), interaction.detach()
+    in_float64 = interaction.double()
+    interaction_energy = _sum_to_graphs(in_float64, graph)
+    node_energy = in_float64 + model.E0s.index_select(0, graph.elements)
+    strain_gradient = _strain_gradient(vectors, gradient, graph) if stress else None
+    return Prediction(
+        energy=_sum_to_graphs(node_energy, graph),
+        interaction_energy=interaction_energy.to(vectors.dtype),
+        node_energy=node_energy,
+        forces=_forces(gradient, graph) if forces else None,
+        stress=None if strain_gradient is None else _stress(strain_gradient, graph),
+        virials=None if strain_gradient is None else -strain_gradient,
+    )
+
+
+def _sum_to_graphs(values: Tensor, graph: Graph) -> Tensor:
+    total = values.new_zeros(graph.n_graphs)
+    return total.index_add(0, graph.graph_of_atom, values)
+
+
+def _forces(gradient: Tensor | None, graph: Graph) -> Tensor:
+    assert gradient is not None
+    forces = torch.zeros_like(graph.positions)
+    forces = forces.index_add(0, graph.senders, gradient)
+    return forces.index_add(0, graph.receivers, -gradient)
+
+
+def _strain_gradient(vectors: Tensor, gradient: Tensor | None, graph: Graph) -> Tensor:
+    """Derivative [n_graphs, 3, 3] of the energies with respect to symmetric strain."""
+    assert gradient is not None
+    products = vectors.unsqueeze(2) * gradient.unsqueeze(1)
+    symmetric = 0.5 * (products + products.transpose(1, 2))
+    total = vectors.new_zeros(graph.n_graphs, 3, 3)
+    return total.index_add(0, graph.graph_of_edge, symmetric)
+
+
+def _stress(strain_gradient: Tensor, graph: Graph) -> Tensor:
+    periodic = graph.pbc.all(1)
+    volume = torch.linalg.det(graph.cell).abs()
+    inverse = torch.where(periodic, 1.0 / torch.where(periodic, volume, 1.0), 0.0)
+    return strain_gradient * inverse[:, None, None]

@@ -1,0 +1,82 @@
+"""Linear maps that act on the channels of each degree alone.
+
+    y[n, lm, v] = (fan_in_l)^(-1/2) sum_u x[n, lm, u] W_l[u, v]
+
+Features are stored as [n_atoms, (l_max + 1)^2, n_channels] with channels contiguous (e3nn's
+"ir_mul"), so each degree is one matrix product. Weights are flat as in e3nn: degree after degree,
+[channels in, channels out] row-major, normal with unit variance.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+def split_degrees(features: Tensor) -> list[Tensor]:
+    """Degrees [n_atoms, 2l + 1, n_channels] of features [n_atoms, (l_max + 1)^2, n_channels]."""
+    sizes: list[int] = []
+    while sum(sizes) < features.shape[1]:
+        sizes.append(2 * len(sizes) + 1)
+    return list(torch.split(features, sizes, 1))
+
+
+class DegreeLinear(nn.Module):
+    """One matrix per degree, shared by all elements."""
+
+    def __init__(self, fan_in: Sequence[int], n_out: int) -> None:
+        super().__init__()
+        self.fan_in = tuple(fan_in)
+        self.n_out = n_out
+        self.weight = nn.Parameter(torch.randn(sum(self.fan_in) * n_out))
+
+    def forward(self, degrees: Sequence[Tensor]) -> Tensor:
+        """Features [n_atoms, (l_max + 1)^2, n_out] from degrees [n_atoms, 2l + 1, fan_in[l]]."""
+        assert len(degrees) == len(self.fan_in)
+        blocks = torch.split(self.weight.view(-1, self.n_out), list(self.fan_in))
+        outputs = [
+            degree @ (block * block.shape[0] ** -0.5)
+            for degree, block in zip(degrees, blocks, strict=True)
+        ]
+        return torch.cat(outputs, dim=1)
+
+
+@dataclass(frozen=True)
+class ElementGroups:
+    """Atoms sorted by element, so that one matrix product serves all atoms of an element."""
+
+    order: Tensor  # [n_atoms] int64: atoms, sorted by element
+    rank: Tensor  # [n_atoms] int64: place of each atom in order
+    present: list[int]  # elements of the batch, ascending; [0] if the batch is empty
+    counts: list[int]  # atoms of each present element
+
+    @classmethod
+    def of(cls, elements: Tensor, n_elements: int) -> "ElementGroups":
+        """Groups of elements [n_atoms]; waits for the device once."""
+        counts = torch.bincount(elements, minlength=n_elements).tolist()
+        # an empty batch keeps one empty group, which ties the weights to the result
+        present = [z for z, count in enumerate(counts) if count] or [0]
+        order = torch.argsort(elements, stable=True)
+        return cls(order, torch.argsort(order), present, [counts[z] for z in present])
+
+
+class ElementLinear(nn.Module):
+    """One matrix per degree and element: y = x W_(l, z) / sqrt(n_channels * n_elements)."""
+
+    def __init__(self, n_degrees: int, n_elements: int, n_channels: int) -> None:
+        super().__init__()
+        self.shape = (n_degrees, n_channels, n_elements, n_channels)
+        self.weight = nn.Parameter(torch.randn(n_degrees * n_channels**2 * n_elements))
+
+    def forward(self, features: Tensor, groups: ElementGroups) -> Tensor:
+        """Features [n_atoms, n_degrees^2, n_channels] from features of at least these degrees."""
+        n_degrees, n_channels, n_elements, _ = self.shape
+        norm = (n_channels * n_elements) ** -0.5
+        matrices = self.weight.view(self.shape).unbind(2)
+        rows = features[:, : n_degrees**2].index_select(0, groups.order)
+        outputs = []
+        for z, of_element in zip(groups.present, torch.split(rows, groups.counts), strict=True):
+            degrees = zip(split_degrees(of_element), (norm * matrices[z]).unbind(0), strict=True)
+            outputs.append(torch.cat([degree @ matrix for degree, matrix in degrees], dim=1))
+        return torch.cat(outputs).index_select(0, groups.rank)

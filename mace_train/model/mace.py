@@ -1,0 +1,148 @@
+"""MACE: energies of atoms from the edges of a graph (arXiv 2206.07697).
+
+    h_0 = embedding(element);   for t = 1..T:  m_t, skip_t = interaction_t(h_(t-1), edges)
+                                               h_t = product_t(m_t) + skip_t
+    E_n = scale * sum_t readout_t(h_t)_n + shift
+
+Readouts are linear but the last, which is a perceptron if there is more than one layer; the last
+layer carries scalars only. Both flavours of mace-torch are here: "ScaleShiftMACE" has residual
+interactions in all layers; "MACE" has a non-residual first one (and is trained with shift 0).
+
+Parameters have the names, shapes and initial distributions of mace-torch; the state dict holds
+nothing else. Energies of isolated atoms stay in float64 whatever the model is cast to.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mace_train.errors import InputError
+from mace_train.model.blocks import (
+    Edges,
+    InteractionBlock,
+    LinearReadout,
+    NodeEmbedding,
+    NonLinearReadout,
+    ProductBlock,
+    Sizes,
+)
+from mace_train.model.convolution import EdgeBlocks
+from mace_train.model.linear import ElementGroups
+from mace_train.model.radial import RadialBasis
+from mace_train.model.spherical import SphericalHarmonics
+from mace_train.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class ModelData:
+    """What a model takes from the training data."""
+
+    r_max: float  # Å
+    atomic_numbers: tuple[int, ...]  # ascending
+    E0s: tuple[float, ...]  # eV, of each of atomic_numbers
+    avg_num_neighbors: float
+    scale: float  # eV
+    shift: float  # eV per atom; 0 when the "MACE" flavour is trained, as in mace-torch
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit each other."""
+        numbers = self.atomic_numbers
+        if not numbers or list(numbers) != sorted(set(numbers)):
+            raise InputError(f"atomic_numbers={numbers} must be ascending, without repeats")
+        if len(self.E0s) != len(numbers):
+            raise InputError(f"{len(self.E0s)} E0s for {len(numbers)} elements: give one of each")
+        if self.r_max <= 0 or self.avg_num_neighbors <= 0:
+            raise InputError(
+                f"r_max={self.r_max} and avg_num_neighbors={self.avg_num_neighbors} must be "
+                "positive; is there any structure with neighbours?"
+            )
+
+
+class MACE(nn.Module):
+    """The model; see the module's docstring."""
+
+    def __init__(self, settings: ModelSettings, data: ModelData) -> None:
+        super().__init__()
+        if settings.r_max is not None and settings.r_max != data.r_max:
+            raise InputError(
+                f"model.r_max={settings.r_max}, but the data were preprocessed with r_max="
+                f"{data.r_max}; preprocess again, or leave model.r_max null"
+            )
+        self.settings = settings
+        self.data = data
+        # float64 bits in an integer buffer: casting the model to float32 leaves them alone
+        bits = torch.tensor(data.E0s, dtype=torch.float64).view(torch.int64)
+        self.register_buffer("_E0_bits", bits, persistent=False)
+        n_elements = len(data.atomic_numbers)
+        self._harmonics = SphericalHarmonics(settings.max_ell)
+        self._radial = RadialBasis(data.r_max, settings.num_radial_basis, settings.num_cutoff_basis)
+        self.node_embedding = NodeEmbedding(n_elements, settings.num_channels)
+        layers = [_sizes(settings, data, layer) for layer in range(settings.num_interactions)]
+        self.interactions = nn.ModuleList(
+            InteractionBlock(sizes, residual=layer > 0 or settings.model != "MACE")
+            for layer, sizes in enumerate(layers)
+        )
+        self.products = nn.ModuleList(ProductBlock(sizes) for sizes in layers)
+        self.readouts = nn.ModuleList(
+            NonLinearReadout(settings.num_channels, settings.mlp_width())
+            if 0 < layer == len(layers) - 1
+            else LinearReadout(settings.num_channels)
+            for layer in range(len(layers))
+        )
+
+    @property
+    def E0s(self) -> Tensor:
+        """Energies [n_elements] of isolated atoms, float64, eV."""
+        bits = self._E0_bits
+        assert isinstance(bits, Tensor)
+        return bits.view(torch.float64)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of weights and features."""
+        return self.node_embedding.linear.weight.dtype
+
+    def forward(
+        self, vectors: Tensor, elements: Tensor, senders: Tensor, receivers: Tensor
+    ) -> Tensor:
+        """Interaction energies [n_atoms], eV, without those of isolated atoms.
+
+        Takes edge vectors [n_edges, 3] (Å, sender to receiver, in the model's dtype), elements
+        [n_atoms], senders and receivers [n_edges], int64; receivers ascending.
+        """
+        assert vectors.dtype == self.dtype, f"vectors are {vectors.dtype}, model {self.dtype}"
+        edges = self._edges(vectors, EdgeBlocks.of(senders, receivers, len(elements)))
+        groups = ElementGroups.of(elements, len(self.data.atomic_numbers))
+        x = self.node_embedding(elements)
+        energies = torch.zeros_like(x[:, 0, 0])
+        for interaction, product, readout in zip(
+            self.interactions, self.products, self.readouts, strict=True
+        ):
+            message, skip = interaction(x, edges, groups)
+            x = product(message, skip, elements)
+            energies = energies + readout(x)
+        return self.data.scale * energies + self.data.shift
+
+    def _edges(self, vectors: Tensor, blocks: EdgeBlocks) -> Edges:
+        # an empty slot holds an edge beyond r_max, which the cutoff gives weight zero
+        beyond = vectors.new_tensor([0.0, 2.0 * self.data.r_max, 0.0])
+        in_slots = blocks.spread(vectors, beyond)
+        lengths = in_slots.square().sum(1).sqrt()
+        harmonics = self._harmonics(in_slots / lengths.unsqueeze(1))
+        return Edges(blocks, harmonics, self._radial(lengths))
+
+
+def _sizes(settings: ModelSettings, data: ModelData, layer: int) -> Sizes:
+    is_last = layer == settings.num_interactions - 1
+    return Sizes(
+        n_elements=len(data.atomic_numbers),
+        n_channels=settings.num_channels,
+        l_in=0 if layer == 0 else settings.max_L,
+        l_out=0 if is_last else settings.max_L,
+        l_edges=settings.max_ell,
+        correlation=settings.correlation,
+        n_basis=settings.num_radial_basis,
+        radial_widths=settings.radial_MLP,
+        avg_num_neighbors=data.avg_num_neighbors,
+    )

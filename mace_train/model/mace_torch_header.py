@@ -1,0 +1,110 @@
+"""The header of a mace-torch model: what its state dict does not say.
+
+``header_of`` is the only code that ever sees a model object of mace-torch, and it reads attributes
+alone, so that this package never imports mace-torch. The header is plain data (JSON).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mace_train.errors import InputError
+
+Header = dict[str, Any]
+
+RESIDUAL = "RealAgnosticResidualInteractionBlock"
+AGNOSTIC = "RealAgnosticInteractionBlock"
+
+# what a header may say of features beyond settings.py; old headers may leave any of them out
+SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "class": ("ScaleShiftMACE", "MACE"),
+    "interaction_cls": ([], [RESIDUAL]),
+    "interaction_cls_first": (RESIDUAL, AGNOSTIC),
+    "n_heads": (1,),
+    "gate": ("silu",),
+    "radial_type": ("bessel",),
+    "distance_transform": (None, "None"),
+    "pair_repulsion": (False,),
+    "apply_cutoff": (True,),
+    "use_so3": (False,),
+    "use_agnostic_product": (False,),
+    "use_last_readout_only": (False,),
+    "joint_embedding": (False,),
+    "edge_irreps": (None,),
+    "uniform_correlation": (True,),
+    "readout_cls": ("NonLinearReadoutBlock", "LinearReadoutBlock"),
+}
+
+
+def header_of(mace_torch_model: Any) -> Header:
+    """The header of a model object of mace-torch: settings by our names, and its features.
+
+    Raises InputError for a class that is not MACE or ScaleShiftMACE.
+    """
+    model = mace_torch_model
+    kind = type(model).__name__
+    if kind not in SUPPORTED["class"]:
+        raise InputError(f"a {kind} cannot be imported; only {' and '.join(SUPPORTED['class'])}")
+    averages = {float(block.avg_num_neighbors) for block in model.interactions}
+    if len(averages) > 1:
+        raise InputError(f"layers differ in avg_num_neighbors: {sorted(averages)}")
+    bessel = model.radial_embedding.bessel_fn
+    transform = getattr(model.radial_embedding, "distance_transform", None)
+    last = model.readouts[-1]
+    first = type(model.interactions[0]).__name__
+    orders = {
+        len(contraction.weights) + 1
+        for product in model.products
+        for contraction in product.symmetric_contractions.contractions
+    }
+    return {
+        "class": kind,
+        "model": "MACE" if first == AGNOSTIC else "ScaleShiftMACE",
+        "r_max": float(model.r_max),
+        "avg_num_neighbors": averages.pop(),
+        "atomic_numbers": [int(z) for z in model.atomic_numbers],
+        "max_ell": int(model.spherical_harmonics._lmax),
+        "max_L": int(model.products[0].linear.irreps_out.lmax),
+        "num_channels": int(model.node_embedding.linear.irreps_out.dim),
+        "correlation": max(orders),
+        "num_interactions": len(model.interactions),
+        "num_radial_basis": int(model.radial_embedding.out_dim),
+        "num_cutoff_basis": int(model.radial_embedding.cutoff_fn.p),
+        "radial_MLP": [int(n) for n in model.interactions[0].conv_tp_weights.hs[1:-1]],
+        "MLP_irreps": str(last.hidden_irreps) if len(model.interactions) > 1 else "16x0e",
+        "interaction_cls_first": first,
+        "interaction_cls": sorted({type(block).__name__ for block in model.interactions[1:]}),
+        "n_heads": len(getattr(model, "heads", ["Default"])),
+        "gate": _gate_name(last),
+        "radial_type": {"BesselBasis": "bessel"}.get(type(bessel).__name__, type(bessel).__name__),
+        "distance_transform": None if transform is None else type(transform).__name__,
+        "pair_repulsion": hasattr(model, "pair_repulsion_fn"),
+        "apply_cutoff": getattr(model, "apply_cutoff", True),
+        "use_so3": getattr(model, "use_so3", False),
+        "use_agnostic_product": getattr(model, "use_agnostic_product", False),
+        "use_last_readout_only": getattr(model, "use_last_readout_only", False),
+        "joint_embedding": hasattr(model, "joint_embedding"),
+        "edge_irreps": getattr(model, "edge_irreps", None) and str(model.edge_irreps),
+        "uniform_correlation": len(orders) == 1,
+        "readout_cls": type(last).__name__,
+    }
+
+
+def _gate_name(readout: Any) -> str:
+    if type(readout).__name__ == "LinearReadoutBlock":
+        return "silu"
+    function = getattr(readout.non_linearity.acts[0], "f", None)
+    return str(getattr(function, "__name__", function))
+
+
+def check_features(header: Mapping[str, Any]) -> None:
+    """Raise InputError, which names the feature, if a header has one that we do not support."""
+    missing = [name for name in ("r_max", "avg_num_neighbors") if name not in header]
+    if missing:
+        raise InputError(f"the header lacks {', '.join(missing)}; make it with header_of(model)")
+    for name, supported in SUPPORTED.items():
+        value = header.get(name, supported[0])
+        if value not in supported:
+            raise InputError(
+                f"mace-torch model with {name}={value!r} cannot be imported; supported: "
+                f"{', '.join(map(repr, supported))}"
+            )

@@ -1,0 +1,101 @@
+"""Small structures, graphs of them, and models with random weights."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from mace_train.data.graph import Graph
+from mace_train.data.loading import collate
+from mace_train.data.shard_file import sample_of
+from mace_train.data.structure import Structure
+from mace_train.model.mace import MACE, ModelData
+from mace_train.settings import ModelSettings
+
+
+def rattled(atoms: Atoms, seed: int, strain: float = 0.03) -> Atoms:
+    """Displaced atoms in a sheared cell: no symmetry left to hide an error."""
+    random = np.random.RandomState(seed)
+    atoms = atoms.copy()
+    if atoms.pbc.any():
+        shear = np.eye(3) + strain * random.standard_normal((3, 3))
+        atoms.set_cell(atoms.cell @ shear, scale_atoms=True)
+    atoms.positions += 0.05 * random.standard_normal(atoms.positions.shape)
+    return atoms
+
+
+def water() -> Atoms:
+    return rattled(molecule("H2O"), 1)
+
+
+def lonely() -> Atoms:
+    """Water and one oxygen far from everything."""
+    atoms = water()
+    return atoms + Atoms("O", positions=[[40.0, 1.0, 2.0]])
+
+
+def salt() -> Atoms:
+    return rattled(bulk("NaCl", "rocksalt", a=5.6, cubic=True), 2)
+
+
+def tiny_cell() -> Atoms:
+    """One atom in a cell shorter than any cutoff in these tests: its images are its neighbours."""
+    return rattled(bulk("Al"), 3)
+
+
+def mixed(numbers: Sequence[int], n_atoms: int = 9, seed: int = 4) -> Atoms:
+    """Atoms of random elements on a distorted grid."""
+    random = np.random.RandomState(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3), axis=-1).reshape(-1, 3)[:n_atoms]
+    positions = 1.8 * grid + 0.2 * random.standard_normal((n_atoms, 3))
+    return Atoms(random.choice(numbers, n_atoms), positions=positions)
+
+
+def graph_of(
+    structures: Sequence[Atoms],
+    r_max: float,
+    atomic_numbers: tuple[int, ...],
+    dtype: torch.dtype = torch.float64,
+) -> Graph:
+    """Unlabelled graph of ASE structures."""
+    samples = [
+        sample_of(
+            Structure(
+                numbers=np.asarray(atoms.numbers, dtype=np.int64),
+                positions=atoms.positions.copy(),
+                cell=np.asarray(atoms.cell[:]),
+                pbc=np.asarray(atoms.pbc),
+                energy=None,
+                forces=None,
+                stress=None,
+            ),
+            r_max,
+        )
+        for atoms in structures
+    ]
+    ids = np.arange(len(samples))
+    return collate(samples, ids, atomic_numbers=atomic_numbers, dtype=dtype)
+
+
+def model_of(
+    atomic_numbers: tuple[int, ...],
+    r_max: float = 4.0,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    **settings: object,
+) -> MACE:
+    """A small model with random weights; settings override few channels and narrow networks."""
+    small = {"num_channels": 4, "radial_MLP": [8, 8], "MLP_irreps": "5x0e"}
+    data = ModelData(
+        r_max=r_max,
+        atomic_numbers=atomic_numbers,
+        E0s=tuple(-10.0 * z for z in atomic_numbers),
+        avg_num_neighbors=7.3,
+        scale=0.8,
+        shift=0.1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return MACE(ModelSettings(**{**small, **settings}), data).to(dtype)

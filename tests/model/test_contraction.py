@@ -1,0 +1,130 @@
+"""The factored contraction equals the dense sum over paths, with all derivatives."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from mace_train.model.contraction import SymmetricContraction
+from mace_train.model.coupling import clebsch_gordan, degree_slice
+from mace_train.model.product_basis import Path, paths, product_basis, reduced_basis
+from tests.model.rotations import degree_matrices, rotation
+
+
+def dense_tensor(path: Path, l_max: int) -> np.ndarray:
+    """U [2L + 1, n_components, ..., n_components] of one path, by coupling one copy at a time."""
+    n_components = (l_max + 1) ** 2
+    unit = np.eye(n_components)
+    tensor = unit[degree_slice(path[0][0])]
+    for (_, before), (degree, reached) in pairwise(path):
+        table = clebsch_gordan(reached, before, degree)
+        tensor = np.einsum("mij,i...,jb->m...b", table, tensor, unit[degree_slice(degree)])
+    return tensor
+
+
+def dense_contraction(module: SymmetricContraction, l_max, x, elements):
+    """Sum over orders and paths of weight * U : x (x) ... (x) x, one einsum each."""
+    results = []
+    for degree, contraction in enumerate(module.contractions):
+        total = 0.0
+        for order in range(1, len(contraction.weights) + 2):
+            weights = contraction.of_order(order)[elements]
+            for p, path in enumerate(paths(l_max, order, degree)):
+                tensor = torch.as_tensor(dense_tensor(path, l_max))
+                letters = "abcd"[:order]
+                factors = ",".join(f"n{letter}k" for letter in letters)
+                value = torch.einsum(f"m{letters},{factors}->nmk", tensor, *[x] * order)
+                total = total + weights[:, p, None] * value
+        results.append(total)
+    return torch.cat(results, dim=1)
+
+
+def contraction_and_input(l_max, l_out, correlation, n_atoms=5, n_channels=2):
+    torch.manual_seed(0)
+    module = SymmetricContraction(l_max, l_out, correlation, 3, n_channels).double()
+    x = torch.randn(n_atoms, (l_max + 1) ** 2, n_channels, dtype=torch.float64)
+    return module, x.requires_grad_(), torch.tensor([0, 2, 2, 1, 0])[:n_atoms]
+
+
+@pytest.mark.parametrize(
+    ("l_max", "l_out", "correlation"),
+    [(1, 0, 1), (1, 1, 3), (2, 2, 2), (3, 1, 3), (2, 2, 3), (3, 3, 2), (4, 0, 3), (1, 1, 4)],
+)
+def test_equal_to_dense_sum(l_max, l_out, correlation):
+    module, x, elements = contraction_and_input(l_max, l_out, correlation)
+    found = module(x, elements)
+    expected = dense_contraction(module, l_max, x, elements)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    probe = torch.randn_like(found)
+    variables = [x, *module.parameters()]
+    found_gradients = torch.autograd.grad((found * probe).sum(), variables)
+    expected_gradients = torch.autograd.grad((expected * probe).sum(), variables)
+    for mine, slow in zip(found_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(mine, slow, rtol=1e-10, atol=1e-10)
+
+
+def test_first_and_second_derivatives():
+    module, x, elements = contraction_and_input(2, 1, 3, n_atoms=3, n_channels=1)
+    names = [name for name, _ in module.named_parameters()]
+
+    def function(x, *weights):
+        parameters = dict(zip(names, weights, strict=True))
+        return torch.func.functional_call(module, parameters, (x, elements))
+
+    assert torch.autograd.gradcheck(function, (x, *module.parameters()))
+    assert torch.autograd.gradgradcheck(function, (x, *module.parameters()))
+
+
+def test_equivariant():
+    matrices = degree_matrices(rotation(5), 3)
+    module, x, elements = contraction_and_input(3, 2, 3)
+
+    def rotate(values):
+        degrees = [
+            np.einsum("ij,njk->nik", matrices[degree], values[:, degree_slice(degree)])
+            for degree in range(round(values.shape[1] ** 0.5))
+        ]
+        return torch.as_tensor(np.concatenate(degrees, axis=1))
+
+    rotated_first = module(rotate(x.detach().numpy()), elements)
+    rotated_last = rotate(module(x, elements).detach().numpy())
+    torch.testing.assert_close(rotated_first, rotated_last, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_atoms(dtype):
+    module, x, elements = contraction_and_input(3, 1, 3)
+    module.to(dtype)
+    result = module(x[:0].to(dtype), elements[:0])
+    assert result.shape == (0, 4, 2)
+    result.sum().backward()
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in module.parameters())
+
+
+def test_float32_is_close():
+    module, x, elements = contraction_and_input(3, 1, 3)
+    exact = module(x, elements)
+    rounded = module.float()(x.float(), elements)
+    torch.testing.assert_close(rounded.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_paths():
+    """mace-torch's numbers of weights, and the published ranks of the symmetrised tensors."""
+    listed = [[len(paths(3, order, degree)) for order in (1, 2, 3)] for degree in range(3)]
+    assert listed == [[1, 4, 23], [1, 6, 51], [1, 7, 65]]
+    kept = [[len(reduced_basis(3, order, degree)[0]) for order in (2, 3)] for degree in range(3)]
+    assert kept == [[4, 8], [3, 12], [5, 14]]
+
+
+def test_basis_is_made_once():
+    assert product_basis(2, 1, 2) is product_basis(2, 1, 2)
+
+
+def test_initial_weights_are_normal_over_number_of_paths():
+    torch.manual_seed(0)
+    module = SymmetricContraction(2, 0, 3, 10, 200)
+    for order in (1, 2, 3):
+        weights = module.contractions[0].of_order(order)
+        expected = 1.0 / len(paths(2, order, 0))
+        assert float(weights.detach().std()) == pytest.approx(expected, rel=0.1)

@@ -1,0 +1,192 @@
+"""Energies, forces, stress and weight gradients equal those of mace-torch, called live."""
+
+import pytest
+import torch
+
+from mace_train.errors import InputError
+from mace_train.model.derivatives import predict
+from mace_train.model.interchange import from_mace_torch, to_mace_torch_state_dict
+from mace_train.model.mace_torch_header import header_of
+from tests.model.mace_torch import import_mace, mace_torch_batch, mace_torch_model
+from tests.model.systems import graph_of, lonely, mixed, salt, tiny_cell, water
+
+try:
+    import_mace()
+except ImportError:  # mace-torch is an optional extra
+    pytest.skip("mace-torch is not installed", allow_module_level=True)
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # mace-torch and e3nn warn a lot
+
+WATER, SALT, METAL = (1, 8), (11, 17), (13,)
+ALL = tuple(range(1, 90))
+
+CASES = {
+    # name: (atomic numbers, structures, arguments of mace_torch_model)
+    "default": (WATER, [water()], {}),
+    "lonely": (WATER, [lonely(), water()], {}),
+    "crystal": (SALT, [salt()], {}),
+    "tiny_cell": (METAL, [tiny_cell()], {}),
+    "scalars": (WATER, [water()], {"max_L": 0}),
+    "scalars_metal": (METAL, [tiny_cell()], {"max_L": 0, "correlation": 2}),
+    "vectors_ell_1": (WATER, [water()], {"max_ell": 1}),
+    "tensors": (SALT, [salt()], {"max_L": 2, "max_ell": 2, "channels": 2}),
+    "tensors_ell_3": (METAL, [tiny_cell()], {"max_L": 2, "channels": 3}),
+    "linear": (SALT, [salt()], {"correlation": 1}),
+    "quadratic": (SALT, [salt()], {"correlation": 2, "max_ell": 2}),
+    "quartic": (WATER, [water()], {"correlation": 4, "max_ell": 2, "channels": 2}),
+    "one_layer": (WATER, [water()], {"num_interactions": 1}),
+    "one_layer_scalars": (SALT, [salt()], {"num_interactions": 1, "max_L": 0, "max_ell": 2}),
+    "three_layers": (WATER, [lonely()], {"num_interactions": 3, "max_ell": 2}),
+    "three_layers_tensors": (
+        METAL,
+        [tiny_cell()],
+        {"num_interactions": 3, "max_L": 2, "max_ell": 2, "correlation": 2, "channels": 2},
+    ),
+    "all_elements": (ALL, [mixed(ALL), mixed(ALL, 5, 6)], {"max_ell": 2, "channels": 2}),
+    "all_elements_mace": (ALL, [mixed(ALL)], {"flavour": "MACE", "max_ell": 1}),
+    "mace": (WATER, [water(), lonely()], {"flavour": "MACE"}),
+    "mace_crystal": (SALT, [salt()], {"flavour": "MACE", "max_L": 2, "max_ell": 2}),
+    "mace_one_layer": (METAL, [tiny_cell()], {"flavour": "MACE", "num_interactions": 1}),
+    "radial": (
+        SALT,
+        [salt()],
+        {
+            "num_bessel": 6,
+            "num_polynomial_cutoff": 6,
+            "r_max": 4.6,
+            "radial_MLP": [6, 9, 7],
+            "channels": 3,
+            "max_ell": 2,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_predictions(name):
+    numbers, structures, arguments = CASES[name]
+    theirs = mace_torch_model(numbers, **arguments)
+    ours = from_mace_torch(theirs.state_dict(), header_of(theirs))
+    assert ours.dtype == torch.float64
+    graph = graph_of(structures, float(theirs.r_max), numbers)
+    expected = theirs(mace_torch_batch(graph, len(numbers)), training=True, compute_stress=True)
+    found = predict(ours, graph, stress=True, create_graph=True)
+
+    periodic = graph.pbc.all(1)
+    _assert_close(found.energy, expected["energy"])
+    _assert_close(found.interaction_energy, expected["interaction_energy"])
+    _assert_close(found.node_energy, expected["node_energy"])
+    _assert_close(found.forces, expected["forces"])
+    _assert_close(found.virials[periodic], expected["virials"][periodic])
+    _assert_close(found.stress[periodic], expected["stress"][periodic])
+    assert torch.equal(found.stress[~periodic], torch.zeros_like(found.stress[~periodic]))
+
+    _loss(found.energy, found.forces, found.stress[periodic]).backward()
+    _loss(expected["energy"], expected["forces"], expected["stress"][periodic]).backward()
+    gradients = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    for parameter_name, parameter in ours.named_parameters():
+        expected_gradient = gradients[parameter_name]
+        scale = max(float(expected_gradient.abs().max()), 1e-6)
+        difference = (parameter.grad - expected_gradient).abs().max()
+        assert difference <= 1e-9 * scale, parameter_name
+
+
+def _assert_close(found, expected):
+    scale = max(float(expected.abs().max()), 1e-3) if expected.numel() else 1.0
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * scale)
+
+
+def _loss(energy, forces, stress):
+    return (energy / 10).square().sum() + forces.square().sum() + 100 * stress.square().sum()
+
+
+def test_way_back():
+    numbers = (1, 8)
+    source = mace_torch_model(numbers, seed=1)
+    ours = from_mace_torch(source.state_dict(), header_of(source))
+    target = mace_torch_model(numbers, seed=2, atomic_inter_scale=[9.0], atomic_energies=[[1.0, 2]])
+    report = target.load_state_dict(to_mace_torch_state_dict(ours), strict=False)
+    assert report.unexpected_keys == []
+    batch = mace_torch_batch(graph_of([water()], 4.0, numbers), 2)
+    expected = source(dict(batch))
+    found = target(dict(batch))
+    for name in ("energy", "forces"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-12)
+
+
+def test_old_files_with_0d_scale_and_1d_energies():
+    theirs = mace_torch_model((1, 8))
+    tensors = theirs.state_dict()
+    old = dict(tensors)
+    for name in ("scale_shift.scale", "scale_shift.shift"):
+        old[name] = tensors[name].squeeze()
+    old["atomic_energies_fn.atomic_energies"] = tensors[
+        "atomic_energies_fn.atomic_energies"
+    ].squeeze()
+    old = {name: tensor for name, tensor in old.items() if not name.endswith("zeroed")}
+    header = header_of(theirs)
+    graph = graph_of([water()], 4.0, (1, 8))
+    new, read = (
+        predict(from_mace_torch(t, header), graph, stress=False, create_graph=False)
+        for t in (tensors, old)
+    )
+    assert torch.equal(new.energy, read.energy)
+
+
+def test_opposite_coupling_signs_are_followed():
+    theirs = mace_torch_model((1, 8), seed=5)
+    prefix = "products.0.symmetric_contractions.contractions.1."
+    flipped = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    flipped[prefix + "U_matrix_3"][..., 7] *= -1
+    flipped[prefix + "weights_max"][:, 7] *= -1
+    header = header_of(theirs)
+    expected = from_mace_torch(theirs.state_dict(), header).state_dict()
+    found = from_mace_torch(flipped, header).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_foreign_couplings_are_an_error():
+    theirs = mace_torch_model((1, 8))
+    for name in (
+        "products.0.symmetric_contractions.contractions.0.U_matrix_2",
+        "interactions.1.conv_tp._compiled_main_left_right._w3j_1_2_1",
+    ):
+        tensors = {key: tensor.clone() for key, tensor in theirs.state_dict().items()}
+        tensors[name] *= 1.5
+        with pytest.raises(InputError, match="cannot be imported"):
+            from_mace_torch(tensors, header_of(theirs))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pair_repulsion": True}, "pair_repulsion=True"),
+        ({"distance_transform": "Agnesi"}, "distance_transform='AgnesiTransform'"),
+        ({"radial_type": "gaussian"}, "radial_type='GaussianBasis'"),
+        ({"gate": torch.tanh}, "gate='tanh'"),
+        ({"use_agnostic_product": True}, "use_agnostic_product=True"),
+        ({"correlation": [2, 3]}, "uniform_correlation=False"),
+    ],
+)
+def test_unsupported_features_are_named(changes, words):
+    theirs = mace_torch_model((1, 8), max_ell=1, **changes)
+    with pytest.raises(InputError, match=words):
+        from_mace_torch(theirs.state_dict(), header_of(theirs))
+
+
+def test_several_heads_are_an_error():
+    theirs = mace_torch_model(
+        (1, 8),
+        max_ell=1,
+        heads=["a", "b"],
+        atomic_energies=[[1.0, 2.0], [1.0, 2.0]],
+        atomic_inter_scale=[1.0, 1.0],
+        atomic_inter_shift=[0.0, 0.0],
+    )
+    with pytest.raises(InputError, match="n_heads=2"):
+        from_mace_torch(theirs.state_dict(), header_of(theirs))
+
+
+def test_another_class_is_an_error():
+    with pytest.raises(InputError, match="a Linear cannot be imported"):
+        header_of(torch.nn.Linear(2, 2))

@@ -1,0 +1,1 @@
+"""Errors, plots and predictions of a trained model."""

@@ -1,0 +1,158 @@
+"""``mace-train evaluate``: a checkpoint on labelled structures -> errors, plots, predictions.
+
+Structures come from a preprocessed folder or from any file ASE reads. They are packed into bins
+like in training, so one large structure or many small ones both fill a step; over several ranks
+every structure is evaluated exactly once.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mace_train.balance.costs import Costs
+from mace_train.balance.sampler import evaluation_plan
+from mace_train.checks import as_files, existing_folder
+from mace_train.data.loading import Kinds, SampleSource, batches, kinds_of
+from mace_train.data.read import read_structures
+from mace_train.data.shards import Sample, sample_of
+from mace_train.data.statistics import open_split
+from mace_train.data.structure import LabelKeys
+from mace_train.errors import InputError
+from mace_train.evaluate.report import Predicted, write_report
+from mace_train.model.derivatives import Prediction, predict
+from mace_train.model.mace import MACE
+from mace_train.settings import EvaluateSettings
+from mace_train.train.checkpoint import load_model
+from mace_train.train.log import EpochProgress
+from mace_train.train.metrics import ErrorSums
+from mace_train.train.validation import evaluation_capacity
+from mace_train.world import World, open_world
+
+LOGGER = logging.getLogger("mace_train")
+
+
+@dataclass
+class InMemory:
+    """Structures read from files, with the interface of a ShardSet."""
+
+    samples: list[Sample]
+
+    @property
+    def n_atoms(self) -> NDArray[np.int64]:
+        """[n] atoms of every structure."""
+        return np.array([len(s.structure.numbers) for s in self.samples], dtype=np.int64)
+
+    @property
+    def n_edges(self) -> NDArray[np.int64]:
+        """[n] edges of every structure."""
+        return np.array([len(s.edges.senders) for s in self.samples], dtype=np.int64)
+
+    @property
+    def config_types(self) -> list[str]:
+        """[n] config_type of every structure."""
+        return [s.structure.config_type for s in self.samples]
+
+    @property
+    def has_stress(self) -> NDArray[np.bool_]:
+        """[n] whether a structure has a stress label."""
+        return np.array([s.structure.stress is not None for s in self.samples], dtype=bool)
+
+    def __len__(self) -> int:
+        """Number of structures."""
+        return len(self.samples)
+
+    def sample(self, index: int) -> Sample:
+        """One structure with its edges."""
+        return self.samples[index]
+
+
+def evaluate(settings: EvaluateSettings) -> list[dict[str, Any]]:
+    """The error table (see train/metrics.py) of a checkpoint; writes the report on rank 0."""
+    dtype = None if settings.default_dtype is None else getattr(torch, settings.default_dtype)
+    with open_world(settings.cluster) as world:
+        model, header = load_model(Path(settings.checkpoint), dtype)
+        model = model.to(world.device)
+        dtype = dtype or getattr(torch, header["default_dtype"])
+        source = open_source(settings, model.data.r_max)
+        errors, predicted = _predict_all(model, source, settings, world, dtype)
+        table = errors.table()
+        if world.is_main:
+            write_report(table, predicted, source, settings, model.data)
+        return table
+
+
+def open_source(settings: EvaluateSettings, r_max: float) -> SampleSource:
+    """The structures that the settings name, with neighbour lists for ``r_max``."""
+    files = as_files("test_file", settings.test_file)
+    if bool(files) == (settings.data_dir is not None):
+        raise InputError("evaluate needs either test_file=FILE or data_dir=FOLDER (with split=...)")
+    if settings.data_dir is not None:
+        folder = existing_folder("data_dir", settings.data_dir)
+        shards = open_split(folder, settings.split)
+        if shards.r_max != r_max:
+            raise InputError(
+                f"{folder} was preprocessed with r_max={shards.r_max}, the model has "
+                f"r_max={r_max}; preprocess with r_max={r_max}, or evaluate with test_file=..."
+            )
+        return shards
+    keys = LabelKeys.of(settings)
+    structures = list(read_structures(files, keys))
+    if not structures:
+        raise InputError(f"test_file={', '.join(files)} holds no structures")
+    return InMemory([sample_of(structure, r_max) for structure in structures])
+
+
+def _predict_all(
+    model: MACE,
+    source: SampleSource,
+    settings: EvaluateSettings,
+    world: World,
+    dtype: torch.dtype,
+) -> tuple[ErrorSums, dict[int, Predicted]]:
+    """(errors over all ranks, predictions by structure on rank 0)."""
+    kinds = kinds_of(source)
+    costs = Costs(source.n_atoms.astype(np.int64), source.n_edges.astype(np.int64))
+    capacity = evaluation_capacity(costs, settings.batching)
+    bins = list(evaluation_plan(costs, capacity, world.size).of_rank(world.rank))
+    errors = ErrorSums(kinds.names, model.data.atomic_numbers, world.device)
+    graphs = batches(
+        source,
+        bins,
+        atomic_numbers=model.data.atomic_numbers,
+        dtype=dtype,
+        num_workers=settings.cluster.num_workers,
+    )
+    predicted: dict[int, Predicted] = {}
+    bar = EpochProgress(world.is_main)
+    for graph in bar.over(graphs, len(bins), "evaluate"):
+        graph = graph.to(world.device)
+        prediction = predict(model, graph, stress=True, create_graph=False)
+        _add(errors, prediction, graph, kinds)
+        predicted |= _split(prediction, graph.ids.tolist(), graph.n_atoms_of_graph.tolist())
+    errors.sums = world.sum(errors.sums)
+    gathered = world.gather(predicted)
+    return errors, {key: value for part in gathered for key, value in part.items()}
+
+
+def _add(errors: ErrorSums, prediction: Prediction, graph: Any, kinds: Kinds) -> None:
+    index = kinds.index_of[graph.ids.cpu()].to(graph.ids.device)
+    errors.add(prediction, graph, index)
+
+
+def _split(prediction: Prediction, ids: list[int], n_atoms: list[int]) -> dict[int, Predicted]:
+    """Per structure id: energy, forces and stress as numpy arrays."""
+    assert prediction.forces is not None
+    assert prediction.stress is not None
+    energies = prediction.energy.detach().cpu().double().tolist()
+    forces = prediction.forces.detach().cpu().double().numpy()
+    stresses = prediction.stress.detach().cpu().double().numpy()
+    parts = np.split(forces, np.cumsum(n_atoms)[:-1]) if ids else []
+    return {
+        i: Predicted(energy, part, stress)
+        for i, energy, part, stress in zip(ids, energies, parts, stresses, strict=True)
+    }

@@ -1,0 +1,195 @@
+"""What ``mace-train evaluate`` writes: errors.json, errors.txt, parity.png, predictions.extxyz."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import write as ase_write
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from mace_train.data.loading import SampleSource
+from mace_train.data.structure import Structure
+from mace_train.model.mace import ModelData
+from mace_train.settings import EvaluateSettings
+
+LOGGER = logging.getLogger("mace_train")
+
+# column of the text table -> (key in a row of the error table, factor)
+COLUMNS = {
+    "RMSE E\nmeV/atom": ("energy_rmse_eV_per_atom", 1000.0),
+    "MAE E\nmeV/atom": ("energy_mae_eV_per_atom", 1000.0),
+    "RMSE F\nmeV/Å": ("forces_rmse_eV_per_A", 1000.0),
+    "MAE F\nmeV/Å": ("forces_mae_eV_per_A", 1000.0),
+    "RMS of F\nmeV/Å": ("forces_rms_reference_eV_per_A", 1000.0),
+    "RMSE stress\nmeV/Å^3": ("stress_rmse_eV_per_A3", 1000.0),
+    "MAE stress\nmeV/Å^3": ("stress_mae_eV_per_A3", 1000.0),
+}
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the model says of one structure."""
+
+    energy: float  # eV, total
+    forces: NDArray[np.float64]  # [n_atoms, 3] eV/Å
+    stress: NDArray[np.float64]  # [3, 3] eV/Å^3
+
+
+def write_report(
+    table: list[dict[str, Any]],
+    predicted: dict[int, Predicted],
+    source: SampleSource,
+    settings: EvaluateSettings,
+    model: ModelData,
+) -> None:
+    """Write the report to ``settings.output`` and print the table."""
+    output = Path(settings.output)
+    output.mkdir(parents=True, exist_ok=True)
+    origin = (
+        settings.test_file if settings.data_dir is None else f"{settings.data_dir}/{settings.split}"
+    )
+    record = {
+        "checkpoint": settings.checkpoint,
+        "data": origin,
+        "n_structures": len(source),
+        "errors": table,
+    }
+    (output / "errors.json").write_text(json.dumps(record, indent=1) + "\n")
+    text = error_table(table, f"{settings.checkpoint} on {origin}: {len(source)} structures")
+    with open(output / "errors.txt", "w") as handle:
+        Console(file=handle, width=140).print(text)
+    console = Console()
+    console.width = max(
+        console.width, 100
+    )  # a narrow terminal wraps lines rather than losing words
+    console.print(text)
+    written = ["errors.json", "errors.txt"]
+    structures = [source.sample(i).structure for i in range(len(source))]
+    if settings.plots:
+        E0_of = dict(zip(model.atomic_numbers, model.E0s, strict=True))
+        E0s = np.array([sum(E0_of[z] for z in s.numbers.tolist()) for s in structures])
+        figure = parity_figure(structures, predicted, table, E0s)
+        figure.savefig(output / "parity.png", dpi=150)
+        written.append("parity.png")
+    if settings.predictions:
+        atoms = [_atoms(structure, predicted[i]) for i, structure in enumerate(structures)]
+        ase_write(output / "predictions.extxyz", atoms, format="extxyz", write_results=False)
+        written.append("predictions.extxyz")
+    LOGGER.info("wrote %s to %s", ", ".join(written), output)
+
+
+def error_table(table: list[dict[str, Any]], title: str) -> Table:
+    """The errors as a rich table, one row per config_type and element."""
+    columns = {k: v for k, v in COLUMNS.items() if any(v[0] in row for row in table)}
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("", no_wrap=True)
+    for heading in columns:
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for row in table:
+        cells = [
+            f"{factor * row[key]:.2f}" if key in row else "" for key, factor in columns.values()
+        ]
+        name = row["name"].removeprefix("config_type ")
+        shown.add_row(name, *cells, end_section=name == "all")
+    return shown
+
+
+def parity_figure(
+    structures: list[Structure],
+    predicted: dict[int, Predicted],
+    table: list[dict[str, Any]],
+    E0s: NDArray[np.float64],
+) -> Figure:
+    """Predicted against reference: energy per atom, force components, stress components.
+
+    ``E0s`` [n_structures] are the summed energies of the isolated atoms, eV.
+    """
+    energies = _energies(structures, predicted, E0s)
+    panels = [
+        ("energy", "energy per atom, relative to isolated atoms (eV)", energies),
+        ("forces", "force components (eV/Å)", _forces(structures, predicted)),
+        ("stress", "stress components (eV/Å³)", _stresses(structures, predicted)),
+    ]
+    panels = [panel for panel in panels if len(panel[2]) > 0]
+    figure = Figure(figsize=(5.0 * max(len(panels), 1), 4.6), layout="constrained")
+    for i, (quantity, label, pairs) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        key = next(k for k in table[0] if k.startswith(f"{quantity}_rmse_"))
+        unit = key.removeprefix(f"{quantity}_rmse_").replace("_per_", "/").replace("A3", "Å³")
+        unit = unit.replace("eV/A", "eV/Å")
+        _parity(axes, pairs, label, f"{quantity}: RMSE {1000 * table[0][key]:.3g} m{unit}")
+    return figure
+
+
+def _parity(axes: Axes, pairs: NDArray[np.float64], label: str, title: str) -> None:
+    """One panel; ``pairs`` [n, 2] are (reference, predicted)."""
+    low, high = float(pairs.min()), float(pairs.max())
+    margin = 0.04 * (high - low) or 0.1
+    limits = (low - margin, high + margin)
+    if len(pairs) > 3000:  # too many to tell points apart: show their density
+        drawn = axes.hexbin(
+            pairs[:, 0], pairs[:, 1], gridsize=80, bins="log", mincnt=1, extent=(*limits, *limits)
+        )
+        axes.figure.colorbar(drawn, ax=axes, label="components per cell")
+    else:
+        axes.scatter(pairs[:, 0], pairs[:, 1], s=9, alpha=0.6, linewidths=0)
+    axes.plot(limits, limits, color="black", linewidth=0.8, linestyle="--")
+    axes.set(xlim=limits, ylim=limits, aspect="equal", title=title)
+    axes.set_xlabel(f"reference {label}", fontsize="small")
+    axes.set_ylabel("predicted")
+
+
+def _energies(
+    structures: list[Structure], predicted: dict[int, Predicted], E0s: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    pairs = [
+        ((s.energy - E0s[i]) / s.n_atoms, (predicted[i].energy - E0s[i]) / s.n_atoms)
+        for i, s in enumerate(structures)
+        if s.energy is not None
+    ]
+    return np.array(pairs).reshape(-1, 2)
+
+
+def _forces(structures: list[Structure], predicted: dict[int, Predicted]) -> NDArray[np.float64]:
+    pairs = [
+        np.stack((s.forces.ravel(), predicted[i].forces.ravel()), axis=1)
+        for i, s in enumerate(structures)
+        if s.forces is not None
+    ]
+    return np.concatenate([np.zeros((0, 2)), *pairs])
+
+
+def _stresses(structures: list[Structure], predicted: dict[int, Predicted]) -> NDArray[np.float64]:
+    pairs = [
+        np.stack((s.stress.ravel(), predicted[i].stress.ravel()), axis=1)
+        for i, s in enumerate(structures)
+        if s.stress is not None
+    ]
+    return np.concatenate([np.zeros((0, 2)), *pairs])
+
+
+def _atoms(structure: Structure, predicted: Predicted) -> Atoms:
+    """Reference labels as REF_*, predictions as MACE_* (the names mace_eval_configs writes)."""
+    atoms = Atoms(
+        structure.numbers, positions=structure.positions, cell=structure.cell, pbc=structure.pbc
+    )
+    atoms.info["config_type"] = structure.config_type
+    atoms.info["MACE_energy"] = predicted.energy
+    atoms.arrays["MACE_forces"] = predicted.forces
+    if structure.pbc.all():
+        atoms.info["MACE_stress"] = predicted.stress
+    if structure.energy is not None:
+        atoms.info["REF_energy"] = structure.energy
+    if structure.forces is not None:
+        atoms.arrays["REF_forces"] = structure.forces
+    if structure.stress is not None:
+        atoms.info["REF_stress"] = structure.stress
+    return atoms

@@ -1,0 +1,146 @@
+"""Checkpoints: tensors as safetensors with a JSON header inside, never a pickle.
+
+``best.safetensors`` holds the weights to use (the moving average, where there is one);
+``last.safetensors`` holds besides them the raw weights, the average and the optimizer's state, all
+that a resumed run needs. The header names architecture, E0s, statistics, settings and progress; a
+readable copy lies beside each file as ``best.json`` and ``last.json``. A file is replaced in one
+atomic step, so a run killed while writing leaves the one before.
+"""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mace_train import __version__
+from mace_train.errors import InputError
+from mace_train.model.mace import MACE, ModelData
+from mace_train.settings import ModelSettings
+
+FORMAT = "mace-train checkpoint"
+FORMAT_VERSION = 1
+
+
+def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write a checkpoint atomically, and its readable JSON beside it."""
+    header = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "mace_train_version": __version__,
+        "torch_version": str(torch.__version__),
+        **header,
+    }
+    text = json.dumps(header, indent=1, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.tmp")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, metadata={"header": text})
+    with open(temporary, "rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+    readable = path.with_suffix(".json")
+    temporary_json = readable.with_name(f".{readable.name}.tmp")
+    temporary_json.write_text(text + "\n")
+    os.replace(temporary_json, readable)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, header) of a checkpoint; InputError if it is none, or of another version."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint file")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            text = (handle.metadata() or {}).get("header")
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not a readable safetensors file ({error}); it may be truncated, "
+            "use the other checkpoint (best or last) or train again"
+        ) from None
+    header = json.loads(text) if text else {}
+    if header.get("format") != FORMAT:
+        raise InputError(f"{path}: a safetensors file, but not a mace-train checkpoint")
+    if header["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: checkpoint format {header['format_version']}, this version of mace-train "
+            f"reads format {FORMAT_VERSION}; use the release that wrote it "
+            f"({header['mace_train_version']})"
+        )
+    return tensors, header
+
+
+def model_header(model: MACE) -> dict[str, Any]:
+    """The part of a header that rebuilds the model."""
+    return {"model_settings": asdict(model.settings), "model_data": asdict(model.data)}
+
+
+def load_model(path: Path, dtype: torch.dtype | None = None) -> tuple[MACE, dict[str, Any]]:
+    """(model with the weights to use, header) from a checkpoint file or a training's folder."""
+    if path.is_dir():
+        path = path / "checkpoints" / "best.safetensors"
+    tensors, header = read(path)
+    if dtype is None:
+        dtype = getattr(torch, header["default_dtype"])
+    data = header["model_data"]
+    data = {**data, "atomic_numbers": tuple(data["atomic_numbers"]), "E0s": tuple(data["E0s"])}
+    model = MACE(ModelSettings(**header["model_settings"]), ModelData(**data)).to(dtype)
+    prefix = "average." if any(name.startswith("average.") for name in tensors) else "model."
+    load_parameters(model, tensors, prefix, path)
+    return model, header
+
+
+def load_parameters(model: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:
+    """Copy the tensors named ``prefix + parameter`` into the model; every one must fit."""
+    parameters = dict(model.named_parameters())
+    stored = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    problems = [f"{name} is missing" for name in parameters.keys() - stored.keys()]
+    problems += [f"{name} is unknown" for name in stored.keys() - parameters.keys()]
+    problems += [
+        f"{name} has shape {tuple(stored[name].shape)}, the model needs {tuple(value.shape)}"
+        for name, value in parameters.items()
+        if name in stored and stored[name].shape != value.shape
+    ]
+    if problems:
+        raise InputError(
+            f"{path}: checkpoint of another model ({'; '.join(sorted(problems)[:3])}"
+            f"{'; ...' if len(problems) > 3 else ''}); use the model settings it was trained "
+            "with, or another output folder"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored[name])
+
+
+def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under ``prefix + name``."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as ``optimizer.PARAMETER.NAME``."""
+    return {
+        f"optimizer.{name}.{key}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    """Put back what ``optimizer_tensors`` took."""
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        if not state:
+            continue
+        # Adam keeps its step count on the CPU and its moments where the parameter is.
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device)
+            for key, value in state.items()
+        }

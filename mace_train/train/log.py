@@ -1,0 +1,208 @@
+"""Where the numbers of a run go: console, metrics.jsonl, metrics.csv, wandb and TensorBoard.
+
+Only rank 0 makes a MetricsLog. JSON lines are the record (complete lines, flushed), the CSV is
+their table for spreadsheets and plots, and train.log keeps what the console shows.
+"""
+
+import csv
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mace_train.errors import InputError
+from mace_train.settings import LoggerSettings
+
+LOGGER = logging.getLogger("mace_train")
+CSV_COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "valid_loss",
+    "valid_energy_rmse_eV_per_atom",
+    "valid_forces_rmse_eV_per_A",
+    "valid_stress_rmse_eV_per_A3",
+    "grad_norm",
+    "atoms_per_s",
+    "structures_per_s",
+    "imbalance",
+    "epoch_s",
+    "time_to_go_s",
+)
+
+_Item = TypeVar("_Item")
+
+
+class MetricsLog:
+    """Writes one record per epoch to every place that the settings name."""
+
+    def __init__(
+        self, settings: LoggerSettings, output: Path, name: str, config: dict[str, Any]
+    ) -> None:
+        self._text = logging.FileHandler(output / "train.log")
+        LOGGER.addHandler(self._text)
+        self._json = output / "metrics.jsonl"
+        self._csv = output / "metrics.csv"
+        self._wandb = _start_wandb(settings, output, name, config) if settings.wandb else None
+        self._board = _start_tensorboard(output) if settings.tensorboard else None
+
+    def keep_until(self, epoch: int) -> None:
+        """Drop records after ``epoch``, which a resumed run will write again."""
+        records = self.records()
+        kept = [record for record in records if record["epoch"] <= epoch]
+        self._json.write_text("".join(_line(record) for record in kept))
+        self._write_csv(kept)
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records so far; a line cut short by a kill is left out."""
+        if not self._json.exists():
+            return []
+        lines = self._json.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; its values are numbers or strings."""
+        with open(self._json, "a") as handle:
+            handle.write(_line(record))
+        if not self._csv.exists():
+            self._write_csv([])
+        with open(self._csv, "a", newline="") as handle:
+            csv.DictWriter(handle, CSV_COLUMNS, extrasaction="ignore").writerow(record)
+        numbers = {k: v for k, v in record.items() if isinstance(v, (int, float))}
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=record["step"])
+        if self._board is not None:
+            for key, value in numbers.items():
+                self._board.add_scalar(key, value, record["step"])
+
+    def _write_csv(self, records: list[dict[str, Any]]) -> None:
+        with open(self._csv, "w", newline="") as handle:
+            writer = csv.DictWriter(handle, CSV_COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(records)
+
+    def close(self, exit_code: int = 0) -> None:
+        """Flush and finish; a non-zero ``exit_code`` marks the wandb run as failed."""
+        LOGGER.removeHandler(self._text)
+        self._text.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=exit_code)
+        if self._board is not None:
+            self._board.close()
+
+
+def _line(record: dict[str, Any]) -> str:
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _start_wandb(settings: LoggerSettings, output: Path, name: str, config: dict[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise InputError(
+            "logger.wandb=true but wandb is not installed; pip install 'mace-train[loggers]'"
+        ) from None
+    return wandb.init(
+        project=settings.wandb_project,
+        entity=settings.wandb_entity,
+        name=settings.wandb_name or name,
+        dir=str(output),
+        mode=cast(Any, settings.wandb_mode),
+        config=config,
+    )
+
+
+def _start_tensorboard(output: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "logger.tensorboard=true but tensorboard is not installed; "
+            "pip install 'mace-train[loggers]'"
+        ) from None
+    return SummaryWriter(str(output / "tensorboard"))
+
+
+class EpochProgress:
+    """A bar over the steps of one epoch on a terminal; nothing elsewhere."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._console = Console(stderr=True)
+        self._enabled = enabled and self._console.is_terminal
+
+    def over(self, items: Iterable[_Item], n_items: int, label: str) -> Iterator[_Item]:
+        """Yield ``items``; the bar shows how far the epoch is and what ``note`` last said."""
+        if not self._enabled:
+            yield from items
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._console, transient=True) as self._progress:
+            self._task = self._progress.add_task(label, total=n_items, note="")
+            for item in items:
+                yield item
+                self._progress.advance(self._task)
+
+    def note(self, text: str) -> None:
+        """Show ``text`` beside the bar."""
+        if self._enabled:
+            self._progress.update(self._task, note=text)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds since the start, at least a nanosecond so that rates are finite."""
+        return max(time.perf_counter() - self._start, 1e-9)
+
+
+def epoch_line(record: dict[str, Any], max_num_epochs: int) -> str:
+    """The console's line about one epoch."""
+    parts = [
+        f"epoch {record['epoch'] + 1}/{max_num_epochs}",
+        f"loss {record['train_loss']:.4g}",
+    ]
+    if record.get("valid_loss") is not None:
+        parts.append(f"valid {record['valid_loss']:.4g}")
+    energy = record.get("valid_energy_rmse_eV_per_atom")
+    forces = record.get("valid_forces_rmse_eV_per_A")
+    stress = record.get("valid_stress_rmse_eV_per_A3")
+    if energy is not None:
+        parts.append(f"RMSE E {1000 * energy:.2f} meV/atom")
+    if forces is not None:
+        parts.append(f"F {1000 * forces:.1f} meV/Å")
+    if stress is not None:
+        parts.append(f"S {1000 * stress:.2f} meV/Å^3")
+    parts += [
+        f"{record['atoms_per_s']:.0f} atoms/s",
+        f"imbalance {record['imbalance']:.3f}",
+        f"{_duration(record['time_to_go_s'])} to go",
+    ]
+    return "  ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

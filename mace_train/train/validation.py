@@ -1,0 +1,64 @@
+"""Errors of a model on a split, every structure exactly once whatever the number of ranks."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from mace_train.balance.costs import Capacity, Costs, derive_capacity
+from mace_train.balance.sampler import evaluation_plan
+from mace_train.data.loading import batches
+from mace_train.model.derivatives import predict
+from mace_train.settings import BatchingSettings
+from mace_train.train.loss import LossSums, loss_sums
+from mace_train.train.metrics import ErrorSums
+from mace_train.train.setup import Run
+
+
+def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
+    """(loss, table of errors) of the averaged weights on the validation split, on every rank."""
+    assert run.valid is not None
+    split, world, model = run.valid, run.world, run.model
+    bins = _bins(run)
+    errors = ErrorSums(split.config_types, model.data.atomic_numbers, world.device)
+    total = LossSums(*torch.zeros(2, 4, dtype=torch.float64, device=world.device))
+    graphs = batches(
+        split.shards,
+        bins,
+        atomic_numbers=model.data.atomic_numbers,
+        dtype=run.dtype,
+        num_workers=run.settings.cluster.num_workers,
+        pin_memory=world.device.type == "cuda",
+    )
+    stress = bool(split.shards.has_stress.any())
+    with run.average.applied(model) if run.average is not None else nullcontext():
+        for graph in graphs:
+            graph = graph.to(world.device)
+            prediction = predict(model, graph, stress=stress, create_graph=False)
+            ids = graph.ids.cpu()
+            weight = split.weight_of[ids].to(graph.weight)
+            sums = loss_sums(prediction, graph, structure_weight=weight)
+            total += LossSums(*(part.detach().double() for part in (sums.numerators, sums.counts)))
+            errors.add(prediction, graph, split.config_type_of[ids].to(world.device))
+    errors.sums = world.sum(errors.sums)
+    reduced = world.sum(torch.stack((total.numerators, total.counts)))
+    return float(LossSums(reduced[0], reduced[1]).loss(run.settings.loss)), errors.table()
+
+
+def evaluation_capacity(costs: Costs, settings: BatchingSettings) -> Capacity:
+    """Capacity of one rank and batch: the given limits, where a larger structure goes alone."""
+
+    def limit(given: int | None, largest: int) -> int | None:
+        return None if given is None else max(given, largest)
+
+    max_atoms = limit(settings.max_atoms, int(costs.n_atoms.max()))
+    max_edges = limit(settings.max_edges, int(costs.n_edges.max()))
+    return derive_capacity(costs, settings.valid_batch_size, max_atoms, max_edges)
+
+
+def _bins(run: Run) -> list[NDArray[Any]]:
+    assert run.valid is not None
+    costs = run.valid.costs
+    capacity = evaluation_capacity(costs, run.settings.batching)
+    return list(evaluation_plan(costs, capacity, run.world.size).of_rank(run.world.rank))

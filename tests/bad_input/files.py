@@ -1,0 +1,157 @@
+"""Bad input files: every case writes one and returns the arguments that preprocess it."""
+
+import shutil
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+from ase.io import read, write
+
+from tests.bad_input.place import water
+from tests.conftest import labelled
+
+
+def nan_energy(place):
+    return place.preprocess(place.file([water(), water(REF_energy=float("nan"))]))
+
+
+def infinite_energy(place):
+    return place.preprocess(place.file([water(REF_energy=float("inf"))]))
+
+
+def nan_forces(place):
+    atoms = water()
+    atoms.arrays["REF_forces"][1, 2] = np.nan
+    return place.preprocess(place.file([atoms]))
+
+
+def nan_positions(place):
+    atoms = water()
+    atoms.positions[0, 0] = np.nan
+    return place.preprocess(place.file([atoms]))
+
+
+def forces_of_wrong_shape(place):
+    atoms = water()
+    atoms.arrays["REF_forces"] = atoms.arrays["REF_forces"][:, :2].copy()
+    return place.preprocess(place.file([atoms]))
+
+
+def stress_of_wrong_shape(place):
+    atoms = labelled(bulk("Al"), "crystal")
+    atoms.info["REF_stress"] = np.zeros(5)
+    return place.preprocess(place.file([atoms]))
+
+
+def missing_energy(place):
+    atoms = water()
+    del atoms.info["REF_energy"]
+    return place.preprocess(place.file([atoms]))
+
+
+def wrong_key_name(place):
+    return place.preprocess(place.xyz, "data.energy_key=dft_energy")
+
+
+def element_without_e0(place):
+    path = place.folder / "no_e0.xyz"
+    write(path, [labelled(Atoms("H"), "IsolatedAtom"), water(), water()], format="extxyz")
+    return place.preprocess(path)
+
+
+def isolated_atoms_disagree(place):
+    path = place.file([water(), water()])
+    atoms = labelled(Atoms("H"), "IsolatedAtom")
+    atoms.info["REF_energy"] += 1.0
+    write(path, [*read(path, ":"), atoms], format="extxyz")
+    return place.preprocess(path)
+
+
+def e0s_file_is_missing(place):
+    return place.preprocess(place.xyz, "data.E0s=nowhere.json")
+
+
+def empty_file(place):
+    path = place.folder / "empty.xyz"
+    path.write_text("")
+    return place.preprocess(path)
+
+
+def file_is_not_there(place):
+    return place.preprocess(place.folder / "nowhere.xyz")
+
+
+def file_of_unknown_format(place):
+    path = place.folder / "notes.unknown"
+    path.write_text("these are no atoms\n")
+    return place.preprocess(path)
+
+
+def truncated_xyz(place):
+    path = place.folder / "short.xyz"
+    path.write_text("\n".join(place.xyz.read_text().splitlines()[:-2]) + "\n")
+    return place.preprocess(path)
+
+
+def only_isolated_atoms(place):
+    return place.preprocess(place.file([]))
+
+
+def everything_goes_to_validation(place):
+    return place.preprocess(place.file([water()]), "data.valid_fraction=0.99")
+
+
+def atoms_on_top_of_each_other(place):
+    atoms = water()
+    atoms.positions[1] = atoms.positions[2]
+    return place.preprocess(place.file([atoms]))
+
+
+def singular_cell(place):
+    atoms = labelled(bulk("Al"), "crystal")
+    atoms.set_cell([[1, 0, 0], [2, 0, 0], [0, 0, 1]])
+    return place.preprocess(place.file([atoms]))
+
+
+def output_is_already_there(place):
+    place.output.mkdir()
+    (place.output / "mine.txt").write_text("keep")
+    return place.preprocess(place.xyz)
+
+
+def output_holds_shards(place):
+    shutil.copytree(place.prepared, place.output)
+    return place.preprocess(place.xyz)
+
+
+def validation_has_a_new_element(place):
+    copper = place.folder / "copper.xyz"
+    write(copper, [labelled(bulk("Cu"), "crystal")], format="extxyz")
+    return place.preprocess(place.xyz, f"data.valid_file={copper}")
+
+
+# case -> words that the message must have (what, where, got, remedy)
+CASES = {
+    nan_energy: ("bad.xyz", "energy", "nan"),
+    infinite_energy: ("bad.xyz", "energy", "inf"),
+    nan_forces: ("bad.xyz", "forces"),
+    nan_positions: ("bad.xyz", "position", "nan"),
+    forces_of_wrong_shape: ("bad.xyz", "(3, 2)"),
+    stress_of_wrong_shape: ("bad.xyz", "stress", "5"),
+    missing_energy: ("bad.xyz", "energy", "REF_forces"),
+    wrong_key_name: ("train.xyz", "dft_energy", "REF_energy"),
+    element_without_e0: ("E0", "O", "average"),
+    isolated_atoms_disagree: ("H", "isolated"),
+    e0s_file_is_missing: ("nowhere.json",),
+    empty_file: ("empty.xyz",),
+    file_is_not_there: ("nowhere.xyz",),
+    file_of_unknown_format: ("notes.unknown",),
+    truncated_xyz: ("short.xyz",),
+    only_isolated_atoms: ("isolated",),
+    everything_goes_to_validation: ("valid_fraction",),
+    atoms_on_top_of_each_other: ("bad.xyz",),
+    singular_cell: ("bad.xyz", "cell"),
+    output_is_already_there: ("output", "mine.txt", "choose a new folder"),
+    output_holds_shards: ("output", "overwrite=true"),
+    validation_has_a_new_element: ("Cu",),
+}

@@ -1,0 +1,203 @@
+"""Bad shards, settings and checkpoints: every case returns the arguments of a failing command."""
+
+import json
+
+import h5py
+from ase.build import bulk
+from ase.io import write
+
+from tests.conftest import labelled, run_command
+
+
+def truncated_shard(place):
+    data = place.copy_prepared()
+    shard = sorted((data / "train").glob("*.h5"))[0]
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    return place.train(data=data)
+
+
+def shard_of_another_version(place):
+    data = place.copy_prepared()
+    with h5py.File(sorted((data / "train").glob("*.h5"))[0], "r+") as handle:
+        handle.attrs["format_version"] = 999
+    return place.train(data=data)
+
+
+def shard_is_missing(place):
+    data = place.copy_prepared()
+    sorted((data / "train").glob("*.h5"))[0].unlink()
+    return place.train(data=data)
+
+
+def shard_is_not_hdf5(place):
+    data = place.copy_prepared()
+    sorted((data / "train").glob("*.h5"))[0].write_text("hello")
+    return place.train(data=data)
+
+
+def statistics_are_missing(place):
+    data = place.copy_prepared()
+    (data / "statistics.json").unlink()
+    return place.train(data=data)
+
+
+def statistics_of_other_data(place):
+    data = place.copy_prepared()
+    path = data / "statistics.json"
+    content = json.loads(path.read_text())
+    content["splits"]["train"]["dataset_hash"] = "0" * 64
+    path.write_text(json.dumps(content))
+    return place.train(data=data)
+
+
+def data_folder_is_not_there(place):
+    return place.train(data=place.folder / "nowhere")
+
+
+def r_max_differs_from_the_graph(place):
+    return place.train("model.r_max=5.0")
+
+
+def structure_has_too_many_atoms(place):
+    return place.train("batching.max_atoms=5")
+
+
+def structure_has_too_many_edges(place):
+    return place.train("batching.max_atoms=50", "batching.max_edges=10")
+
+
+def unknown_key(place):
+    return place.train("loss.force_weight=10")
+
+
+def unknown_key_with_plus(place):
+    return place.train("+optimizer.momentum=0.9")
+
+
+def wrong_type(place):
+    return place.train("optimizer.lr=fast")
+
+
+def value_out_of_range(place):
+    return place.train("optimizer.lr=-0.1")
+
+
+def unknown_group_choice(place):
+    return place.train("model=gigantic")
+
+
+def typo_in_a_yaml(place):
+    (place.folder / "exp.yaml").write_text("defaults: [train, _self_]\nmax_epochs: 3\n")
+    return place.train("--config-dir", str(place.folder), "--config-name", "exp")
+
+
+def broken_yaml(place):
+    (place.folder / "exp.yaml").write_text("defaults: [train, _self_\nname: [x\n")
+    return place.train("--config-dir", str(place.folder), "--config-name", "exp")
+
+
+def required_setting_is_missing(place):
+    return ["train", f"output={place.output}"]
+
+
+def unknown_command(place):
+    return ["trian"]
+
+
+def malformed_override(place):
+    return place.train("seed==3")
+
+
+def output_holds_a_training(place):
+    return [*place.train(), f"output={place.copy_trained()}"]
+
+
+def resume_with_another_model(place):
+    trained = place.copy_trained()
+    return [*place.train("model.num_channels=8", "restart_latest=true"), f"output={trained}"]
+
+
+def resume_with_other_data(place):
+    other = place.folder / "other"
+    run_command(
+        *["preprocess", f"data.train_file={place.xyz}", "r_max=4.0", f"output={other}", "seed=7"]
+    )
+    trained = place.copy_trained()
+    return [*place.train("restart_latest=true", data=other), f"output={trained}"]
+
+
+def resume_from_a_truncated_checkpoint(place):
+    trained = place.copy_trained()
+    last = trained / "checkpoints" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:1000])
+    return [*place.train("restart_latest=true"), f"output={trained}"]
+
+
+def evaluate_without_a_checkpoint(place):
+    settings = [f"checkpoint={place.folder}", f"test_file={place.xyz}", f"output={place.output}"]
+    return ["evaluate", *settings]
+
+
+def evaluate_something_that_is_no_checkpoint(place):
+    settings = [f"checkpoint={place.xyz}", f"test_file={place.xyz}", f"output={place.output}"]
+    return ["evaluate", *settings]
+
+
+def evaluate_an_unknown_element(place):
+    copper = place.folder / "copper.xyz"
+    write(copper, [labelled(bulk("Cu"), "crystal")], format="extxyz")
+    return place.evaluate(f"test_file={copper}")
+
+
+def evaluate_nothing(place):
+    return place.evaluate()
+
+
+def evaluate_a_split_that_is_not_there(place):
+    return place.evaluate(f"data_dir={place.prepared}", "split=test")
+
+
+def evaluate_another_r_max(place):
+    other = place.folder / "other"
+    run_command("preprocess", f"data.train_file={place.xyz}", "r_max=3.0", f"output={other}")
+    return place.evaluate(f"data_dir={other}")
+
+
+def balance_with_a_capacity_too_small(place):
+    return ["balance", f"data_dir={place.prepared}", "batching.max_atoms=3"]
+
+
+# case -> words that the message must have (what, where, got, remedy)
+CASES = {
+    truncated_shard: ("shard-00000.h5",),
+    shard_of_another_version: ("shard-00000.h5", "999"),
+    shard_is_missing: ("shard-00000.h5",),
+    shard_is_not_hdf5: ("shard-00000.h5",),
+    statistics_are_missing: ("statistics.json",),
+    statistics_of_other_data: ("statistics.json", "preprocess again"),
+    data_folder_is_not_there: ("nowhere",),
+    r_max_differs_from_the_graph: ("5.0", "4.0", "preprocess"),
+    structure_has_too_many_atoms: ("max_atoms", "5"),
+    structure_has_too_many_edges: ("max_edges", "10"),
+    unknown_key: ("loss.force_weight", "did you mean loss.forces_weight"),
+    unknown_key_with_plus: ("optimizer.momentum", "optimizer.beta"),
+    wrong_type: ("optimizer.lr", "fast", "Float"),
+    value_out_of_range: ("optimizer.lr", "greater than 0"),
+    unknown_group_choice: ("gigantic", "small", "medium", "large"),
+    typo_in_a_yaml: ("max_epochs", "max_num_epochs"),
+    broken_yaml: ("exp.yaml",),
+    required_setting_is_missing: ("data_dir",),
+    unknown_command: ("trian", "train"),
+    malformed_override: ("=",),
+    output_holds_a_training: ("restart_latest=true",),
+    resume_with_another_model: ("another model", "shape"),
+    resume_with_other_data: ("other data",),
+    resume_from_a_truncated_checkpoint: ("last.safetensors", "truncated"),
+    evaluate_without_a_checkpoint: ("best.safetensors",),
+    evaluate_something_that_is_no_checkpoint: ("train.xyz", "safetensors"),
+    evaluate_an_unknown_element: ("copper.xyz", "29"),
+    evaluate_nothing: ("test_file", "data_dir"),
+    evaluate_a_split_that_is_not_there: ("test",),
+    evaluate_another_r_max: ("3.0", "4.0"),
+    balance_with_a_capacity_too_small: ("max_atoms", "3"),
+}

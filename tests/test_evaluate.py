@@ -1,0 +1,78 @@
+"""Evaluation: shards and raw files agree, and the report says what a person would compute."""
+
+import json
+
+import numpy as np
+import pytest
+from ase.io import read
+
+from tests.conftest import run_command
+
+
+@pytest.fixture(scope="module")
+def report(trained, xyz, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluation") / "out"
+    run_command("evaluate", f"checkpoint={trained}", f"test_file={xyz}", f"output={output}")
+    return output
+
+
+def test_errors_follow_from_the_written_predictions(report, xyz):
+    errors = json.loads((report / "errors.json").read_text())
+    rows = {row["name"]: row for row in errors["errors"]}
+    predicted, reference = read(report / "predictions.extxyz", ":"), read(xyz, ":")
+    assert len(predicted) == len(reference) == errors["n_structures"]
+    for p, r in zip(predicted, reference, strict=True):
+        assert (p.numbers == r.numbers).all()
+    forces = [
+        p.arrays["MACE_forces"] - r.arrays["REF_forces"]
+        for p, r in zip(predicted, reference, strict=True)
+    ]
+    rmse = np.sqrt(np.mean(np.concatenate(forces) ** 2))
+    assert rows["all"]["forces_rmse_eV_per_A"] == pytest.approx(rmse, rel=1e-4)
+    chosen = [
+        np.abs(p.info["MACE_energy"] - r.info["REF_energy"]) / len(r)
+        for p, r in zip(predicted, reference, strict=True)
+        if r.info["config_type"] == "crystal"
+    ]
+    assert rows["config_type crystal"]["energy_mae_eV_per_atom"] == pytest.approx(
+        np.mean(chosen), rel=1e-3
+    )
+    aluminium = [f[p.numbers == 13] for f, p in zip(forces, predicted, strict=True)]
+    rmse = np.sqrt(np.mean(np.concatenate(aluminium) ** 2))
+    assert rows["element Al"]["forces_rmse_eV_per_A"] == pytest.approx(rmse, rel=1e-4)
+    assert "stress_rmse_eV_per_A3" in rows["config_type crystal"]
+    assert "stress_rmse_eV_per_A3" not in rows["config_type molecule"]
+
+
+def test_isolated_atoms_are_reproduced(report):
+    for atoms in read(report / "predictions.extxyz", ":"):
+        if len(atoms) == 1 and not atoms.pbc.any():
+            assert np.abs(atoms.arrays["MACE_forces"]).max() == 0
+
+
+def test_the_report_can_be_looked_at(report):
+    assert (report / "parity.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    text = (report / "errors.txt").read_text()
+    for words in ("RMSE F", "crystal", "element Al", "all"):
+        assert words in text
+
+
+def test_shards_and_training_agree(trained, prepared, tmp_path):
+    output = tmp_path / "out"
+    run_command(
+        "evaluate",
+        f"checkpoint={trained}",
+        f"data_dir={prepared}",
+        "split=valid",
+        f"output={output}",
+        "plots=false",
+        "predictions=false",
+        "batching.valid_batch_size=2",
+    )
+    row = json.loads((output / "errors.json").read_text())["errors"][0]
+    header = json.loads((trained / "checkpoints" / "best.json").read_text())
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    best = records[header["progress"]["best_epoch"]]
+    for key in ("energy_rmse_eV_per_atom", "forces_rmse_eV_per_A", "stress_rmse_eV_per_A3"):
+        assert row[key] == pytest.approx(best[f"valid_{key}"], rel=1e-4)
+    assert sorted(path.name for path in output.iterdir()) == ["errors.json", "errors.txt"]

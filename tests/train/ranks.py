@@ -1,0 +1,54 @@
+"""Run a function on several gloo ranks, each a process of its own."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+from mace_train.settings import ClusterSettings
+from mace_train.world import World, open_world
+
+Function = Callable[..., Any]
+
+
+def run_ranks(n_ranks: int, function: Function, folder: Path, *arguments: Any) -> list[Any]:
+    """``[function(world, *arguments) for each rank]``; results travel through ``folder``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.start_processes(
+        _enter,
+        args=(n_ranks, port, function, str(folder), arguments),
+        nprocs=n_ranks,
+        start_method="spawn",
+    )
+    paths = [folder / f"rank-{n_ranks}-{rank}.pt" for rank in range(n_ranks)]
+    return [torch.load(path, weights_only=False) for path in paths]
+
+
+def _enter(
+    rank: int, n_ranks: int, port: int, function: Function, folder: str, arguments: tuple[Any, ...]
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(n_ranks),
+        "LOCAL_WORLD_SIZE": str(n_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    with open_world(ClusterSettings(device="cpu", timeout_s=60, num_threads=1)) as world:
+        result = function(world, *arguments)
+    torch.save(result, Path(folder) / f"rank-{n_ranks}-{rank}.pt")
+
+
+def collectives(world: World) -> tuple[list[float], str, list[int], int]:
+    """What the collectives of World give on this rank."""
+    total = world.sum(torch.tensor([1.0, float(world.rank)]))
+    word = world.broadcast("from 0" if world.is_main else "mine")
+    world.barrier()
+    return total.tolist(), word, world.gather(10 * world.rank), world.size

@@ -1,0 +1,197 @@
+"""The loop: gradients that do not depend on ranks or bins, learning, resume, early stopping."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mace_train.data.loading import batches
+from mace_train.data.preprocess import preprocess
+from mace_train.errors import InputError
+from mace_train.settings import (
+    BatchingSettings,
+    DataSettings,
+    LoggerSettings,
+    LossSettings,
+    ModelSettings,
+    OptimizerSettings,
+    PreprocessSettings,
+    TrainSettings,
+)
+from mace_train.train.checkpoint import load_model, read
+from mace_train.train.setup import set_up
+from mace_train.train.trainer import fit, train, train_step
+from mace_train.train.validation import validate
+from mace_train.world import World
+from tests.train.ranks import run_ranks
+
+LOSS = LossSettings(
+    stress_weight=7.0, virials_weight=0.3, config_type_weights={"crystal": 2.5, "molecule": 0.5}
+)
+
+
+def settings_for(prepared: Path, output: Path, **changes: Any) -> TrainSettings:
+    """A small float64 training; ``changes`` replace fields."""
+    base = TrainSettings(
+        data_dir=str(prepared),
+        output=str(output),
+        default_dtype="float64",
+        max_num_epochs=4,
+        clip_grad=None,
+        model=ModelSettings(num_channels=4, max_ell=2, correlation=2, radial_MLP=[8]),
+        optimizer=OptimizerSettings(lr=0.005),
+        batching=BatchingSettings(batch_size=3),
+        logger=LoggerSettings(progress=False),
+        loss=LOSS,
+    )
+    return replace(base, **changes)
+
+
+def gradient_of_one_step(
+    world: World, settings: TrainSettings, bins: list[list[int]]
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Gradients after one step in which this rank holds ``bins[rank]``, and its loss sums."""
+    run = set_up(settings, world)
+    graph = next(
+        batches(
+            run.train.shards,
+            [np.array(bins[world.rank], dtype=np.int64)],
+            atomic_numbers=run.model.data.atomic_numbers,
+            dtype=run.dtype,
+        )
+    )
+    sums, _ = train_step(run, graph, lr=0.0)
+    gradients = {name: value.grad.clone() for name, value in run.model.named_parameters()}
+    return gradients, sums.numerators.tolist()
+
+
+def test_gradient_does_not_depend_on_ranks_or_bins(prepared, tmp_path):
+    settings = settings_for(prepared, tmp_path / "run")
+    ids = list(range(12))
+    alone, _ = gradient_of_one_step(World(), settings, [ids])
+    assert all(torch.isfinite(gradient).all() for gradient in alone.values())
+    assert max(gradient.abs().max() for gradient in alone.values()) > 1e-3
+    for bins in ([ids[:3], ids[3:]], [ids[:1], [], ids[1:9], ids[9:]]):  # one rank has nothing
+        results = run_ranks(len(bins), gradient_of_one_step, tmp_path, settings, bins)
+        scale = max(float(gradient.abs().max()) for gradient in alone.values())
+        for gradients, _ in results:
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(gradient, alone[name], rtol=1e-12, atol=1e-12 * scale)
+
+
+def test_validation_counts_every_structure_once_on_any_number_of_ranks(prepared, tmp_path):
+    settings = settings_for(prepared, tmp_path / "run")
+    expected = validate(set_up(settings, World()))
+    for n_ranks in (2, 3):
+        for loss, table in run_ranks(n_ranks, validation_of, tmp_path, settings):
+            assert loss == pytest.approx(expected[0], rel=1e-12)
+            assert [row["name"] for row in table] == [row["name"] for row in expected[1]]
+            for row, reference in zip(table, expected[1], strict=True):
+                assert row["energy_count" if "energy_count" in row else "forces_count"] > 0
+                for key in reference.keys() - {"name"}:
+                    assert row[key] == pytest.approx(reference[key], rel=1e-11, abs=1e-14)
+
+
+def validation_of(world: World, settings: TrainSettings) -> tuple[float, list[dict[str, Any]]]:
+    """Validation loss and table on this rank."""
+    return validate(set_up(settings, world))
+
+
+def test_training_learns_and_leaves_its_record(prepared, tmp_path):
+    output = tmp_path / "run"
+    settings = settings_for(prepared, output, max_num_epochs=12)
+    last = train(settings)
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(12))
+    assert records[-1] == json.loads(json.dumps(last))
+    assert records[-1]["valid_loss"] < 0.5 * records[0]["valid_loss"]
+    assert records[-1]["train_loss"] < 0.5 * records[0]["train_loss"]
+    assert len((output / "metrics.csv").read_text().splitlines()) == 13
+    best = min(records, key=lambda record: record["valid_loss"])
+    _, header = read(output / "checkpoints" / "best.safetensors")
+    assert header["progress"]["best_epoch"] == best["epoch"]
+    assert json.loads((output / "checkpoints" / "best.json").read_text()) == header
+    assert json.loads((output / "settings.json").read_text())["max_num_epochs"] == 12
+
+
+def test_best_checkpoint_gives_the_validation_loss_it_claims(prepared, tmp_path):
+    settings = settings_for(prepared, tmp_path / "run", max_num_epochs=3)
+    run = set_up(settings, World())
+    fit(run)
+    model, header = load_model(tmp_path / "run")
+    run.model.load_state_dict(model.state_dict(), strict=False)
+    run.average = None
+    assert validate(run)[0] == pytest.approx(header["progress"]["best_loss"], rel=1e-12)
+
+
+def test_resume_is_bit_for_bit(prepared, tmp_path):
+    whole = settings_for(prepared, tmp_path / "whole", max_num_epochs=5)
+    train(whole)
+    part = settings_for(prepared, tmp_path / "part", max_num_epochs=5, restart_latest=True)
+    run = set_up(part, World())
+    run.settings = replace(part, max_num_epochs=2)  # as if killed after two epochs
+    fit(run)
+    with open(tmp_path / "part" / "metrics.jsonl", "a") as handle:
+        handle.write('{"epoch": 2, "step": 99, "trai')  # a line that the kill cut short
+    train(part)
+    tensors = [
+        read(tmp_path / name / "checkpoints" / "last.safetensors")[0] for name in ("whole", "part")
+    ]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert any(name.startswith("optimizer.") for name in tensors[0])
+    for name, value in tensors[0].items():
+        assert torch.equal(value, tensors[1][name]), name
+    losses = [
+        [
+            json.loads(line)["valid_loss"]
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "part")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 5
+
+
+def test_early_stopping_ends_the_run_and_stays_ended(prepared, tmp_path):
+    optimizer = OptimizerSettings(lr=1e-30)  # too small to change a weight
+    settings = settings_for(
+        prepared, tmp_path / "run", max_num_epochs=50, patience=3, optimizer=optimizer, ema=False
+    )
+    settings = replace(settings, loss=replace(LOSS, forces_weight=0.0, stress_weight=0.0))
+    train(settings)
+    path = tmp_path / "run" / "metrics.jsonl"
+    n_epochs = len(path.read_text().splitlines())
+    assert n_epochs < 50
+    _, header = read(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert header["progress"]["stopped"]
+    train(replace(settings, restart_latest=True))
+    assert len(path.read_text().splitlines()) == n_epochs
+
+
+def test_a_non_finite_gradient_stops_and_names_the_structures(prepared, tmp_path):
+    run = set_up(settings_for(prepared, tmp_path / "run"), World())
+    with torch.no_grad():
+        next(iter(run.model.parameters())).fill_(float("nan"))
+    graph = next(
+        batches(
+            run.train.shards,
+            [np.array([4, 2])],
+            atomic_numbers=run.model.data.atomic_numbers,
+            dtype=run.dtype,
+        )
+    )
+    with pytest.raises(InputError, match=r"\[4, 2\]"):
+        train_step(run, graph, lr=0.01)
+
+
+def test_without_validation_the_last_epoch_is_best(xyz, tmp_path):
+    data = tmp_path / "data"
+    source = DataSettings(train_file=str(xyz), valid_fraction=0.0)
+    preprocess(PreprocessSettings(data=source, r_max=4.0, output=str(data)))
+    train(settings_for(data, tmp_path / "run", max_num_epochs=2))
+    _, header = read(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    assert header["progress"]["best_epoch"] == 1

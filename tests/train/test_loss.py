@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from mace_train.model.derivatives import Prediction
 
 from mace_train.data.graph import Graph
+from mace_train.model.derivatives import Prediction
 from mace_train.settings import LossSettings
 from mace_train.train.loss import label_counts, loss_sums
 

@@ -3,6 +3,7 @@
 shards + statistics -> model -> optimizer, schedule, average -> (resume from a checkpoint).
 """
 
+import inspect
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -105,10 +106,7 @@ def set_up(settings: TrainSettings, world: World) -> Run:
     model = new_model(settings, statistics).to(world.device)
     force_field: nn.Module = ForceField(model, needs_stress(settings.loss))
     if world.size > 1:
-        device_ids = [world.device.index] if world.device.type == "cuda" else None
-        force_field = nn.parallel.DistributedDataParallel(
-            force_field, device_ids=device_ids, broadcast_buffers=False
-        )
+        force_field = _distributed(force_field, world)
     sampler = BinSampler(train.costs, settings.batching, world.size, world.rank, settings.seed)
     run = Run(
         settings=settings,
@@ -130,6 +128,17 @@ def set_up(settings: TrainSettings, world: World) -> Run:
         _resume(run, last)
     world.barrier()  # every rank has looked for checkpoints before rank 0 writes one
     return run
+
+
+def _distributed(module: nn.Module, world: World) -> nn.Module:
+    """The module under DDP; its buffers are constants, equal on all ranks, and never sent."""
+    wrapper = nn.parallel.DistributedDataParallel
+    new_name = "forward_sync_buffers"  # which newer releases of torch want instead
+    known = new_name in inspect.signature(wrapper).parameters
+    options: dict[str, Any] = {new_name if known else "broadcast_buffers": False}
+    if world.device.type == "cuda":
+        options["device_ids"] = [world.device.index]
+    return wrapper(module, **options)
 
 
 def new_model(settings: TrainSettings, statistics: Statistics) -> MACE:

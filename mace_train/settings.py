@@ -19,7 +19,7 @@ class DataSettings:
     """Input files, the names of their labels, and the energies of isolated atoms."""
 
     train_file: Any = MISSING
-    """File or files that ASE reads, for training (and validation, see valid_fraction)."""
+    """File(s) that ASE reads, also patterns like dir/*.xyz; validation: see valid_fraction."""
     valid_file: Any = None
     """File or files for validation; without them valid_fraction of train_file is split off."""
     test_file: Any = None

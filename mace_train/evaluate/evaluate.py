@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from mace_train.balance.costs import Costs
 from mace_train.balance.sampler import evaluation_plan
 from mace_train.checks import as_files, existing_folder, make_folder
+from mace_train.data.labels import LabelReport
 from mace_train.data.loading import Kinds, SampleSource, batches, kinds_of
 from mace_train.data.read import read_structures
 from mace_train.data.shards import Sample, sample_of
 from mace_train.data.statistics import open_split
-from mace_train.data.structure import LabelKeys
+from mace_train.data.structure import LabelKeys, is_isolated
 from mace_train.errors import InputError
 from mace_train.evaluate.report import Predicted, write_report
 from mace_train.model.derivatives import Prediction, predict
@@ -105,9 +106,16 @@ def open_source(settings: EvaluateSettings, r_max: float) -> SampleSource:
             )
         return shards
     keys = LabelKeys.of(settings)
-    structures = list(read_structures(files, keys))
+    labels = LabelReport(keys)
+    structures = list(read_structures(files, keys, require_energy=False, labels=labels))
     if not structures:
         raise InputError(f"test_file={', '.join(files)} holds no structures")
+    labels.check_given_keys("test_file")
+    labels.warn_missing("test_file")
+    LOGGER.info("test_file: %d structures; %s", len(structures), labels.counts.summary())
+    n_single = sum(is_isolated(structure) for structure in structures)
+    if n_single:
+        LOGGER.info("%d isolated atoms are among them and count in the errors", n_single)
     return InMemory([sample_of(structure, r_max) for structure in structures])
 
 

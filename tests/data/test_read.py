@@ -156,7 +156,7 @@ FRAME = "2\nREF_energy=-1.0\nO 0 0 0\nH 0 0 1\n"
         ("a.xyz", (FRAME + FRAME.replace("H", "Qq")).encode(), "structure 1: cannot be read"),
         ("a.xyz", b"\x00\xff\xfe binary", "structure 0"),
         ("a.xyz", FRAME.encode("utf-16"), "structure 0"),
-        ("a.xyz.gz", gzip.compress(FRAME.encode())[:-12], "structure 0: cannot be read"),
+        ("a.xyz.gz", gzip.compress(FRAME.encode(), mtime=0)[:-12], "structure 0: cannot be read"),
         ("a.xyz.gz", b"not packed", "structure 0: cannot be read"),
         ("a.xyz.xz", b"not packed", "structure 0: cannot be read"),
         ("a.traj", b"- of Ulm what is this?", "structure 0: cannot be read"),

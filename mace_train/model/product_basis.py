@@ -12,8 +12,8 @@ of 51. We keep mace-torch's weights as the parameters and evaluate an independen
     sum_p w_p f_p(x) = sum_{b in B} (sum_p M[b, p] w_p) f_b(x),      f_p = sum_b M[b, p] f_b,
 
 with M found once by least squares over the values of all paths at random points, to rounding.
-Among dependent paths the ones with the smallest intermediate degrees are kept, and paths with a
-common beginning share it. Setting up costs well under a second up to order 3.
+Among dependent paths the cheapest to evaluate are kept (``_expense``), and paths with a common
+beginning share it. Setting up costs well under a second up to order 3.
 """
 
 from collections.abc import Iterable
@@ -91,9 +91,14 @@ def reduced_basis(l_max: int, order: int, l_out: int) -> tuple[list[Path], Float
 
 
 def _expense(path: Path) -> tuple[int, ...]:
-    """Sorts cheap paths first: small intermediate degrees, latest first, then small l."""
+    """Sorts cheap paths first: small intermediate degrees, latest first, then equal first degrees.
+
+    Large last degrees come next, since paths that share them and the degree before share the final
+    coupling. By instruction counts of the compiled program this order is the best of those tried.
+    """
     reached = [k for _, k in path[1:-1]]
-    return (*reversed(reached), *(degree for degree, _ in reversed(path)))
+    difference = abs(path[0][0] - path[1][0]) if reached else 0
+    return (*reversed(reached), difference, *(-degree for degree, _ in reversed(path)))
 
 
 @dataclass(frozen=True)

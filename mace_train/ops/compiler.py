@@ -1,6 +1,6 @@
 """Compiles C++ with the host's compiler and keeps the results on disk.
 
-A library is named by the SHA-256 of its source, of the flags, and of all that the compiler predefines for
+A library is named by the SHA-256 of its source, the flags, and all that the compiler predefines for
 this machine (its version and instruction sets), so that nodes of different kinds can share a home.
 It is written under another name and renamed, under a lock: of several processes one compiles.
 The sources are kept as well, by the recipe they were generated from, since generating a large one

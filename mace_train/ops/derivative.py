@@ -19,7 +19,8 @@ def gradient(program: Program, cotangents: Mapping[str, str], wanted: Mapping[st
     """The program of gradients.
 
     ``cotangents`` names the new input for each output operand (others count as zero), ``wanted``
-    the new output for each input operand. Segments that no output depends on have no gradient.
+    the new output for each input operand. Segments that no output depends on have no gradient. The result
+    shares the program's graph and is not simplified yet.
     """
     graph = program.graph
     adjoints: dict[int, list[Term]] = defaultdict(list)
@@ -43,7 +44,7 @@ def gradient(program: Program, cotangents: Mapping[str, str], wanted: Mapping[st
             else:
                 adjoints[a].append(Term(c, adjoint, b))
                 adjoints[b].append(Term(c, adjoint, a))
-    return Program(graph, outputs).simplified()
+    return Program(graph, outputs)
 
 
 def _dependents(program: Program, operands: frozenset[str]) -> set[int]:

@@ -27,8 +27,8 @@ static inline void add(T* p, V v) {{ *(V*)p += v; }}
 """
 
 _SIGNATURE = """\
-extern "C" void {name}(int64_t lo, int64_t hi, const int64_t* const* index, const T* const* in,
-                       T* const* out) {{
+extern "C" void run(int64_t lo, int64_t hi, const int64_t* const* index, const T* const* in,
+                    T* const* out) {
 """
 
 
@@ -49,11 +49,9 @@ class Target:
 def emit_cpp(kernel: Kernel, target: Target) -> str:
     """The source of one kernel."""
     assert target.n_channels % target.lanes == 0
-    header = _HEADER.format(
-        scalar=target.scalar, width=target.width, channels=target.n_channels
-    )
+    header = _HEADER.format(scalar=target.scalar, width=target.width, channels=target.n_channels)
     lines = {Loop.ROWS: _rows, Loop.RECEIVERS: _receivers, Loop.EDGES: _edges}[kernel.loop](kernel)
-    return "\n".join([header + _SIGNATURE.format(name=kernel.name), *lines, "}", ""])
+    return "\n".join([header + _SIGNATURE, *lines, "}", ""])
 
 
 def _rows(kernel: Kernel) -> list[str]:

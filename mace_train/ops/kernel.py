@@ -10,7 +10,6 @@ operand is at each place of the loop, or how results are gathered:
     EDGES          ROW (receiver), SENDER, EDGE, UNIFORM EDGE, UNIFORM (summed over channels)
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -49,12 +48,7 @@ class Operand:
 class Kernel:
     """All that a back end needs to make code."""
 
-    name: str  # a C identifier
     loop: Loop
     program: Program
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
-
-    def input_of(self) -> Mapping[str, Operand]:
-        """Inputs by name."""
-        return {operand.name: operand for operand in self.inputs}

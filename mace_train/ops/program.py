@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
+ROUNDING = 1e-14  # coefficients this close to 0, 1 or -1 are meant to be so
 
 
 class Segment(NamedTuple):
@@ -87,11 +88,12 @@ class Graph:
             total[a, b] = total.get((a, b), 0.0) + coefficient
         result = []
         for (a, b), coefficient in total.items():
-            if abs(coefficient) < 1e-14:
+            if abs(coefficient) < ROUNDING:
                 continue
+            if abs(abs(coefficient) - 1.0) < ROUNDING:
+                coefficient = float(np.sign(coefficient))
             if b >= 0 and abs(coefficient) != 1.0:
-                # a uniform factor is scaled once for all channels
-                if self.is_uniform[b] and not self.is_uniform[a]:
+                if self._scales_better(b) > self._scales_better(a):
                     a, b = b, a
                 scaled = self.sum([Term(abs(coefficient), a)])
                 assert scaled is not None
@@ -99,6 +101,10 @@ class Graph:
                 coefficient = float(np.sign(coefficient))
             result.append(Term(coefficient, a, b))
         return tuple(sorted(result, key=lambda term: (term.a, term.b)))
+
+    def _scales_better(self, number: int) -> int:
+        """Rank of a node as the one to scale: once for all channels, or for many products."""
+        return 2 * self.is_uniform[number] + isinstance(self.nodes[number], Segment)
 
     def _through_scaling(self, term: Term) -> Term:
         """The term, with factors that are mere multiples of others replaced by those."""
@@ -164,10 +170,22 @@ class Program:
         return Program(self.graph, {s: i for s, i in self.outputs.items() if wanted(s)})
 
     def simplified(self) -> "Program":
-        """An equal program in a graph of its own, with sums that one other sum reads merged in."""
+        """An equal program in a graph of its own, with sums that one other sum reads merged in.
+
+        Merging c * (a * b) as (c * a) * b pays if c * a has more readers; the cheaper way is kept.
+        """
+        return min((self._merged(scale) for scale in (True, False)), key=Program.cost)
+
+    def _merged(self, scale_products: bool) -> "Program":
         uses = Counter(i for _, node in self.sums() for t in node for i in t.factors)
         uses.update(self.outputs.values())
         graph = Graph(self.graph.uniform)
+
+        def can_merge(term: Term, inner: list[Term]) -> bool:
+            if abs(term.coefficient) == 1.0 or not any(t.is_product for t in inner):
+                return True
+            return scale_products and len(inner) == 1
+
         place: dict[int, int | None] = {}
         merged: dict[int, list[Term]] = {}
         for number in self.live():
@@ -179,7 +197,7 @@ class Program:
             for term in node:
                 inner = merged.get(term.a) if not term.is_product else None
                 shared = self.graph.is_uniform[term.a] != self.graph.is_uniform[number]
-                if inner and not shared and _can_merge(term, inner, uses[term.a]):
+                if inner and not shared and uses[term.a] == 1 and can_merge(term, inner):
                     scale = term.coefficient
                     terms.extend(Term(scale * c, a, b) for c, a, b in inner)
                     continue
@@ -211,9 +229,3 @@ def _cost(node: tuple[Term, ...]) -> int:
         not term.is_product and abs(term.coefficient) == 1.0 for term in node
     )
     return len(node) - int(free_start)
-
-
-def _can_merge(term: Term, inner: list[Term], n_uses: int) -> bool:
-    if n_uses != 1:
-        return False
-    return abs(term.coefficient) == 1.0 or not any(t.is_product for t in inner)

@@ -19,14 +19,14 @@ def gradient(program: Program, cotangents: Mapping[str, str], wanted: Mapping[st
     """The program of gradients.
 
     ``cotangents`` names the new input for each output operand (others count as zero), ``wanted``
-    the new output for each input operand. Segments that no output depends on have no gradient. The result
-    shares the program's graph and is not simplified yet.
+    the new output for each input operand. Segments that no output depends on have no gradient.
+    The result shares the program's graph and is not simplified yet.
     """
     graph = program.graph
     adjoints: dict[int, list[Term]] = defaultdict(list)
     for segment, number in program.outputs.items():
         if segment.operand in cotangents:
-            cotangent = graph.input(cotangents[segment.operand], segment.index)
+            cotangent = graph.input(cotangents[segment.operand], segment.number)
             adjoints[number].append(Term(1.0, cotangent))
     outputs: dict[Segment, int] = {}
     depends = _dependents(program, frozenset(wanted))
@@ -36,7 +36,7 @@ def gradient(program: Program, cotangents: Mapping[str, str], wanted: Mapping[st
             continue
         node = graph.nodes[number]
         if isinstance(node, Segment):
-            outputs[Segment(wanted[node.operand], node.index)] = adjoint
+            outputs[Segment(wanted[node.operand], node.number)] = adjoint
             continue
         for c, a, b in node:
             if b < 0:

@@ -108,8 +108,8 @@ def _receivers(kernel: Kernel) -> list[str]:
 
 def _receiver_pass(kernel: Kernel, program: Program, shared: dict[int, int]) -> list[str]:
     """Sums of some outputs over the edges at hand, in registers."""
-    names = {segment: f"s_{segment.operand}_{segment.index}" for segment in program.outputs}
-    where = {segment: f"row_{segment.operand} + {segment.index} * K + k" for segment in names}
+    names = {segment: f"s_{segment.operand}_{segment.number}" for segment in program.outputs}
+    where = {segment: f"row_{segment.operand} + {segment.number} * K + k" for segment in names}
     body = _Body(program, lambda output: f"{names[output[0]]} += {output[1]};", shared, names)
     return [
         "{",
@@ -130,7 +130,7 @@ def _edges(kernel: Kernel) -> list[str]:
     """Edges of receivers lo..hi; what is summed over channels is kept in registers meanwhile."""
     shared = _uniform_slots(kernel.program)
     sums = {
-        segment: f"s_{segment.operand}_{segment.index}"
+        segment: f"s_{segment.operand}_{segment.number}"
         for segment in kernel.program.outputs
         if _output(kernel, segment).role is Role.UNIFORM
     }
@@ -176,13 +176,11 @@ def _channel_sums(kernel: Kernel, sums: dict[Segment, str]) -> list[str]:
 def _groups(kernel: Kernel) -> list[Program]:
     """Parts of the program, each with as many outputs as registers hold."""
     groups: list[list[Segment]] = []
-    n_inputs_of: list[int] = []
     for segment in sorted(kernel.program.outputs, key=_by_factor(kernel.program)):
         if not groups or len(groups[-1]) >= ACCUMULATORS:
             groups.append([])
-            n_inputs_of.append(0)
         groups[-1].append(segment)
-    return [kernel.program.restricted(lambda s, g=frozenset(group): s in g) for group in groups]
+    return [kernel.program.restricted(frozenset(group).__contains__) for group in groups]
 
 
 def _by_factor(program: Program) -> Callable[[Segment], tuple[int, Segment]]:
@@ -205,7 +203,7 @@ def _output(kernel: Kernel, segment: Segment) -> Operand:
 def _store(kernel: Kernel, output: tuple[Segment, str]) -> str:
     segment, value = output
     function = "add" if _output(kernel, segment).role is Role.CHUNK else "store"
-    return f"{function}({segment.operand} + {segment.index} * K, {value});"
+    return f"{function}({segment.operand} + {segment.number} * K, {value});"
 
 
 def _zeros(kernel: Kernel) -> list[str]:
@@ -303,8 +301,8 @@ class _Names:
         node = self.program.graph.nodes[number]
         if isinstance(node, Segment):
             uniform = self.program.graph.is_uniform[number]
-            place = f"{node.operand}[{node.index}]"
-            return place if uniform else f"load({node.operand} + {node.index} * K)"
+            place = f"{node.operand}[{node.number}]"
+            return place if uniform else f"load({node.operand} + {node.number} * K)"
         return f"t{number}"
 
     def term(self, term: Term) -> tuple[str, str]:

@@ -26,7 +26,7 @@ class Segment(NamedTuple):
     """One row of an operand."""
 
     operand: str
-    index: int
+    number: int
 
 
 class Term(NamedTuple):
@@ -113,9 +113,12 @@ class Graph:
         for factor in term.factors:
             node = self.nodes[factor]
             if not isinstance(node, Segment) and len(node) == 1 and not node[0].is_product:
-                if not term.is_product or abs(node[0].coefficient) == 1.0:
-                    coefficient *= node[0].coefficient
-                    factor = node[0].a
+                # in a product a scaled factor stays: others may read it too
+                if term.is_product and abs(node[0].coefficient) != 1.0:
+                    factors.append(factor)
+                    continue
+                coefficient *= node[0].coefficient
+                factor = node[0].a
             factors.append(factor)
         return Term(coefficient, *factors)
 

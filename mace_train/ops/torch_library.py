@@ -31,7 +31,7 @@ def refuse_forward_mode(name: str, *tensors: Tensor) -> None:
     """NotImplementedError if a tensor carries a tangent, which our operators would drop."""
     if forward_ad._current_level >= 0:
         for tensor in tensors:
-            if forward_ad.unpack_dual(tensor).tangent is not None:
+            if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
                 raise NotImplementedError(
                     f"{name}: compiled kernels have no forward-mode derivative (jvp); "
                     "use the model with kernels=reference"

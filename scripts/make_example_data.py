@@ -6,8 +6,8 @@ writes train.extxyz.gz and test.extxyz.gz and prints the table of the data set's
 writes nothing, compares with the files in DIR and exits with 1 on a difference. Every structure
 belongs to a named trajectory, and the name seeds its random stream, so a subset can be rebuilt
 alone: `build(["molecule-CH3OH"])`. Structures repeat bit for bit, labels to 1e-6 eV; the reasons
-are in example_data/dynamics.py. Cost: about 5 minutes on 2 cores. Reference: the extended XYZ
-format as in ASE (Larsen et al., J. Phys. Condens. Matter 29, 273002 (2017)).
+are in example_data/dynamics.py. Cost: 8.5 minutes of CPU time over 2 processes. Reference: the
+extended XYZ format as in ASE (Larsen et al., J. Phys. Condens. Matter 29, 273002 (2017)).
 """
 
 from __future__ import annotations

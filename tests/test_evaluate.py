@@ -1,6 +1,9 @@
 """Evaluation: shards and raw files agree, and the report says what a person would compute."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -48,6 +51,29 @@ def test_isolated_atoms_are_reproduced(report):
     for atoms in read(report / "predictions.extxyz", ":"):
         if len(atoms) == 1 and not atoms.pbc.any():
             assert np.abs(atoms.arrays["MACE_forces"]).max() == 0
+
+
+@pytest.mark.slow
+def test_two_ranks_report_what_one_does(report, trained, xyz, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    settings = [f"checkpoint={trained}", f"test_file={xyz}", f"output={tmp_path}", "plots=false"]
+    subprocess.run(
+        [*launcher, "--nproc-per-node=2", "-m", "mace_train", "evaluate", *settings, "cluster=cpu"],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    one, two = (json.loads((path / "errors.json").read_text()) for path in (report, tmp_path))
+    for row, other in zip(one["errors"], two["errors"], strict=True):
+        assert row.pop("name") == other.pop("name")
+        assert row == pytest.approx(other, rel=1e-4)
+    pairs = zip(
+        read(report / "predictions.extxyz", ":"),
+        read(tmp_path / "predictions.extxyz", ":"),
+        strict=True,
+    )
+    for a, b in pairs:
+        assert a.info["MACE_energy"] == pytest.approx(b.info["MACE_energy"], rel=1e-5)
 
 
 def test_the_report_can_be_looked_at(report):

@@ -43,6 +43,15 @@ def test_every_command_composes(command, capsys, tmp_path, monkeypatch):
     assert "error" not in capsys.readouterr().err
 
 
+def test_the_python_runs(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prepared").symlink_to(prepared)
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["vectors"].shape[0] == names["graph"].n_edges > 0
+
+
 def test_pictures_are_there():
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
     assert pictures

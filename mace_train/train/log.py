@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from mace_train.errors import InputError
 from mace_train.settings import LoggerSettings
@@ -147,12 +148,11 @@ class EpochProgress:
             yield from items
             return
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", table_column=Column(min_width=len(label))),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=Column(min_width=2 * len(str(n_items)) + 1)),
+            TimeRemainingColumn(compact=True, table_column=Column(min_width=5)),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
         )
         with Progress(*columns, console=self._console, transient=True) as self._progress:
             self._task = self._progress.add_task(label, total=n_items, note="")
@@ -177,6 +177,18 @@ class Stopwatch:
         return max(time.perf_counter() - self._start, 1e-9)
 
 
+def rmse_text(errors: dict[str, Any]) -> str:
+    """RMSEs of a row of an error table in meV, meV/Å and meV/Å^3, as far as it has them."""
+    shown = {
+        "energy_rmse_eV_per_atom": "E {:.2f} meV/atom",
+        "forces_rmse_eV_per_A": "F {:.1f} meV/Å",
+        "stress_rmse_eV_per_A3": "S {:.2f} meV/Å^3",
+    }
+    return "  ".join(
+        text.format(1000 * errors[key]) for key, text in shown.items() if key in errors
+    )
+
+
 def epoch_line(record: dict[str, Any], max_num_epochs: int) -> str:
     """The console's line about one epoch."""
     parts = [
@@ -185,15 +197,8 @@ def epoch_line(record: dict[str, Any], max_num_epochs: int) -> str:
     ]
     if record.get("valid_loss") is not None:
         parts.append(f"valid {record['valid_loss']:.4g}")
-    energy = record.get("valid_energy_rmse_eV_per_atom")
-    forces = record.get("valid_forces_rmse_eV_per_A")
-    stress = record.get("valid_stress_rmse_eV_per_A3")
-    if energy is not None:
-        parts.append(f"RMSE E {1000 * energy:.2f} meV/atom")
-    if forces is not None:
-        parts.append(f"F {1000 * forces:.1f} meV/Å")
-    if stress is not None:
-        parts.append(f"S {1000 * stress:.2f} meV/Å^3")
+        errors = {key.removeprefix("valid_"): value for key, value in record.items()}
+        parts.append(f"RMSE {rmse_text(errors)}")
     parts += [
         f"{record['atoms_per_s']:.0f} atoms/s",
         f"imbalance {record['imbalance']:.3f}",

@@ -90,6 +90,7 @@ class Run:
     progress: Progress
     output: Path
     statistics: Statistics
+    last_errors: str | None = None  # RMSEs of the last validation, for people to watch
 
     @property
     def dtype(self) -> torch.dtype:

@@ -17,7 +17,7 @@ from mace_train.data.graph import Graph
 from mace_train.data.loading import batches
 from mace_train.errors import InputError
 from mace_train.settings import TrainSettings
-from mace_train.train.log import EpochProgress, MetricsLog, Stopwatch, epoch_line
+from mace_train.train.log import EpochProgress, MetricsLog, Stopwatch, epoch_line, rmse_text
 from mace_train.train.loss import LossSums, label_counts, loss_sums
 from mace_train.train.setup import Run, save_best, save_last, set_up, start_output
 from mace_train.train.validation import validate
@@ -143,6 +143,7 @@ def _validate(run: Run, epoch: int) -> dict[str, Any]:
         progress.bad_validations += 1
         progress.stopped = progress.bad_validations >= run.settings.patience
     progress.stopped = run.world.broadcast(progress.stopped)
+    run.last_errors = rmse_text(errors[0])
     numbers = {key: value for key, value in errors[0].items() if "_rmse_" in key or "_mae_" in key}
     return {"valid_loss": loss} | {f"valid_{key}": value for key, value in numbers.items()}
 
@@ -162,12 +163,16 @@ def train_epoch(run: Run, epoch: int, plan: Plan) -> tuple[LossSums, float]:
     bar = EpochProgress(run.settings.logger.progress and world.is_main)
     total = LossSums(*torch.zeros(2, 4, dtype=torch.float64, device=world.device))
     norm, n_atoms, watch = math.nan, 0, Stopwatch()
+    latest = "" if run.last_errors is None else f"  RMSE {run.last_errors}"
     for step, graph in enumerate(bar.over(graphs, len(bins), f"epoch {epoch + 1}")):
         lr = run.schedule.lr(epoch, step, plan.n_steps)
         sums, norm = train_step(run, graph.to(world.device), lr)
         total += sums
         n_atoms += graph.n_atoms * world.size
-        bar.note(f"|gradient| {norm:.3g}  {n_atoms / watch.seconds():.0f} atoms/s")
+        bar.note(
+            f"loss {float(total.loss(run.settings.loss)):.3g}  "
+            f"{n_atoms / watch.seconds():.0f} atoms/s  imbalance {plan.straggler:.2f}{latest}"
+        )
     reduced = world.sum(torch.stack((total.numerators, total.counts)))
     return LossSums(reduced[0], reduced[1]), norm
 

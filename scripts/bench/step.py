@@ -1,0 +1,237 @@
+"""A whole training step against mace-torch's own: same weights, structures and loss, one process.
+
+A step is zero_grad, energies and forces, loss, backward, clipping, and AMSGrad. Both programs take
+turns; the median of the CPU time of the process is compared (machines are noisy, ratios are not),
+after checking that both losses are equal. Peak memory is that of a fresh process over its
+memory before the first step (Linux: /proc).
+
+    python scripts/bench/step.py --json step.json [--data train.xyz] [--models S M L] [--repeats 5]
+
+Structures: ten of --data (any file that ASE reads), or ten of 25 to 30 atoms of the embedded
+example data. Needs the extra "interop". One thread, unless --threads says otherwise.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+warnings.simplefilter("ignore")  # mace-torch and e3nn 0.4.4 under a recent PyTorch
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from mace_train._paths import EXAMPLE_DATA  # noqa: E402
+from mace_train.data.graph import Graph  # noqa: E402
+from mace_train.data.loading import collate  # noqa: E402
+from mace_train.data.read import read_structures  # noqa: E402
+from mace_train.data.shards import sample_of  # noqa: E402
+from mace_train.data.structure import LabelKeys  # noqa: E402
+from mace_train.model.derivatives import predict  # noqa: E402
+from mace_train.model.interchange import from_mace_torch  # noqa: E402
+from mace_train.model.mace_torch_header import header_of  # noqa: E402
+from mace_train.settings import LossSettings, OptimizerSettings  # noqa: E402
+from mace_train.train.loss import loss_sums  # noqa: E402
+from mace_train.train.optim import make_optimizer  # noqa: E402
+from tests.model.mace_torch import import_mace, mace_torch_batch, mace_torch_model  # noqa: E402
+
+R_MAX = 5.0
+KEYS = LabelKeys("REF_energy", "REF_forces", "REF_stress", "REF_virials")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One architecture and precision, with what this project wants to reach."""
+
+    label: str
+    channels: int
+    max_degree: int
+    dtype: torch.dtype
+    speed_at_least: float
+    memory_at_least: float = 2.0
+
+
+CASES = {
+    "S": Case("64x0e float32", 64, 0, torch.float32, 6.0),
+    "M": Case("128x0e+128x1o float32", 128, 1, torch.float32, 8.0),
+    "L": Case("128x0e+128x1o+128x2e float32", 128, 2, torch.float32, 8.0),
+    "M64": Case("128x0e+128x1o float64", 128, 1, torch.float64, 8.0),
+}
+Step = Callable[[], float]
+
+
+def main() -> int:
+    """Measure, print and compare; 0 if every row reaches its goal."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        name, program = arguments.memory_of
+        print(json.dumps(_memory(CASES[name], program, arguments.data)))
+        return 0
+    rows = []
+    for name in arguments.models:
+        rows += _compare(name, arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0 if all(row["ratio"] >= row["at_least"] for row in rows) else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=EXAMPLE_DATA / "train.extxyz.gz")
+    parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _graph(data: Path, dtype: torch.dtype) -> tuple[Graph, tuple[int, ...]]:
+    """Ten structures as one batch, and their elements."""
+    structures = [s for s in read_structures([str(data)], KEYS) if s.n_atoms > 1]
+    if data.parent == EXAMPLE_DATA:
+        structures = [s for s in structures if 25 <= s.n_atoms <= 30 and not s.pbc.any()]
+    samples = [sample_of(s, R_MAX) for s in structures[:10]]
+    numbers = tuple(sorted({z for s in samples for z in s.structure.numbers.tolist()}))
+    ids = np.arange(len(samples))
+    return collate(samples, ids, atomic_numbers=numbers, dtype=dtype), numbers
+
+
+def _peer_model(case: Case, numbers: tuple[int, ...]) -> nn.Module:
+    sizes = {"channels": case.channels, "max_L": case.max_degree, "radial_MLP": [64, 64, 64]}
+    return mace_torch_model(numbers, r_max=R_MAX, **sizes).to(case.dtype)
+
+
+def _peer_step(case: Case, graph: Graph, peer: nn.Module) -> Step:
+    """mace-torch's step with its loss, on its batch."""
+    loss_function = import_mace().WeightedEnergyForcesLoss(1.0, 100.0)
+    batch = mace_torch_batch(graph, len(peer.atomic_numbers))
+    batch = {k: v.to(case.dtype) if v.is_floating_point() else v for k, v in batch.items()}
+    ones = torch.ones(graph.n_graphs, dtype=case.dtype)
+    labels = _Labels(batch, graph, ones, case.dtype)
+    optimizer = make_optimizer(peer, OptimizerSettings(lr=1e-12))
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        predicted = peer(dict(batch), training=True, compute_force=True)
+        loss = loss_function(ref=labels, pred=predicted)
+        loss.backward()
+        nn.utils.clip_grad_norm_(peer.parameters(), 10.0)
+        optimizer.step()
+        return float(loss)
+
+    return step
+
+
+class _Labels(dict[str, torch.Tensor]):
+    """Labels as mace-torch's losses read them: by key, by attribute, with num_graphs."""
+
+    def __init__(
+        self, batch: dict[str, torch.Tensor], graph: Graph, ones: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        super().__init__(batch)
+        self.num_graphs = graph.n_graphs
+        self |= {"energy": graph.energy.to(dtype), "forces": graph.forces}
+        self |= {"weight": ones, "energy_weight": ones, "forces_weight": ones}
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def _our_step(graph: Graph, peer: nn.Module) -> Step:
+    """Our step on a model with mace-torch's weights."""
+    model = from_mace_torch(peer.state_dict(), header_of(peer)).to(graph.positions.dtype)
+    settings = LossSettings()
+    optimizer = make_optimizer(model, OptimizerSettings(lr=1e-12))
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        prediction = predict(model, graph, stress=False, create_graph=True)
+        loss = loss_sums(prediction, graph).loss(settings)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        return float(loss)
+
+    return step
+
+
+def _compare(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of speed and memory of one case."""
+    case = CASES[name]
+    graph, numbers = _graph(arguments.data, case.dtype)
+    peer = _peer_model(case, numbers)
+    steps = {"ours": _our_step(graph, peer), "peer": _peer_step(case, graph, peer)}
+    losses = {program: step() for program, step in steps.items()}  # also warms up
+    if not np.isclose(losses["ours"], losses["peer"], rtol=1e-3):
+        raise SystemExit(f"{name}: the losses differ, {losses}: not the same computation")
+    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    for _ in range(arguments.repeats):
+        for program, step in steps.items():
+            start = time.process_time()
+            step()
+            seconds[program].append(time.process_time() - start)
+    times = {program: statistics.median(values) for program, values in seconds.items()}
+    memory = {program: _memory_in_fresh_process(name, program, arguments) for program in steps}
+    size = f"{graph.n_atoms} atoms, {graph.n_edges} edges"
+    rows = [
+        _row(f"step {name} ({case.label}; {size}), s CPU", times, case.speed_at_least),
+        _row(f"peak memory {name}, MB", memory, case.memory_at_least),
+    ]
+    for row in rows:
+        print(
+            f"{row['name']}: ours {row['ours']:.3g}, mace-torch {row['peer']:.3g}, "
+            f"ratio {row['ratio']:.2f} (goal {row['at_least']})",
+            flush=True,
+        )
+    return rows
+
+
+def _row(name: str, values: dict[str, float], at_least: float) -> dict[str, Any]:
+    ratio = values["peer"] / values["ours"]
+    return {"name": name, **values, "ratio": ratio, "at_least": at_least}
+
+
+def _memory_in_fresh_process(name: str, program: str, arguments: argparse.Namespace) -> float:
+    command = [sys.executable, __file__, "--memory-of", name, program]
+    command += ["--data", str(arguments.data), "--threads", str(arguments.threads)]
+    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _memory(case: Case, program: str, data: Path) -> float:
+    """MB by which the first three steps raise this process's peak."""
+    graph, numbers = _graph(data, case.dtype)
+    peer = _peer_model(case, numbers)
+    step = _our_step(graph, peer) if program == "ours" else _peer_step(case, graph, peer)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from now on
+    before = _status("VmRSS")
+    for _ in range(3):
+        step()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(key: str) -> int:
+    """A line of /proc/self/status, kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,7 +24,8 @@ from mace_train.data.statistics import Statistics, open_split
 from mace_train.errors import InputError
 from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE, ModelData
-from mace_train.settings import ModelSettings, TrainSettings
+from mace_train.ops.methods import announcement
+from mace_train.settings import ClusterSettings, ModelSettings, TrainSettings
 from mace_train.train import checkpoint
 from mace_train.train.loss import needs_stress
 from mace_train.train.optim import Average, Schedule, make_optimizer
@@ -105,6 +106,7 @@ def set_up(settings: TrainSettings, world: World) -> Run:
     train, valid = _splits(settings, folder, statistics)
     output = _output(settings)
     model = new_model(settings, statistics).to(world.device)
+    choose_kernels(model, settings.cluster, world)
     force_field: nn.Module = ForceField(model, needs_stress(settings.loss))
     if world.size > 1:
         force_field = _distributed(force_field, world)
@@ -129,6 +131,14 @@ def set_up(settings: TrainSettings, world: World) -> Run:
         _resume(run, last)
     world.barrier()  # every rank has looked for checkpoints before rank 0 writes one
     return run
+
+
+def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None:
+    """Set the model's kernels and announce them on rank 0; InputError if they cannot run here."""
+    line = announcement(settings.kernels, world.device)
+    model.kernels = settings.kernels
+    if world.is_main:
+        LOGGER.info("%s", line)
 
 
 def _distributed(module: nn.Module, world: World) -> nn.Module:

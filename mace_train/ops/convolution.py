@@ -19,6 +19,7 @@ from mace_train.ops.convolution_kernels import EDGE_OPERANDS, ConvolutionKernels
 from mace_train.ops.convolution_program import ChannelwiseProduct
 from mace_train.ops.native import pad, padded_channels, unpad
 from mace_train.ops.torch_library import (
+    in_common_precision,
     no_context,
     refuse_forward_mode,
     refuse_third_derivative,
@@ -82,6 +83,7 @@ def convolution(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> 
     Takes x [n_atoms, n_x, n_channels], y [n_edges, n_y], r [n_edges, n_weights, n_channels].
     """
     refuse_forward_mode("convolution", x, y, r)
+    x, y, r = in_common_precision(x, y, r)
     out = _forward(x, y, r, edges.first, edges.senders, edges.by_sender, edges.first_by_sender, key)
     n_rows = _KERNELS[key].product.n_rows
     blocks = torch.split(out, [n * len(x) for n in n_rows])

@@ -22,6 +22,7 @@ from mace_train.ops.kernel import Kernel, Loop, Operand, Role
 from mace_train.ops.native import NativeKernel, pad, padded_channels, unpad
 from mace_train.ops.program import Float, Program
 from mace_train.ops.torch_library import (
+    in_common_precision,
     no_context,
     refuse_forward_mode,
     refuse_third_derivative,
@@ -135,6 +136,7 @@ def symmetric_contraction(x: Tensor, w: Tensor, chunks: Chunks, key: str) -> Ten
     coupling's weights times ``weight_scale``.
     """
     refuse_forward_mode("symmetric_contraction", x, w)
+    x, w = in_common_precision(x, w)
     result: Tensor = _forward(x, w, chunks.order, chunks.first, chunks.index, key)
     return result
 

@@ -4,6 +4,7 @@ Operators come in chains (value, gradient, gradient of the gradient), each regis
 derivative of the one before. After the last, and in forward mode, there is an error.
 """
 
+from functools import reduce
 from typing import Any, NoReturn
 
 import torch
@@ -44,6 +45,12 @@ def refuse_third_derivative(ctx: Any, *cotangents: Any) -> NoReturn:
         "compiled kernels have first and second derivatives only; for a third one use the model "
         "with kernels=reference"
     )
+
+
+def in_common_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in their widest dtype, at least float32: autocast may hand over less."""
+    dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    return tuple(t.to(dtype) for t in tensors)
 
 
 def no_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -21,6 +21,10 @@ from pathlib import Path
 from mace_train.errors import InputError
 
 FLAGS = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
+NO_COMPILER = (
+    "kernels=cpp needs a C++ compiler (c++, g++ or clang++) on the PATH; install one, or use "
+    "kernels=reference"
+)
 
 
 @cache
@@ -86,10 +90,7 @@ def _generator() -> str:
 def _compiler() -> str:
     found = find_compiler()
     if found is None:
-        raise InputError(
-            "kernels=cpp needs a C++ compiler (c++, g++ or clang++) on the PATH; install one, or "
-            "use kernels=reference"
-        )
+        raise InputError(NO_COMPILER)
     return found
 
 

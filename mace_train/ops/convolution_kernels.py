@@ -69,7 +69,9 @@ class ConvolutionKernels:
 
     def backward_program(self, wanted: str) -> Program:
         """Gradients per edge."""
-        return self._gradients.restricted(lambda s: s.operand[1:] in wanted).simplified()
+        return self._gradients.restricted(lambda s: s.operand[1:] in wanted).simplified(
+            scale_products=True
+        )
 
     def double_program(self, cotangents: str, wanted: str) -> Program:
         """Gradients of the gradients: those of g (``wanted`` is "g") or of operands per edge."""
@@ -78,7 +80,7 @@ class ConvolutionKernels:
         names |= {name: f"h{name}" for name in wanted if name in EDGE_OPERANDS}
         return gradient(
             self._gradients, {f"g{name}": f"v{name}" for name in cotangents}, names
-        ).simplified()
+        ).simplified(scale_products=True)
 
     @cached_property
     def _gradients(self) -> Program:

@@ -56,4 +56,4 @@ def convolution_program(product: ChannelwiseProduct, *, uniform_y: bool = True) 
                     terms.append(Term(1.0, entry, weighted[m1]))
     numbers = {segment: graph.sum(terms) for segment, terms in outputs.items()}
     program = Program(graph, {s: i for s, i in numbers.items() if i is not None})
-    return program.simplified()
+    return program.simplified(scale_products=True)

@@ -7,7 +7,7 @@ cpp        C++ compiled on this machine; CPU tensors, first and second derivativ
 import torch
 
 from mace_train.errors import InputError
-from mace_train.ops.compiler import find_compiler
+from mace_train.ops.compiler import NO_COMPILER, find_compiler
 
 NAMES = ("reference", "cpp")
 
@@ -24,6 +24,8 @@ def method_of(name: str, device: torch.device) -> str:
         raise InputError(f"kernels={name!r} is not known; valid choices are: {valid}")
     if name == "cpp" and device.type != "cpu":
         raise InputError(f"kernels=cpp runs on the CPU, not on {device}; use kernels=auto")
+    if name == "cpp" and find_compiler() is None:
+        raise InputError(NO_COMPILER)
     return name
 
 

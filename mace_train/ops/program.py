@@ -172,12 +172,15 @@ class Program:
         """The program of some of the outputs."""
         return Program(self.graph, {s: i for s, i in self.outputs.items() if wanted(s)})
 
-    def simplified(self) -> "Program":
+    def simplified(self, *, scale_products: bool = False) -> "Program":
         """An equal program in a graph of its own, with sums that one other sum reads merged in.
 
-        Merging c * (a * b) as (c * a) * b pays if c * a has more readers; the cheaper way is kept.
+        ``scale_products`` also merges c * (a * b), as (c * a) * b where that is cheaper: c * a may
+        have more readers. It saves instructions, but c * a stays alive between its readers; the
+        contraction is faster without (by 10 to 20 %, measured), the convolution has few of them.
         """
-        return min((self._merged(scale) for scale in (True, False)), key=Program.cost)
+        ways = (True, False) if scale_products else (False,)
+        return min((self._merged(way) for way in ways), key=Program.cost)
 
     def _merged(self, scale_products: bool) -> "Program":
         uses = Counter(i for _, node in self.sums() for t in node for i in t.factors)

@@ -23,13 +23,13 @@ CONVOLUTION = {"x": Kind.ROW, "y": Kind.UNIFORM, "r": Kind.ROW}
 
 # (l_max, l_out, correlation): forward, gradient of x, of x and w, and of those with cotangent of gx
 CONTRACTION_COSTS = {
-    (3, 0, 3): (177, 408, 444, 934),
-    (3, 1, 3): (301, 650, 734, 1544),
-    (3, 2, 3): (546, 1137, 1287, 2687),
+    (3, 0, 3): (184, 426, 462, 972),
+    (3, 1, 3): (308, 676, 760, 1601),
+    (3, 2, 3): (554, 1165, 1315, 2758),
     (3, 0, 2): (33, 65, 81, 161),
-    (3, 1, 2): (94, 182, 207, 427),
-    (3, 2, 2): (244, 478, 527, 1096),
-    (2, 1, 3): (113, 242, 275, 577),
+    (3, 1, 2): (94, 184, 209, 438),
+    (3, 2, 2): (244, 481, 530, 1116),
+    (2, 1, 3): (113, 249, 282, 591),
 }
 # l of the senders: forward, gradients of x, y, r, then second derivatives: of g, of all the others
 CONVOLUTION_COSTS = {0: (20, 44, 44, 72), 1: (98, 272, 218, 414), 2: (244, 688, 545, 1046)}

@@ -24,6 +24,10 @@ enum : int64_t {{ K = {channels}, LANES = {width} / sizeof(T) }};
 static inline V load(const T* p) {{ return *(const V*)p; }}
 static inline void store(T* p, V v) {{ *(V*)p = v; }}
 static inline void add(T* p, V v) {{ *(V*)p += v; }}
+// sums of neighbouring lanes: those of a, then those of b
+static inline V pairs(V a, V b) {{
+  return __builtin_shufflevector(a, b, {even}) + __builtin_shufflevector(a, b, {odd});
+}}
 """
 
 _SIGNATURE = """\
@@ -49,8 +53,17 @@ class Target:
 def emit_cpp(kernel: Kernel, target: Target) -> str:
     """The source of one kernel."""
     assert target.n_channels % target.lanes == 0
-    header = _HEADER.format(scalar=target.scalar, width=target.width, channels=target.n_channels)
-    lines = {Loop.ROWS: _rows, Loop.RECEIVERS: _receivers, Loop.EDGES: _edges}[kernel.loop](kernel)
+    header = _HEADER.format(
+        scalar=target.scalar,
+        width=target.width,
+        channels=target.n_channels,
+        even=", ".join(str(lane) for lane in range(0, 2 * target.lanes, 2)),
+        odd=", ".join(str(lane) for lane in range(1, 2 * target.lanes, 2)),
+    )
+    if kernel.loop is Loop.EDGES:
+        lines = _edges(kernel, target.lanes)
+    else:
+        lines = _rows(kernel) if kernel.loop is Loop.ROWS else _receivers(kernel)
     return "\n".join([header + _SIGNATURE, *lines, "}", ""])
 
 
@@ -126,7 +139,7 @@ def _receiver_pass(kernel: Kernel, program: Program, shared: dict[int, int]) -> 
     ]
 
 
-def _edges(kernel: Kernel) -> list[str]:
+def _edges(kernel: Kernel, n_lanes: int) -> list[str]:
     """Edges of receivers lo..hi; what is summed over channels is kept in registers meanwhile."""
     shared = _uniform_slots(kernel.program)
     sums = {
@@ -155,21 +168,30 @@ def _edges(kernel: Kernel) -> list[str]:
         *body.lines(),
         *_zeros(kernel),
         "}",
-        *_channel_sums(kernel, sums),
+        *_channel_sums(kernel, sums, n_lanes),
         "} }",
     ]
 
 
-def _channel_sums(kernel: Kernel, sums: dict[Segment, str]) -> list[str]:
+def _channel_sums(kernel: Kernel, sums: dict[Segment, str], n_lanes: int) -> list[str]:
+    """Totals of the lanes: a tree over as many sums as there are lanes leaves one vector of them."""
     lines = []
     for number, operand in enumerate(kernel.outputs):
         if operand.role is not Role.UNIFORM:
             continue
-        for i in range(operand.n_segments):
-            name = sums.get(Segment(operand.name, i))
-            place = f"out[{number}][edge * {operand.n_segments} + {i}]"
-            loop = f"for (int l = 0; l < LANES; ++l) t += {name}[l];" if name else ""
-            lines.append(f"{{ T t = 0; {loop} {place} = t; }}")
+        names = [sums.get(Segment(operand.name, i), "V{}") for i in range(operand.n_segments)]
+        for start in range(0, len(names), n_lanes):
+            tree = names[start : start + n_lanes]
+            n_values = len(tree)
+            tree += ["V{}"] * (n_lanes - n_values)
+            while len(tree) > 1:
+                tree = [f"pairs({a}, {b})" for a, b in zip(tree[::2], tree[1::2], strict=True)]
+            place = f"out[{number}] + edge * {operand.n_segments} + {start}"
+            if n_values == n_lanes:
+                lines.append(f"store({place}, {tree[0]});")
+            else:
+                lines.append(f"{{ const V t = {tree[0]}; T* p = {place};")
+                lines.append(f"for (int l = 0; l < {n_values}; ++l) p[l] = t[l]; }}")
     return lines
 
 

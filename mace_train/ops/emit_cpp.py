@@ -165,12 +165,26 @@ def _edges(kernel: Kernel, n_lanes: int) -> list[str]:
         *[f"V {name} = {{}};" for name in sums.values()],
         "for (int64_t k = 0; k < K; k += LANES) {",
         *_shifted(kernel),
+        *_prefetches(kernel),
         *body.lines(),
         *_zeros(kernel),
         "}",
         *_channel_sums(kernel, sums, n_lanes),
         "} }",
     ]
+
+
+def _prefetches(kernel: Kernel) -> list[str]:
+    """Hints to fetch what the next edge reads and writes: too many streams for the hardware."""
+    lines = []
+    for operands, writes in ((kernel.inputs, 0), (kernel.outputs, 1)):
+        for o in operands:
+            if o.role is Role.EDGE:
+                start = f"{o.name} + {o.n_segments} * K"
+                lines += [
+                    f"__builtin_prefetch({start} + {i} * K, {writes});" for i in range(o.n_segments)
+                ]
+    return lines
 
 
 def _channel_sums(kernel: Kernel, sums: dict[Segment, str], n_lanes: int) -> list[str]:

@@ -132,6 +132,7 @@ def _receiver_pass(kernel: Kernel, program: Program, shared: dict[int, int]) -> 
         f"const T* u = shared + j * {len(shared)};",
         *_edge_pointers(kernel),
         *_shifted(kernel, program),
+        *_ahead(kernel, program),
         *body.lines(),
         "}",
         *[f"store({where[s]}, {v});" for s, v in names.items()],
@@ -171,6 +172,16 @@ def _edges(kernel: Kernel, n_lanes: int) -> list[str]:
         "}",
         *_channel_sums(kernel, sums, n_lanes),
         "} }",
+    ]
+
+
+def _ahead(kernel: Kernel, program: Program) -> list[str]:
+    """Hints to fetch what one pass reads of a later edge."""
+    segments_of = {o.name: o.n_segments for o in kernel.inputs if o.role is Role.EDGE}
+    return [
+        f"__builtin_prefetch({s.operand} + {2 * segments_of[s.operand] + s.number} * K);"
+        for s in program.inputs()
+        if s.operand in segments_of
     ]
 
 

@@ -199,7 +199,7 @@ def _prefetches(kernel: Kernel) -> list[str]:
 
 
 def _channel_sums(kernel: Kernel, sums: dict[Segment, str], n_lanes: int) -> list[str]:
-    """Totals of the lanes: a tree over as many sums as there are lanes leaves one vector of them."""
+    """Totals of the lanes: a tree over as many sums as lanes leaves one vector of totals."""
     lines = []
     for number, operand in enumerate(kernel.outputs):
         if operand.role is not Role.UNIFORM:

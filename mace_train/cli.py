@@ -9,10 +9,12 @@ import dataclasses
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -38,7 +40,12 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command; exit code 0, 2 after a message about bad input, 130 when interrupted."""
+    """Run one command.
+
+    Exit code 0, 2 after a message about bad input, 130 when interrupted, 143 when terminated.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else "--help"
     if command in ("--version", "-V"):
@@ -55,25 +62,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(command: str, overrides: list[str]) -> None:
     """Compose the settings of ``command`` with Hydra and carry it out."""
-    schema, module, function = COMMANDS[command]
+    schema, _, _ = COMMANDS[command]
+    _check_launch(command, overrides)
     ConfigStore.instance().store(name=f"{command}_schema", node=schema)
     OmegaConf.register_new_resolver(
         "example_data", lambda name: str(EXAMPLE_DATA / name), replace=True
     )
-
-    started = False
-
-    def task(config: DictConfig) -> None:
-        nonlocal started
-        started = True
-        try:
-            _configure_logging()
-            checked = _checked(config, command, schema)
-            action: Callable[[Any], Any] = getattr(importlib.import_module(module), function)
-            action(checked)
-        except InputError as error:
-            _fail(str(error))
-
+    task = _Task(command)
     sys.argv = [f"mace-train {command}", *overrides]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
@@ -83,12 +78,58 @@ def _run(command: str, overrides: list[str]) -> None:
     except YAMLError as error:
         _fail(f"a YAML file cannot be read: {error}")
     except ValueError as error:
-        if started:
+        if task.started:
             raise  # a fault of ours, not of the command line
         _fail(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    if task.failures:
+        _fail("; ".join(f"job {job}: {message}" for job, message in task.failures.items()))
+
+
+class _Task:
+    """What Hydra calls once, or once for every job of a sweep."""
+
+    def __init__(self, command: str) -> None:
+        self.__name__ = command  # Hydra calls the job so
+        self.command = command
+        self.started = False
+        self.failures: dict[int, str] = {}  # by number of the job of a sweep
+
+    def __call__(self, config: DictConfig) -> None:
+        """Check the settings and carry the command out; a failing job does not end a sweep."""
+        self.started = True
+        schema, module, function = COMMANDS[self.command]
+        _configure_logging()
+        job = HydraConfig.get().job
+        in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        if in_sweep:
+            logging.getLogger("mace_train").info("job %d: %s", job.num, job.override_dirname)
+        try:
+            checked = _checked(config, self.command, schema)
+            action: Callable[[Any], Any] = getattr(importlib.import_module(module), function)
+            action(checked)
+        except InputError as error:
+            if not in_sweep:
+                _fail(str(error))
+            self.failures[int(job.num)] = str(error)
+            logging.getLogger("mace_train").error("job %d: %s", job.num, error)
+
+
+def _check_launch(command: str, overrides: list[str]) -> None:
+    """Refuse what several ranks cannot do."""
+    n_ranks = int(os.environ.get("WORLD_SIZE") or "1")
+    if n_ranks > 1 and command in ("preprocess", "balance"):
+        hint = "; use workers=N for several processes" if command == "preprocess" else ""
+        _fail(
+            f"{command} is one process, but {n_ranks} were started: run it without torchrun{hint}"
+        )
+    if n_ranks > 1 and {"-m", "--multirun"} & set(overrides):
+        _fail(
+            f"--multirun in {n_ranks} ranks: a sweep starts its jobs one after the other in one "
+            "process; start torchrun once per job instead"
+        )
 
 
 def _checked(config: DictConfig, command: str, schema: type) -> Any:
@@ -148,11 +189,19 @@ class _Formatter(logging.Formatter):
 
 def _rank() -> int:
     """This process's rank, before the world is opened."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK") or "0")
 
 
-def _fail(message: str) -> None:
+def _terminate(number: int, frame: object) -> None:
+    """End like an exception would, so that files and loggers are closed."""
+    if _rank() == 0:
+        sys.stderr.write("mace-train: terminated\n")
+    raise SystemExit(128 + number)
+
+
+def _fail(message: str) -> NoReturn:
     """Say what is wrong and exit with code 2."""
     who = f"[rank {_rank()}] " if _rank() else ""
-    print(f"mace-train: {who}error: {message}", file=sys.stderr)
+    sys.stderr.write(f"mace-train: {who}error: {message}\n")  # one write: ranks do not mix
+    sys.stderr.flush()
     raise SystemExit(2)

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import OverrideParseException
+
 from mace_train import settings
 
 HELP = """\
@@ -104,6 +106,9 @@ def _groups(schema: type, configs: Path) -> dict[str, list[str]]:
 def explain(error: BaseException, command: str, schema: type, configs: Path) -> str:
     """One message for an error of Hydra or OmegaConf: what is wrong and what would be right."""
     chain = _chain(error)
+    unreadable = next((e for e in chain if isinstance(e, OverrideParseException)), None)
+    if unreadable is not None:
+        return _unreadable_override(unreadable.override)
     text = "\n".join(str(item) for item in chain)
     key = _unknown_key(text)
     if key is not None:
@@ -114,6 +119,20 @@ def explain(error: BaseException, command: str, schema: type, configs: Path) -> 
         choices = _groups(schema, configs).get(name, [])
         return f"{name}={choice}: no such choice; {name} is one of: {', '.join(choices)}"
     return _type_error(text) or str(chain[-1] if chain else error).strip()
+
+
+def _unreadable_override(override: str) -> str:
+    """What to do about an argument that Hydra's grammar cannot read."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override!r} is not key=value, such as seed=1"
+    if value.startswith(("{", "[")):
+        return f"{override!r} cannot be read: write it like '{key}={{1: -13.6, 8: -400}}' or [a, b]"
+    quoted = f"\"{key}='{value}'\""
+    return (
+        f"{override!r} cannot be read: a value with blanks or one of ()[]{{}}:=,;#&~' or letters "
+        f"beyond ASCII must be quoted twice, for the shell and for Hydra: {quoted}"
+    )
 
 
 def unknown_key_message(key: str, command: str, schema: type) -> str:

@@ -19,7 +19,7 @@ class DataSettings:
     """Input files, the names of their labels, and the energies of isolated atoms."""
 
     train_file: Any = MISSING
-    """File or files that ASE reads, for training (and validation, see valid_fraction)."""
+    """File(s) that ASE reads, also patterns like dir/*.xyz; validation: see valid_fraction."""
     valid_file: Any = None
     """File or files for validation; without them valid_fraction of train_file is split off."""
     test_file: Any = None
@@ -41,7 +41,6 @@ class DataSettings:
     """Train on the isolated-atom structures too, instead of using them for E0s only."""
 
     def __post_init__(self) -> None:
-        """Check types and ranges that OmegaConf cannot."""
         for name in ("train_file", "valid_file", "test_file"):
             if getattr(self, name) != MISSING:
                 as_files(f"data.{name}", getattr(self, name))
@@ -72,7 +71,6 @@ class PreprocessSettings:
     """Replace an output folder that already holds shards."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_at_least("r_max", self.r_max, 0.0, strictly=True)
         check_at_least("structures_per_shard", self.structures_per_shard, 1)
         check_at_least("workers", self.workers, 1)
@@ -108,7 +106,6 @@ class ModelSettings:
     """Scale of the interaction energy: rms_forces_scaling, std_scaling or no_scaling."""
 
     def __post_init__(self) -> None:
-        """Check choices and ranges."""
         check_choice("model.model", self.model, ("ScaleShiftMACE", "MACE"))
         check_choice(
             "model.scaling", self.scaling, ("rms_forces_scaling", "std_scaling", "no_scaling")
@@ -149,7 +146,6 @@ class OptimizerSettings:
     """Use the AMSGrad variant."""
 
     def __post_init__(self) -> None:
-        """Check choices and ranges."""
         check_choice("optimizer.optimizer", self.optimizer, ("adam", "adamw"))
         check_at_least("optimizer.lr", self.lr, 0.0, strictly=True)
         check_at_least("optimizer.weight_decay", self.weight_decay, 0.0)
@@ -176,7 +172,6 @@ class SchedulerSettings:
     """cosine: final learning rate as a share of the first."""
 
     def __post_init__(self) -> None:
-        """Check choices and ranges."""
         valid = ("plateau", "exponential", "cosine", "constant")
         check_choice("scheduler.scheduler", self.scheduler, valid)
         check_at_least("scheduler.lr_factor", self.lr_factor, 0.0, strictly=True)
@@ -184,6 +179,8 @@ class SchedulerSettings:
         check_at_least("scheduler.lr_scheduler_gamma", self.lr_scheduler_gamma, 0.0, strictly=True)
         check_at_least("scheduler.warmup_epochs", self.warmup_epochs, 0.0)
         check_at_least("scheduler.min_lr_factor", self.min_lr_factor, 0.0)
+        if self.min_lr_factor > 1:
+            raise InputError(f"scheduler.min_lr_factor={self.min_lr_factor} must be at most 1")
 
 
 @dataclass(kw_only=True)
@@ -198,18 +195,31 @@ class LossSettings:
     """Weight of the mean squared error of the stress components, (eV/Å^3)^2."""
     virials_weight: float = 0.0
     """Weight of the mean squared error of the virial components per atom, (eV/atom)^2."""
-    config_type_weights: dict[str, float] = field(default_factory=dict)
-    """Weight of a structure by its config_type, beside its own config_weight; 1 if not named."""
+    config_type_weights: Any = None
+    """Weight of a structure by its config_type, beside its own config_weight, such as
+    {bulk: 2, surface: 0.5}; 1 for a config_type that is not named."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         names = ("energy_weight", "forces_weight", "stress_weight", "virials_weight")
         for name in names:
             check_at_least(f"loss.{name}", getattr(self, name), 0.0)
-        for kind, weight in self.config_type_weights.items():
+        for kind, weight in self.weights_by_type().items():
             check_at_least(f"loss.config_type_weights.{kind}", weight, 0.0)
         if not any(getattr(self, name) > 0 for name in names):
             raise InputError(f"loss: nothing to train on, every one of {', '.join(names)} is 0")
+
+    def weights_by_type(self) -> dict[str, float]:
+        """Weights of the config_types that are named."""
+        given = {} if self.config_type_weights is None else self.config_type_weights
+        numbers = isinstance(given, dict) and all(
+            isinstance(weight, (int, float)) for weight in given.values()
+        )
+        if not numbers:
+            raise InputError(
+                f"loss.config_type_weights={given!r} must map config_types to numbers, such as "
+                "'{bulk: 2, surface: 0.5}'"
+            )
+        return {str(kind): float(weight) for kind, weight in given.items()}
 
 
 @dataclass(kw_only=True)
@@ -228,7 +238,6 @@ class BatchingSettings:
     """Capacity of one GPU and step, edges; null derives it from max_atoms."""
 
     def __post_init__(self) -> None:
-        """Check choices and ranges."""
         check_choice("batching.packer", self.packer, ("algorithm1", "fixed_count"))
         for name in ("batch_size", "valid_batch_size", "max_atoms", "max_edges"):
             check_at_least(f"batching.{name}", getattr(self, name), 1)
@@ -254,7 +263,6 @@ class LoggerSettings:
     """offline (synchronise later with `wandb sync`), online or disabled."""
 
     def __post_init__(self) -> None:
-        """Check choices."""
         check_choice("logger.wandb_mode", self.wandb_mode, ("offline", "online", "disabled"))
 
 
@@ -276,7 +284,6 @@ class ClusterSettings:
     """Processes per rank that read and batch structures ahead of the step."""
 
     def __post_init__(self) -> None:
-        """Check choices and ranges."""
         check_choice("cluster.device", self.device, ("auto", "cpu", "cuda"))
         check_choice("cluster.backend", self.backend, ("auto", "nccl", "gloo"))
         check_choice("cluster.kernels", self.kernels, ("auto", "cpp", "reference"))
@@ -322,7 +329,6 @@ class TrainSettings:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
     def __post_init__(self) -> None:
-        """Check choices and ranges."""
         check_choice("default_dtype", self.default_dtype, ("float32", "float64"))
         for name in ("max_num_epochs", "patience", "eval_interval"):
             check_at_least(name, getattr(self, name), 1)
@@ -348,7 +354,6 @@ class BalanceSettings:
     batching: BatchingSettings = field(default_factory=BatchingSettings)
 
     def __post_init__(self) -> None:
-        """Check choices and ranges."""
         check_choice("split", self.split, ("train", "valid", "test"))
         check_at_least("gpus", self.gpus, 1)
 
@@ -385,7 +390,6 @@ class EvaluateSettings:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
     def __post_init__(self) -> None:
-        """Check choices."""
         as_files("test_file", self.test_file)
         check_choice("split", self.split, ("train", "valid", "test"))
         if self.default_dtype is not None:

@@ -54,6 +54,14 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def gather_all(self, value: Any) -> list[Any]:
+        """Every rank's ``value`` in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's ``value`` in rank order on rank 0; an empty list on the others."""
         if self.size == 1:
@@ -102,7 +110,7 @@ def _ranks() -> tuple[int, int, int, int]:
         rank, local_rank, size = (int(environment[name]) for name in names)
         return rank, local_rank, size, int(environment.get("LOCAL_WORLD_SIZE", size))
     for name in _TASK_COUNTS:
-        if int(environment.get(name, "1")) > 1:
+        if int(environment.get(name) or "1") > 1:
             raise InputError(
                 f"{name}={environment[name]}: several tasks were started without torchrun's "
                 "variables, each would train alone; start one task per node that runs "

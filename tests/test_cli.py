@@ -1,8 +1,10 @@
 """The command line: commands, help, sweeps, printed settings, exit codes of the real program."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -54,6 +56,38 @@ def test_multirun_gives_every_job_its_folder(prepared, tmp_path, monkeypatch):
         assert (folder / "checkpoints" / "best.safetensors").exists()
         losses.append(json.loads((folder / "metrics.jsonl").read_text())["train_loss"])
     assert losses[0] != losses[1]
+
+
+def test_a_failing_job_does_not_end_a_sweep(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = [f"data_dir={prepared}", "output=sweep", "max_num_epochs=1", "cluster=cpu"]
+    with pytest.raises(SystemExit) as stop:
+        run_command("train", "--multirun", *settings, "optimizer.lr=0.01,-1,0.02", *TINY_MODEL)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "job 1: optimizer.lr=-1" in message
+    assert message.count("must be greater than 0") == 2  # when it happens, and at the end
+    for job, finished in (("0", True), ("1", False), ("2", True)):
+        path = tmp_path / "sweep" / job / "checkpoints" / "best.safetensors"
+        assert path.exists() == finished
+
+
+def test_sigterm_ends_like_an_exception(prepared, tmp_path):
+    settings = [f"data_dir={prepared}", f"output={tmp_path / 'run'}", "max_num_epochs=10000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mace_train", "train", *settings, "cluster=cpu", *TINY_MODEL],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert message.rstrip().endswith("mace-train: terminated")
+    assert "Traceback" not in message
 
 
 def test_a_yaml_of_the_user(prepared, tmp_path, capsys):

@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from ase.io import read
+from ase.build import molecule
+from ase.io import read, write
 
 from tests.conftest import run_command
 
@@ -51,6 +52,17 @@ def test_isolated_atoms_are_reproduced(report):
     for atoms in read(report / "predictions.extxyz", ":"):
         if len(atoms) == 1 and not atoms.pbc.any():
             assert np.abs(atoms.arrays["MACE_forces"]).max() == 0
+
+
+def test_structures_without_labels_are_predicted(trained, tmp_path):
+    path = tmp_path / "bare.xyz"
+    write(path, molecule("H2O"), format="extxyz")
+    output = tmp_path / "out"
+    run_command("evaluate", f"checkpoint={trained}", f"test_file={path}", f"output={output}")
+    (atoms,) = read(output / "predictions.extxyz", ":")
+    assert np.isfinite(atoms.info["MACE_energy"])
+    assert "REF_energy" not in atoms.info
+    assert json.loads((output / "errors.json").read_text())["errors"] == []
 
 
 @pytest.mark.slow

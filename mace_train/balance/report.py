@@ -23,7 +23,7 @@ from rich.table import Table
 from mace_train.balance.costs import EDGES_PER_ATOM, Capacity, Costs, derive_capacity
 from mace_train.balance.packers import PACKERS
 from mace_train.balance.plan import Plan, make_plan
-from mace_train.checks import existing_folder
+from mace_train.checks import existing_folder, make_folder
 from mace_train.data.statistics import open_split
 from mace_train.settings import BalanceSettings, BatchingSettings
 
@@ -90,7 +90,7 @@ def balance(settings: BalanceSettings) -> dict[str, Any]:
     Console().print(_table(costs, entries, settings))
     if settings.output is not None:
         output = Path(settings.output)
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder("output", output)
         (output / "balance.json").write_text(json.dumps(report, indent=2) + "\n")
         _figure(entries).savefig(output / "balance.png", dpi=150)
     return report

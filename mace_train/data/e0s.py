@@ -29,13 +29,18 @@ REMEDY = (
 )
 
 
+def is_average(value: Any) -> bool:
+    """Whether the setting ``data.E0s`` asks for a fit."""
+    return isinstance(value, str) and value.lower() == "average"
+
+
 def given_E0s(value: Any) -> dict[int, float] | None:
     """E0s from the setting ``data.E0s``; None where it asks for isolated atoms or a fit.
 
     Raises:
         InputError: the JSON file cannot be read, or a key is no element or a value no energy.
     """
-    if value is None or value == "average":
+    if value is None or is_average(value):
         return None
     where = "data.E0s"
     if isinstance(value, str):
@@ -99,15 +104,28 @@ class IsolatedAtoms:
 
 
 def check_covered(
-    E0s: Mapping[int, float], elements: Iterable[int], source: str
+    E0s: Mapping[int, float],
+    elements: Iterable[int],
+    source: str,
+    *,
+    where: str = "",
+    remedy: str = REMEDY,
 ) -> dict[int, float]:
-    """The E0s of ``elements``; InputError naming those without one."""
+    """The E0s of ``elements``; InputError naming those without one.
+
+    Args:
+        E0s: Energies, eV, by atomic number.
+        elements: Atomic numbers that need one.
+        source: Where ``E0s`` are from.
+        where: The structure with these elements, if there is one to name.
+        remedy: How to mend it.
+    """
     missing = [z for z in elements if z not in E0s]
     if missing:
         names = ", ".join(f"{chemical_symbols[z]} ({z})" for z in missing)
         raise InputError(
-            f"no energy of an isolated atom (E0) for {names}; {source} has "
-            f"{', '.join(chemical_symbols[z] for z in sorted(E0s)) or 'none'}; {REMEDY}"
+            f"{where and f'{where}: '}no energy of an isolated atom (E0) for {names}; {source} "
+            f"has {', '.join(chemical_symbols[z] for z in sorted(E0s)) or 'none'}; {remedy}"
         )
     return {z: E0s[z] for z in elements}
 
@@ -128,8 +146,10 @@ def fit_E0s(
     solution, _, rank, _ = np.linalg.lstsq(triangle[:, :-1], triangle[:, -1], rcond=tolerance)
     if rank < n_elements:
         LOGGER.warning(
-            "data.E0s=average: the compositions determine only %d of %d E0s; taking the shortest "
-            "solution. Give E0s of isolated atoms if you can",
+            "data.E0s=average: the compositions determine only %d of %d E0s. Single E0s are not "
+            "meaningful (the shortest solution is taken), only their sums over compositions seen "
+            "in training; energies of other compositions will be wrong. Give E0s of isolated "
+            "atoms if you can",
             rank,
             n_elements,
         )

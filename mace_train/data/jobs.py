@@ -1,7 +1,13 @@
-"""Running jobs in a pool of processes, a bounded number at a time."""
+"""Running jobs in a pool of processes, a bounded number at a time.
+
+No worker outlives the process that started it, however that ends: each has a thread that waits
+for the other end of a pipe to close, which the kernel does even for a process that is killed.
+"""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,7 +27,7 @@ def run_jobs(jobs: Iterable[Job], workers: int) -> None:
         return
     # spawn: forking a process that has threads (torch, OpenMP, HDF5) can deadlock
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
     try:
         running: deque[Future[None]] = deque()
         for job in jobs:
@@ -34,6 +40,14 @@ def run_jobs(jobs: Iterable[Job], workers: int) -> None:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl+C to the parent, which stops the pool and cleans up."""
+def _begin_worker() -> None:
+    """Leave Ctrl+C to the parent, which stops the pool and cleans up, and end when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # at once, in the middle of a job: its folder is removed by the next preprocess

@@ -12,7 +12,8 @@ folder appears only when all of it is there.
 
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,16 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mace_train.checks import as_files
-from mace_train.data.e0s import REMEDY, IsolatedAtoms, check_covered, fit_E0s, given_E0s
+from mace_train.data.e0s import (
+    REMEDY,
+    IsolatedAtoms,
+    check_covered,
+    fit_E0s,
+    given_E0s,
+    is_average,
+)
 from mace_train.data.jobs import Job, run_jobs
+from mace_train.data.labels import LabelCounts, LabelReport
 from mace_train.data.read import check_files, read_structures
 from mace_train.data.shards import ShardSet, sample_of, shard_path, write_shard
 from mace_train.data.split import ElementSets, split_off
@@ -40,6 +49,7 @@ SPLITS = ("train", "valid", "test")
 SPOOL = "spool"
 
 Item = TypeVar("Item")
+Structures = Generator[Structure, None, None]
 
 
 def preprocess(settings: PreprocessSettings) -> Path:
@@ -72,8 +82,16 @@ def _files(settings: PreprocessSettings) -> dict[str, list[str]]:
     }
     if not files["train"]:
         raise InputError("data.train_file names no file; name one or more that ASE reads")
-    for name in SPLITS:
-        check_files(files[name])
+    files = {name: check_files(files[name]) for name in SPLITS}
+    trained = {Path(file).resolve() for file in files["train"]}
+    for name in ("valid", "test"):
+        for path in sorted({Path(f).resolve() for f in files[name]} & trained):
+            LOGGER.warning(
+                "data.%s_file and data.train_file both name %s: the errors on it are those of "
+                "structures that were trained on",
+                name,
+                path,
+            )
     return files
 
 
@@ -96,46 +114,55 @@ class _Preprocess:
     def run(self) -> Statistics:
         """Write all splits; the statistics of the training data."""
         splits_off = not self.files["valid"] and self.data.valid_fraction > 0
-        self._write("train", SPOOL if splits_off else "train", self._training())
-        self._check_training()
+        target = SPOOL if splits_off else "train"
+        self._write(target, self._training())
+        self._check_training(self.folder / target)
         if splits_off:
             self._split_spool()
         elif not self.files["valid"]:
             LOGGER.info("no validation data: data.valid_fraction is 0 and there is no valid_file")
         for name in ("valid", "test"):
             if self.files[name]:
-                self._write(name, name, self._others(name))
+                self._write(name, self._others(name))
         splits = {
             name: ShardSet(self.folder / name) for name in SPLITS if (self.folder / name).is_dir()
         }
-        _check_elements(splits)
         _check_edges(splits["train"])
         return statistics_of(splits, *self._E0s(splits["train"]))
 
-    def _training(self) -> Iterator[Structure]:
+    def _training(self) -> Structures:
         """The structures to train and validate on; isolated atoms are noted and left out."""
         for structure in self._read("train"):
             if is_isolated(structure):
                 self.isolated.add(structure)
                 if not self.data.keep_isolated_atoms:
                     continue
+            if self.given is not None:  # known before all is read, unlike isolated atoms
+                self._known_E0s(np.unique(structure.numbers).tolist(), structure.source)
             self.elements.add(structure.numbers)
             yield structure
 
-    def _others(self, name: str) -> Iterator[Structure]:
+    def _others(self, name: str) -> Structures:
         """The structures of a valid_file or test_file; isolated atoms stay in."""
-        n_isolated = 0
+        n_isolated, trained = 0, self.elements.elements
         for structure in self._read(name):
+            _check_elements(structure, trained, name)
             n_isolated += is_isolated(structure)
             yield structure
         if n_isolated:
             LOGGER.info("%s_file: %d isolated atoms stay in the %s set", name, n_isolated, name)
 
-    def _read(self, name: str) -> Iterator[Structure]:
-        structures = read_structures(self.files[name], LabelKeys.of(self.data))
-        return _progress(structures, f"reading {name}_file")
+    def _read(self, name: str) -> Structures:
+        """The structures of the files of a split; afterwards, warnings of missing labels."""
+        keys, setting = LabelKeys.of(self.data), f"data.{name}_file"
+        labels = LabelReport(keys)
+        structures = read_structures(self.files[name], keys, labels=labels)
+        yield from _progress(structures, f"reading {name}_file")
+        if name == "train":
+            labels.check_given_keys(setting)
+        labels.warn_missing(setting)
 
-    def _write(self, name: str, target: str, structures: Iterator[Structure]) -> None:
+    def _write(self, target: str, structures: Structures) -> None:
         """Write ``structures`` to shards in the folder ``target``, one job per shard."""
         (self.folder / target).mkdir()
         chunks = _chunks(structures, self.settings.structures_per_shard)
@@ -143,10 +170,11 @@ class _Preprocess:
             partial(_write_chunk, shard_path(self.folder / target, i), chunk, self.settings.r_max)
             for i, chunk in enumerate(chunks)
         )
-        run_jobs(jobs, self.settings.workers)
+        with closing(structures):  # after an error too, so that its temporary copies go at once
+            run_jobs(jobs, self.settings.workers)
 
-    def _check_training(self) -> None:
-        """Announce isolated atoms; InputError without structures or E0s to train on."""
+    def _check_training(self, folder: Path) -> None:
+        """Announce isolated atoms; InputError without structures (in ``folder``) or E0s."""
         n_isolated = self.isolated.n_structures
         if n_isolated:
             use = (
@@ -160,19 +188,23 @@ class _Preprocess:
                 f"({n_isolated}); give structures to train on"
             )
         if self.data.E0s is None and not n_isolated:
-            raise InputError(f"data.train_file holds no isolated atoms to take E0s from; {REMEDY}")
-        if self.data.E0s != "average":
+            raise InputError(
+                f"data.train_file holds no isolated atoms to take E0s from{_alone(folder)}; "
+                f"{REMEDY}"
+            )
+        if not is_average(self.data.E0s):
             self._known_E0s(self.elements.elements)
 
-    def _known_E0s(self, elements: list[int]) -> dict[int, float]:
+    def _known_E0s(self, elements: list[int], where: str = "") -> dict[int, float]:
         if self.given is not None:
-            return check_covered(self.given, elements, "data.E0s")
+            remedy = "add it there, or set data.E0s=average"
+            return check_covered(self.given, elements, "data.E0s", where=where, remedy=remedy)
         return check_covered(self.isolated.E0s, elements, "isolated atoms of data.train_file")
 
     def _E0s(self, train: ShardSet) -> tuple[dict[int, float], str]:
         """E0s of the elements of the training structures, and where they are from."""
         elements = list(train.elements)
-        if self.data.E0s == "average":
+        if is_average(self.data.E0s):
             return fit_E0s(compositions(train, elements), elements), "average"
         return self._known_E0s(elements), "isolated" if self.given is None else "given"
 
@@ -217,22 +249,27 @@ def _progress(items: Iterable[Item], label: str) -> Iterator[Item]:
         yield from progress.track(items, total=None)
 
 
-def _check_elements(splits: dict[str, ShardSet]) -> None:
+def _check_elements(structure: Structure, trained: list[int], name: str) -> None:
     """InputError for an element that is validated or tested but not trained."""
-    trained = splits["train"].elements
-    for name, shards in splits.items():
-        unknown = sorted(set(shards.elements) - set(trained))
-        if unknown:
-            source = next(
-                structure.source
-                for i in range(len(shards))
-                if np.isin((structure := shards.sample(i).structure).numbers, unknown).any()
-            )
-            symbols = ", ".join(f"{chemical_symbols[z]} ({z})" for z in unknown)
-            raise InputError(
-                f"{source}: {symbols} in the {name} set but not in training; add training "
-                f"structures with it or remove it from data.{name}_file"
-            )
+    unknown = sorted(set(structure.numbers.tolist()).difference(trained))
+    if unknown:
+        symbols = ", ".join(f"{chemical_symbols[z]} ({z})" for z in unknown)
+        raise InputError(
+            f"{structure.source}: {symbols} in the {name} set but not in training; add training "
+            f"structures with it or remove it from data.{name}_file"
+        )
+
+
+def _alone(folder: Path) -> str:
+    """A hint about the periodic structures in ``folder`` that may be meant as isolated atoms."""
+    shards = ShardSet(folder)
+    n = int(np.count_nonzero((shards.n_atoms == 1) & (shards.n_edges == 0)))
+    if n == 0:
+        return ""
+    return (
+        f", but {n} single periodic atoms without neighbours within r_max={shards.r_max} Å: "
+        "config_type=IsolatedAtom marks them as isolated"
+    )
 
 
 def _check_edges(train: ShardSet) -> None:
@@ -247,12 +284,15 @@ def _check_edges(train: ShardSet) -> None:
 def _announce(statistics: Statistics, settings: PreprocessSettings) -> None:
     """Log what was written."""
     for name, split in statistics.splits.items():
+        shards = ShardSet(Path(settings.output) / name)
+        labels = LabelCounts.of_shards(map(shards.arrays, range(shards.n_shards)))
         LOGGER.info(
-            "%s: %d structures, %d atoms, %d edges",
+            "%s: %d structures, %d atoms, %d edges; %s",
             name,
             split.n_structures,
             split.n_atoms,
             split.n_edges,
+            labels.summary(),
         )
     E0s = ", ".join(f"{chemical_symbols[z]} {E0:.6f}" for z, E0 in statistics.E0s.items())
     LOGGER.info("E0s (%s, eV): %s", statistics.E0s_source, E0s)

@@ -7,6 +7,7 @@ because ASE seeks backwards, which is slow in a compressed stream.
 """
 
 import bz2
+import glob
 import gzip
 import itertools
 import lzma
@@ -23,9 +24,17 @@ from typing import IO, Any
 import ase.io
 from ase import Atoms
 from ase.io import ParseError
+from ase.io.bundletrajectory import BundleTrajectory
 from ase.io.formats import UnknownFileTypeError, filetype
 
-from mace_train.data.structure import LabelKeys, Notes, Structure, structure_from_atoms
+from mace_train.data.labels import LabelReport
+from mace_train.data.structure import (
+    LOGGER,
+    LabelKeys,
+    Notes,
+    Structure,
+    structure_from_atoms,
+)
 from mace_train.errors import InputError
 
 _DECOMPRESSORS: dict[str, Callable[..., Any]] = {
@@ -57,31 +66,70 @@ _READ_ERRORS = (
 )
 
 
-def read_structures(files: list[str], keys: LabelKeys) -> Iterator[Structure]:
+def read_structures(
+    files: list[str],
+    keys: LabelKeys,
+    *,
+    require_energy: bool = True,
+    labels: LabelReport | None = None,
+) -> Iterator[Structure]:
     """Every structure of ``files``, in order; ``source`` counts from 0 in each file.
+
+    Args:
+        files: Paths or patterns, see ``check_files``.
+        keys: Names of the labels.
+        require_energy: Refuse structures without energy; else their energy is None.
+        labels: Takes up what every structure has.
 
     Raises:
         InputError: a file that is missing, empty, damaged or of unknown format, or a structure
             that ``structure_from_atoms`` refuses; the message names file and structure.
     """
-    check_files(files)
     notes = Notes()
-    for file in files:
+    for file in check_files(files):
         index = -1
         for index, atoms in enumerate(_read_file(file)):
-            yield structure_from_atoms(atoms, keys, f"{file}, structure {index}", notes)
+            source = f"{file}, structure {index}"
+            structure = structure_from_atoms(
+                atoms, keys, source, notes, require_energy=require_energy
+            )
+            if labels is not None:
+                labels.add(atoms, structure)
+            yield structure
         if index < 0:
             raise InputError(f"{file} holds no structures; give a file that does")
 
 
-def check_files(files: list[str]) -> None:
-    """InputError for the first of ``files`` that is not there or empty."""
-    for file in files:
+def check_files(files: list[str]) -> list[str]:
+    """``files``, with every pattern such as ``folder/*.xyz`` replaced by the files it matches.
+
+    Raises:
+        InputError: one is not there, empty or a folder, or a pattern that matches nothing.
+    """
+    expanded = [path for file in files for path in _expanded(file)]
+    for file in expanded:
         path = Path(file)
         if not path.exists():
             raise InputError(f"{file}: no such file; correct its path (from {Path.cwd()})")
         if path.is_file() and path.stat().st_size == 0:
             raise InputError(f"{file} is empty; give a file with structures")
+        if path.is_dir() and not BundleTrajectory.is_bundle(file):
+            raise InputError(
+                f"{file} is a folder; give files, such as [{path / 'a.xyz'},{path / 'b.xyz'}] or "
+                f"{path / '*.xyz'}"
+            )
+    return expanded
+
+
+def _expanded(file: str) -> list[str]:
+    """The files that a pattern matches, sorted; a name that is no pattern, or a file, alone."""
+    if not set(file) & set("*?") or Path(file).exists():
+        return [file]
+    matched = sorted(glob.glob(file, recursive=True))
+    if not matched:
+        raise InputError(f"{file}: no file matches this pattern (from {Path.cwd()}); correct it")
+    LOGGER.info("%s matches %d files", file, len(matched))
+    return matched
 
 
 def _read_file(file: str) -> Iterator[Atoms]:

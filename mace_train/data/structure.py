@@ -93,8 +93,19 @@ def is_isolated(structure: Structure) -> bool:
     return structure.n_atoms == 1 and bool(alone)
 
 
+def names_in(atoms: Atoms) -> set[str]:
+    """The names of all values that ``atoms`` has beside its geometry."""
+    results: Mapping[str, Any] = getattr(atoms.calc, "results", {})
+    return {*atoms.info, *atoms.arrays, *results} - {"numbers", "positions"}
+
+
 def structure_from_atoms(
-    atoms: Atoms, keys: LabelKeys, source: str, notes: Notes | None = None
+    atoms: Atoms,
+    keys: LabelKeys,
+    source: str,
+    notes: Notes | None = None,
+    *,
+    require_energy: bool = True,
 ) -> Structure:
     """The checked structure that ``atoms`` describes.
 
@@ -103,10 +114,12 @@ def structure_from_atoms(
         keys: Names of the labels; a missing one falls back to what ASE parsed, announced.
         source: File and index, to begin messages with.
         notes: Collects announcements over many structures, so that each is made once.
+        require_energy: Refuse a structure without energy; else its energy is None.
 
     Raises:
-        InputError: no atoms or no energy; a value that is not finite or has a wrong shape; an
-            unknown element; a cell that cannot be repeated along its periodic directions.
+        InputError: no atoms, or no energy where one is required; a value that is not finite or
+            has a wrong shape; an unknown element; a cell that cannot be repeated along its
+            periodic directions.
     """
     reader = _Labels(atoms, keys, source, notes or Notes())
     numbers = np.array(atoms.numbers, dtype=np.int64)
@@ -119,7 +132,7 @@ def structure_from_atoms(
         positions=positions,
         cell=cell,
         pbc=pbc,
-        energy=reader.energy(),
+        energy=reader.energy(require_energy),
         forces=reader.forces(),
         stress=reader.stress(cell, pbc),
         weight=reader.weight("config_weight"),
@@ -188,8 +201,10 @@ class _Labels:
         self.atoms, self.keys, self.source, self.notes = atoms, keys, source, notes
         self.results: Mapping[str, Any] = getattr(atoms.calc, "results", {})
 
-    def energy(self) -> float:
+    def energy(self, required: bool) -> float | None:
         value = self._find("energy", self.keys.energy)
+        if value is None and not required:
+            return None
         if value is None:
             raise InputError(
                 f"{self.source}: no energy under {self.keys.energy!r} and none that ASE parsed; "
@@ -307,5 +322,4 @@ class _Labels:
 
     def _found(self) -> str:
         """The names that are there, to help with a missing one."""
-        names = [*self.atoms.info, *self.atoms.arrays, *self.results]
-        return ", ".join(sorted(set(names) - {"numbers", "positions"})) or "no labels"
+        return ", ".join(sorted(names_in(self.atoms))) or "no labels"

@@ -12,20 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from mace_train.balance.costs import Costs
 from mace_train.balance.sampler import evaluation_plan
-from mace_train.checks import as_files, existing_folder
+from mace_train.checks import as_files, existing_folder, make_folder
+from mace_train.data.labels import LabelReport
 from mace_train.data.loading import Kinds, SampleSource, batches, kinds_of
 from mace_train.data.read import read_structures
 from mace_train.data.shards import Sample, sample_of
 from mace_train.data.statistics import open_split
-from mace_train.data.structure import LabelKeys
+from mace_train.data.structure import LabelKeys, is_isolated
 from mace_train.errors import InputError
 from mace_train.evaluate.report import Predicted, write_report
 from mace_train.model.derivatives import Prediction, predict
-from mace_train.model.mace import MACE
+from mace_train.model.mace import MACE, ModelData
 from mace_train.settings import EvaluateSettings
 from mace_train.train.checkpoint import load_model
 from mace_train.train.log import EpochProgress
@@ -81,6 +83,9 @@ def evaluate(settings: EvaluateSettings) -> list[dict[str, Any]]:
         choose_kernels(model, settings.cluster, world)
         dtype = dtype or getattr(torch, header["default_dtype"])
         source = open_source(settings, model.data.r_max)
+        _check_elements(source, model.data)
+        if world.is_main:
+            make_folder("output", Path(settings.output))
         errors, predicted = _predict_all(model, source, settings, world, dtype)
         table = errors.table()
         if world.is_main:
@@ -103,10 +108,31 @@ def open_source(settings: EvaluateSettings, r_max: float) -> SampleSource:
             )
         return shards
     keys = LabelKeys.of(settings)
-    structures = list(read_structures(files, keys))
+    labels = LabelReport(keys)
+    structures = list(read_structures(files, keys, require_energy=False, labels=labels))
     if not structures:
         raise InputError(f"test_file={', '.join(files)} holds no structures")
+    labels.check_given_keys("test_file")
+    labels.warn_missing("test_file")
+    LOGGER.info("test_file: %d structures; %s", len(structures), labels.counts.summary())
+    n_single = sum(is_isolated(structure) for structure in structures)
+    if n_single:
+        LOGGER.info("%d isolated atoms are among them and count in the errors", n_single)
     return InMemory([sample_of(structure, r_max) for structure in structures])
+
+
+def _check_elements(source: SampleSource, model: ModelData) -> None:
+    """InputError for the first structure with an element that the model does not know."""
+    for i in range(len(source)):
+        structure = source.sample(i).structure
+        unknown = sorted(set(structure.numbers.tolist()) - set(model.atomic_numbers))
+        if unknown:
+            symbols = ", ".join(f"{chemical_symbols[z]} ({z})" for z in unknown)
+            known = ", ".join(chemical_symbols[z] for z in model.atomic_numbers)
+            raise InputError(
+                f"{structure.source}: the model does not know {symbols}, only {known}; remove the "
+                "structure, or train on data with this element"
+            )
 
 
 def _predict_all(

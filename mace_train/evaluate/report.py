@@ -52,7 +52,6 @@ def write_report(
 ) -> None:
     """Write the report to ``settings.output`` and print the table."""
     output = Path(settings.output)
-    output.mkdir(parents=True, exist_ok=True)
     origin = (
         settings.test_file if settings.data_dir is None else f"{settings.data_dir}/{settings.split}"
     )

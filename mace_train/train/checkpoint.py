@@ -37,14 +37,14 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None
         **header,
     }
     text = json.dumps(header, indent=1, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, temporary, metadata={"header": text})
     with open(temporary, "rb") as handle:
         os.fsync(handle.fileno())
     os.replace(temporary, path)
     readable = path.with_suffix(".json")
-    temporary_json = readable.with_name(f".{readable.name}.tmp")
+    temporary_json = readable.with_name(f".{readable.name}.{os.getpid()}.tmp")
     temporary_json.write_text(text + "\n")
     os.replace(temporary_json, readable)
 
@@ -133,12 +133,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def load_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
 ) -> None:
-    """Put back what ``optimizer_tensors`` took."""
+    """Put back what ``optimizer_tensors`` took from an Adam."""
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
         state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         if not state:
             continue
+        if any(group["amsgrad"] for group in optimizer.param_groups):  # switched on since, perhaps
+            state.setdefault("max_exp_avg_sq", state["exp_avg_sq"].clone())
         # Adam keeps its step count on the CPU and its moments where the parameter is.
         optimizer.state[parameter] = {
             key: value if key == "step" else value.to(parameter.device)

@@ -8,8 +8,10 @@ import csv
 import json
 import logging
 import math
+import os
+import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -47,19 +49,28 @@ class MetricsLog:
     def __init__(
         self, settings: LoggerSettings, output: Path, name: str, config: dict[str, Any]
     ) -> None:
-        self._text = logging.FileHandler(output / "train.log")
-        LOGGER.addHandler(self._text)
+        self._settings, self._output = settings, output
+        self._at_close: list[Callable[[], None]] = []
         self._json = output / "metrics.jsonl"
         self._csv = output / "metrics.csv"
         self._wandb = _start_wandb(settings, output, name, config) if settings.wandb else None
-        self._board = _start_tensorboard(output) if settings.tensorboard else None
+        self._board: Any = None
+        self._text = logging.FileHandler(output / "train.log")
+        LOGGER.addHandler(self._text)
 
-    def keep_until(self, epoch: int) -> None:
-        """Drop records after ``epoch``, which a resumed run will write again."""
-        records = self.records()
-        kept = [record for record in records if record["epoch"] <= epoch]
-        self._json.write_text("".join(_line(record) for record in kept))
+    def on_close(self, action: Callable[[], None]) -> None:
+        """Call ``action`` when the log is closed."""
+        self._at_close.append(action)
+
+    def keep_until(self, epoch: int, step: int) -> None:
+        """Drop records after ``epoch`` and ``step``, which a resumed run will write again."""
+        kept = [record for record in self.records() if record["epoch"] <= epoch]
+        temporary = self._json.with_name(f".{self._json.name}.tmp")
+        temporary.write_text("".join(_line(record) for record in kept))
+        os.replace(temporary, self._json)
         self._write_csv(kept)
+        if self._settings.tensorboard:
+            self._board = _start_tensorboard(self._output, step + 1)
 
     def records(self) -> list[dict[str, Any]]:
         """All records so far; a line cut short by a kill is left out."""
@@ -97,6 +108,8 @@ class MetricsLog:
             self._wandb.finish(exit_code=exit_code)
         if self._board is not None:
             self._board.close()
+        for action in self._at_close:
+            action()
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -114,17 +127,28 @@ def _start_wandb(settings: LoggerSettings, output: Path, name: str, config: dict
         raise InputError(
             "logger.wandb=true but wandb is not installed; pip install 'mace-train[loggers]'"
         ) from None
-    return wandb.init(
-        project=settings.wandb_project,
-        entity=settings.wandb_entity,
-        name=settings.wandb_name or name,
-        dir=str(output),
-        mode=cast(Any, settings.wandb_mode),
-        config=config,
-    )
+    remembered = output / "wandb_id"  # a resumed training goes on with the same wandb run
+    if not remembered.exists():
+        remembered.write_text(secrets.token_hex(4))
+    try:
+        return wandb.init(
+            project=settings.wandb_project,
+            entity=settings.wandb_entity,
+            name=settings.wandb_name or name,
+            id=remembered.read_text().strip(),
+            resume="allow",
+            dir=str(output),
+            mode=cast(Any, settings.wandb_mode),
+            config=config,
+        )
+    except wandb.Error as error:
+        raise InputError(
+            f"logger.wandb_mode={settings.wandb_mode}: wandb cannot start ({error}); run "
+            "`wandb login`, or use logger.wandb_mode=offline and `wandb sync` later"
+        ) from None
 
 
-def _start_tensorboard(output: Path) -> Any:
+def _start_tensorboard(output: Path, purge_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -132,7 +156,7 @@ def _start_tensorboard(output: Path) -> Any:
             "logger.tensorboard=true but tensorboard is not installed; "
             "pip install 'mace-train[loggers]'"
         ) from None
-    return SummaryWriter(str(output / "tensorboard"))
+    return SummaryWriter(str(output / "tensorboard"), purge_step=purge_step)
 
 
 class EpochProgress:
@@ -140,11 +164,11 @@ class EpochProgress:
 
     def __init__(self, enabled: bool) -> None:
         self._console = Console(stderr=True)
-        self._enabled = enabled and self._console.is_terminal
+        self.enabled = enabled and self._console.is_terminal
 
     def over(self, items: Iterable[_Item], n_items: int, label: str) -> Iterator[_Item]:
         """Yield ``items``; the bar shows how far the epoch is and what ``note`` last said."""
-        if not self._enabled:
+        if not self.enabled:
             yield from items
             return
         columns = (
@@ -162,7 +186,7 @@ class EpochProgress:
 
     def note(self, text: str) -> None:
         """Show ``text`` beside the bar."""
-        if self._enabled:
+        if self.enabled:
             self._progress.update(self._task, note=text)
 
 

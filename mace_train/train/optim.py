@@ -101,6 +101,10 @@ class Schedule:
             self.factor *= self.settings.lr_factor
             self.bad_validations = 0
 
+    def forget(self) -> None:
+        """Start anew with the comparison of losses, which now mean something else."""
+        self.best, self.bad_validations = math.inf, 0
+
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs."""
         best = self.best if math.isfinite(self.best) else -1.0

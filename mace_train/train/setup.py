@@ -6,97 +6,30 @@ shards + statistics -> model -> optimizer, schedule, average -> (resume from a c
 import inspect
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mace_train.balance.costs import Costs
 from mace_train.balance.sampler import BinSampler
-from mace_train.checks import existing_folder
-from mace_train.data.graph import Graph
+from mace_train.checks import existing_folder, lock_folder, make_folder
 from mace_train.data.loading import kinds_of
 from mace_train.data.shards import ShardSet
 from mace_train.data.statistics import Statistics, open_split
 from mace_train.errors import InputError
-from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE, ModelData
 from mace_train.ops.methods import announcement
-from mace_train.settings import ClusterSettings, ModelSettings, TrainSettings
-from mace_train.train import checkpoint
-from mace_train.train.loss import needs_stress
+from mace_train.settings import ClusterSettings, LossSettings, ModelSettings, TrainSettings
+from mace_train.train.loss import TERMS, needs_stress
 from mace_train.train.optim import Average, Schedule, make_optimizer
+from mace_train.train.run import ForceField, Progress, Run, Split
+from mace_train.train.state import resume
 from mace_train.world import World
 
 LOGGER = logging.getLogger("mace_train")
-
-
-@dataclass
-class Split:
-    """One part of the data with what training looks up by structure id."""
-
-    shards: ShardSet
-    config_types: list[str]
-    config_type_of: Tensor  # [n] int64, index into config_types
-    weight_of: Tensor  # [n] float64, weight by config_type
-
-    @property
-    def costs(self) -> Costs:
-        """Atoms and edges of every structure."""
-        return Costs(self.shards.n_atoms.astype(np.int64), self.shards.n_edges.astype(np.int64))
-
-
-@dataclass
-class Progress:
-    """How far a run is: all that is not a tensor and must survive a restart."""
-
-    epoch: int = -1  # last completed epoch, from 0
-    step: int = 0  # optimizer steps so far
-    best_epoch: int = -1
-    best_loss: float | None = None  # validation loss of the best checkpoint
-    bad_validations: int = 0  # validations since the best one
-    stopped: bool = False  # early stopping has ended the run
-
-
-class ForceField(nn.Module):
-    """The model with its derivatives as one module, which is what DDP wraps."""
-
-    def __init__(self, model: MACE, stress: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.stress = stress
-
-    def forward(self, graph: Graph) -> Prediction:
-        """Energy, forces and, where the loss needs it, stress; differentiable in the weights."""
-        return predict(self.model, graph, stress=self.stress, create_graph=True)
-
-
-@dataclass
-class Run:
-    """The parts of a training run on one rank."""
-
-    settings: TrainSettings
-    world: World
-    train: Split
-    valid: Split | None
-    model: MACE
-    force_field: nn.Module  # ForceField, wrapped by DDP where there are several ranks
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    average: Average | None
-    sampler: BinSampler
-    progress: Progress
-    output: Path
-    statistics: Statistics
-    last_errors: str | None = None  # RMSEs of the last validation, for people to watch
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of weights and features."""
-        return getattr(torch, self.settings.default_dtype)
 
 
 def set_up(settings: TrainSettings, world: World) -> Run:
@@ -104,7 +37,8 @@ def set_up(settings: TrainSettings, world: World) -> Run:
     folder = existing_folder("data_dir", settings.data_dir)
     statistics = Statistics.read(folder / "statistics.json")
     train, valid = _splits(settings, folder, statistics)
-    output = _output(settings)
+    output = Path(settings.output)
+    _check_new(output, settings, world)
     model = new_model(settings, statistics).to(world.device)
     choose_kernels(model, settings.cluster, world)
     force_field: nn.Module = ForceField(model, needs_stress(settings.loss))
@@ -126,10 +60,9 @@ def set_up(settings: TrainSettings, world: World) -> Run:
         output=output,
         statistics=statistics,
     )
-    last = output / "checkpoints" / "last.safetensors"
-    if settings.restart_latest and last.exists():
-        _resume(run, last)
-    world.barrier()  # every rank has looked for checkpoints before rank 0 writes one
+    if world.broadcast(settings.restart_latest and run.last_checkpoint.exists()):
+        resume(run)
+    _check_same_on_all_ranks(run)
     return run
 
 
@@ -150,6 +83,16 @@ def _distributed(module: nn.Module, world: World) -> nn.Module:
     if world.device.type == "cuda":
         options["device_ids"] = [world.device.index]
     return wrapper(module, **options)
+
+
+def _check_new(output: Path, settings: TrainSettings, world: World) -> None:
+    """InputError on all ranks if ``output`` holds a training that is not to be continued."""
+    last = output / "checkpoints" / "last.safetensors"
+    if world.broadcast(last.exists()) and not settings.restart_latest:
+        raise InputError(
+            f"output={output} already holds a training ({last}); add restart_latest=true to "
+            "continue it, or choose another output"
+        )
 
 
 def new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
@@ -196,6 +139,7 @@ def _splits(
     settings: TrainSettings, folder: Path, statistics: Statistics
 ) -> tuple[Split, Split | None]:
     train = _split(settings, open_split(folder, "train"))
+    _check_loss(settings.loss, train)
     if "valid" not in statistics.splits:
         LOGGER.warning("%s has no valid/: no validation, best is the last epoch", folder)
         return train, None
@@ -204,7 +148,7 @@ def _splits(
 
 def _split(settings: TrainSettings, shards: ShardSet) -> Split:
     kinds = kinds_of(shards)
-    weights = settings.loss.config_type_weights
+    weights = settings.loss.weights_by_type()
     weight_of_kind = torch.tensor([weights.get(name, 1.0) for name in kinds.names])
     return Split(
         shards=shards,
@@ -214,80 +158,64 @@ def _split(settings: TrainSettings, shards: ShardSet) -> Split:
     )
 
 
-def _output(settings: TrainSettings) -> Path:
-    output = Path(settings.output)
-    last = output / "checkpoints" / "last.safetensors"
-    if last.exists() and not settings.restart_latest:
+def _check_loss(loss: LossSettings, train: Split) -> None:
+    """InputError for a loss that nothing contributes to; a warning for a term without labels."""
+    unknown = sorted(loss.weights_by_type().keys() - set(train.config_types))
+    if unknown:
         raise InputError(
-            f"output={output} already holds a training ({last}); add restart_latest=true to "
-            "continue it, or choose another output"
+            f"loss.config_type_weights names {', '.join(unknown)}, which no training structure "
+            f"has; the config_types are: {', '.join(train.config_types)}"
         )
-    return output
+    counts = weighted_labels(loss, train)
+    if not any(counts.values()):
+        raise InputError(
+            f"nothing to train on: of the terms of the loss ({', '.join(counts)}) no training "
+            "structure with a weight above 0 has a label; change the weights of the loss, or "
+            "preprocess again with the right names of the labels"
+        )
+    for name, n_labelled in counts.items():
+        if n_labelled == 0:
+            LOGGER.warning("loss.%s_weight has no effect: no training structure has a label", name)
 
 
-def start_output(run: Run) -> None:
-    """Make the output folder with the resolved settings (rank 0)."""
-    (run.output / "checkpoints").mkdir(parents=True, exist_ok=True)
+def weighted_labels(loss: LossSettings, train: Split) -> dict[str, int]:
+    """Training structures with a weight and a label, for every term that has a weight."""
+    weighted = train.weight_of.numpy() > 0
+    labelled = {
+        "energy": np.ones(len(weighted), dtype=bool),
+        "forces": train.shards.has_forces,
+        "stress": train.shards.has_stress,
+        "virials": train.shards.has_stress,
+    }
+    return {
+        name: int((labelled[name] & weighted).sum())
+        for name in TERMS
+        if getattr(loss, f"{name}_weight") > 0
+    }
+
+
+def _check_same_on_all_ranks(run: Run) -> None:
+    """InputError if ranks have read different data or checkpoints."""
+    facts = {
+        "training data": run.statistics.dataset_hash,
+        "validation data": None if run.valid is None else run.valid.shards.dataset_hash,
+        "plan": run.sampler.plan(run.progress.epoch + 1).fingerprint,
+        "last epoch": run.progress.epoch,
+    }
+    for rank, others in enumerate(run.world.gather_all(facts)):
+        different = [name for name, value in facts.items() if others[name] != value]
+        if different:
+            raise InputError(
+                f"rank {rank} has another {', '.join(different)} than rank {run.world.rank}; "
+                "data_dir and output must lie on a file system that all nodes share, or be "
+                "the same copy on each"
+            )
+
+
+def start_output(run: Run) -> IO[str]:
+    """Make the output folder with the resolved settings, locked for this run (rank 0)."""
+    make_folder("output", run.output / "checkpoints")
+    lock = lock_folder("output", run.output)
     text = json.dumps(asdict(run.settings), indent=1)
     (run.output / "settings.json").write_text(text + "\n")
-
-
-def save_last(run: Run) -> None:
-    """Write checkpoints/last.safetensors: all that a resumed run needs."""
-    tensors = checkpoint.with_prefix("model.", dict(run.model.named_parameters()))
-    if run.average is not None:
-        tensors |= checkpoint.with_prefix("average.", run.average.shadow)
-    tensors |= checkpoint.optimizer_tensors(run.optimizer, run.model)
-    header = _header(run) | {
-        "schedule": run.schedule.state_dict(),
-        "average_updates": run.average.n_updates if run.average is not None else 0,
-    }
-    checkpoint.save(run.output / "checkpoints" / "last.safetensors", tensors, header)
-
-
-def save_best(run: Run) -> None:
-    """Write checkpoints/best.safetensors: the weights that were just validated."""
-    tensors: dict[str, Tensor] = dict(run.model.named_parameters())
-    if run.average is not None:
-        tensors = run.average.shadow
-    path = run.output / "checkpoints" / "best.safetensors"
-    checkpoint.save(path, checkpoint.with_prefix("model.", tensors), _header(run))
-
-
-def _header(run: Run) -> dict[str, Any]:
-    return {
-        **checkpoint.model_header(run.model),
-        "default_dtype": run.settings.default_dtype,
-        "progress": asdict(run.progress),
-        "dataset_hash": run.statistics.dataset_hash,
-        "settings": asdict(run.settings),
-    }
-
-
-def _resume(run: Run, path: Path) -> None:
-    """Continue from ``path`` exactly; the data and the model must be those it was made with."""
-    tensors, header = checkpoint.read(path)
-    if header["dataset_hash"] != run.statistics.dataset_hash:
-        raise InputError(
-            f"{path} was trained on other data than {run.settings.data_dir}; "
-            "choose another output to train on this data"
-        )
-    if header["default_dtype"] != run.settings.default_dtype:
-        raise InputError(
-            f"{path} was trained with default_dtype={header['default_dtype']}, "
-            f"not {run.settings.default_dtype}"
-        )
-    checkpoint.load_parameters(run.model, tensors, "model.", path)
-    checkpoint.load_optimizer(run.optimizer, run.model, tensors)
-    if run.average is not None:
-        averaged = {
-            n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")
-        }
-        source = averaged or dict(run.model.named_parameters())
-        run.average.shadow = {
-            name: source[name].detach().clone().to(run.world.device) for name in run.average.shadow
-        }
-        run.average.n_updates = header["average_updates"]
-    run.schedule.load_state_dict(header["schedule"])
-    run.progress = Progress(**header["progress"])
-    LOGGER.info("resumed from %s after epoch %d", path, run.progress.epoch + 1)
+    return lock

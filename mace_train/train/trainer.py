@@ -19,7 +19,9 @@ from mace_train.errors import InputError
 from mace_train.settings import TrainSettings
 from mace_train.train.log import EpochProgress, MetricsLog, Stopwatch, epoch_line, rmse_text
 from mace_train.train.loss import LossSums, label_counts, loss_sums
-from mace_train.train.setup import Run, save_best, save_last, set_up, start_output
+from mace_train.train.run import Run
+from mace_train.train.setup import set_up, start_output
+from mace_train.train.state import save_best, save_last
 from mace_train.train.validation import validate
 from mace_train.world import open_world
 
@@ -42,8 +44,7 @@ def fit(run: Run) -> dict[str, Any]:
     exit_code = 1
     try:
         for epoch in range(first_epoch, settings.max_num_epochs):
-            if progress.stopped:
-                LOGGER.info("early stopping ended this run at epoch %d", progress.best_epoch + 1)
+            if run.world.broadcast(run.stopped):
                 break
             record = _one_epoch(run, epoch)
             done = epoch + 1 - first_epoch
@@ -66,9 +67,10 @@ def _start_log(run: Run) -> MetricsLog | None:
     """Announce the run and open its metrics, on rank 0."""
     if not run.world.is_main:
         return None
-    start_output(run)
+    lock = start_output(run)
     log = MetricsLog(run.settings.logger, run.output, run.settings.name, asdict(run.settings))
-    log.keep_until(run.progress.epoch)
+    log.on_close(lock.close)
+    log.keep_until(run.progress.epoch, run.progress.step)
     n_weights = sum(parameter.numel() for parameter in run.model.parameters())
     LOGGER.info(
         "%s: %d weights (%s), %d training structures, %d ranks on %s; packer %s, at most %d atoms "
@@ -87,15 +89,23 @@ def _start_log(run: Run) -> MetricsLog | None:
 
 
 def _announce_end(run: Run, record: dict[str, Any]) -> None:
-    """Say what the run left behind."""
+    """Say why the run ends here and what it left behind."""
     progress = run.progress
-    if not record:
+    if run.stopped:
+        LOGGER.info(
+            "stopped early after epoch %d: %d validations without improvement; raise patience to "
+            "go on",
+            progress.epoch + 1,
+            progress.bad_validations,
+        )
+    elif not record:
         LOGGER.info("nothing to do: %d epochs are done; raise max_num_epochs", progress.epoch + 1)
+    loss = progress.best_loss
     LOGGER.info(
         "best epoch %d%s: %s",
         progress.best_epoch + 1,
-        "" if progress.best_loss is None else f" (validation loss {progress.best_loss:.4g})",
-        run.output / "checkpoints" / "best.safetensors",
+        "" if loss is None else f" (validation loss {loss:.4g})",
+        run.best_checkpoint,
     )
 
 
@@ -134,6 +144,11 @@ def _validate(run: Run, epoch: int) -> dict[str, Any]:
     assert run.valid is not None
     progress = run.progress
     loss, errors = validate(run)
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the validation loss after epoch {epoch + 1} is {loss}; lower optimizer.lr, and "
+            f"check the labels of the validation data; {_what_is_left(run)}"
+        )
     run.schedule.validated(loss)
     if progress.best_loss is None or loss < progress.best_loss:
         progress.best_loss, progress.best_epoch, progress.bad_validations = loss, epoch, 0
@@ -141,8 +156,6 @@ def _validate(run: Run, epoch: int) -> dict[str, Any]:
             save_best(run)
     else:
         progress.bad_validations += 1
-        progress.stopped = progress.bad_validations >= run.settings.patience
-    progress.stopped = run.world.broadcast(progress.stopped)
     run.last_errors = rmse_text(errors[0])
     numbers = {key: value for key, value in errors[0].items() if "_rmse_" in key or "_mae_" in key}
     return {"valid_loss": loss} | {f"valid_{key}": value for key, value in numbers.items()}
@@ -169,10 +182,11 @@ def train_epoch(run: Run, epoch: int, plan: Plan) -> tuple[LossSums, float]:
         sums, norm = train_step(run, graph.to(world.device), lr)
         total += sums
         n_atoms += graph.n_atoms * world.size
-        bar.note(
-            f"loss {float(total.loss(run.settings.loss)):.3g}  "
-            f"{n_atoms / watch.seconds():.0f} atoms/s  imbalance {plan.straggler:.2f}{latest}"
-        )
+        if bar.enabled:
+            bar.note(
+                f"loss {float(total.loss(run.settings.loss)):.3g}  "
+                f"{n_atoms / watch.seconds():.0f} atoms/s  imbalance {plan.straggler:.2f}{latest}"
+            )
     reduced = world.sum(torch.stack((total.numerators, total.counts)))
     return LossSums(reduced[0], reduced[1]), norm
 
@@ -204,11 +218,20 @@ def train_step(run: Run, graph: Graph, lr: float) -> tuple[LossSums, float]:
 
 def _stop_non_finite(run: Run, graph: Graph, loss: Tensor) -> None:
     """Stop all ranks together (the norm is equal on all) and name the structures at fault."""
-    local = None if torch.isfinite(loss) else graph.ids.tolist()
-    reports = run.world.gather(local)
-    where = "; ".join(f"rank {rank}: {ids}" for rank, ids in enumerate(reports) if ids is not None)
+    local = [] if torch.isfinite(loss) else graph.ids.tolist()
+    ids = [i for others in run.world.gather_all(local) for i in others]
+    named = ", ".join(run.train.shards.sample(i).structure.source for i in ids[:5])
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    where = f"; its bins with a non-finite loss hold {named}{more}" if ids else ""
     raise InputError(
-        f"step {run.progress.step} of epoch {run.progress.epoch + 2}: the gradient is not finite "
-        f"(training structures of the bins with a non-finite loss: {where or 'none'}); check "
-        "their labels, or lower optimizer.lr or clip_grad; checkpoints/last.safetensors is sound"
+        f"step {run.progress.step} (epoch {run.progress.epoch + 2}): the gradient is not "
+        f"finite{where}; lower optimizer.lr or clip_grad, and check the labels of these "
+        f"structures; {_what_is_left(run)}"
     )
+
+
+def _what_is_left(run: Run) -> str:
+    """Where a run that had to stop can be continued from."""
+    if run.progress.epoch < 0 or not run.last_checkpoint.exists():
+        return "no checkpoint was written"
+    return f"{run.last_checkpoint} is from the last good epoch, restart_latest=true continues it"

@@ -13,7 +13,7 @@ from mace_train.model.derivatives import predict
 from mace_train.settings import BatchingSettings
 from mace_train.train.loss import LossSums, loss_sums
 from mace_train.train.metrics import ErrorSums
-from mace_train.train.setup import Run
+from mace_train.train.run import Run
 
 
 def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:

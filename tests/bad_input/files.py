@@ -53,6 +53,18 @@ def wrong_key_name(place):
     return place.preprocess(place.xyz, "data.energy_key=dft_energy")
 
 
+def forces_key_that_nothing_has(place):
+    return place.preprocess(place.xyz, "data.forces_key=foo")
+
+
+def folder_instead_of_a_file(place):
+    return place.preprocess(place.folder)
+
+
+def pattern_that_matches_nothing(place):
+    return place.preprocess(place.folder / "*.cif")
+
+
 def element_without_e0(place):
     path = place.folder / "no_e0.xyz"
     write(path, [labelled(Atoms("H"), "IsolatedAtom"), water(), water()], format="extxyz")
@@ -140,6 +152,9 @@ CASES = {
     stress_of_wrong_shape: ("bad.xyz", "stress", "5"),
     missing_energy: ("bad.xyz", "energy", "REF_forces"),
     wrong_key_name: ("train.xyz", "dft_energy", "REF_energy"),
+    forces_key_that_nothing_has: ("data.train_file", "foo", "REF_forces"),
+    folder_instead_of_a_file: ("is a folder",),
+    pattern_that_matches_nothing: ("*.cif",),
     element_without_e0: ("E0", "O", "average"),
     isolated_atoms_disagree: ("H", "isolated"),
     e0s_file_is_missing: ("nowhere.json",),

@@ -1,7 +1,7 @@
 """Where a case of bad input finds good files and writes bad ones."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ase import Atoms
@@ -19,6 +19,7 @@ class Place:
     xyz: Path
     prepared: Path
     trained: Path
+    environment: dict[str, str] = field(default_factory=dict)  # to set for the command
 
     @property
     def output(self) -> Path:

@@ -4,9 +4,11 @@ import json
 
 import h5py
 from ase.build import bulk
-from ase.io import write
+from ase.io import read, write
 
 from tests.conftest import labelled, run_command
+
+E0S = {1: 3.0, 7: 5.0, 8: 4.0, 13: 3.0}  # eV, other ones than EMT's
 
 
 def truncated_shard(place):
@@ -117,6 +119,75 @@ def resume_with_another_model(place):
     return [*place.train("model.num_channels=8", "restart_latest=true"), f"output={trained}"]
 
 
+def resume_with_other_e0s(place):
+    other = place.folder / "other"
+    settings = [f"data.train_file={place.xyz}", f"data.E0s={E0S}", "r_max=4.0"]
+    settings += ["data.valid_fraction=0.25", "structures_per_shard=9", f"output={other}"]
+    run_command("preprocess", *settings)
+    trained = place.copy_trained()
+    return [*place.train("restart_latest=true", data=other), f"output={trained}"]
+
+
+def resume_with_another_scale(place):
+    trained = place.copy_trained()
+    settings = ["model.scaling=no_scaling", "restart_latest=true"]
+    return [*place.train(*settings), f"output={trained}"]
+
+
+def output_is_a_file(place):
+    place.output.write_text("mine")
+    return place.train()
+
+
+def evaluation_into_a_file(place):
+    place.output.write_text("mine")
+    return place.evaluate(f"test_file={place.xyz}")
+
+
+def balance_into_a_file(place):
+    place.output.write_text("mine")
+    return ["balance", f"data_dir={place.prepared}", f"output={place.output}"]
+
+
+def weights_of_an_unknown_config_type(place):
+    return place.train("loss.config_type_weights={crystall: 2}")
+
+
+def weights_that_are_no_mapping(place):
+    return place.train("loss.config_type_weights=[1,2]")
+
+
+def nothing_has_a_weight(place):
+    return place.train("loss.config_type_weights={crystal: 0, molecule: 0}")
+
+
+def no_label_for_the_loss(place):
+    data = place.folder / "molecules"
+    structures = [a for a in read(place.xyz, ":") if a.info["config_type"] != "crystal"]
+    path = place.folder / "molecules.xyz"
+    write(path, structures, format="extxyz")
+    run_command("preprocess", f"data.train_file={path}", "r_max=4.0", f"output={data}")
+    return place.train("loss=stress", "loss.energy_weight=0", "loss.forces_weight=0", data=data)
+
+
+def name_that_hydra_cannot_read(place):
+    return ["preprocess", "data.train_file=a (1).xyz", f"output={place.output}"]
+
+
+def word_without_a_key(place):
+    return place.train("small.xyz")
+
+
+def preprocess_in_two_ranks(place):
+    place.environment["WORLD_SIZE"] = "2"
+    return ["preprocess", f"data.train_file={place.xyz}", f"output={place.output}"]
+
+
+def sweep_in_two_ranks(place):
+    place.environment["WORLD_SIZE"] = "2"
+    return place.train("--multirun", "seed=1,2")
+
+
 def resume_with_other_data(place):
     other = place.folder / "other"
     run_command(
@@ -190,7 +261,20 @@ CASES = {
     unknown_command: ("trian", "train"),
     malformed_override: ("=",),
     output_holds_a_training: ("restart_latest=true",),
-    resume_with_another_model: ("another model", "shape"),
+    resume_with_another_model: ("another model", "num_channels: 4 there, 8 now"),
+    resume_with_other_e0s: ("another model", "E0s"),
+    resume_with_another_scale: ("another model", "scaling"),
+    output_is_a_file: ("output", "cannot make this folder"),
+    evaluation_into_a_file: ("output", "cannot make this folder"),
+    balance_into_a_file: ("output", "cannot make this folder"),
+    weights_of_an_unknown_config_type: ("crystall", "crystal, molecule"),
+    weights_that_are_no_mapping: ("config_type_weights", "bulk: 2"),
+    nothing_has_a_weight: ("nothing to train on",),
+    no_label_for_the_loss: ("nothing to train on", "stress"),
+    name_that_hydra_cannot_read: ("quoted twice", "a (1).xyz"),
+    word_without_a_key: ("key=value",),
+    preprocess_in_two_ranks: ("workers=N",),
+    sweep_in_two_ranks: ("--multirun", "torchrun once per job"),
     resume_with_other_data: ("other data",),
     resume_from_a_truncated_checkpoint: ("last.safetensors", "truncated"),
     evaluate_without_a_checkpoint: ("best.safetensors",),

@@ -18,6 +18,8 @@ def test_bad_input_is_one_message(case, tmp_path, xyz, prepared, trained, capsys
     arguments = case(place)
     before = contents(tmp_path)
     capsys.readouterr()
+    for name, value in place.environment.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as stop:
         run_command(*arguments)
     message = capsys.readouterr().err

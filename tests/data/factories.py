@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from ase import Atoms
 
+from mace_train.data.preprocess import preprocess
+from mace_train.data.statistics import Statistics
 from mace_train.data.structure import LabelKeys, Structure
+from mace_train.settings import DataSettings, PreprocessSettings
 
+E_H, E_O, E_CU = -13.0, -2000.0, -3.0  # of isolated atoms, eV
 KEYS = LabelKeys("REF_energy", "REF_forces", "REF_stress", "REF_virials")
 REAL_DATA = Path(
     os.environ.get("MACE_TRAIN_DATA", Path(__file__).parents[3].joinpath("shared", "data"))
@@ -72,3 +76,29 @@ def write_xyz(path: Path, structures: list[Atoms]) -> str:
     """Write ``structures`` as extended XYZ; the path as text."""
     ase.io.write(path, structures, format="extxyz")
     return str(path)
+
+
+def molecules(n: int) -> list[Atoms]:
+    """OH with other energies and distances."""
+    return [molecule(-2020.0 - 0.01 * i, distance=0.8 + 0.001 * i) for i in range(n)]
+
+
+def atoms_of_molecules() -> list[Atoms]:
+    """The isolated atoms of ``molecules``."""
+    return [isolated("H", E_H), isolated("O", E_O, "isolated_atom")]
+
+
+def run(tmp_path, structures, *, name="out", r_max=3.0, **changes):
+    """Preprocess ``structures`` (or files given as data) into tmp_path / name."""
+    data = {key: changes.pop(key) for key in list(changes) if key in vars(DataSettings())}
+    if structures is not None:
+        data.setdefault("train_file", write_xyz(tmp_path / "train.xyz", structures))
+    settings = PreprocessSettings(
+        data=DataSettings(**data), output=str(tmp_path / name), r_max=r_max, **changes
+    )
+    return preprocess(settings)
+
+
+def statistics_in(folder: Path) -> Statistics:
+    """What preprocess wrote to statistics.json."""
+    return Statistics.read(folder / "statistics.json")

@@ -15,7 +15,8 @@ from tests.data.factories import KEYS, isolated
 
 def test_a_setting_that_gives_none():
     assert given_E0s(None) is None
-    assert given_E0s("average") is None
+    for value in ("average", "Average", "AVERAGE"):
+        assert given_E0s(value) is None
 
 
 @pytest.mark.parametrize("mapping", [{1: -13.5, 8: -2000}, {"1": -13.5, "O": -2000}])
@@ -74,6 +75,8 @@ def test_coverage():
     assert check_covered({1: -1.0, 6: -2.0, 8: -3.0}, [1, 8], "x") == {1: -1.0, 8: -3.0}
     with pytest.raises(InputError, match=r"for Xe \(54\); x has H; add isolated-atom"):
         check_covered({1: -1.0}, [1, 54], "x")
+    with pytest.raises(InputError, match=r"^a.xyz, structure 7: no .*; x has none; try again$"):
+        check_covered({}, [1], "x", where="a.xyz, structure 7", remedy="try again")
 
 
 @given(
@@ -96,3 +99,5 @@ def test_chunks_fit_as_one_problem(n, size, seed, full):
 def test_what_is_not_determined_is_announced(caplog):
     fit_E0s([(np.array([[1.0, 1.0]] * 3), np.array([-3.0] * 3))], [1, 8])
     assert "determine only 1 of 2 E0s" in caplog.text
+    assert "Single E0s are not meaningful" in caplog.text
+    assert "only their sums over compositions seen in training" in caplog.text

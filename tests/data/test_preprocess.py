@@ -2,10 +2,6 @@
 
 import gzip
 import io
-import os
-import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -15,39 +11,25 @@ import pytest
 from rich.console import Console
 
 from mace_train.data.neighbors import neighbor_list
-from mace_train.data.preprocess import preprocess
 from mace_train.data.read import read_structures
 from mace_train.data.shards import ShardSet
 from mace_train.data.split import counter_hash
-from mace_train.data.statistics import Statistics, open_split
+from mace_train.data.statistics import open_split
 from mace_train.errors import InputError
-from mace_train.settings import DataSettings, PreprocessSettings
-from tests.data.factories import KEYS, crystal, isolated, molecule, real_file, write_xyz
-
-E_H, E_O, E_CU = -13.0, -2000.0, -3.0
-
-
-def molecules(n: int):
-    return [molecule(-2020.0 - 0.01 * i, distance=0.8 + 0.001 * i) for i in range(n)]
-
-
-def atoms_of_molecules():
-    return [isolated("H", E_H), isolated("O", E_O, "isolated_atom")]
-
-
-def run(tmp_path, structures, *, name="out", r_max=3.0, **changes):
-    """Preprocess ``structures`` (or files given as data) into tmp_path / name."""
-    data = {key: changes.pop(key) for key in list(changes) if key in vars(DataSettings())}
-    if structures is not None:
-        data.setdefault("train_file", write_xyz(tmp_path / "train.xyz", structures))
-    settings = PreprocessSettings(
-        data=DataSettings(**data), output=str(tmp_path / name), r_max=r_max, **changes
-    )
-    return preprocess(settings)
-
-
-def statistics_in(folder: Path) -> Statistics:
-    return Statistics.read(folder / "statistics.json")
+from tests.data.factories import (
+    E_CU,
+    E_H,
+    E_O,
+    KEYS,
+    atoms_of_molecules,
+    crystal,
+    isolated,
+    molecules,
+    real_file,
+    run,
+    statistics_in,
+    write_xyz,
+)
 
 
 def energies(shards: ShardSet) -> list[float]:
@@ -185,121 +167,12 @@ def test_overwrite(tmp_path):
     assert statistics_in(tmp_path / "out").r_max == 2.0
 
 
-def without_energy():
-    broken = molecule()
-    broken.info["REF_energy"] = float("nan")
-    return broken
-
-
-LONE = [isolated("H", E_H), isolated("O", E_O)]
-
-BAD = {
-    "coincident": ([molecule(distance=0.0), *LONE], {}, "structure 0: atoms 0 and 1 are"),
-    "nan": ([molecule(), without_energy(), *LONE], {}, "structure 1: 'REF_energy' is not finite"),
-    "only isolated": (LONE, {}, "holds only isolated atoms"),
-    "only kept isolated": (
-        LONE,
-        {"keep_isolated_atoms": True, "valid_fraction": 0},
-        "no two atoms .* closer than r_max=3.0",
-    ),
-    "no isolated": (molecules(3), {}, "no isolated atoms to take E0s from"),
-    "one missing": ([*molecules(3), isolated("H", E_H)], {}, r"\(E0\) for O \(8\)"),
-    "given missing": (molecules(3), {"E0s": {1: -1.0}}, r"for O \(8\); data.E0s has H"),
-    "no file of E0s": (molecules(3), {"E0s": "avrage"}, "E0s=avrage: cannot read"),
-    "contradiction": ([*molecules(3), *LONE, isolated("H", -12.0)], {}, "structure 5: isolated"),
-    "out of reach": ([molecule(distance=5.0)] * 2, {"E0s": "average"}, "no two atoms"),
-    "no training left": (
-        [*molecules(2), *LONE],
-        {"valid_fraction": 0.9},
-        "leaves none for training",
-    ),
-    "one structure": ([*molecules(1), *LONE], {}, "leaves none for training"),
-}
-
-
-IN_WORKERS = ("coincident", "nan")  # found while workers run; the rest before or after
-
-
-@pytest.mark.parametrize(
-    ("name", "workers"), [*((name, 1) for name in BAD), *((name, 2) for name in IN_WORKERS)]
-)
-def test_bad_input_leaves_nothing(tmp_path, name, workers):
-    structures, changes, message = BAD[name]
-    with pytest.raises(InputError, match=message):
-        run(tmp_path, structures, workers=workers, **changes)
-    assert [path.name for path in tmp_path.iterdir()] == ["train.xyz"]
-
-
-@pytest.mark.parametrize("name", ["valid", "test"])
-def test_elements_that_are_not_trained(tmp_path, name):
-    other = write_xyz(tmp_path / "other.xyz", [molecule(), crystal()])
-    with pytest.raises(InputError, match=rf"other.xyz, structure 1: Cu \(29\) in the {name} set"):
-        run(tmp_path, molecules(3), E0s={1: E_H, 8: E_O, 29: E_CU}, **{f"{name}_file": other})
-    assert not (tmp_path / "out").exists()
-
-
-def test_missing_and_unset_files(tmp_path):
-    for key in ("train_file", "valid_file", "test_file"):
-        with pytest.raises(InputError, match=r"nowhere\.xyz: no such file"):
-            run(tmp_path, molecules(1), **{key: str(tmp_path / "nowhere.xyz")})
-    with pytest.raises(InputError, match=r"data\.train_file is not set"):
-        preprocess(PreprocessSettings(output=str(tmp_path / "out")))
-    with pytest.raises(InputError, match="names no file"):
-        run(tmp_path, None, train_file=[])
-    with pytest.raises(InputError, match="output is not set"):
-        preprocess(PreprocessSettings(data=DataSettings(train_file="x")))
-
-
-INTERRUPTED = """
-import sys
-from mace_train.data import preprocess as module
-from mace_train.settings import DataSettings, PreprocessSettings
-
-def slow(*arguments):
-    for structure in read(*arguments):
-        yield structure
-        print("started", flush=True)
-        import time
-        time.sleep(0.05)
-
-if __name__ == "__main__":
-    read, module.read_structures = module.read_structures, slow
-    module.preprocess(PreprocessSettings(
-        data=DataSettings(train_file=sys.argv[1]), output=sys.argv[2], workers=int(sys.argv[3]),
-        structures_per_shard=2,
-    ))
-"""
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupt_leaves_nothing(tmp_path, workers):
-    data = write_xyz(tmp_path / "train.xyz", [*molecules(200), *atoms_of_molecules()])
-    script = tmp_path / "script.py"
-    script.write_text(INTERRUPTED)
-    process = subprocess.Popen(
-        [sys.executable, str(script), data, str(tmp_path / "out"), str(workers)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert process.stdout is not None
-    for _ in range(6):  # some shards are written or being written
-        assert process.stdout.readline() == "started\n"
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and workers
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode not in (0, None)
-    assert errors.rstrip().endswith("KeyboardInterrupt")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["script.py", "train.xyz"]
-
-
 def test_memory_holds_one_shard_at_a_time(tmp_path, monkeypatch):
     """Structures are taken from the reader as they are written, not all at first."""
     taken = []
 
-    def counted(files, keys):
-        for structure in read_structures(files, keys):
+    def counted(files, keys, **keywords):
+        for structure in read_structures(files, keys, **keywords):
             taken.append(structure)
             written = len(list(tmp_path.rglob("shard-*.h5")))
             assert len(taken) <= 4 * (written + 1) + 1

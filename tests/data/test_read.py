@@ -8,8 +8,10 @@ import ase.io
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.units import GPa
 
-from mace_train.data.read import read_structures
+from mace_train.data.labels import LabelReport
+from mace_train.data.read import check_files, read_structures
 from mace_train.errors import InputError
 from tests.data.factories import KEYS, REAL_DATA, crystal, molecule, real_file, write_xyz
 
@@ -58,6 +60,84 @@ def test_other_formats_with_a_calculator(tmp_path, suffix, caplog):
 def test_a_name_with_an_at_sign(tmp_path):
     path = write_xyz(tmp_path / "a@2.xyz", [molecule()] * 3)
     assert len(structures_of(path)) == 3
+
+
+def test_patterns(tmp_path, caplog):
+    caplog.set_level("INFO", logger="mace_train")
+    names = [write_xyz(tmp_path / f"{name}.xyz", [molecule()]) for name in ("b", "a", "c")]
+    odd = write_xyz(tmp_path / "a*.xyz", [crystal()])
+    pattern = str(tmp_path / "[abc].xyz").replace("[abc]", "?")
+    assert check_files([names[2], pattern]) == [names[2], names[1], names[0], names[2]]
+    assert f"{pattern} matches 3 files" in caplog.text
+    assert check_files([odd]) == [odd]  # a file of that very name
+    assert [s.source for s in read_structures([str(tmp_path / "*b.xyz")], KEYS)] == [
+        f"{names[0]}, structure 0"
+    ]
+    with pytest.raises(InputError, match=r"\*\.cif: no file matches this pattern"):
+        check_files([str(tmp_path / "*.cif")])
+
+
+def test_folders(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"folder is a folder; give files, such as \[.*a\.xyz,"):
+        structures_of(tmp_path / "folder")
+    with pytest.raises(InputError, match="folder is a folder"):
+        structures_of(tmp_path / "fold*")
+    ase.io.write(tmp_path / "a.bundle", crystal(), format="bundletrajectory")  # a format of ASE
+    assert check_files([str(tmp_path / "a.bundle")]) == [str(tmp_path / "a.bundle")]
+
+
+def test_structures_without_energy(tmp_path):
+    bare = molecule()
+    bare.info.clear()
+    path = write_xyz(tmp_path / "a.xyz", [molecule(-1.0), bare])
+    labels = LabelReport(KEYS)
+    structures = read_structures([path], KEYS, require_energy=False, labels=labels)
+    assert [s.energy for s in structures] == [-1.0, None]
+    assert labels.counts.summary() == "labels: energy 1/2, forces 2/2"
+    with pytest.raises(InputError, match="structure 1: no energy"):
+        structures_of(path)
+
+
+VASPRUN = """<?xml version="1.0" encoding="ISO-8859-1"?>
+<modeling>
+ <atominfo><array name="atoms"><set>
+  <rc><c>Na</c><c>1</c></rc><rc><c>Cl</c><c>2</c></rc>
+ </set></array></atominfo>
+ <kpoints>
+  <varray name="kpointlist"><v>0. 0. 0.</v></varray><varray name="weights"><v>1.</v></varray>
+ </kpoints>
+ <structure name="initialpos">{geometry}</structure>
+ <calculation>
+  <scstep><energy><i name="e_fr_energy">-6.50</i><i name="e_0_energy">-6.25</i></energy></scstep>
+  <structure>{geometry}</structure>
+  <varray name="forces"><v>0.5 0.0 -0.25</v><v>-0.5 0.0 0.25</v></varray>
+  <varray name="stress"><v>10. 1. 2.</v><v>1. 20. 3.</v><v>2. 3. 30.</v></varray>
+  <energy><i name="e_fr_energy">-6.50</i><i name="e_0_energy">-6.25</i></energy>
+ </calculation>
+</modeling>
+"""
+GEOMETRY = """
+ <crystal><varray name="basis"><v>4. 0. 0.</v><v>0. 5. 0.</v><v>0. 0. 6.</v></varray></crystal>
+ <varray name="positions"><v>0. 0. 0.</v><v>0.5 0.5 0.5</v></varray>
+"""
+
+
+def test_vasp(tmp_path, caplog):
+    """Energy extrapolated to no smearing; stress in kbar, positive under compression."""
+    path = tmp_path / "vasprun.xml"
+    path.write_text(VASPRUN.format(geometry=GEOMETRY))
+    (structure,) = structures_of(path)
+    assert structure.numbers.tolist() == [11, 17]
+    assert structure.pbc.all()
+    np.testing.assert_allclose(structure.cell, np.diag([4.0, 5.0, 6.0]))
+    np.testing.assert_allclose(structure.positions[1], [2.0, 2.5, 3.0])
+    assert structure.energy == pytest.approx(-6.25, abs=1e-12)
+    np.testing.assert_array_equal(structure.forces, [[0.5, 0, -0.25], [-0.5, 0, 0.25]])
+    kbar = np.array([[10.0, 1, 2], [1, 20, 3], [2, 3, 30]])
+    np.testing.assert_allclose(structure.stress, -0.1 * GPa * kbar, rtol=1e-12)
+    for label in ("energy", "forces", "stress"):
+        assert f"taking the {label} that ASE parsed" in caplog.text
 
 
 FRAME = "2\nREF_energy=-1.0\nO 0 0 0\nH 0 0 1\n"

@@ -1,9 +1,11 @@
 """staging and jobs: whole or nothing, in order, bounded, and clean after errors."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -143,3 +145,39 @@ def test_no_more_jobs_exist_than_are_needed(tmp_path):
 
     run_jobs(jobs(), workers=2)
     assert len(made) == 7
+
+
+SLEEPING = """
+import sys, time
+from functools import partial
+from mace_train.data.jobs import run_jobs
+
+def sleep(index):
+    print("started", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    run_jobs((partial(sleep, i) for i in range(4)), 2)
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, kind):
+    (tmp_path / "script.py").write_text(SLEEPING)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    try:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["started\n"] * 2
+        process.send_signal(kind)
+        # the end of the output: no worker holds it open any more
+        assert process.communicate(timeout=30)[0] == ""
+        assert process.returncode == -kind
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -145,6 +145,17 @@ def test_missing_forces_and_stress_are_legal():
     assert structure.stress is None
 
 
+def test_energy_may_be_optional():
+    bare = Atoms("OH", [[0, 0, 0], [0, 0, 1]])
+    structure = structure_from_atoms(bare, KEYS, "a", require_energy=False)
+    assert (structure.energy, structure.forces, structure.stress) == (None, None, None)
+    assert structure_from_atoms(crystal(), KEYS, "a", require_energy=False).energy == -8.0
+    with pytest.raises(InputError, match="no energy under 'REF_energy'"):
+        read(bare)
+    with pytest.raises(InputError, match="'REF_energy' is not finite"):
+        structure_from_atoms(changed(REF_energy=np.nan), KEYS, "a", require_energy=False)
+
+
 def test_isolated_atoms():
     assert is_isolated(read(isolated("H", -13.0, "Default")))
     boxed = isolated("H", -13.0)

@@ -45,7 +45,7 @@ def test_a_resumed_run_continues_its_record(tmp_path):
         handle.write('{"epoch": 3, "tra')  # killed while writing
     log.close()
     again = MetricsLog(LoggerSettings(), tmp_path, "test", {})
-    again.keep_until(1)
+    again.keep_until(1, 20)
     again.write(record(2, train_loss=7.0))
     again.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -74,6 +74,7 @@ def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = MetricsLog(LoggerSettings(tensorboard=True), tmp_path, "test", {})
+    log.keep_until(-1, 0)
     log.write(record(0))
     log.write(record(1))
     log.close()
@@ -91,3 +92,7 @@ def test_wandb_offline(tmp_path):
     runs = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(runs) == 1
     assert runs[0].stat().st_size > 0
+    again = MetricsLog(LoggerSettings(wandb=True), tmp_path, "test", {"a": 1})
+    again.close()
+    names = {path.name for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb")}
+    assert names == {runs[0].name}  # a resumed training goes on with the same run

@@ -1,6 +1,9 @@
 """The loop: gradients that do not depend on ranks or bins, learning, resume, early stopping."""
 
 import json
+import logging
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from mace_train.checks import lock_folder
 from mace_train.data.loading import batches
 from mace_train.data.preprocess import preprocess
 from mace_train.errors import InputError
@@ -166,10 +170,10 @@ def test_early_stopping_ends_the_run_and_stays_ended(prepared, tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     n_epochs = len(path.read_text().splitlines())
     assert n_epochs < 50
-    _, header = read(tmp_path / "run" / "checkpoints" / "last.safetensors")
-    assert header["progress"]["stopped"]
     train(replace(settings, restart_latest=True))
     assert len(path.read_text().splitlines()) == n_epochs
+    train(replace(settings, restart_latest=True, patience=5))
+    assert len(path.read_text().splitlines()) == n_epochs + 2
 
 
 def test_a_non_finite_gradient_stops_and_names_the_structures(prepared, tmp_path):
@@ -184,8 +188,69 @@ def test_a_non_finite_gradient_stops_and_names_the_structures(prepared, tmp_path
             dtype=run.dtype,
         )
     )
-    with pytest.raises(InputError, match=r"\[4, 2\]"):
+    with pytest.raises(
+        InputError, match=f"{re.escape(run.train.shards.sample(4).structure.source)}"
+    ):
         train_step(run, graph, lr=0.01)
+
+
+def test_a_non_finite_validation_loss_stops(prepared, tmp_path):
+    optimizer = OptimizerSettings(lr=1e200)
+    batching = BatchingSettings(batch_size=1000)
+    settings = settings_for(prepared, tmp_path / "run", optimizer=optimizer, batching=batching)
+    with pytest.raises(InputError, match="validation loss after epoch 1 is nan"):
+        train(replace(settings, ema=False))
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_an_output_in_use_is_left_alone(prepared, tmp_path):
+    (tmp_path / "run").mkdir()
+    with (
+        lock_folder("output", tmp_path / "run"),
+        pytest.raises(InputError, match=f"in use by process {os.getpid()}"),
+    ):
+        train(settings_for(prepared, tmp_path / "run"))
+    train(settings_for(prepared, tmp_path / "run", max_num_epochs=1))
+
+
+def test_a_changed_loss_starts_a_new_best(prepared, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mace_train"), "propagate", True)
+    settings = settings_for(prepared, tmp_path / "run", max_num_epochs=2)
+    train(settings)
+    changed = replace(LOSS, forces_weight=1e6)
+    train(replace(settings, loss=changed, max_num_epochs=3, restart_latest=True))
+    assert "loss.forces_weight 100.0 -> 1000000.0" in caplog.text
+    assert "the best loss starts anew" in caplog.text
+    _, header = read(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    assert header["progress"]["best_epoch"] == 2
+
+
+def test_amsgrad_may_be_switched_on_at_a_restart(prepared, tmp_path):
+    optimizer = OptimizerSettings(lr=0.005, amsgrad=False)
+    settings = settings_for(prepared, tmp_path / "run", max_num_epochs=1, optimizer=optimizer)
+    train(settings)
+    optimizer = replace(optimizer, amsgrad=True)
+    train(replace(settings, optimizer=optimizer, max_num_epochs=2, restart_latest=True))
+
+
+def test_ranks_with_other_data_are_an_error(prepared, xyz, tmp_path):
+    other = tmp_path / "other"
+    data = DataSettings(train_file=str(xyz), valid_fraction=0.25)
+    preprocess(PreprocessSettings(data=data, r_max=4.0, seed=5, output=str(other)))
+    settings = settings_for(prepared, tmp_path / "run")
+    for message in run_ranks(2, error_of_set_up, tmp_path, settings, str(other)):
+        assert "rank" in message
+        assert "training data" in message
+        assert "file system" in message
+
+
+def error_of_set_up(world: World, settings: TrainSettings, other: str) -> str:
+    """The error when rank 1 has other data."""
+    if world.rank == 1:
+        settings = replace(settings, data_dir=other)
+    with pytest.raises(InputError) as error:
+        set_up(settings, world)
+    return str(error.value)
 
 
 def test_without_validation_the_last_epoch_is_best(xyz, tmp_path):

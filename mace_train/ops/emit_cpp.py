@@ -9,9 +9,9 @@ that writes what belongs to them and nothing else, so ranges may run in any orde
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mace_train.ops.emit_statements import Body, uniform_lines, uniform_slots
 from mace_train.ops.kernel import Kernel, Loop, Operand, Role
-from mace_train.ops.program import Program, Segment, Term
-from mace_train.ops.schedule import Instruction, schedule
+from mace_train.ops.program import Program, Segment
 
 EDGES_AT_A_TIME = 16  # whose shared coefficients are kept in the first-level cache
 ACCUMULATORS = 20  # sums over edges that are kept in registers in one pass
@@ -70,7 +70,7 @@ def emit_cpp(kernel: Kernel, target: Target) -> str:
 def _rows(kernel: Kernel) -> list[str]:
     """Rows in the order of index[0]; chunk c holds the rows index[1][c]..index[1][c + 1]."""
     chunk_sums = [o for o in kernel.outputs if o.role is Role.CHUNK]
-    body = _Body(kernel.program, lambda output: _store(kernel, output))
+    body = Body(kernel.program, lambda output: _store(kernel, output))
     return [
         "const int64_t *order = index[0], *first = index[1], *index_of_chunk = index[2];",
         "for (int64_t chunk = lo; chunk < hi; ++chunk) {",
@@ -92,7 +92,7 @@ def _rows(kernel: Kernel) -> list[str]:
 
 def _receivers(kernel: Kernel) -> list[str]:
     """Receiver n has the edges index[0][n]..index[0][n + 1]; index[1] has their senders."""
-    shared = _uniform_slots(kernel.program)
+    shared = uniform_slots(kernel.program)
     lines = [
         "const int64_t *first = index[0], *senders = index[1];",
         f"alignas(64) T shared[{EDGES_AT_A_TIME} * {max(len(shared), 1)}];",
@@ -110,7 +110,7 @@ def _receivers(kernel: Kernel) -> list[str]:
         "const int64_t edge = e0 + j;",
         *_uniform_pointers(kernel),
         f"T* u = shared + j * {len(shared)};",
-        *_uniform_lines(kernel.program, shared),
+        *uniform_lines(kernel.program, shared),
         "}",
         "for (int64_t k = 0; k < K; k += LANES) {",
     ]
@@ -123,7 +123,7 @@ def _receiver_pass(kernel: Kernel, program: Program, shared: dict[int, int]) -> 
     """Sums of some outputs over the edges at hand, in registers."""
     names = {segment: f"s_{segment.operand}_{segment.number}" for segment in program.outputs}
     where = {segment: f"row_{segment.operand} + {segment.number} * K + k" for segment in names}
-    body = _Body(program, lambda output: f"{names[output[0]]} += {output[1]};", shared, names)
+    body = Body(program, lambda output: f"{names[output[0]]} += {output[1]};", shared, names)
     return [
         "{",
         *[f"V {v} = e0 == first[row] ? V{{}} : load({where[s]});" for s, v in names.items()],
@@ -142,7 +142,7 @@ def _receiver_pass(kernel: Kernel, program: Program, shared: dict[int, int]) -> 
 
 def _edges(kernel: Kernel, n_lanes: int) -> list[str]:
     """Edges of receivers lo..hi; what is summed over channels is kept in registers meanwhile."""
-    shared = _uniform_slots(kernel.program)
+    shared = uniform_slots(kernel.program)
     sums = {
         segment: f"s_{segment.operand}_{segment.number}"
         for segment in kernel.program.outputs
@@ -153,7 +153,7 @@ def _edges(kernel: Kernel, n_lanes: int) -> list[str]:
         segment, value = output
         return f"{sums[segment]} += {value};" if segment in sums else _store(kernel, output)
 
-    body = _Body(kernel.program, put, shared, sums)
+    body = Body(kernel.program, put, shared, sums)
     return [
         "const int64_t *first = index[0], *senders = index[1];",
         f"alignas(64) T u[{max(len(shared), 1)}];",
@@ -161,7 +161,7 @@ def _edges(kernel: Kernel, n_lanes: int) -> list[str]:
         *_pointers(kernel, (Role.ROW,), "row_", "row"),
         "for (int64_t edge = first[row]; edge < first[row + 1]; ++edge) {",
         *_uniform_pointers(kernel),
-        *_uniform_lines(kernel.program, shared),
+        *uniform_lines(kernel.program, shared),
         *_edge_pointers(kernel),
         *[f"V {name} = {{}};" for name in sums.values()],
         "for (int64_t k = 0; k < K; k += LANES) {",
@@ -309,103 +309,3 @@ def _shifted(kernel: Kernel, program: Program | None = None) -> list[str]:
             if o.role is not Role.UNIFORM
         ]
     return lines
-
-
-def _uniform_slots(program: Program) -> dict[int, int]:
-    """Places of the shared values that instructions per channel read."""
-    is_uniform = program.graph.is_uniform
-    read = {
-        factor
-        for number, node in program.sums()
-        if not is_uniform[number]
-        for term in node
-        for factor in term.factors
-        if is_uniform[factor]
-    }
-    read |= {number for number in program.outputs.values() if is_uniform[number]}
-    return {number: slot for slot, number in enumerate(sorted(read))}
-
-
-def _uniform_lines(program: Program, slots: dict[int, int]) -> list[str]:
-    """Shared values of one edge, from its uniform inputs."""
-    names = _Names(program, {}, "T")
-    lines = [names.line(instruction) for instruction in schedule(program, uniform=True)]
-    return lines + [f"u[{slot}] = {names.of(number)};" for number, slot in slots.items()]
-
-
-class _Names:
-    """Names of nodes in the code, and statements that compute them."""
-
-    def __init__(self, program: Program, shared: dict[int, int], kind: str) -> None:
-        self.program = program
-        self.shared = shared
-        self.kind = kind
-
-    def of(self, number: int) -> str:
-        """An expression with the value of a node."""
-        if number in self.shared:
-            return f"u[{self.shared[number]}]"
-        node = self.program.graph.nodes[number]
-        if isinstance(node, Segment):
-            uniform = self.program.graph.is_uniform[number]
-            place = f"{node.operand}[{node.number}]"
-            return place if uniform else f"load({node.operand} + {node.number} * K)"
-        return f"t{number}"
-
-    def term(self, term: Term) -> tuple[str, str]:
-        """Sign and magnitude of a term."""
-        sign = "-" if term.coefficient < 0 else "+"
-        value = "*".join(self.of(factor) for factor in term.factors)
-        if abs(term.coefficient) != 1.0:
-            value = f"T({abs(term.coefficient)!r})*{value}"
-        return sign, value
-
-    def line(self, instruction: Instruction, into: str | None = None) -> str:
-        """The statement of an instruction; ``into`` is a sum that exists already."""
-        sign, value = self.term(instruction.term)
-        if into is not None:
-            return f"{into} {sign}= {value};"
-        if instruction.is_first:
-            return f"{self.kind} t{instruction.target} = {sign if sign == '-' else ''}{value};"
-        return f"t{instruction.target} {sign}= {value};"
-
-
-class _Body:
-    """Statements per channel; ``put`` makes the one that takes a finished output away."""
-
-    def __init__(
-        self,
-        program: Program,
-        put: Callable[[tuple[Segment, str]], str],
-        shared: dict[int, int] | None = None,
-        sums: dict[Segment, str] | None = None,
-    ) -> None:
-        self.program = program
-        self.put = put
-        self.names = _Names(program, shared or {}, "V")
-        self.outputs: dict[int, list[Segment]] = {}
-        for segment, number in program.outputs.items():
-            self.outputs.setdefault(number, []).append(segment)
-        read = {i for _, node in program.sums() for term in node for i in term.factors}
-        # a node that is nothing but one sum is added to it term by term
-        self.into = {
-            number: (sums or {})[segments[0]]
-            for number, segments in self.outputs.items()
-            if len(segments) == 1 and segments[0] in (sums or {}) and number not in read
-        }
-
-    def lines(self) -> list[str]:
-        """All statements in order."""
-        lines = []
-        scheduled = schedule(self.program, uniform=False)
-        for instruction in scheduled:
-            into = self.into.get(instruction.target)
-            lines.append(self.names.line(instruction, into))
-            if instruction.is_last and into is None:
-                for segment in self.outputs.get(instruction.target, []):
-                    lines.append(self.put((segment, f"t{instruction.target}")))
-        done = {instruction.target for instruction in scheduled}
-        for number in self.outputs.keys() - done:
-            value = f"(V{{}} + {self.names.of(number)})"
-            lines += [self.put((segment, value)) for segment in self.outputs[number]]
-        return lines

@@ -1,8 +1,8 @@
 """Statements of a program in C-like languages: one per instruction, in scheduled order.
 
 A node is a variable ``t17``; an input is loaded where it is read (``load(x + 3 * K)``), a value
-that all channels share is read from an array ``u``. A finished output is handed to the skeleton around,
-which stores it or adds it to a sum.
+that all channels share is read from an array ``u``. A finished output is handed to the skeleton
+around, which stores it or adds it to a sum.
 """
 
 from collections.abc import Callable

@@ -188,7 +188,9 @@ def _ahead(kernel: Kernel, program: Program) -> list[str]:
 def _prefetches(kernel: Kernel) -> list[str]:
     """Hints to fetch what the next edge reads and writes: too many streams for the hardware."""
     lines = []
-    for operands, writes in ((kernel.inputs, 0), (kernel.outputs, 1)):
+    read = {segment.operand for segment in kernel.program.inputs()}
+    inputs = [o for o in kernel.inputs if o.name in read]
+    for operands, writes in ((inputs, 0), (kernel.outputs, 1)):
         for o in operands:
             if o.role is Role.EDGE:
                 start = f"{o.name} + {o.n_segments} * K"

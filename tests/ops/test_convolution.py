@@ -54,7 +54,16 @@ def assert_same(found, expected, tolerance):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("l_nodes", "n_channels", "differentiated"),
-    [(1, 16, (0, 1, 2)), (1, 16, (1, 2)), (0, 5, (1, 2)), (0, 32, (0,)), (2, 17, (0, 1, 2))],
+    [
+        (1, 16, (0, 1, 2)),
+        (1, 16, (1, 2)),
+        (0, 5, (1, 2)),
+        (0, 32, (0,)),
+        (0, 32, (1,)),
+        (0, 32, (2,)),
+        (0, 5, (0, 2)),
+        (2, 17, (0, 1, 2)),
+    ],
 )
 def test_equal_to_einsum(l_nodes, n_channels, differentiated, dtype):
     product, inputs, senders, receivers = case(l_nodes, 120, n_channels, dtype)

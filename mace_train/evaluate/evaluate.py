@@ -32,6 +32,7 @@ from mace_train.settings import EvaluateSettings
 from mace_train.train.checkpoint import load_model
 from mace_train.train.log import EpochProgress
 from mace_train.train.metrics import ErrorSums
+from mace_train.train.setup import choose_kernels
 from mace_train.train.validation import evaluation_capacity
 from mace_train.world import World, open_world
 
@@ -79,6 +80,7 @@ def evaluate(settings: EvaluateSettings) -> list[dict[str, Any]]:
     with open_world(settings.cluster) as world:
         model, header = load_model(Path(settings.checkpoint), dtype)
         model = model.to(world.device)
+        choose_kernels(model, settings.cluster, world)
         dtype = dtype or getattr(torch, header["default_dtype"])
         source = open_source(settings, model.data.r_max)
         _check_elements(source, model.data)

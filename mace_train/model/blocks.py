@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mace_train.model.contraction import SymmetricContraction
-from mace_train.model.convolution import Convolution, EdgeBlocks
+from mace_train.model.convolution import Convolution, Edges
 from mace_train.model.linear import DegreeLinear, ElementGroups, ElementLinear, split_degrees
 from mace_train.model.radial import RadialNetwork, scaled_silu
+from mace_train.ops.symmetric_contraction import Chunks
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,6 @@ class Sizes:
     n_basis: int
     radial_widths: list[int]
     avg_num_neighbors: float
-
-
-@dataclass(frozen=True)
-class Edges:
-    """What all layers need of the edges, per slot of the blocks."""
-
-    blocks: EdgeBlocks
-    harmonics: list[Tensor]  # [n_slots, 2l + 1] for each degree
-    radial: Tensor  # [n_slots, n_basis], zero in empty slots
 
 
 class NodeEmbedding(nn.Module):
@@ -83,8 +75,7 @@ class InteractionBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Message [n_atoms, (l_edges + 1)^2, n_channels], and the skipping term or None."""
         up = self.linear_up(split_degrees(x))
-        weights = self.conv_tp_weights(edges.radial)
-        summed = self._convolution(up, edges.harmonics, weights, edges.blocks)
+        summed = self._convolution(up, edges, self.conv_tp_weights)
         message = self.linear(summed) / self.avg_num_neighbors
         if self.residual:
             return message, self.skip_tp(x, groups)
@@ -102,7 +93,7 @@ class ProductBlock(nn.Module):
         )
         self.linear = DegreeLinear([n_channels] * (sizes.l_out + 1), n_channels)
 
-    def forward(self, message: Tensor, skip: Tensor | None, elements: Tensor) -> Tensor:
+    def forward(self, message: Tensor, skip: Tensor | None, elements: Tensor | Chunks) -> Tensor:
         """Features [n_atoms, (l_out + 1)^2, n_channels]."""
         contracted = self.symmetric_contractions(message, elements)
         features = self.linear(split_degrees(contracted))

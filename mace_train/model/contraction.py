@@ -13,11 +13,14 @@ Per atom and channel about 6 thousand multiplications (l_max 3, order 3, 0e + 1o
 thousand for mace-torch's dense tensors.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mace_train.model.coupling import Constant, degree_slice
+from mace_train.model.fused import FusedContraction
 from mace_train.model.product_basis import paths, product_basis
+from mace_train.ops.symmetric_contraction import Chunks
 
 
 class ContractionWeights(nn.Module):
@@ -57,15 +60,27 @@ class SymmetricContraction(nn.Module):
         self._rows = [Constant(output.rows) for output in self._basis.outputs]
         self._couple = [Constant(output.matrix) for output in self._basis.outputs]
         self._project = [
-            {order: Constant(matrix) for order, matrix in output.projections.items()}
+            {
+                order: Constant(np.repeat(matrix, output.sizes[order], axis=0))
+                for order, matrix in output.projections.items()
+            }
             for output in self._basis.outputs
         ]
+        self._fused = FusedContraction(self._basis)
 
-    def forward(self, x: Tensor, elements: Tensor) -> Tensor:
+    def forward(self, x: Tensor, elements: Tensor | Chunks) -> Tensor:
         """Features [n_atoms, (l_out + 1)^2, n_channels].
 
-        Takes x [n_atoms, (l_max + 1)^2, n_channels] and elements [n_atoms], int64 indices.
+        Takes x [n_atoms, (l_max + 1)^2, n_channels] and elements [n_atoms], int64 indices, for
+        the reference, or in chunks, for compiled kernels.
         """
+        if isinstance(elements, Chunks):
+            weights = [
+                {n: module.of_order(n) for n in range(len(module.weights) + 1, 0, -1)}
+                for module in self.contractions
+                if isinstance(module, ContractionWeights)
+            ]
+            return self._fused(x, weights, elements)
         features = self._features(x)
         outputs = []
         row_weights = self._row_weights(elements)

@@ -9,7 +9,8 @@ Receivers have different numbers of edges; we cut each one's edges into blocks o
 and fill the last block with edges of zero weight. One batched product per path then does both
 the coupling and most of the sum, and only block results are scattered: less than half of
 the memory traffic of one message per edge.
-Cost per edge and channel: sum_p (2 l1 + 1)(1 + (2 l3 + 1)) multiplications.
+Cost per edge and channel: sum_p (2 l1 + 1)(1 + (2 l3 + 1)) multiplications. All this is the
+reference; with an ``EdgeIndex`` in place of blocks a compiled kernel does the same.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,10 @@ import torch
 from torch import Tensor
 
 from mace_train.model.coupling import Constant, clebsch_gordan, convolution_paths
+from mace_train.model.fused import FusedConvolution
 from mace_train.model.linear import split_degrees
+from mace_train.model.radial import RadialNetwork
+from mace_train.ops.convolution import EdgeIndex
 
 EDGES_PER_BLOCK = 8
 
@@ -61,6 +65,15 @@ class EdgeBlocks:
         return total.index_add(0, self.receiver_of_block, values)
 
 
+@dataclass(frozen=True)
+class Edges:
+    """What all layers need of the edges: per slot of the blocks, or per edge if there are none."""
+
+    places: EdgeBlocks | EdgeIndex
+    harmonics: list[Tensor]  # [n_places, 2l + 1] for each degree
+    radial: Tensor  # [n_places, n_basis], zero in empty slots
+
+
 class Convolution:
     """The sum above for senders with degrees up to l_nodes and harmonics up to l_edges."""
 
@@ -71,19 +84,27 @@ class Convolution:
             Constant(clebsch_gordan(l3, l1, l2).transpose(2, 1, 0).reshape(2 * l2 + 1, -1))
             for l1, l2, l3 in self.paths
         ]
+        self._fused = FusedConvolution(self.paths, l_nodes, l_edges)
 
     def paths_to(self, degree: int) -> int:
         """Number of paths to a degree."""
         return sum(l3 == degree for _, _, l3 in self.paths)
 
-    def __call__(
-        self, x: Tensor, harmonics: Sequence[Tensor], weights: Sequence[Tensor], blocks: EdgeBlocks
-    ) -> list[Tensor]:
+    def __call__(self, x: Tensor, edges: Edges, network: RadialNetwork) -> list[Tensor]:
         """Degrees [n_atoms, 2 l3 + 1, n_paths_to_l3 * n_channels] of the summed messages.
 
-        Takes x [n_atoms, (l_nodes + 1)^2, n_channels]; per slot: harmonics [n_slots, 2l + 1] of
-        each degree, weights [n_slots, n_channels] of each path (zero in empty slots).
+        Takes x [n_atoms, (l_nodes + 1)^2, n_channels]; the network maps the edges' radial basis
+        to weights of the paths.
         """
+        if isinstance(edges.places, EdgeIndex):
+            harmonics = torch.cat(edges.harmonics, dim=1)
+            return self._fused(x, harmonics, network.stacked(edges.radial), edges.places)
+        return self._in_blocks(x, edges.harmonics, network(edges.radial), edges.places)
+
+    def _in_blocks(
+        self, x: Tensor, harmonics: Sequence[Tensor], weights: Sequence[Tensor], blocks: EdgeBlocks
+    ) -> list[Tensor]:
+        """The reference. Harmonics and weights are per slot; weights are zero in empty slots."""
         sent = split_degrees(x.index_select(0, blocks.senders))
         n_channels = x.shape[2]
         messages: list[list[Tensor]] = [[] for _ in range(self.l_edges + 1)]

@@ -12,6 +12,7 @@ Parameters have the names, shapes and initial distributions of mace-torch; the s
 nothing else. Energies of isolated atoms stay in float64 whatever the model is cast to.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 
 from mace_train.errors import InputError
 from mace_train.model.blocks import (
-    Edges,
     InteractionBlock,
     LinearReadout,
     NodeEmbedding,
@@ -27,11 +27,20 @@ from mace_train.model.blocks import (
     ProductBlock,
     Sizes,
 )
-from mace_train.model.convolution import EdgeBlocks
+from mace_train.model.convolution import EdgeBlocks, Edges
 from mace_train.model.linear import ElementGroups
 from mace_train.model.radial import RadialBasis
 from mace_train.model.spherical import SphericalHarmonics
+from mace_train.ops.convolution import EdgeIndex
+from mace_train.ops.methods import method_of
+from mace_train.ops.symmetric_contraction import Chunks
 from mace_train.settings import ModelSettings
+
+METHODS: dict[str, tuple[Callable[..., EdgeBlocks | EdgeIndex], Callable[..., Tensor | Chunks]]] = {
+    "reference": (EdgeBlocks.of, lambda elements, n_elements: elements),
+    "cpp": (EdgeIndex.of, Chunks.of),
+}
+"""How each method wants the edges and the elements; the layers do the rest by type."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class ModelData:
 class MACE(nn.Module):
     """The model; see the module's docstring."""
 
-    def __init__(self, settings: ModelSettings, data: ModelData) -> None:
+    def __init__(self, settings: ModelSettings, data: ModelData, kernels: str = "auto") -> None:
         super().__init__()
         if settings.r_max is not None and settings.r_max != data.r_max:
             raise InputError(
@@ -71,6 +80,7 @@ class MACE(nn.Module):
             )
         self.settings = settings
         self.data = data
+        self.kernels = kernels  # auto, or one of METHODS
         # float64 bits in an integer buffer: casting the model to float32 leaves them alone
         bits = torch.tensor(data.E0s, dtype=torch.float64).view(torch.int64)
         self.register_buffer("_E0_bits", bits, persistent=False)
@@ -112,25 +122,29 @@ class MACE(nn.Module):
         [n_atoms], senders and receivers [n_edges], int64; receivers ascending.
         """
         assert vectors.dtype == self.dtype, f"vectors are {vectors.dtype}, model {self.dtype}"
-        edges = self._edges(vectors, EdgeBlocks.of(senders, receivers, len(elements)))
-        groups = ElementGroups.of(elements, len(self.data.atomic_numbers))
+        n_elements = len(self.data.atomic_numbers)
+        index_edges, index_elements = METHODS[method_of(self.kernels, vectors.device)]
+        edges = self._edges(vectors, index_edges(senders, receivers, len(elements)))
+        groups = ElementGroups.of(elements, n_elements)
+        elements_of_product = index_elements(elements, n_elements)
         x = self.node_embedding(elements)
         energies = torch.zeros_like(x[:, 0, 0])
         for interaction, product, readout in zip(
             self.interactions, self.products, self.readouts, strict=True
         ):
             message, skip = interaction(x, edges, groups)
-            x = product(message, skip, elements)
+            x = product(message, skip, elements_of_product)
             energies = energies + readout(x)
         return self.data.scale * energies + self.data.shift
 
-    def _edges(self, vectors: Tensor, blocks: EdgeBlocks) -> Edges:
-        # an empty slot holds an edge beyond r_max, which the cutoff gives weight zero
-        beyond = vectors.new_tensor([0.0, 2.0 * self.data.r_max, 0.0])
-        in_slots = blocks.spread(vectors, beyond)
-        lengths = in_slots.square().sum(1).sqrt()
-        harmonics = self._harmonics(in_slots / lengths.unsqueeze(1))
-        return Edges(blocks, harmonics, self._radial(lengths))
+    def _edges(self, vectors: Tensor, places: EdgeBlocks | EdgeIndex) -> Edges:
+        if isinstance(places, EdgeBlocks):
+            # an empty slot holds an edge beyond r_max, which the cutoff gives weight zero
+            beyond = vectors.new_tensor([0.0, 2.0 * self.data.r_max, 0.0])
+            vectors = places.spread(vectors, beyond)
+        lengths = vectors.square().sum(1).sqrt()
+        harmonics = self._harmonics(vectors / lengths.unsqueeze(1))
+        return Edges(places, harmonics, self._radial(lengths))
 
 
 def _sizes(settings: ModelSettings, data: ModelData, layer: int) -> Sizes:

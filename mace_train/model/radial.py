@@ -69,9 +69,20 @@ class RadialNetwork(nn.Module):
 
     def forward(self, basis: Tensor) -> list[Tensor]:
         """One tensor [n_edges, n_channels] per path, from basis [n_edges, n_basis]."""
+        hidden, last = self._hidden(basis)
+        # one product per path: no [n_edges, n_paths, n_channels] tensor to take apart again
+        return [hidden @ columns for columns in torch.split(last, self.n_channels, 1)]
+
+    def stacked(self, basis: Tensor) -> Tensor:
+        """The same as one tensor [n_edges, n_paths, n_channels]."""
+        hidden, last = self._hidden(basis)
+        shape = (len(basis), last.shape[1] // self.n_channels, self.n_channels)
+        return (hidden @ last).view(shape)
+
+    def _hidden(self, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last matrix multiplies, and the last matrix."""
         matrices = [layer.scaled() for layer in self.children() if isinstance(layer, RadialLayer)]
         hidden = basis
         for matrix in matrices[:-1]:
             hidden = scaled_silu(hidden @ matrix)
-        # one product per path: no [n_edges, n_paths, n_channels] tensor to take apart again
-        return [hidden @ columns for columns in torch.split(matrices[-1], self.n_channels, 1)]
+        return hidden, matrices[-1]

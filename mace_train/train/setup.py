@@ -21,7 +21,8 @@ from mace_train.data.shards import ShardSet
 from mace_train.data.statistics import Statistics, open_split
 from mace_train.errors import InputError
 from mace_train.model.mace import MACE, ModelData
-from mace_train.settings import LossSettings, ModelSettings, TrainSettings
+from mace_train.ops.methods import announcement
+from mace_train.settings import ClusterSettings, LossSettings, ModelSettings, TrainSettings
 from mace_train.train.loss import TERMS, needs_stress
 from mace_train.train.optim import Average, Schedule, make_optimizer
 from mace_train.train.run import ForceField, Progress, Run, Split
@@ -39,6 +40,7 @@ def set_up(settings: TrainSettings, world: World) -> Run:
     output = Path(settings.output)
     _check_new(output, settings, world)
     model = new_model(settings, statistics).to(world.device)
+    choose_kernels(model, settings.cluster, world)
     force_field: nn.Module = ForceField(model, needs_stress(settings.loss))
     if world.size > 1:
         force_field = _distributed(force_field, world)
@@ -62,6 +64,14 @@ def set_up(settings: TrainSettings, world: World) -> Run:
         resume(run)
     _check_same_on_all_ranks(run)
     return run
+
+
+def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None:
+    """Set the model's kernels and announce them on rank 0; InputError if they cannot run here."""
+    line = announcement(settings.kernels, world.device)
+    model.kernels = settings.kernels
+    if world.is_main:
+        LOGGER.info("%s", line)
 
 
 def _distributed(module: nn.Module, world: World) -> nn.Module:

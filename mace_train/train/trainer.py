@@ -200,7 +200,8 @@ def train_step(run: Run, graph: Graph, lr: float) -> tuple[LossSums, float]:
     sums = loss_sums(prediction, graph, structure_weight=weight)
     loss = sums.loss(settings.loss, counts.to(run.dtype))
     run.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss * world.size)  # DDP takes the mean over ranks; we need the sum
+    # DDP takes the mean over ranks; we need the sum. Gradients of the edge vectors are not needed
+    torch.autograd.backward(loss * world.size, inputs=list(run.model.parameters()))
     limit = settings.clip_grad or math.inf
     norm = float(nn.utils.clip_grad_norm_(run.model.parameters(), limit))
     if not math.isfinite(norm):

@@ -24,9 +24,11 @@ SEEDS = st.integers(0, 10_000)
 FEW = settings(max_examples=6, deadline=None)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return model_of(ELEMENTS, max_ell=2, max_L=1)
+@pytest.fixture(scope="module", params=["auto", "reference"])
+def model(request):
+    model = model_of(ELEMENTS, max_ell=2, max_L=1)
+    model.kernels = request.param
+    return model
 
 
 def outputs(model, structures, **options):

@@ -13,10 +13,12 @@ def test_all_files_are_there():
     assert NAMES == ["all_elements", "default", "mace", "one_layer", "scalars", "tensors"]
 
 
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("name", NAMES)
-def test_same_predictions(name):
+def test_same_predictions(name, kernels):
     reference = read_reference(name)
     model = from_mace_torch(reference.tensors, reference.header)
+    model.kernels = kernels
     numbers = model.data.atomic_numbers
     graph = graph_of(reference.structures, model.data.r_max, numbers)
     found = predict(model, graph, stress=True, create_graph=False)

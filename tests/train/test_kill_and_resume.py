@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import TINY_MODEL
 
-N_EPOCHS = 6
+N_EPOCHS = 16
 
 
 def command(prepared: Path, output: Path) -> list[str]:

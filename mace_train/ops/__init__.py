@@ -1,0 +1,1 @@
+"""Fused equivariant operations: polynomials, programs made from them, and compiled kernels."""

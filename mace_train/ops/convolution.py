@@ -1,0 +1,297 @@
+"""The convolution over edges as an operator with first and second derivatives.
+
+    out_b[n, row, k] = sum_{edges e to n} F_row(x[sender_e, :, k], y[e], r[e, :, k])
+
+for the channel-wise product F of ``convolution_program``: gathering, coupling and summing are one
+kernel. Edges are sorted by receiver, so that a receiver's sums belong to one thread; gradients of x
+are written per edge and summed in the order of senders. Nothing is atomic, everything repeatable.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mace_train.ops.convolution_kernels import EDGE_OPERANDS, ConvolutionKernels
+from mace_train.ops.convolution_program import ChannelwiseProduct
+from mace_train.ops.native import pad, padded_channels, unpad
+from mace_train.ops.torch_library import (
+    in_common_precision,
+    no_context,
+    refuse_forward_mode,
+    refuse_third_derivative,
+    wanted,
+)
+
+
+@dataclass(frozen=True)
+class EdgeIndex:
+    """Edges sorted by receiver, and their order by sender."""
+
+    first: Tensor  # [n_atoms + 1] int64: edges first[n]..first[n + 1] go to atom n
+    senders: Tensor  # [n_edges] int64
+    by_sender: Tensor  # [n_edges] int64: edges in the order of their senders
+    first_by_sender: Tensor  # [n_atoms + 1] int64, into by_sender
+
+    @classmethod
+    def of(cls, senders: Tensor, receivers: Tensor, n_atoms: int) -> "EdgeIndex":
+        """The index of edges whose receivers ascend."""
+        assert bool((receivers[1:] >= receivers[:-1]).all()), "edges must be sorted by receiver"
+        assert len(senders) == 0 or 0 <= int(senders.min()) <= int(senders.max()) < n_atoms
+        assert len(receivers) == 0 or 0 <= int(receivers[0]) <= int(receivers[-1]) < n_atoms
+        return cls(
+            _offsets(receivers, n_atoms),
+            senders.contiguous(),
+            torch.argsort(senders, stable=True),
+            _offsets(senders, n_atoms),
+        )
+
+
+def _offsets(atoms: Tensor, n_atoms: int) -> Tensor:
+    counts = torch.bincount(atoms, minlength=n_atoms)
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+_KERNELS: dict[str, ConvolutionKernels] = {}
+
+
+def register(product: ChannelwiseProduct) -> str:
+    """The key of a product for ``convolution``; the same one in every process."""
+    digest = hashlib.sha256(repr((product.n_x, product.n_y, product.n_weights)).encode())
+    digest.update(repr(product.n_rows).encode())
+    for path in product.paths:
+        place = (path.x_first, path.y_first, path.weight, path.block, path.rows, path.table.shape)
+        digest.update(repr(place).encode())
+        digest.update(path.table.tobytes())
+    key = digest.hexdigest()[:32]
+    if key not in _KERNELS:
+        _KERNELS[key] = ConvolutionKernels(product, key)
+    return key
+
+
+def kernels_of(key: str) -> ConvolutionKernels:
+    """The kernels behind a key."""
+    return _KERNELS[key]
+
+
+def convolution(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> list[Tensor]:
+    """One tensor [n_atoms, n_rows, n_channels] per output of the product.
+
+    Takes x [n_atoms, n_x, n_channels], y [n_edges, n_y], r [n_edges, n_weights, n_channels].
+    """
+    refuse_forward_mode("convolution", x, y, r)
+    x, y, r = in_common_precision(x, y, r)
+    out = _forward(x, y, r, edges.first, edges.senders, edges.by_sender, edges.first_by_sender, key)
+    n_rows = _KERNELS[key].product.n_rows
+    blocks = torch.split(out, [n * len(x) for n in n_rows])
+    return [block.view(len(x), n, x.shape[2]) for block, n in zip(blocks, n_rows, strict=True)]
+
+
+@torch.library.custom_op("mace_train::convolution", mutates_args=())
+def _forward(
+    x: Tensor,
+    y: Tensor,
+    r: Tensor,
+    first: Tensor,
+    senders: Tensor,
+    by_sender: Tensor,
+    first_by_sender: Tensor,
+    key: str,
+) -> Tensor:
+    kernels = _KERNELS[key]
+    padded = padded_channels(x.shape[2], x.dtype)
+    out = x.new_empty(kernels.n_out * len(x), padded)
+    inputs = [_ready(t, padded) for t in (x, y, r)]
+    kernels.forward.run(len(x), [first, senders], inputs, _blocks(kernels, out), padded)
+    return unpad(out, x.shape[2])
+
+
+@torch.library.custom_op("mace_train::convolution_backward", mutates_args=())
+def _backward(
+    x: Tensor,
+    y: Tensor,
+    r: Tensor,
+    g: Tensor,
+    first: Tensor,
+    senders: Tensor,
+    by_sender: Tensor,
+    first_by_sender: Tensor,
+    key: str,
+    names: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = _KERNELS[key]
+    index = EdgeIndex(first, senders, by_sender, first_by_sender)
+    return _edge_gradients(kernels, (x, y, r, g), {}, index, names)
+
+
+@torch.library.custom_op("mace_train::convolution_double_backward", mutates_args=())
+def _double(
+    x: Tensor,
+    y: Tensor,
+    r: Tensor,
+    g: Tensor,
+    vx: Tensor,
+    vy: Tensor,
+    vr: Tensor,
+    first: Tensor,
+    senders: Tensor,
+    by_sender: Tensor,
+    first_by_sender: Tensor,
+    key: str,
+    cotangents: str,
+    names: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kernels = _KERNELS[key]
+    index = EdgeIndex(first, senders, by_sender, first_by_sender)
+    given = {"x": vx, "y": vy, "r": vr}
+    v = {name: given[name] for name in cotangents}
+    hx, hy, hr = _edge_gradients(kernels, (x, y, r, g), v, index, names.replace("g", ""))
+    if "g" not in names:
+        return hx, hy, hr, g.new_empty(0)
+    padded = padded_channels(x.shape[2], x.dtype)
+    inputs = [_ready(t, padded) for t in (x, y, r, *v.values())]
+    hg = g.new_empty(len(g), padded)
+    blocks = _blocks(kernels, hg)
+    kernels.double_g(cotangents).run(len(x), [first, senders], inputs, blocks, padded)
+    return hx, hy, hr, unpad(hg, x.shape[2])
+
+
+def _edge_gradients(
+    kernels: ConvolutionKernels,
+    primal: tuple[Tensor, Tensor, Tensor, Tensor],
+    v: dict[str, Tensor],
+    index: EdgeIndex,
+    names: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, y and r: of first order or, with cotangents v, of second; empty if unnamed.
+
+    Unnamed ones are not computed.
+    """
+    x, y, r, g = primal
+    if not names:
+        return x.new_empty(0), y.new_empty(0), r.new_empty(0)
+    padded = padded_channels(x.shape[2], x.dtype)
+    inputs = [_ready(t, padded) for t in (x, y, r)]
+    inputs += [*_blocks(kernels, pad(g, padded)), *[_ready(t, padded) for t in v.values()]]
+    shapes = {"x": (len(y), x.shape[1], padded), "y": y.shape, "r": (*r.shape[:2], padded)}
+    found = {name: x.new_empty(shapes[name]) for name in names}
+    kernel = kernels.double("".join(v), names) if v else kernels.backward(names)
+    kernel.run(len(x), [index.first, index.senders], inputs, list(found.values()), padded)
+    if "x" in found:
+        total = x.new_empty(len(x), x.shape[1], padded)
+        rows = [index.by_sender, index.first_by_sender, index.first_by_sender]
+        kernels.sum_senders.run(len(x), rows, [found["x"]], [total], padded)
+        found["x"] = total
+    gx, gy, gr = (found.get(name, x.new_empty(0)) for name in EDGE_OPERANDS)
+    return _unpad(gx, x), gy, _unpad(gr, x)
+
+
+def _ready(tensor: Tensor, n_channels: int) -> Tensor:
+    """Contiguous, with padded channels if there are any."""
+    return tensor.contiguous() if tensor.dim() == 2 else pad(tensor, n_channels)
+
+
+def _unpad(gradient: Tensor, x: Tensor) -> Tensor:
+    return gradient if gradient.dim() == 1 else unpad(gradient, x.shape[2])
+
+
+def _blocks(kernels: ConvolutionKernels, flat: Tensor) -> list[Tensor]:
+    """The output tensors inside the one that holds them all."""
+    n_atoms = len(flat) // kernels.n_out
+    return list(torch.split(flat, [n * n_atoms for n in kernels.product.n_rows]))
+
+
+@_forward.register_fake
+def _(
+    x: Tensor,
+    y: Tensor,
+    r: Tensor,
+    first: Tensor,
+    senders: Tensor,
+    by_sender: Tensor,
+    first_by_sender: Tensor,
+    key: str,
+) -> Tensor:
+    return x.new_empty(_KERNELS[key].n_out * x.shape[0], x.shape[2])
+
+
+@_backward.register_fake
+def _(
+    x: Tensor,
+    y: Tensor,
+    r: Tensor,
+    g: Tensor,
+    first: Tensor,
+    senders: Tensor,
+    by_sender: Tensor,
+    first_by_sender: Tensor,
+    key: str,
+    names: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gx, gy, gr = (_fake(t, n in names) for n, t in zip("xyr", (x, y, r), strict=True))
+    return gx, gy, gr
+
+
+@_double.register_fake
+def _(
+    x: Tensor,
+    y: Tensor,
+    r: Tensor,
+    g: Tensor,
+    vx: Tensor,
+    vy: Tensor,
+    vr: Tensor,
+    first: Tensor,
+    senders: Tensor,
+    by_sender: Tensor,
+    first_by_sender: Tensor,
+    key: str,
+    cotangents: str,
+    names: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    hx, hy, hr, hg = (_fake(t, n in names) for n, t in zip("xyrg", (x, y, r, g), strict=True))
+    return hx, hy, hr, hg
+
+
+def _fake(like: Tensor, is_computed: bool) -> Tensor:
+    return like.new_empty(like.shape if is_computed else (0,))
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:7])
+    ctx.key = inputs[7]
+
+
+def _forward_gradient(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, y, r, *index = ctx.saved_tensors
+    names = _wanted_names(ctx, "xyr")
+    found = _backward(x, y, r, g, *index, ctx.key, names)
+    return *_named(found, "xyr", names), *[None] * 5
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:8])
+    ctx.key, ctx.names = inputs[8:]
+
+
+def _backward_gradient(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+    x, y, r, g, *index = ctx.saved_tensors
+    names = _wanted_names(ctx, "xyrg")
+    found = _double(x, y, r, g, *v, *index, ctx.key, ctx.names, names)
+    return *_named(found, "xyrg", names), *[None] * 6
+
+
+def _wanted_names(ctx: Any, operands: str) -> str:
+    return "".join(name for i, name in enumerate(operands) if wanted(ctx, i))
+
+
+def _named(found: Sequence[Tensor], operands: str, names: str) -> list[Tensor | None]:
+    return [t if name in names else None for name, t in zip(operands, found, strict=True)]
+
+
+_forward.register_autograd(_forward_gradient, setup_context=_save_forward)
+_backward.register_autograd(_backward_gradient, setup_context=_save_backward)
+_double.register_autograd(refuse_third_derivative, setup_context=no_context)

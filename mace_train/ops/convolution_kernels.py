@@ -1,0 +1,121 @@
+"""The kernels of a convolution, for every set of gradients that is asked for.
+
+With F the convolution (trilinear in x, y, r) and g its cotangent, the backward pass takes gradients
+of Phi = <g, F>, the double backward pass those of <vx, gx> + <vy, gy> + <vr, gr>, in two kernels:
+the gradient with respect to g sums over the edges of a receiver, as F does; those with respect to
+x, y and r belong to single edges, as the gradients of Phi do. Gradients of x per edge are then
+summed over the edges of a sender.
+"""
+
+from functools import cache, cached_property
+
+from mace_train.ops.convolution_program import ChannelwiseProduct, convolution_program
+from mace_train.ops.derivative import gradient
+from mace_train.ops.kernel import Kernel, Loop, Operand, Role
+from mace_train.ops.native import NativeKernel
+from mace_train.ops.program import Graph, Program, Segment
+
+EDGE_OPERANDS = ("x", "y", "r")  # what has gradients per edge, in the order of all arguments
+
+
+class ConvolutionKernels:
+    """Kernels of one product; a set of operands is a string such as "xyr" or "yr"."""
+
+    def __init__(self, product: ChannelwiseProduct, key: str) -> None:
+        self.product = product
+        self.key = key
+        self._n = {"x": product.n_x, "y": product.n_y, "r": product.n_weights}
+        self.forward = NativeKernel(f"convolution {key} forward", self._forward_kernel)
+        self.sum_senders = NativeKernel(f"sum {product.n_x}", self._sum_kernel)
+
+    @property
+    def n_out(self) -> int:
+        """Rows of all output tensors."""
+        return sum(self.product.n_rows)
+
+    @cache  # noqa: B019 - kernels live as long as the program
+    def backward(self, wanted: str) -> NativeKernel:
+        """Inputs x, y, r, g0, g1, ...; outputs the gradients of ``wanted``."""
+        return NativeKernel(
+            f"convolution {self.key} backward {wanted}",
+            lambda: self._kernel(Loop.EDGES, self.backward_program(wanted), "", "g", wanted),
+        )
+
+    @cache  # noqa: B019
+    def double(self, cotangents: str, wanted: str) -> NativeKernel:
+        """Inputs x, y, r, g0, ..., and v of ``cotangents``; outputs the gradients of ``wanted``."""
+        return NativeKernel(
+            f"convolution {self.key} double {cotangents} {wanted}",
+            lambda: self._kernel(
+                Loop.EDGES, self.double_program(cotangents, wanted), cotangents, "h", wanted
+            ),
+        )
+
+    @cache  # noqa: B019
+    def double_g(self, cotangents: str) -> NativeKernel:
+        """Inputs x, y, r and v of ``cotangents``; outputs the gradients of g0, g1, ..."""
+
+        def build() -> Kernel:
+            inputs = (*self._edge_inputs(""), *self._edge_inputs("v", cotangents))
+            outputs = self._rows("hg")
+            return Kernel(Loop.RECEIVERS, self.double_program(cotangents, "g"), inputs, outputs)
+
+        return NativeKernel(f"convolution {self.key} double {cotangents} g", build)
+
+    @cached_property
+    def program(self) -> Program:
+        """The convolution, per edge."""
+        return convolution_program(self.product)
+
+    def backward_program(self, wanted: str) -> Program:
+        """Gradients per edge."""
+        return self._gradients.restricted(lambda s: s.operand[1:] in wanted).simplified(
+            scale_products=True
+        )
+
+    def double_program(self, cotangents: str, wanted: str) -> Program:
+        """Gradients of the gradients: those of g (``wanted`` is "g") or of operands per edge."""
+        blocks = range(len(self.product.n_rows))
+        names = {f"g{i}": f"hg{i}" for i in blocks} if wanted == "g" else {}
+        names |= {name: f"h{name}" for name in wanted if name in EDGE_OPERANDS}
+        return gradient(
+            self._gradients, {f"g{name}": f"v{name}" for name in cotangents}, names
+        ).simplified(scale_products=True)
+
+    @cached_property
+    def _gradients(self) -> Program:
+        blocks = range(len(self.product.n_rows))
+        cotangents = {f"out{i}": f"g{i}" for i in blocks}
+        return gradient(self.program, cotangents, {name: f"g{name}" for name in EDGE_OPERANDS})
+
+    def _forward_kernel(self) -> Kernel:
+        return Kernel(Loop.RECEIVERS, self.program, self._edge_inputs(""), self._rows("out"))
+
+    def _kernel(
+        self, loop: Loop, program: Program, cotangents: str, prefix: str, wanted: str
+    ) -> Kernel:
+        inputs = (
+            *self._edge_inputs(""),
+            *self._rows("g"),
+            *self._edge_inputs("v", cotangents),
+        )
+        roles = {"x": Role.EDGE, "y": Role.UNIFORM, "r": Role.EDGE}
+        outputs = (Operand(f"{prefix}{name}", roles[name], self._n[name]) for name in wanted)
+        return Kernel(loop, program, inputs, tuple(outputs))
+
+    def _edge_inputs(self, prefix: str, names: str = "xyr") -> tuple[Operand, ...]:
+        roles = {"x": Role.SENDER, "y": Role.UNIFORM, "r": Role.EDGE}
+        return tuple(Operand(f"{prefix}{name}", roles[name], self._n[name]) for name in names)
+
+    def _rows(self, prefix: str) -> tuple[Operand, ...]:
+        n_rows = enumerate(self.product.n_rows)
+        return tuple(Operand(f"{prefix}{block}", Role.ROW, n) for block, n in n_rows)
+
+    def _sum_kernel(self) -> Kernel:
+        """Sums of rows of x over chunks."""
+        graph, n_x = Graph(), self.product.n_x
+        outputs = {Segment("sum", i): graph.input("x", i) for i in range(n_x)}
+        inputs = (Operand("x", Role.ROW, n_x),)
+        return Kernel(
+            Loop.ROWS, Program(graph, outputs), inputs, (Operand("sum", Role.CHUNK, n_x),)
+        )

@@ -1,0 +1,313 @@
+"""C++ of a kernel: straight-line vector code over channels inside one of three loops.
+
+GCC's vector extensions make ``V``, as wide as the machine's registers; the number of channels is a
+constant of the code (a multiple of the width), so that every address is a base and a displacement.
+Offsets are 64-bit throughout. A kernel is a function of a range [lo, hi) of chunks or receivers
+that writes what belongs to them and nothing else, so ranges may run in any order on any thread.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mace_train.ops.emit_statements import Body, uniform_lines, uniform_slots
+from mace_train.ops.kernel import Kernel, Loop, Operand, Role
+from mace_train.ops.program import Program, Segment
+
+EDGES_AT_A_TIME = 16  # whose shared coefficients are kept in the first-level cache
+ACCUMULATORS = 20  # sums over edges that are kept in registers in one pass
+
+_HEADER = """\
+#include <stdint.h>
+typedef {scalar} T;
+typedef T V __attribute__((vector_size({width}), aligned(sizeof(T)), may_alias));
+enum : int64_t {{ K = {channels}, LANES = {width} / sizeof(T) }};
+static inline V load(const T* p) {{ return *(const V*)p; }}
+static inline void store(T* p, V v) {{ *(V*)p = v; }}
+static inline void add(T* p, V v) {{ *(V*)p += v; }}
+// sums of neighbouring lanes: those of a, then those of b
+static inline V pairs(V a, V b) {{
+  return __builtin_shufflevector(a, b, {even}) + __builtin_shufflevector(a, b, {odd});
+}}
+"""
+
+_SIGNATURE = """\
+extern "C" void run(int64_t lo, int64_t hi, const int64_t* const* index, const T* const* in,
+                    T* const* out) {
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Precision, register width in bytes, and channels of the tensors."""
+
+    scalar: str  # float or double
+    width: int
+    n_channels: int
+
+    @property
+    def lanes(self) -> int:
+        """Channels in one register."""
+        return self.width // (4 if self.scalar == "float" else 8)
+
+
+def emit_cpp(kernel: Kernel, target: Target) -> str:
+    """The source of one kernel."""
+    assert target.n_channels % target.lanes == 0
+    header = _HEADER.format(
+        scalar=target.scalar,
+        width=target.width,
+        channels=target.n_channels,
+        even=", ".join(str(lane) for lane in range(0, 2 * target.lanes, 2)),
+        odd=", ".join(str(lane) for lane in range(1, 2 * target.lanes, 2)),
+    )
+    if kernel.loop is Loop.EDGES:
+        lines = _edges(kernel, target.lanes)
+    else:
+        lines = _rows(kernel) if kernel.loop is Loop.ROWS else _receivers(kernel)
+    return "\n".join([header + _SIGNATURE, *lines, "}", ""])
+
+
+def _rows(kernel: Kernel) -> list[str]:
+    """Rows in the order of index[0]; chunk c holds the rows index[1][c]..index[1][c + 1]."""
+    chunk_sums = [o for o in kernel.outputs if o.role is Role.CHUNK]
+    body = Body(kernel.program, lambda output: _store(kernel, output))
+    return [
+        "const int64_t *order = index[0], *first = index[1], *index_of_chunk = index[2];",
+        "for (int64_t chunk = lo; chunk < hi; ++chunk) {",
+        *_pointers(kernel, (Role.INDEXED, Role.CHUNK), "indexed_", "index_of_chunk[chunk]"),
+        *[
+            f"for (int64_t i = 0; i < {o.n_segments} * K; ++i) chunk_{o.name}[i] = 0;"
+            for o in chunk_sums
+        ],
+        "for (int64_t i = first[chunk]; i < first[chunk + 1]; ++i) {",
+        "const int64_t row = order[i];",
+        *_pointers(kernel, (Role.ROW,), "row_", "row"),
+        "for (int64_t k = 0; k < K; k += LANES) {",
+        *_shifted(kernel),
+        *body.lines(),
+        *_zeros(kernel),
+        "} } }",
+    ]
+
+
+def _receivers(kernel: Kernel) -> list[str]:
+    """Receiver n has the edges index[0][n]..index[0][n + 1]; index[1] has their senders."""
+    shared = uniform_slots(kernel.program)
+    lines = [
+        "const int64_t *first = index[0], *senders = index[1];",
+        f"alignas(64) T shared[{EDGES_AT_A_TIME} * {max(len(shared), 1)}];",
+        "for (int64_t row = lo; row < hi; ++row) {",
+        *_pointers(kernel, (Role.ROW,), "row_", "row"),
+        *[
+            f"if (first[row] == first[row + 1]) "
+            f"for (int64_t i = 0; i < {o.n_segments} * K; ++i) row_{o.name}[i] = 0;"
+            for o in kernel.outputs
+        ],
+        f"for (int64_t e0 = first[row]; e0 < first[row + 1]; e0 += {EDGES_AT_A_TIME}) {{",
+        "const int64_t left = first[row + 1] - e0;",
+        f"const int64_t n = left < {EDGES_AT_A_TIME} ? left : {EDGES_AT_A_TIME};",
+        "for (int64_t j = 0; j < n; ++j) {",
+        "const int64_t edge = e0 + j;",
+        *_uniform_pointers(kernel),
+        f"T* u = shared + j * {len(shared)};",
+        *uniform_lines(kernel.program, shared),
+        "}",
+        "for (int64_t k = 0; k < K; k += LANES) {",
+    ]
+    for group in _groups(kernel):
+        lines += _receiver_pass(kernel, group, shared)
+    return [*lines, *_zeros(kernel), "} } }"]
+
+
+def _receiver_pass(kernel: Kernel, program: Program, shared: dict[int, int]) -> list[str]:
+    """Sums of some outputs over the edges at hand, in registers."""
+    names = {segment: f"s_{segment.operand}_{segment.number}" for segment in program.outputs}
+    where = {segment: f"row_{segment.operand} + {segment.number} * K + k" for segment in names}
+    body = Body(program, lambda output: f"{names[output[0]]} += {output[1]};", shared, names)
+    return [
+        "{",
+        *[f"V {v} = e0 == first[row] ? V{{}} : load({where[s]});" for s, v in names.items()],
+        "for (int64_t j = 0; j < n; ++j) {",
+        "const int64_t edge = e0 + j;",
+        f"const T* u = shared + j * {len(shared)};",
+        *_edge_pointers(kernel),
+        *_shifted(kernel, program),
+        *_ahead(kernel, program),
+        *body.lines(),
+        "}",
+        *[f"store({where[s]}, {v});" for s, v in names.items()],
+        "}",
+    ]
+
+
+def _edges(kernel: Kernel, n_lanes: int) -> list[str]:
+    """Edges of receivers lo..hi; what is summed over channels is kept in registers meanwhile."""
+    shared = uniform_slots(kernel.program)
+    sums = {
+        segment: f"s_{segment.operand}_{segment.number}"
+        for segment in kernel.program.outputs
+        if _output(kernel, segment).role is Role.UNIFORM
+    }
+
+    def put(output: tuple[Segment, str]) -> str:
+        segment, value = output
+        return f"{sums[segment]} += {value};" if segment in sums else _store(kernel, output)
+
+    body = Body(kernel.program, put, shared, sums)
+    return [
+        "const int64_t *first = index[0], *senders = index[1];",
+        f"alignas(64) T u[{max(len(shared), 1)}];",
+        "for (int64_t row = lo; row < hi; ++row) {",
+        *_pointers(kernel, (Role.ROW,), "row_", "row"),
+        "for (int64_t edge = first[row]; edge < first[row + 1]; ++edge) {",
+        *_uniform_pointers(kernel),
+        *uniform_lines(kernel.program, shared),
+        *_edge_pointers(kernel),
+        *[f"V {name} = {{}};" for name in sums.values()],
+        "for (int64_t k = 0; k < K; k += LANES) {",
+        *_shifted(kernel),
+        *_prefetches(kernel),
+        *body.lines(),
+        *_zeros(kernel),
+        "}",
+        *_channel_sums(kernel, sums, n_lanes),
+        "} }",
+    ]
+
+
+def _ahead(kernel: Kernel, program: Program) -> list[str]:
+    """Hints to fetch what one pass reads of a later edge."""
+    segments_of = {o.name: o.n_segments for o in kernel.inputs if o.role is Role.EDGE}
+    return [
+        f"__builtin_prefetch({s.operand} + {2 * segments_of[s.operand] + s.number} * K);"
+        for s in program.inputs()
+        if s.operand in segments_of
+    ]
+
+
+def _prefetches(kernel: Kernel) -> list[str]:
+    """Hints to fetch what the next edge reads and writes: too many streams for the hardware."""
+    lines = []
+    read = {segment.operand for segment in kernel.program.inputs()}
+    inputs = [o for o in kernel.inputs if o.name in read]
+    for operands, writes in ((inputs, 0), (kernel.outputs, 1)):
+        for o in operands:
+            if o.role is Role.EDGE:
+                start = f"{o.name} + {o.n_segments} * K"
+                lines += [
+                    f"__builtin_prefetch({start} + {i} * K, {writes});" for i in range(o.n_segments)
+                ]
+    return lines
+
+
+def _channel_sums(kernel: Kernel, sums: dict[Segment, str], n_lanes: int) -> list[str]:
+    """Totals of the lanes: a tree over as many sums as lanes leaves one vector of totals."""
+    lines = []
+    for number, operand in enumerate(kernel.outputs):
+        if operand.role is not Role.UNIFORM:
+            continue
+        names = [sums.get(Segment(operand.name, i), "V{}") for i in range(operand.n_segments)]
+        for start in range(0, len(names), n_lanes):
+            tree = names[start : start + n_lanes]
+            n_values = len(tree)
+            tree += ["V{}"] * (n_lanes - n_values)
+            while len(tree) > 1:
+                tree = [f"pairs({a}, {b})" for a, b in zip(tree[::2], tree[1::2], strict=True)]
+            place = f"out[{number}] + edge * {operand.n_segments} + {start}"
+            if n_values == n_lanes:
+                lines.append(f"store({place}, {tree[0]});")
+            else:
+                lines.append(f"{{ const V t = {tree[0]}; T* p = {place};")
+                lines.append(f"for (int l = 0; l < {n_values}; ++l) p[l] = t[l]; }}")
+    return lines
+
+
+def _groups(kernel: Kernel) -> list[Program]:
+    """Parts of the program, each with as many outputs as registers hold."""
+    groups: list[list[Segment]] = []
+    for segment in sorted(kernel.program.outputs, key=_by_factor(kernel.program)):
+        if not groups or len(groups[-1]) >= ACCUMULATORS:
+            groups.append([])
+        groups[-1].append(segment)
+    return [kernel.program.restricted(frozenset(group).__contains__) for group in groups]
+
+
+def _by_factor(program: Program) -> Callable[[Segment], tuple[int, Segment]]:
+    """Sorts outputs so that those which share their first intermediate are neighbours."""
+
+    def key(segment: Segment) -> tuple[int, Segment]:
+        node = program.graph.nodes[program.outputs[segment]]
+        if isinstance(node, Segment):
+            return 0, segment
+        factors = [i for term in node for i in term.factors]
+        return max([i for i in factors if not program.graph.is_uniform[i]], default=0), segment
+
+    return key
+
+
+def _output(kernel: Kernel, segment: Segment) -> Operand:
+    return next(o for o in kernel.outputs if o.name == segment.operand)
+
+
+def _store(kernel: Kernel, output: tuple[Segment, str]) -> str:
+    segment, value = output
+    function = "add" if _output(kernel, segment).role is Role.CHUNK else "store"
+    return f"{function}({segment.operand} + {segment.number} * K, {value});"
+
+
+def _zeros(kernel: Kernel) -> list[str]:
+    """Zero in the segments that no input reaches."""
+    lines = []
+    for o in kernel.outputs:
+        if o.role in (Role.ROW, Role.EDGE):
+            base = f"row_{o.name} + k" if kernel.loop is Loop.RECEIVERS else o.name
+            absent = [
+                i for i in range(o.n_segments) if Segment(o.name, i) not in kernel.program.outputs
+            ]
+            lines += [f"store({base} + {i} * K, V{{}});" for i in absent]
+    return lines
+
+
+def _pointers(kernel: Kernel, roles: tuple[Role, ...], prefix: str, row: str) -> list[str]:
+    """Pointers to the rows of all operands with one of the roles."""
+    lines = []
+    for number, o in enumerate(kernel.inputs):
+        if o.role in roles:
+            lines.append(f"const T* {prefix}{o.name} = in[{number}] + {row} * {o.n_segments} * K;")
+    for number, o in enumerate(kernel.outputs):
+        if o.role in roles:
+            at = ("chunk_", "chunk") if o.role is Role.CHUNK else (prefix, row)
+            lines.append(f"T* {at[0]}{o.name} = out[{number}] + {at[1]} * {o.n_segments} * K;")
+    return lines
+
+
+def _edge_pointers(kernel: Kernel) -> list[str]:
+    return [
+        *_pointers(kernel, (Role.EDGE,), "edge_", "edge"),
+        *_pointers(kernel, (Role.SENDER,), "sender_", "senders[edge]"),
+    ]
+
+
+def _uniform_pointers(kernel: Kernel) -> list[str]:
+    return [
+        f"const T* {o.name} = in[{number}] + edge * {o.n_segments};"
+        for number, o in enumerate(kernel.inputs)
+        if o.role is Role.UNIFORM
+    ]
+
+
+def _shifted(kernel: Kernel, program: Program | None = None) -> list[str]:
+    """Pointers at the channels of the innermost loop."""
+    read = {segment.operand for segment in (program or kernel.program).inputs()}
+    lines = [
+        f"const T* {o.name} = {o.role.value}_{o.name} + k;"
+        for o in kernel.inputs
+        if o.role is not Role.UNIFORM and o.name in read
+    ]
+    if kernel.loop is not Loop.RECEIVERS:
+        lines += [
+            f"T* {o.name} = {o.role.value}_{o.name} + k;"
+            for o in kernel.outputs
+            if o.role is not Role.UNIFORM
+        ]
+    return lines

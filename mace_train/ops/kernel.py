@@ -1,0 +1,54 @@
+"""A kernel: a program, what its operands are, and the loop it runs in.
+
+Tensors are [n, n_segments, n_channels], channels contiguous; a uniform operand is [n, n_segments].
+The loop (``Loop``) visits rows, or edges sorted by receiver; a role says which row of a tensor an
+operand is at each place of the loop, or how results are gathered:
+
+    loop           inputs                                outputs
+    ROWS           ROW, INDEXED (by the chunk's index)   ROW, CHUNK (summed over the chunk)
+    RECEIVERS      ROW (receiver), SENDER, EDGE, UNIFORM ROW (summed over the receiver's edges)
+    EDGES          ROW (receiver), SENDER, EDGE, UNIFORM EDGE, UNIFORM (summed over channels)
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from mace_train.ops.program import Program
+
+
+class Loop(Enum):
+    """What the loop visits."""
+
+    ROWS = "rows"
+    RECEIVERS = "receivers"
+    EDGES = "edges"
+
+
+class Role(Enum):
+    """Which row of its tensor an operand is."""
+
+    ROW = "row"
+    INDEXED = "indexed"
+    CHUNK = "chunk"
+    SENDER = "sender"
+    EDGE = "edge"
+    UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that a kernel reads or writes."""
+
+    name: str
+    role: Role
+    n_segments: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """All that a back end needs to make code."""
+
+    loop: Loop
+    program: Program
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]

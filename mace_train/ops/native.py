@@ -1,0 +1,105 @@
+"""Runs compiled kernels on CPU tensors, with threads over ranges.
+
+The items of a kernel's loop (chunks or receivers) are split into contiguous ranges. Every item
+writes memory of its own, in an order of its own, so results are bitwise the same for any number of
+threads and any split.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mace_train.ops import compiler
+from mace_train.ops.emit_cpp import Target, emit_cpp
+from mace_train.ops.kernel import Kernel
+
+_SCALARS = {torch.float32: "float", torch.float64: "double"}
+_RANGES_PER_THREAD = 4
+
+
+@dataclass
+class NativeKernel:
+    """A kernel that is generated and compiled when it first runs, for each dtype and width.
+
+    ``recipe`` identifies it among all kernels that this package can generate.
+    """
+
+    recipe: str
+    build: Callable[[], Kernel]
+    _functions: dict[tuple[torch.dtype, int], Any] = field(default_factory=dict)
+
+    def prepare(self, dtype: torch.dtype, n_channels: int, folder: Path | None = None) -> Any:
+        """The compiled function for tensors of a dtype and a padded number of channels."""
+        key = (dtype, n_channels)
+        if key not in self._functions:
+            target = Target(_SCALARS[dtype], compiler.register_width(), n_channels)
+            folder = folder or compiler.cache_folder()
+            recipe = f"{self.recipe} {target}"
+            source = compiler.source_of(recipe, lambda: emit_cpp(self.build(), target), folder)
+            function = compiler.library(source, folder).run
+            function.argtypes = [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 3]
+            function.restype = None
+            self._functions[key] = function
+        return self._functions[key]
+
+    def run(
+        self,
+        n_items: int,
+        index: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        n_channels: int,
+    ) -> None:
+        """Fill the outputs; floating tensors are contiguous, with ``n_channels``, padded."""
+        if n_items == 0:
+            return
+        assert all(t.is_contiguous() for t in (*index, *inputs, *outputs))
+        assert all(t.dtype == torch.int64 for t in index)
+        function = self.prepare(outputs[0].dtype, n_channels)
+        arguments = [_pointers(tensors) for tensors in (index, inputs, outputs)]
+        _in_threads(n_items, lambda lo, hi: function(lo, hi, *arguments))
+
+
+def padded_channels(n_channels: int, dtype: torch.dtype) -> int:
+    """The least multiple of the register's lanes."""
+    lanes = compiler.register_width() // dtype.itemsize
+    return -(-n_channels // lanes) * lanes
+
+
+def pad(tensor: Tensor, n_channels: int) -> Tensor:
+    """The tensor, contiguous, with zero channels up to ``n_channels``."""
+    missing = n_channels - tensor.shape[-1]
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor.contiguous()
+
+
+def unpad(tensor: Tensor, n_channels: int) -> Tensor:
+    """A contiguous tensor of the first channels."""
+    return tensor if tensor.shape[-1] == n_channels else tensor[..., :n_channels].contiguous()
+
+
+def _pointers(tensors: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+
+
+def _in_threads(n_items: int, work: Callable[[int, int], None]) -> None:
+    n_threads = min(torch.get_num_threads(), n_items)
+    if n_threads == 1:
+        work(0, n_items)
+        return
+    n_ranges = min(n_items, n_threads * _RANGES_PER_THREAD)
+    bounds = [n_items * i // n_ranges for i in range(n_ranges + 1)]
+    list(_pool(n_threads, os.getpid()).map(work, bounds[:-1], bounds[1:]))
+
+
+@cache
+def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process; a forked child makes its own."""
+    return ThreadPoolExecutor(n_threads, thread_name_prefix=f"kernels-{process}")

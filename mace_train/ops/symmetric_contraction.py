@@ -1,0 +1,265 @@
+"""The symmetric contraction as an operator with first and second derivatives.
+
+    out[n, o, k] = f_o(x[n, :, k], w[z_n, :, k])                 see ``contraction_program``
+    backward:     (gx, gw) from g;      double backward: (hx, hw, hg) from the cotangent vx of gx
+
+Atoms are visited sorted by element, in chunks of one element, whose weights stay in cache; weight
+gradients are summed per chunk, then over the chunks of an element in order. Since f is linear in w,
+a cotangent vw of gw needs no code of its own: <vw, gw> = <g, f(x, vw)>.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mace_train.ops.contraction_program import Coupling, contraction_program
+from mace_train.ops.derivative import gradient
+from mace_train.ops.kernel import Kernel, Loop, Operand, Role
+from mace_train.ops.native import NativeKernel, pad, padded_channels, unpad
+from mace_train.ops.program import Float, Program
+from mace_train.ops.torch_library import (
+    in_common_precision,
+    no_context,
+    refuse_forward_mode,
+    refuse_third_derivative,
+    wanted,
+)
+
+ATOMS_PER_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Rows sorted by an index (the element), cut into chunks of one index."""
+
+    order: Tensor  # [n_rows] int64
+    first: Tensor  # [n_chunks + 1] int64, into order
+    index: Tensor  # [n_chunks] int64, ascending
+
+    @classmethod
+    def of(cls, index_of_row: Tensor, n_indices: int) -> "Chunks":
+        """Chunks of at most ATOMS_PER_CHUNK rows."""
+        n_rows = torch.bincount(index_of_row, minlength=n_indices)
+        n_chunks = (n_rows + ATOMS_PER_CHUNK - 1) // ATOMS_PER_CHUNK
+        index = torch.repeat_interleave(torch.arange(n_indices), n_chunks)
+        number = torch.arange(len(index)) - (n_chunks.cumsum(0) - n_chunks)[index]
+        starts = (n_rows.cumsum(0) - n_rows)[index] + number * ATOMS_PER_CHUNK
+        first = torch.cat([starts, torch.tensor([len(index_of_row)])])
+        return cls(torch.argsort(index_of_row, stable=True), first, index)
+
+
+class ContractionKernels:
+    """The four kernels of one coupling."""
+
+    def __init__(self, coupling: Coupling, key: str) -> None:
+        self.coupling = coupling
+        self.n_out = sum(len(output.first_order) for output in coupling.outputs)
+        components, weights = coupling.n_components, coupling.n_weights
+        x, v, w = (
+            Operand("x", Role.ROW, components),
+            Operand("v", Role.ROW, components),
+            Operand("w", Role.INDEXED, weights),
+        )
+        g, out = Operand("g", Role.ROW, self.n_out), Operand("out", Role.ROW, self.n_out)
+        gx, hx = Operand("gx", Role.ROW, components), Operand("hx", Role.ROW, components)
+        gw, hw = Operand("gw", Role.CHUNK, weights), Operand("hw", Role.CHUNK, weights)
+        hg = Operand("hg", Role.ROW, self.n_out)
+
+        def native(name: str, inputs: list[Operand], outputs: list[Operand]) -> NativeKernel:
+            def build() -> Kernel:
+                return Kernel(Loop.ROWS, self.programs[name], tuple(inputs), tuple(outputs))
+
+            return NativeKernel(f"contraction {key} {name}", build)
+
+        self.forward = native("forward", [x, w], [out])
+        self.backward_x = native("backward_x", [x, w, g], [gx])
+        self.backward_xw = native("backward_xw", [x, w, g], [gx, gw])
+        self.double = native("double", [x, w, g, v], [hx, hw, hg])
+
+    @property
+    def natives(self) -> list[NativeKernel]:
+        """All kernels, the slowest to compile first."""
+        return [self.double, self.backward_xw, self.backward_x, self.forward]
+
+    @cached_property
+    def weight_scale(self) -> Float:
+        """[n_weights]: the operator's weights are the coupling's times this."""
+        return contraction_program(self.coupling).weight_scale
+
+    @cached_property
+    def programs(self) -> dict[str, Program]:
+        """The programs by name."""
+        forward = contraction_program(self.coupling).program
+        backward_x = gradient(forward, {"out": "g"}, {"x": "gx"}).simplified()
+        backward_xw = gradient(forward, {"out": "g"}, {"x": "gx", "w": "gw"}).simplified()
+        double = gradient(backward_x, {"gx": "v"}, {"x": "hx", "w": "hw", "g": "hg"}).simplified()
+        return {
+            "forward": forward,
+            "backward_x": backward_x,
+            "backward_xw": backward_xw,
+            "double": double,
+        }
+
+
+_KERNELS: dict[str, ContractionKernels] = {}
+
+
+def register(coupling: Coupling) -> str:
+    """The key of a coupling for ``symmetric_contraction``; the same one in every process."""
+    digest = hashlib.sha256(repr((coupling.n_components, coupling.n_weights)).encode())
+    for level in coupling.levels:
+        digest.update(repr((level.left, level.right, level.sizes)).encode())
+        digest.update(level.matrix.tobytes())
+    for output in coupling.outputs:
+        lists = (output.rows, output.weight_of_row, output.first_order, output.first_weight)
+        digest.update(repr(lists).encode())
+        digest.update(output.matrix.tobytes())
+    key = digest.hexdigest()[:32]
+    if key not in _KERNELS:
+        _KERNELS[key] = ContractionKernels(coupling, key)
+    return key
+
+
+def kernels_of(key: str) -> ContractionKernels:
+    """The kernels behind a key."""
+    return _KERNELS[key]
+
+
+def symmetric_contraction(x: Tensor, w: Tensor, chunks: Chunks, key: str) -> Tensor:
+    """Values [n_rows, n_out, n_channels].
+
+    Takes x [n_rows, n_components, n_channels] and w [n_indices, n_weights, n_channels], the
+    coupling's weights times ``weight_scale``.
+    """
+    refuse_forward_mode("symmetric_contraction", x, w)
+    x, w = in_common_precision(x, w)
+    result: Tensor = _forward(x, w, chunks.order, chunks.first, chunks.index, key)
+    return result
+
+
+@torch.library.custom_op("mace_train::symmetric_contraction", mutates_args=())
+def _forward(x: Tensor, w: Tensor, order: Tensor, first: Tensor, index: Tensor, key: str) -> Tensor:
+    kernels = _KERNELS[key]
+    n_channels, padded = x.shape[2], padded_channels(x.shape[2], x.dtype)
+    out = x.new_empty(len(x), kernels.n_out, padded)
+    inputs = [pad(t, padded) for t in (x, w)]
+    kernels.forward.run(len(index), [order, first, index], inputs, [out], padded)
+    return unpad(out, n_channels)
+
+
+@torch.library.custom_op("mace_train::symmetric_contraction_backward", mutates_args=())
+def _backward(
+    x: Tensor,
+    w: Tensor,
+    g: Tensor,
+    order: Tensor,
+    first: Tensor,
+    index: Tensor,
+    key: str,
+    need_w: bool,
+) -> tuple[Tensor, Tensor]:
+    kernels = _KERNELS[key]
+    n_channels, padded = x.shape[2], padded_channels(x.shape[2], x.dtype)
+    inputs = [pad(t, padded) for t in (x, w, g)]
+    gx = torch.empty_like(inputs[0])
+    indices = [order, first, index]
+    if not need_w:
+        kernels.backward_x.run(len(index), indices, inputs, [gx], padded)
+        return unpad(gx, n_channels), w.new_empty(0)
+    partial = w.new_empty(len(index), w.shape[1], padded)
+    kernels.backward_xw.run(len(index), indices, inputs, [gx, partial], padded)
+    return unpad(gx, n_channels), unpad(_sum_chunks(partial, index, len(w)), n_channels)
+
+
+@torch.library.custom_op("mace_train::symmetric_contraction_double_backward", mutates_args=())
+def _double(
+    x: Tensor,
+    w: Tensor,
+    g: Tensor,
+    v: Tensor,
+    order: Tensor,
+    first: Tensor,
+    index: Tensor,
+    key: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = _KERNELS[key]
+    n_channels, padded = x.shape[2], padded_channels(x.shape[2], x.dtype)
+    inputs = [pad(t, padded) for t in (x, w, g, v)]
+    hx, hg = torch.empty_like(inputs[0]), torch.empty_like(inputs[2])
+    partial = w.new_empty(len(index), w.shape[1], padded)
+    outputs = [hx, partial, hg]
+    kernels.double.run(len(index), [order, first, index], inputs, outputs, padded)
+    hw = _sum_chunks(partial, index, len(w))
+    return unpad(hx, n_channels), unpad(hw, n_channels), unpad(hg, n_channels)
+
+
+def _sum_chunks(partial: Tensor, index: Tensor, n_indices: int) -> Tensor:
+    """Sums [n_indices, ...] over the chunks of each index, in order."""
+    return partial.new_zeros(n_indices, *partial.shape[1:]).index_add_(0, index, partial)
+
+
+@_forward.register_fake
+def _(x: Tensor, w: Tensor, order: Tensor, first: Tensor, index: Tensor, key: str) -> Tensor:
+    return x.new_empty(x.shape[0], _KERNELS[key].n_out, x.shape[2])
+
+
+@_backward.register_fake
+def _(
+    x: Tensor,
+    w: Tensor,
+    g: Tensor,
+    order: Tensor,
+    first: Tensor,
+    index: Tensor,
+    key: str,
+    need_w: bool,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), w.new_empty(w.shape if need_w else (0,))
+
+
+@_double.register_fake
+def _(
+    x: Tensor,
+    w: Tensor,
+    g: Tensor,
+    v: Tensor,
+    order: Tensor,
+    first: Tensor,
+    index: Tensor,
+    key: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), w.new_empty(w.shape), g.new_empty(g.shape)
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.key = inputs[5]
+
+
+def _forward_gradient(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, w, *indices = ctx.saved_tensors
+    gx, gw = _backward(x, w, g, *indices, ctx.key, wanted(ctx, 1))
+    return gx, gw if gw.dim() == 3 else None, None, None, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.key, ctx.need_w = inputs[6:]
+
+
+def _backward_gradient(ctx: Any, vx: Tensor, vw: Tensor) -> tuple[Tensor | None, ...]:
+    x, w, g, *indices = ctx.saved_tensors
+    hx, hw, hg = _double(x, w, g, vx, *indices, ctx.key)
+    if ctx.need_w:
+        extra, _ = _backward(x, vw, g, *indices, ctx.key, False)
+        hx, hg = hx + extra, hg + _forward(x, vw, *indices, ctx.key)
+    return hx, hw, hg, None, None, None, None, None
+
+
+_forward.register_autograd(_forward_gradient, setup_context=_save_forward)
+_backward.register_autograd(_backward_gradient, setup_context=_save_backward)
+_double.register_autograd(refuse_third_derivative, setup_context=no_context)

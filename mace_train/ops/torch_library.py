@@ -1,0 +1,57 @@
+"""What our operators share towards torch: which gradients are wanted, and what is not offered.
+
+Operators come in chains (value, gradient, gradient of the gradient), each registered as the
+derivative of the one before. After the last, and in forward mode, there is an error.
+"""
+
+from functools import reduce
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def wanted(ctx: Any, position: int) -> bool:
+    """Whether the running backward pass uses the gradient of an input.
+
+    ``needs_input_grad`` says only that some pass might: it is true for weights also while forces
+    are computed. ``position`` counts the operator's tensor arguments, which come first.
+    """
+    if not ctx.needs_input_grad[position]:
+        return False
+    node = ctx.next_functions[position][0]
+    if node is None:
+        return False
+    # torch cannot tell for leaves
+    is_leaf = node.name() == "torch::autograd::AccumulateGrad"
+    return is_leaf or bool(torch._C._will_engine_execute_node(node))
+
+
+def refuse_forward_mode(name: str, *tensors: Tensor) -> None:
+    """NotImplementedError if a tensor carries a tangent, which our operators would drop."""
+    if forward_ad._current_level >= 0:
+        for tensor in tensors:
+            if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+                raise NotImplementedError(
+                    f"{name}: compiled kernels have no forward-mode derivative (jvp); "
+                    "use the model with kernels=reference"
+                )
+
+
+def refuse_third_derivative(ctx: Any, *cotangents: Any) -> NoReturn:
+    """The backward formula of a second derivative."""
+    raise NotImplementedError(
+        "compiled kernels have first and second derivatives only; for a third one use the model "
+        "with kernels=reference"
+    )
+
+
+def in_common_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in their widest dtype, at least float32: autocast may hand over less."""
+    dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def no_context(ctx: Any, inputs: Any, output: Any) -> None:
+    """Saves nothing, for ``refuse_third_derivative``."""

@@ -1,6 +1,7 @@
 """Run a function on several gloo ranks, each a process of its own."""
 
 import os
+import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,7 @@ Function = Callable[..., Any]
 
 def run_ranks(n_ranks: int, function: Function, folder: Path, *arguments: Any) -> list[Any]:
     """``[function(world, *arguments) for each rank]``; results travel through ``folder``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     multiprocessing.start_processes(
         _enter,
         args=(n_ranks, port, function, str(folder), arguments),
@@ -28,6 +27,18 @@ def run_ranks(n_ranks: int, function: Function, folder: Path, *arguments: Any) -
     )
     paths = [folder / f"rank-{n_ranks}-{rank}.pt" for rank in range(n_ranks)]
     return [torch.load(path, weights_only=False) for path in paths]
+
+
+def free_port() -> int:
+    """A port that nobody holds, below those that the system gives to outgoing connections."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def _enter(

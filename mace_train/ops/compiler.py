@@ -22,15 +22,22 @@ from mace_train.errors import InputError
 
 FLAGS = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
 NO_COMPILER = (
-    "kernels=cpp needs a C++ compiler (c++, g++ or clang++) on the PATH; install one, or use "
-    "kernels=reference"
+    "kernels=cpp needs a working C++ compiler (c++, g++ or clang++) on the PATH; install one, or "
+    "use kernels=reference"
 )
 
 
 @cache
 def find_compiler() -> str | None:
-    """Path of the host's C++ compiler, or None."""
-    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    """Path of a C++ compiler of this host that takes our flags and vector types, or None."""
+    found = filter(None, map(shutil.which, ("c++", "g++", "clang++")))
+    return next((path for path in found if _takes_our_code(path)), None)
+
+
+def _takes_our_code(compiler: str) -> bool:
+    source = "typedef float V __attribute__((vector_size(16))); V f(V a, V b) { return a * b; }"
+    command = [compiler, *FLAGS, "-S", "-x", "c++", "-", "-o", "-"]
+    return subprocess.run(command, input=source.encode(), capture_output=True).returncode == 0
 
 
 @cache
@@ -50,7 +57,8 @@ def register_width() -> int:
 
 def cache_folder() -> Path:
     """Where compiled kernels are kept."""
-    return Path.home() / ".cache" / "mace-train" / "kernels"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mace-train" / "kernels"
 
 
 def library(source: str, folder: Path) -> ctypes.CDLL:

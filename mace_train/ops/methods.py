@@ -36,7 +36,7 @@ def announcement(name: str, device: torch.device) -> str:
         return f"kernels: {method}, as asked for"
     if method == "cpp":
         return f"kernels: cpp, compiled by {find_compiler()}"
-    reason = "there is no C++ compiler on the PATH"
+    reason = "there is no working C++ compiler on the PATH"
     if device.type != "cpu":
         reason = f"there are no compiled kernels for {device.type}"
     return f"kernels: reference (PyTorch), because {reason}"

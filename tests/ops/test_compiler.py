@@ -110,7 +110,7 @@ def test_choice_of_a_method(monkeypatch):
         method_of("cpp", torch.device("cuda"))
     monkeypatch.setattr("mace_train.ops.methods.find_compiler", lambda: None)
     assert method_of("auto", CPU) == "reference"
-    assert "no C++ compiler" in announcement("auto", CPU)
+    assert "no working C++ compiler" in announcement("auto", CPU)
     with pytest.raises(InputError, match="install one"):
         method_of("cpp", CPU)
 
@@ -119,3 +119,15 @@ def test_choice_of_a_method(monkeypatch):
 def test_auto_compiles():
     assert method_of("auto", CPU) == "cpp"
     assert announcement("auto", CPU).startswith("kernels: cpp, compiled by /")
+
+
+def test_a_compiler_that_does_not_work_is_passed_over(tmp_path, monkeypatch):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    compiler.find_compiler.cache_clear()
+    try:
+        assert compiler.find_compiler() is None
+    finally:
+        compiler.find_compiler.cache_clear()

@@ -1,6 +1,7 @@
 """The parts of a training run, held together: what setup builds, state saves and the loop uses."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ class Split:
     config_type_of: Tensor  # [n] int64, index into config_types
     weight_of: Tensor  # [n] float64, weight by config_type
 
-    @property
+    @cached_property
     def costs(self) -> Costs:
         """Atoms and edges of every structure."""
         return Costs(self.shards.n_atoms.astype(np.int64), self.shards.n_edges.astype(np.int64))

@@ -66,6 +66,11 @@ class EdgeIndex:
             first_of_pair.contiguous(),
         )
 
+    def is_reverse(self) -> Tensor:
+        """[n_edges] bool: edges that are not the first of their pair."""
+        edges = torch.arange(len(self.pairs), device=self.pairs.device)
+        return self.first_of_pair.index_select(0, self.pairs) != edges
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All of it, in order."""
@@ -246,8 +251,7 @@ def _sum_pairs(halves: Tensor, index: EdgeIndex, ranges: list[int]) -> Tensor:
         range_of = torch.bucketize(atoms, torch.tensor(ranges[1:-1]), right=True)
         of_receiver = torch.repeat_interleave(range_of, index.first.diff())
         is_far = of_receiver != range_of.index_select(0, index.senders)
-        is_second = index.first_of_pair.index_select(0, index.pairs) != torch.arange(len(is_far))
-        rows = index.pairs[is_far & is_second]
+        rows = index.pairs[is_far & index.is_reverse()]
         total.index_add_(0, rows, halves[n_pairs:].index_select(0, rows))
     return total
 

@@ -14,7 +14,7 @@ from mace_train.ops.kernel import Kernel, Loop, Operand, Role
 from mace_train.ops.program import Program, Segment
 
 EDGES_AT_A_TIME = 16  # whose shared coefficients are kept in the first-level cache
-ACCUMULATORS = 20  # sums over edges that are kept in registers in one pass
+ACCUMULATORS = {16: 12, 32: 12, 64: 20}  # sums over edges in registers in one pass, by width
 
 _HEADER = """\
 #include <stdint.h>
@@ -24,7 +24,15 @@ enum : int64_t {{ K = {channels}, LANES = {width} / sizeof(T) }};
 static inline V load(const T* p) {{ return *(const V*)p; }}
 static inline void store(T* p, V v) {{ *(V*)p = v; }}
 static inline void add(T* p, V v) {{ *(V*)p += v; }}
-static inline void put(T* p, V v, bool again) {{ *(V*)p = again ? *(V*)p + v : v; }}
+#if defined(__x86_64__)
+#define ROUNDED(v) asm("" : "+v"(v))
+#elif defined(__aarch64__)
+#define ROUNDED(v) asm("" : "+w"(v))
+#else
+#define ROUNDED(v) asm("" : "+m"(v))
+#endif
+// v is rounded first, so that the sum is the same wherever it is taken
+static inline void put(T* p, V v, bool again) {{ ROUNDED(v); *(V*)p = again ? *(V*)p + v : v; }}
 // sums of neighbouring lanes: those of a, then those of b
 static inline V pairs(V a, V b) {{
   return __builtin_shufflevector(a, b, {even}) + __builtin_shufflevector(a, b, {odd});
@@ -68,7 +76,7 @@ def emit_cpp(kernel: Kernel, target: Target) -> str:
     if kernel.loop is Loop.EDGES:
         lines = _edges(kernel, target.lanes)
     else:
-        lines = _rows(kernel) if kernel.loop is Loop.ROWS else _receivers(kernel)
+        lines = _rows(kernel) if kernel.loop is Loop.ROWS else _receivers(kernel, target)
     return "\n".join([header + _SIGNATURE, *lines, "}", ""])
 
 
@@ -95,7 +103,7 @@ def _rows(kernel: Kernel) -> list[str]:
     ]
 
 
-def _receivers(kernel: Kernel) -> list[str]:
+def _receivers(kernel: Kernel, target: Target) -> list[str]:
     """Sums over the edges of each receiver, a few edges and a few outputs at a time."""
     shared = uniform_slots(kernel.program)
     lines = [
@@ -119,7 +127,7 @@ def _receivers(kernel: Kernel) -> list[str]:
         "}",
         "for (int64_t k = 0; k < K; k += LANES) {",
     ]
-    for group in _groups(kernel):
+    for group in _groups(kernel, ACCUMULATORS[target.width]):
         lines += _receiver_pass(kernel, group, shared)
     return [*lines, *_zeros(kernel), "} } }"]
 
@@ -233,11 +241,11 @@ def _channel_sums(kernel: Kernel, sums: dict[Segment, str], n_lanes: int) -> lis
     return lines
 
 
-def _groups(kernel: Kernel) -> list[Program]:
+def _groups(kernel: Kernel, n_outputs: int) -> list[Program]:
     """Parts of the program, each with as many outputs as registers hold."""
     groups: list[list[Segment]] = []
     for segment in sorted(kernel.program.outputs, key=_by_factor(kernel.program)):
-        if not groups or len(groups[-1]) >= ACCUMULATORS:
+        if not groups or len(groups[-1]) >= n_outputs:
             groups.append([])
         groups[-1].append(segment)
     return [kernel.program.restricted(frozenset(group).__contains__) for group in groups]

@@ -5,10 +5,14 @@ Greedy list scheduling: among the terms whose factors are complete we take the o
 fewest values are alive; among equals, one of the sum that was touched last, which keeps chains
 together. Inputs cost nothing to forget, since they lie in memory. Quadratic in the worst case,
 about a second for the largest programs of MACE.
+
+Terms that share no intermediate form clusters of their own (the paths of a convolution), which come
+one after the other, so that only outputs are alive from one to the next.
 """
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mace_train.ops.program import Program, Term
 
@@ -51,12 +55,42 @@ class _Scheduler:
 
     def run(self) -> list[Instruction]:
         """All instructions in order."""
-        order = []
-        for time in range(len(self.terms)):
-            number = min(self.ready, key=self._priority)
-            self.ready.remove(number)
-            order.append(self._issue(number, time))
+        order: list[Instruction] = []
+        for cluster in self._clusters():
+            for _ in range(len(cluster)):
+                number = min(self.ready & cluster, key=self._priority)
+                self.ready.remove(number)
+                order.append(self._issue(number, len(order)))
         return order
+
+    def _clusters(self) -> list[set[int]]:
+        """Terms by what they share, so that a cluster has most sums in common with the last."""
+        parent = {i: i for i in self.sums}
+
+        def root(i: int) -> int:
+            while parent[i] != i:
+                parent[i] = i = parent[parent[i]]
+            return i
+
+        is_read = {target for target in self.sums if self.reads.get(target)}
+        shared = [
+            [i for i in (target, *term.factors) if i in self.sums and (i != target or i in is_read)]
+            for target, term in self.terms
+        ]
+        for nodes in shared:
+            for a, b in pairwise(nodes):
+                parent[root(a)] = root(b)
+        members: dict[int, set[int]] = defaultdict(set)
+        for number, nodes in enumerate(shared):
+            members[root(nodes[0]) if nodes else -1].add(number)
+        targets = {i: {self.terms[t][0] for t in terms} for i, terms in members.items()}
+        waiting, clusters, last = sorted(members), [], set[int]()
+        while waiting:
+            following = max(waiting, key=lambda i: (len(targets[i] & last), -i))
+            waiting.remove(following)
+            clusters.append(members[following])
+            last = targets[following]
+        return clusters
 
     def _priority(self, number: int) -> tuple[int, int, int, int]:
         target, term = self.terms[number]

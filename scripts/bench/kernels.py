@@ -9,15 +9,17 @@ the bytes that they must move at least, as a share of what a triad moves.
     python scripts/bench/kernels.py [--json kernels.json] [--repeats 5]
 
 Needs the extra "interop" and a C++ compiler. One thread. mace-torch's contraction runs with its
-full couplings, which are the default of its command line.
+full couplings, the default of its command line, and with reduced ones where cuequivariance and
+cuequivariance-torch are installed; the faster counts. --plot draws our times against the number of
+atoms and edges, beside what instructions and bytes would take at the machine's limits.
 """
 
 import argparse
-import ctypes
+import importlib.util
+import itertools
 import json
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 warnings.simplefilter("ignore")  # mace-torch and e3nn 0.4.4 under a recent PyTorch
 
 import torch  # noqa: E402
+from machine import (  # noqa: E402
+    Machine,
+    add_allocator,
+    cpu_seconds,
+    measure_machine,
+    use_allocator,
+)
 from torch import Tensor  # noqa: E402
 
 from mace_train.model.contraction import SymmetricContraction  # noqa: E402
@@ -41,36 +50,6 @@ from tests.model.mace_torch import import_mace  # noqa: E402
 
 CHANNELS = 128
 Pass = Callable[[], list[Tensor]]
-
-_PEAK = """
-typedef {scalar} T;
-typedef T V __attribute__((vector_size({width}), aligned(sizeof(T)), may_alias));
-extern "C" void fma(long n, T* x) {{
-  V a[12], b = *(V*)x, c = *(V*)(x + 64);
-#pragma GCC unroll 12
-  for (int i = 0; i < 12; ++i) a[i] = b * (T)i;
-  for (long j = 0; j < n; ++j) {{
-#pragma GCC unroll 12
-    for (int i = 0; i < 12; ++i) a[i] = a[i] * b + c;
-  }}
-  V s = {{}};
-#pragma GCC unroll 12
-  for (int i = 0; i < 12; ++i) s += a[i];
-  *(V*)x = s;
-}}
-extern "C" void triad(long n, T* x) {{
-  T *y = x + n, *z = y + n;
-  for (long i = 0; i < n; i += {width} / sizeof(T)) *(V*)(x+i) = *(V*)(y+i) + (T)3 * *(V*)(z+i);
-}}
-"""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What one core reaches in simple loops."""
-
-    fma_per_s: float  # vector instructions
-    bytes_per_s: float
 
 
 @dataclass(frozen=True)
@@ -90,25 +69,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--plot", type=Path, help="draw time against size and bound here (png)")
+    add_allocator(parser)
     arguments = parser.parse_args()
+    use_allocator(arguments.allocator)
     torch.set_num_threads(1)
     import_mace()
+    print(f"reduced couplings: {'measured too' if has_reduced_couplings() else 'not installed'}")
     rows = []
     for dtype in (torch.float32, torch.float64):
         machine = measure_machine(dtype)
         name = str(dtype).removeprefix("torch.")
-        print(
-            f"{name}: fused multiply-adds {machine.fma_per_s / 1e9:.2f} G vectors/s, "
-            f"triad {machine.bytes_per_s / 1e9:.1f} GB/s"
-        )
+        print(f"{name}: {machine}")
         cases = [
             contraction_case(dtype, n_atoms=270, n_elements=4),
             contraction_case(dtype, n_atoms=64, n_elements=10),
             convolution_case(dtype),
         ]
         rows += [compare(case, machine, arguments.repeats) for case in cases]
+    scan = scan_sizes(arguments.plot) if arguments.plot else []
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(rows + scan, indent=1) + "\n")
     return 0 if all(row["ratio"] >= row["at_least"] for row in rows) else 1
 
 
@@ -123,8 +104,8 @@ def compare(case: Case, machine: Machine, repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"ours": [], **{name: [] for name in case.peers}}
     for _ in range(repeats):
         for name, work in case.peers.items():
-            seconds[name].append(_cpu_seconds(work))
-        seconds["ours"] += [_cpu_seconds(case.ours) for _ in range(5)]
+            seconds[name].append(cpu_seconds(work))
+        seconds["ours"] += [cpu_seconds(case.ours) for _ in range(5)]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ours = medians.pop("ours")
     best = min(medians, key=lambda name: medians[name])
@@ -133,6 +114,7 @@ def compare(case: Case, machine: Machine, repeats: int) -> dict[str, Any]:
         "ours": ours,
         "peer": medians[best],
         "peer_name": best,
+        "peers": medians,
         "ratio": medians[best] / ours,
         "at_least": case.at_least,
         "share_of_fma_peak": case.instructions / ours / machine.fma_per_s,
@@ -147,23 +129,54 @@ def compare(case: Case, machine: Machine, repeats: int) -> dict[str, Any]:
     return row
 
 
-def _cpu_seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+def scan_sizes(path: Path) -> list[dict[str, Any]]:
+    """Our times at several sizes beside their bounds, float32; draws them."""
+    machine = measure_machine(torch.float32)
+    rows = []
+    for n_atoms in (16, 64, 256, 1024):
+        cases = {
+            "atoms": contraction_case(torch.float32, n_atoms, 4),
+            "edges": convolution_case(torch.float32, n_atoms, 16 * n_atoms),
+        }
+        for unit, case in cases.items():
+            case.ours()
+            rows.append(
+                {
+                    "name": f"scan: {case.name}",
+                    "unit": unit,
+                    "size": n_atoms * (16 if unit == "edges" else 1),
+                    "ours": statistics.median(cpu_seconds(case.ours) for _ in range(7)),
+                    "bound_fma": case.instructions / machine.fma_per_s,
+                    "bound_bytes": case.n_bytes / machine.bytes_per_s,
+                }
+            )
+    draw(rows, path)
+    return rows
 
 
-def measure_machine(dtype: torch.dtype) -> Machine:
-    """The best of several short loops."""
-    width = compiler.register_width()
-    scalar = {torch.float32: "float", torch.float64: "double"}[dtype]
-    library = compiler.library(_PEAK.format(scalar=scalar, width=width), compiler.cache_folder())
-    n_rounds, n_values = 2_000_000, 2**25 // dtype.itemsize
-    memory = torch.full((3 * n_values,), 1e-3, dtype=dtype)
-    pointer = ctypes.c_void_p(memory.data_ptr())
-    fma = min(_cpu_seconds(lambda: library.fma(n_rounds, pointer)) for _ in range(5))
-    triad = min(_cpu_seconds(lambda: library.triad(n_values, pointer)) for _ in range(5))
-    return Machine(12 * n_rounds / fma, 3 * n_values * dtype.itemsize / triad)
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time against size for both operations."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    titles = {"atoms": "symmetric contraction", "edges": "convolution"}
+    labels = {
+        "ours": "measured",
+        "bound_fma": "multiply-adds at peak",
+        "bound_bytes": "bytes at triad bandwidth",
+    }
+    for axis, (unit, title) in zip(axes, titles.items(), strict=True):
+        of_unit = [row for row in rows if row["unit"] == unit]
+        sizes = [row["size"] for row in of_unit]
+        for (key, label), style in zip(labels.items(), ("o-", "--", ":"), strict=True):
+            axis.loglog(sizes, [1e3 * row[key] for row in of_unit], style, label=label)
+        axis.set(title=title, xlabel=unit, ylabel="ms, three passes")
+    axes[0].legend()
+    figure.suptitle("value, gradients, second derivatives; 128 channels, float32, one core")
+    figure.savefig(path, dpi=120)
 
 
 def force_training(function: Callable[..., Tensor], inputs: list[Tensor], n_forces: int) -> Pass:
@@ -202,7 +215,13 @@ def contraction_case(dtype: torch.dtype, n_atoms: int, n_elements: int) -> Case:
         arguments = (x, Chunks.of(elements, n_elements))
         return torch.func.functional_call(module, parameters, arguments)
 
-    peers = {"mace-torch": _mace_contraction(names, elements, n_elements, dtype)}
+    kinds = {"mace-torch": False}
+    if has_reduced_couplings():
+        kinds["mace-torch, reduced couplings"] = True
+    peers = {
+        kind: _mace_contraction(names, elements, n_elements, dtype, reduced=reduced)
+        for kind, reduced in kinds.items()
+    }
     name = str(dtype).removeprefix("torch.")
     programs = kernels_of(module._fused.key).programs
     costs = [programs[name].cost() for name in ("forward", "backward_x", "double")]
@@ -218,27 +237,24 @@ def contraction_case(dtype: torch.dtype, n_atoms: int, n_elements: int) -> Case:
     )
 
 
-def _mace_contraction(
-    names: list[str], elements: Tensor, n_elements: int, dtype: torch.dtype
-) -> Callable[..., Tensor]:
-    from e3nn import o3
-    from mace.modules.symmetric_contraction import SymmetricContraction as Theirs
+def has_reduced_couplings() -> bool:
+    """Whether mace-torch can make them."""
+    names = ("cuequivariance", "cuequivariance_torch")
+    return all(importlib.util.find_spec(name) is not None for name in names)
 
-    irreps = [f"{CHANNELS}x{degree}{'eo'[degree % 2]}" for degree in range(4)]
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    peer = Theirs(
-        irreps_in=o3.Irreps("+".join(irreps)),
-        irreps_out=o3.Irreps("+".join(irreps[:2])),
-        correlation=3,
-        num_elements=n_elements,
-        use_reduced_cg=False,
-    ).to(dtype)
-    torch.set_default_dtype(default)
+
+def _mace_contraction(
+    names: list[str], elements: Tensor, n_elements: int, dtype: torch.dtype, *, reduced: bool
+) -> Callable[..., Tensor]:
+    peer = _mace_module(n_elements, dtype, reduced=reduced)
+    project = _to_reduced(_mace_module(n_elements, dtype, reduced=False), peer) if reduced else {}
     one_hot = torch.nn.functional.one_hot(elements, n_elements).to(dtype)
 
     def function(x: Tensor, *weights: Tensor) -> Tensor:
-        parameters = dict(zip(names, weights, strict=True))
+        parameters = {
+            name: torch.matmul(project[name], weight) if reduced else weight
+            for name, weight in zip(names, weights, strict=True)
+        }
         out = torch.func.functional_call(peer, parameters, (x.transpose(1, 2), one_hot))
         vectors = out[:, CHANNELS:].view(len(x), CHANNELS, 3).transpose(1, 2)
         return torch.cat([out[:, None, :CHANNELS], vectors], dim=1)
@@ -246,10 +262,51 @@ def _mace_contraction(
     return function
 
 
-def convolution_case(dtype: torch.dtype) -> Case:
-    """0e + 1o features, harmonics up to 3, 270 atoms, 4470 edges."""
+def _mace_module(n_elements: int, dtype: torch.dtype, *, reduced: bool) -> torch.nn.Module:
+    from e3nn import o3
+    from mace.modules.symmetric_contraction import SymmetricContraction as Theirs
+
+    irreps = [f"{CHANNELS}x{degree}{'eo'[degree % 2]}" for degree in range(4)]
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    module = Theirs(
+        irreps_in=o3.Irreps("+".join(irreps)),
+        irreps_out=o3.Irreps("+".join(irreps[:2])),
+        correlation=3,
+        num_elements=n_elements,
+        use_reduced_cg=reduced,
+    ).to(dtype)
+    torch.set_default_dtype(default)
+    return module
+
+
+def _to_reduced(full: Any, reduced: Any) -> dict[str, Tensor]:
+    """For each weight the matrix that takes it to the reduced couplings: the same function."""
+    matrices = {}
+    for number, (theirs, ours) in enumerate(
+        zip(full.contractions, reduced.contractions, strict=True)
+    ):
+        for order, name in ((3, "weights_max"), (2, "weights.0"), (1, "weights.1")):
+            wide, narrow = (_symmetric(m.U_tensors(order), order) for m in (theirs, ours))
+            matrix = torch.linalg.lstsq(narrow, wide).solution
+            assert float((narrow @ matrix - wide).abs().max()) < 1e-5, "not the same couplings"
+            matrices[f"contractions.{number}.{name}"] = matrix.to(theirs.weights_max.dtype)
+    return matrices
+
+
+def _symmetric(table: Tensor, order: int) -> Tensor:
+    """Couplings [components, paths], averaged over the order of the factors; float64."""
+    table = table.double()
+    first = table.dim() - 1 - order
+    every = list(itertools.permutations(range(first, first + order)))
+    rest = list(range(first)), [table.dim() - 1]
+    total = sum(table.permute(*rest[0], *factors, *rest[1]) for factors in every)
+    return (total / len(every)).reshape(-1, table.shape[-1])
+
+
+def convolution_case(dtype: torch.dtype, n_atoms: int = 270, n_edges: int = 4470) -> Case:
+    """0e + 1o features, harmonics up to 3; every edge has radial weights of its own."""
     torch.manual_seed(0)
-    n_atoms, n_edges = 270, 4470
     paths = convolution_paths(1, 3)
     product = product_of(paths, 1, 3)
     key = convolutions.register(product)

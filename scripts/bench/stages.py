@@ -8,6 +8,7 @@ autograd's sequence numbers tell, also for the gradients of gradients.
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -38,6 +39,11 @@ def scope(stage: str) -> record_function:
     """Within it, operations belong to a stage."""
     assert stage in (*STAGES, *PASSES)
     return record_function(_SCOPE + stage)
+
+
+def no_scope(stage: str) -> nullcontext[None]:
+    """Nothing, at no cost."""
+    return nullcontext()
 
 
 def scoped(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:

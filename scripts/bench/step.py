@@ -3,9 +3,11 @@
 A step is zero_grad, energies and forces, loss, backward, clipping, and AMSGrad. Both programs take
 turns; the median of the CPU time of the process is compared (machines are noisy, ratios are not),
 after checking that both losses are equal. Peak memory is that of a fresh process over its
-memory before the first step (Linux: /proc).
+memory before the first step (Linux: /proc). Then our step alone: how its time divides over
+stages and passes, and how near its compiled kernels come to the machine's limits.
 
     python scripts/bench/step.py --json step.json [--data train.xyz] [--models S M L] [--repeats 5]
+                                 [--allocator keep]
 
 Structures: ten of --data (any file that ASE reads), or ten of 25 to 30 atoms of the embedded
 example data. Needs the extra "interop". One thread, unless --threads says otherwise.
@@ -17,7 +19,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,10 @@ sys.path.insert(0, str(ROOT))
 warnings.simplefilter("ignore")  # mace-torch and e3nn 0.4.4 under a recent PyTorch
 
 import numpy as np  # noqa: E402
+import stages  # noqa: E402
 import torch  # noqa: E402
+from kernel_limits import limits_of_kernels  # noqa: E402
+from machine import KEEP, add_allocator, cpu_seconds, use_allocator  # noqa: E402
 from torch import nn  # noqa: E402
 
 from mace_train._paths import EXAMPLE_DATA  # noqa: E402
@@ -79,11 +83,14 @@ def main() -> int:
         name, program = arguments.memory_of
         print(json.dumps(_memory(CASES[name], program, arguments.data)))
         return 0
-    rows = []
+    use_allocator(arguments.allocator)
+    rows, details = [], {}
     for name in arguments.models:
         rows += _compare(name, arguments)
+        details[name] = _profile(name, arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        result = {"rows": rows, "profiles": details}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all(row["ratio"] >= row["at_least"] for row in rows) else 1
 
 
@@ -94,6 +101,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the rows here")
+    add_allocator(parser)
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -153,22 +161,43 @@ class _Labels(dict[str, torch.Tensor]):
             raise AttributeError(name) from None
 
 
-def _our_step(graph: Graph, peer: nn.Module) -> Step:
-    """Our step on a model with mace-torch's weights."""
+def _our_step(graph: Graph, peer: nn.Module, *, marked: bool = False) -> Step:
+    """Our step on a model with mace-torch's weights; marked for ``stages`` if asked."""
     model = from_mace_torch(peer.state_dict(), header_of(peer)).to(graph.positions.dtype)
     settings = LossSettings()
     optimizer = make_optimizer(model, OptimizerSettings(lr=1e-12))
+    scope = stages.scope if marked else stages.no_scope
+    if marked:
+        stages.mark(model)
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        prediction = predict(model, graph, stress=False, create_graph=True)
-        loss = loss_sums(prediction, graph).loss(settings)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
+        with scope("forward"), scope("forces and loss"):
+            prediction = predict(model, graph, stress=False, create_graph=True)
+            loss = loss_sums(prediction, graph).loss(settings)
+        with scope("backward"):
+            loss.backward()
+        with scope("clip and optimizer"):
+            nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            optimizer.step()
         return float(loss)
 
     return step
+
+
+def _profile(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Shares of stages, and the compiled kernels' part and distance to the limits."""
+    case = CASES[name]
+    graph, numbers = _graph(arguments.data, case.dtype)
+    peer = _peer_model(case, numbers)
+    step = _our_step(graph, peer, marked=True)
+    step()
+    shares = stages.shares_of_time(step, arguments.repeats)
+    plain = _our_step(graph, peer)
+    plain()
+    limits = limits_of_kernels(plain, case.dtype, arguments.repeats)
+    print(f"{name}: {limits}\n{stages.table(shares)}", flush=True)
+    return {"stages": shares, "kernels": vars(limits)}
 
 
 def _compare(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -183,9 +212,7 @@ def _compare(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     for _ in range(arguments.repeats):
         for program, step in steps.items():
-            start = time.process_time()
-            step()
-            seconds[program].append(time.process_time() - start)
+            seconds[program].append(cpu_seconds(step))
     times = {program: statistics.median(values) for program, values in seconds.items()}
     memory = {program: _memory_in_fresh_process(name, program, arguments) for program in steps}
     size = f"{graph.n_atoms} atoms, {graph.n_edges} edges"
@@ -210,7 +237,8 @@ def _row(name: str, values: dict[str, float], at_least: float) -> dict[str, Any]
 def _memory_in_fresh_process(name: str, program: str, arguments: argparse.Namespace) -> float:
     command = [sys.executable, __file__, "--memory-of", name, program]
     command += ["--data", str(arguments.data), "--threads", str(arguments.threads)]
-    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {key: value for key, value in os.environ.items() if key not in KEEP}
+    environment |= {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return float(json.loads(done.stdout.splitlines()[-1]))
 

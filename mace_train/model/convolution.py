@@ -32,7 +32,6 @@ EDGES_PER_BLOCK = 8
 class EdgeBlocks:
     """Edges cut into blocks of one receiver each; a slot is a place of a block, filled or not."""
 
-    n_atoms: int
     slot_of_edge: Tensor  # [n_edges] int64
     senders: Tensor  # [n_blocks * EDGES_PER_BLOCK] int64; the receiver itself in empty slots
     receiver_of_block: Tensor  # [n_blocks] int64, ascending
@@ -52,16 +51,16 @@ class EdgeBlocks:
         slot_of_edge = edges + (first_slot - first_edge).index_select(0, receivers)
         filled = receiver_of_block.repeat_interleave(EDGES_PER_BLOCK)
         filled = filled.index_copy(0, slot_of_edge, senders)
-        return cls(n_atoms, slot_of_edge, filled, receiver_of_block)
+        return cls(slot_of_edge, filled, receiver_of_block)
 
     def spread(self, values: Tensor, empty: Tensor) -> Tensor:
         """Values [n_edges, d] in their slots [n_slots, d], and ``empty`` [d] in the others."""
-        slots = empty.expand(len(self.senders), -1)
+        slots = empty.expand(self.senders.shape[0], -1)
         return slots.index_copy(0, self.slot_of_edge, values)
 
-    def sum_to_receivers(self, values: Tensor) -> Tensor:
+    def sum_to_receivers(self, values: Tensor, n_atoms: int) -> Tensor:
         """Sums [n_atoms, ...] of block values [n_blocks, ...]."""
-        total = values.new_zeros(self.n_atoms, *values.shape[1:])
+        total = values.new_zeros(n_atoms, *values.shape[1:])
         return total.index_add(0, self.receiver_of_block, values)
 
 
@@ -113,4 +112,5 @@ class Convolution:
             coupling = (harmonics[l2] @ table.like(x)).view(-1, rows, 2 * l3 + 1)
             weighted = (sent[l1] * weight.unsqueeze(1)).view(-1, rows, n_channels)
             messages[l3].append(torch.bmm(coupling.transpose(1, 2), weighted))
-        return [blocks.sum_to_receivers(torch.cat(of_degree, dim=2)) for of_degree in messages]
+        joined = (torch.cat(of_degree, dim=2) for of_degree in messages)
+        return [blocks.sum_to_receivers(of_degree, x.shape[0]) for of_degree in joined]

@@ -86,8 +86,8 @@ def convolution(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> 
     x, y, r = in_common_precision(x, y, r)
     out = _forward(x, y, r, edges.first, edges.senders, edges.by_sender, edges.first_by_sender, key)
     n_rows = _KERNELS[key].product.n_rows
-    blocks = torch.split(out, [n * len(x) for n in n_rows])
-    return [block.view(len(x), n, x.shape[2]) for block, n in zip(blocks, n_rows, strict=True)]
+    blocks = torch.split(out, [n * x.shape[0] for n in n_rows])
+    return [block.view(x.shape[0], n, x.shape[2]) for block, n in zip(blocks, n_rows, strict=True)]
 
 
 @torch.library.custom_op("mace_train::convolution", mutates_args=())

@@ -11,21 +11,25 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+# private; without it gradients that nobody uses are computed and dropped
+_WILL_EXECUTE = getattr(torch._C, "_will_engine_execute_node", None)
+
 
 def wanted(ctx: Any, position: int) -> bool:
     """Whether the running backward pass uses the gradient of an input.
 
     ``needs_input_grad`` says only that some pass might: it is true for weights also while forces
-    are computed. ``position`` counts the operator's tensor arguments, which come first.
+    are computed. ``position`` counts the operator's tensor arguments, which come first, alone or
+    in a list.
     """
-    if not ctx.needs_input_grad[position]:
+    needs = ctx.needs_input_grad
+    if not (needs[0] if isinstance(needs[0], (list, tuple)) else needs)[position]:
         return False
     node = ctx.next_functions[position][0]
     if node is None:
         return False
-    # torch cannot tell for leaves
-    is_leaf = node.name() == "torch::autograd::AccumulateGrad"
-    return is_leaf or bool(torch._C._will_engine_execute_node(node))
+    is_leaf = not node.next_functions  # for which torch cannot tell
+    return is_leaf or _WILL_EXECUTE is None or bool(_WILL_EXECUTE(node))
 
 
 def refuse_forward_mode(name: str, *tensors: Tensor) -> None:

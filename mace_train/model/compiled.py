@@ -97,13 +97,14 @@ def export(model: MACE, *, forces: bool = True) -> torch.export.ExportedProgram:
     graph is loaded again, a model of this architecture must have been made for fused kernels.
     """
     inputs = example(model)
-    shapes = torch.export.ShapesCollection()
+    shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     for tensor in _tensors(inputs):
         if tensor is not inputs[2].groups.first:
             shapes[tensor] = {0: torch.export.Dim.AUTO}
     module = _WithGradient(model) if forces else _Energies(model)
     with torch.no_grad():
-        return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+        dynamic = shapes.dynamic_shapes(module, inputs)  # type: ignore[no-untyped-call]
+        return torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
 
 
 class _Energies(nn.Module):

@@ -7,12 +7,13 @@ batch; here they stay behind the operator. Its gradients are operators of the sa
 is differentiable any number of times, on every device.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mace_train.ops.torch_library import in_common_precision, wanted
+from mace_train.ops.torch_library import in_common_precision, operator, wanted
 
 
 def grouped_matmul(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def grouped_matmul(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
     return result
 
 
-@torch.library.custom_op("mace_train::grouped_matmul", mutates_args=())
+@operator("grouped_matmul")
 def _matmul(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
     out = x.new_empty(*x.shape[:2], w.shape[2])
     for group, rows in _groups(first):
@@ -34,7 +35,7 @@ def _matmul(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("mace_train::grouped_matmul_weights", mutates_args=())
+@operator("grouped_matmul_weights")
 def _weights(x: Tensor, g: Tensor, first: Tensor) -> Tensor:
     """Sums [n_groups, n_in, n_out] of x[n]^T @ g[n] over the rows of each group."""
     out = x.new_zeros(len(first) - 1, x.shape[2], g.shape[2])
@@ -46,8 +47,7 @@ def _weights(x: Tensor, g: Tensor, first: Tensor) -> Tensor:
 def _groups(first: Tensor) -> list[tuple[int, slice]]:
     """Groups that have rows, and which."""
     bounds = first.tolist()
-    pairs = enumerate(zip(bounds, bounds[1:], strict=False))
-    return [(group, slice(lo, hi)) for group, (lo, hi) in pairs if lo < hi]
+    return [(g, slice(lo, hi)) for g, (lo, hi) in enumerate(pairwise(bounds)) if lo < hi]
 
 
 @_matmul.register_fake

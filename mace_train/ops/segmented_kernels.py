@@ -1,9 +1,9 @@
 """The kernels of any polynomial over rows: value, gradients, and gradients of those.
 
 With F the polynomial and g the cotangents of its outputs, the backward pass takes gradients of
-Phi = <g, F>, the double backward pass those of sum_i <v_i, dPhi/dx_i>. All of them run in the loop
-over edges with one edge per row: operands per row, picked by an index, or the same for all channels,
-outputs per row or summed over channels.
+Phi = <g, F>, the double backward pass those of sum_i <v_i, dPhi/dx_i>. All run in the loop over
+edges with one edge per row: operands are per row, picked by an index, or the same for all
+channels; outputs are per row, or summed over channels.
 """
 
 from collections.abc import Mapping, Sequence

@@ -10,8 +10,9 @@ Tensors by the kind of their operand:
     UNIFORM   [n_rows, n_segments], the same for all channels; outputs of this kind are sums over
               channels
 
-Methods: ``reference`` evaluates the program by PyTorch, differentiable any number of times, on every
-device; ``cpp`` runs generated kernels on the CPU, up to second derivatives. Equal to rounding.
+Methods: ``reference`` evaluates the program by PyTorch, differentiable any number of times, on
+every device; ``cpp`` runs generated kernels on the CPU, up to second derivatives. They are equal to
+rounding.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from mace_train.ops.segmented_kernels import Operation, SegmentedKernels
 from mace_train.ops.torch_library import (
     in_common_precision,
     no_context,
+    operator,
     refuse_forward_mode,
     refuse_third_derivative,
     wanted,
@@ -128,13 +130,13 @@ def _reference(kernels: SegmentedKernels, tensors: Sequence[Tensor], index: Tens
     return results
 
 
-@torch.library.custom_op("mace_train::segmented_polynomial", mutates_args=())
+@operator("segmented_polynomial")
 def _forward(tensors: Sequence[Tensor], index: Tensor, key: str) -> list[Tensor]:
     kernels = _KERNELS[key]
     return _run(kernels, kernels.forward, tensors, index, kernels.operation.outputs)
 
 
-@torch.library.custom_op("mace_train::segmented_polynomial_backward", mutates_args=())
+@operator("segmented_polynomial_backward")
 def _backward(tensors: Sequence[Tensor], index: Tensor, key: str, names: str) -> list[Tensor]:
     """Gradients of the named operands, from operands and cotangents of the outputs."""
     kernels = _KERNELS[key]
@@ -145,7 +147,7 @@ def _backward(tensors: Sequence[Tensor], index: Tensor, key: str, names: str) ->
     return _sum_indexed(kernels, of, found, tensors, index)
 
 
-@torch.library.custom_op("mace_train::segmented_polynomial_double_backward", mutates_args=())
+@operator("segmented_polynomial_double_backward")
 def _double(
     tensors: Sequence[Tensor], index: Tensor, key: str, cotangents: str, names: str
 ) -> list[Tensor]:

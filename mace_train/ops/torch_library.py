@@ -1,9 +1,10 @@
-"""What our operators share towards torch: which gradients are wanted, and what is not offered.
+"""What our operators share towards torch: registration, which gradients are wanted, refusals.
 
 Operators come in chains (value, gradient, gradient of the gradient), each registered as the
 derivative of the one before. After the last, and in forward mode, there is an error.
 """
 
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, NoReturn
 
@@ -13,6 +14,40 @@ from torch.autograd import forward_ad
 
 # private; without it gradients that nobody uses are computed and dropped
 _WILL_EXECUTE = getattr(torch._C, "_will_engine_execute_node", None)
+
+
+class Operator:
+    """An operator ``mace_train::name``, made of the decorated function.
+
+    Does what ``torch.library.custom_op`` does, but for that one's import of torch._dynamo at the
+    first call, which takes seconds.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self._name = f"mace_train::{name}"
+        schema = torch.library.infer_schema(function, mutates_args=())
+        torch.library.define(self._name, schema)
+        torch.library.impl(self._name, "default")(function)
+        self.overload: Callable[..., Any] = getattr(torch.ops.mace_train, name).default
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run it."""
+        return self.overload(*arguments)
+
+    def register_fake(self, function: Callable[..., Any]) -> None:
+        """Results without values, for tracing."""
+        torch.library.register_fake(self._name, function)
+
+    def register_autograd(
+        self, backward: Callable[..., Any], *, setup_context: Callable[..., None]
+    ) -> None:
+        """The derivative."""
+        torch.library.register_autograd(self._name, backward, setup_context=setup_context)
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+    """Decorator that makes an ``Operator`` of a function of tensors without side effects."""
+    return lambda function: Operator(name, function)
 
 
 def wanted(ctx: Any, position: int) -> bool:

@@ -32,7 +32,6 @@ EDGES_PER_BLOCK = 8
 class EdgeBlocks:
     """Edges cut into blocks of one receiver each; a slot is a place of a block, filled or not."""
 
-    n_atoms: int
     slot_of_edge: Tensor  # [n_edges] int64
     senders: Tensor  # [n_blocks * EDGES_PER_BLOCK] int64; the receiver itself in empty slots
     receiver_of_block: Tensor  # [n_blocks] int64, ascending
@@ -64,16 +63,16 @@ class EdgeBlocks:
         if pairs is None or first_of_pair is None:
             pairs = first_of_pair = edges
         rows = torch.full_like(in_slots, len(first_of_pair)).index_copy(0, slot_of_edge, pairs)
-        return cls(n_atoms, slot_of_edge, in_slots, receiver_of_block, rows, first_of_pair)
+        return cls(slot_of_edge, in_slots, receiver_of_block, rows, first_of_pair)
 
     def is_reverse(self) -> Tensor:
         """[n_slots] bool: edges that are not the first of their pair, and empty slots."""
         is_first = torch.zeros_like(self.senders, dtype=torch.bool)
         return ~is_first.index_fill(0, self.slot_of_edge.index_select(0, self.first_of_pair), True)
 
-    def sum_to_receivers(self, values: Tensor) -> Tensor:
+    def sum_to_receivers(self, values: Tensor, n_atoms: int) -> Tensor:
         """Sums [n_atoms, ...] of block values [n_blocks, ...]."""
-        total = values.new_zeros(self.n_atoms, *values.shape[1:])
+        total = values.new_zeros(n_atoms, *values.shape[1:])
         return total.index_add(0, self.receiver_of_block, values)
 
 
@@ -128,4 +127,5 @@ class Convolution:
             of_slots = weight.index_select(0, blocks.pairs).unsqueeze(1)
             weighted = (sent[l1] * of_slots).view(-1, rows, n_channels)
             messages[l3].append(torch.bmm(coupling.transpose(1, 2), weighted))
-        return [blocks.sum_to_receivers(torch.cat(to_degree, dim=2)) for to_degree in messages]
+        joined = (torch.cat(to_degree, dim=2) for to_degree in messages)
+        return [blocks.sum_to_receivers(to_degree, x.shape[0]) for to_degree in joined]

@@ -70,6 +70,15 @@ class ModelData:
             )
 
 
+@dataclass(frozen=True)
+class Places:
+    """Integers of a batch that steer the layers: which rows of features meet which."""
+
+    edges: EdgeBlocks | EdgeIndex
+    groups: ElementGroups
+    elements: Tensor | Chunks
+
+
 class MACE(nn.Module):
     """The model; see the module's docstring."""
 
@@ -132,20 +141,37 @@ class MACE(nn.Module):
         [n_atoms], senders and receivers [n_edges], int64; receivers ascending. With pairs (see
         ``Graph``) only the vector of the first edge of each pair is used; without them, all are.
         """
-        assert vectors.dtype == self.dtype, f"vectors are {vectors.dtype}, model {self.dtype}"
+        places = self.places(elements, senders, receivers, pairs, first_of_pair)
+        return self.energies(vectors, elements, places)
+
+    def places(
+        self,
+        elements: Tensor,
+        senders: Tensor,
+        receivers: Tensor,
+        pairs: Tensor | None = None,
+        first_of_pair: Tensor | None = None,
+    ) -> Places:
+        """What ``energies`` needs to know of a batch; made anew for every batch."""
         n_elements = len(self.data.atomic_numbers)
-        index_edges, index_elements = METHODS[method_of(self.kernels, vectors.device)]
-        index = index_edges(senders, receivers, len(elements), pairs, first_of_pair)
-        edges = self._edges(vectors, index)
-        groups = ElementGroups.of(elements, n_elements)
-        elements_of_product = index_elements(elements, n_elements)
+        index_edges, index_elements = METHODS[method_of(self.kernels, elements.device)]
+        return Places(
+            index_edges(senders, receivers, len(elements), pairs, first_of_pair),
+            ElementGroups.of(elements, n_elements),
+            index_elements(elements, n_elements),
+        )
+
+    def energies(self, vectors: Tensor, elements: Tensor, places: Places) -> Tensor:
+        """The same as ``forward``: operations on tensors alone, which PyTorch can trace."""
+        assert vectors.dtype == self.dtype, f"vectors are {vectors.dtype}, model {self.dtype}"
+        edges = self._edges(vectors, places.edges)
         x = self.node_embedding(elements)
         energies = torch.zeros_like(x[:, 0, 0])
         for interaction, product, readout in zip(
             self.interactions, self.products, self.readouts, strict=True
         ):
-            message, skip = interaction(x, edges, groups)
-            x = product(message, skip, elements_of_product)
+            message, skip = interaction(x, edges, places.groups)
+            x = product(message, skip, places.elements)
             energies = energies + readout(x)
         return self.data.scale * energies + self.data.shift
 

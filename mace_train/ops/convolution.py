@@ -23,6 +23,7 @@ from mace_train.ops.native import pad, padded_channels, unpad
 from mace_train.ops.torch_library import (
     in_common_precision,
     no_context,
+    operator,
     refuse_forward_mode,
     refuse_third_derivative,
     wanted,
@@ -126,11 +127,11 @@ def convolution(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> 
     x, y, r = in_common_precision(x, y, r)
     out = _forward(x, y, r, *edges.tensors, key)
     n_rows = _KERNELS[key].product.n_rows
-    blocks = torch.split(out, [n * len(x) for n in n_rows])
-    return [block.view(len(x), n, x.shape[2]) for block, n in zip(blocks, n_rows, strict=True)]
+    blocks = torch.split(out, [n * x.shape[0] for n in n_rows])
+    return [block.view(x.shape[0], n, x.shape[2]) for block, n in zip(blocks, n_rows, strict=True)]
 
 
-@torch.library.custom_op("mace_train::convolution", mutates_args=())
+@operator("convolution")
 def _forward(
     x: Tensor,
     y: Tensor,
@@ -152,7 +153,7 @@ def _forward(
     return unpad(out, x.shape[2])
 
 
-@torch.library.custom_op("mace_train::convolution_backward", mutates_args=())
+@operator("convolution_backward")
 def _backward(
     x: Tensor,
     y: Tensor,
@@ -172,7 +173,7 @@ def _backward(
     return _edge_gradients(kernels, (x, y, r, g), {}, index, names)
 
 
-@torch.library.custom_op("mace_train::convolution_double_backward", mutates_args=())
+@operator("convolution_double_backward")
 def _double(
     x: Tensor,
     y: Tensor,

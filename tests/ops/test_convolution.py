@@ -107,15 +107,17 @@ def test_operator_registrations():
     product, (x, y, r), senders, receivers = case(1, 6, 2)
     key, index = register(product), EdgeIndex.of(senders, receivers, 9)
     indices = index.tensors
-    torch.library.opcheck(operator._forward, (x, y, r, *indices, key))
+    torch.library.opcheck(operator._forward.overload, (x, y, r, *indices, key))
     g = torch.randn(sum(product.n_rows) * 9, 2, dtype=torch.float64)
     checks = {"test_utils": ("test_schema", "test_faketensor")}
     for names in ("xyr", "yr", "r", ""):
-        torch.library.opcheck(operator._backward, (x, y, r, g, *indices, key, names), **checks)
+        torch.library.opcheck(
+            operator._backward.overload, (x, y, r, g, *indices, key, names), **checks
+        )
     v = (torch.randn_like(x), torch.randn_like(y), torch.randn_like(r))
     for cotangents, names in (("xyr", "xyrg"), ("yr", "g"), ("x", "r")):
         arguments = (x, y, r, g, *v, *indices, key, cotangents, names)
-        torch.library.opcheck(operator._double, arguments, **checks)
+        torch.library.opcheck(operator._double.overload, arguments, **checks)
 
 
 def test_non_contiguous_inputs():

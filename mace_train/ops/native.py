@@ -83,13 +83,13 @@ _REQUESTS: list[Request] | None = None
 def requests_of(work: Callable[[], object]) -> list[Request]:
     """The kernels, dtypes and padded channels that some work runs; it computes with zeros."""
     global _REQUESTS
-    _REQUESTS = found = []
+    found: list[Request] = []
+    _REQUESTS = found
     try:
         work()
     finally:
         _REQUESTS = None
-    unique = {(id(kernel), *rest): (kernel, *rest) for kernel, *rest in found}
-    return list(unique.values())
+    return list({(id(request[0]), *request[1:]): request for request in found}.values())
 
 
 def compile_all(requests: Sequence[Request], progress: Callable[[int, int], None]) -> None:

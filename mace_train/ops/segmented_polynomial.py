@@ -51,6 +51,11 @@ def register(operation: Operation) -> str:
     return key
 
 
+def kernels_of(key: str) -> SegmentedKernels:
+    """The kernels behind a key."""
+    return _KERNELS[key]
+
+
 def segmented_polynomial(
     key: str, inputs: Mapping[str, Tensor], index: Tensor | None = None, method: str = "auto"
 ) -> dict[str, Tensor]:

@@ -50,6 +50,7 @@ def check_batches(model, compiled, names=BATCHES):
         assert_same(found, expected, 1e-12 if model.dtype == torch.float64 else 1e-4)
 
 
+@pytest.mark.slow
 @torch_warnings
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 def test_compiled_training_step(kernels, monkeypatch):
@@ -94,8 +95,8 @@ def test_a_float32_trace_leaves_no_tables_behind():
 
 
 @torch_warnings
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("forces", [False, True])
+@pytest.mark.parametrize("kernels", ["auto", pytest.param("reference", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("forces", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_export(forces, kernels):
     model = small_model(kernels)
     file = io.BytesIO()

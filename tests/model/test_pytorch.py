@@ -35,7 +35,7 @@ def gradients_of(model, graph):
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 1e-2)])
 def test_autocast(dtype, tolerance, kernels):
     """Matrix products are rounded, nothing else; dtypes of results are those without autocast."""
     model, graph = case(kernels, torch.float32)
@@ -78,6 +78,7 @@ def _ddp_gradients(world, kernels, static_graph):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("static_graph", [False, True])
 def test_ddp_gradients_equal_those_of_one_process(static_graph, tmp_path):
     kernels = "auto"
@@ -99,14 +100,17 @@ def energy_of(model, graph):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own use
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_functional_gradient(kernels):
-    model, graph = case(kernels)
+def test_transforms_of_torch_func_are_right_or_refused():
+    model, graph = case("reference")
     vectors = graph.vectors()
     found = torch.func.grad(energy_of(model, graph))(vectors)
     leaf = vectors.clone().requires_grad_()
     (expected,) = torch.autograd.grad(energy_of(model, graph)(leaf), leaf)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12)
+    if find_compiler() is not None:
+        model.kernels = "cpp"
+        with pytest.raises(RuntimeError, match="functorch transforms"):
+            torch.func.grad(energy_of(model, graph))(vectors)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own use

@@ -47,7 +47,9 @@ class CompiledMACE:
     def __call__(self, graph: Graph, *, stress: bool) -> Prediction:
         """As ``derivatives.predict`` with create_graph."""
         model, vectors = self.model, graph.vectors()
-        places = model.places(graph.elements, graph.senders, graph.receivers)
+        places = model.places(
+            graph.elements, graph.senders, graph.receivers, graph.pairs, graph.first_of_pair
+        )
         traced, compiled = self._graph(vectors.device)
         # torch takes sizes 0 and 1 for constants, which are not worth a compilation
         is_small = any(0 in t.shape[:1] or 1 in t.shape[:1] for t in _tensors((vectors, places)))
@@ -142,11 +144,18 @@ def example(model: MACE) -> tuple[Tensor, Tensor, Places]:
     others = {size for p in model.parameters() for size in p.shape} | set(range(64))
     n_atoms = 2 * max(others) + 101
     atoms = torch.arange(n_atoms, device=device)
-    receivers = torch.repeat_interleave(atoms, 3)[: 3 * n_atoms - 1]
-    senders = (receivers + torch.arange(len(receivers), device=device) % 3 + 1) % n_atoms
+    # a chain of atoms, the first 20 of which all see each other
+    chain = torch.stack((atoms[1:], atoms[:-1]), dim=1)
+    pairs = torch.unique(torch.cat((chain, torch.combinations(atoms[:20]).flip(1))), dim=0)
+    senders, receivers = torch.cat((pairs, pairs.flip(1))).unbind(1)
+    order = torch.argsort(receivers * n_atoms + senders)
+    senders, receivers = senders[order], receivers[order]
+    first_of_pair = (senders > receivers).nonzero().squeeze(1)
+    code = torch.minimum(senders, receivers) * n_atoms + torch.maximum(senders, receivers)
+    pair_of_edge = torch.searchsorted(code[first_of_pair], code)
     vectors = torch.linspace(0.3, 0.9, 3 * len(receivers), dtype=parameter.dtype, device=device)
     elements = atoms % n_elements
-    places = model.places(elements, senders, receivers)
+    places = model.places(elements, senders, receivers, pair_of_edge, first_of_pair)
     return vectors.view(-1, 3), elements, places
 
 

@@ -48,7 +48,14 @@ def predict(
         vectors = graph.vectors()
         if need_gradient and not vectors.requires_grad:
             vectors.requires_grad_()
-        interaction = model(vectors, graph.elements, graph.senders, graph.receivers)
+        interaction = model(
+            vectors,
+            graph.elements,
+            graph.senders,
+            graph.receivers,
+            graph.pairs,
+            graph.first_of_pair,
+        )
         gradient = None
         if need_gradient:
             (gradient,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=create_graph)

@@ -60,20 +60,23 @@ class NativeKernel:
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
         n_channels: int,
-    ) -> None:
-        """Fill the outputs; floating tensors are contiguous, with ``n_channels``, padded."""
+    ) -> list[int]:
+        """Fill the outputs; floating tensors are contiguous, with ``n_channels``, padded.
+
+        Returns where the ranges of items begin that the work was split into, and the end.
+        """
         if _REQUESTS is not None:
             _REQUESTS.append((self, outputs[0].dtype, n_channels))
             for out in outputs:
                 out.zero_()
-            return
+            return [0]
         if n_items == 0:
-            return
+            return [0]
         assert all(t.is_contiguous() for t in (*index, *inputs, *outputs))
         assert all(t.dtype == torch.int64 for t in index)
         function = self.prepare(outputs[0].dtype, n_channels)
         arguments = [_pointers(tensors) for tensors in (index, inputs, outputs)]
-        _in_threads(n_items, lambda lo, hi: function(lo, hi, *arguments))
+        return _in_threads(n_items, lambda lo, hi: function(lo, hi, *arguments))
 
 
 Request = tuple[NativeKernel, torch.dtype, int]
@@ -136,14 +139,15 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
-def _in_threads(n_items: int, work: Callable[[int, int], None]) -> None:
+def _in_threads(n_items: int, work: Callable[[int, int], None]) -> list[int]:
     n_threads = min(torch.get_num_threads(), n_items)
     if n_threads == 1:
         work(0, n_items)
-        return
+        return [0, n_items]
     n_ranges = min(n_items, n_threads * _RANGES_PER_THREAD)
     bounds = [n_items * i // n_ranges for i in range(n_ranges + 1)]
     list(_pool(n_threads, os.getpid()).map(work, bounds[:-1], bounds[1:]))
+    return bounds
 
 
 @cache

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(find_compiler() is None, reason="needs a C++ com
 FAR = 2**31 + 7
 N_ATOMS, K = 5, 16
 SENDERS, RECEIVERS = torch.tensor([1, 2, 0, 4, 3, 0, 1]), torch.tensor([0, 0, 1, 2, 2, 2, 4])
+PAIRS, FIRST_OF_PAIR = torch.tensor([0, 1, 0, 2, 3, 1, 4]), torch.tensor([0, 1, 3, 4, 6])
 
 
 def pointers(tensors, rows_before):
@@ -41,6 +42,7 @@ def same_when_far(native, n_items, index):
 
     def tensor(operand):
         n_rows = n_edges if operand.role in per_edge else N_ATOMS
+        n_rows *= 2 if operand.role is Role.PAIR else 1
         channels = [] if operand.role is Role.UNIFORM else [K]
         return torch.randn(n_rows, operand.n_segments, *channels, dtype=torch.float64)
 
@@ -51,8 +53,11 @@ def same_when_far(native, n_items, index):
     for start in (0, FAR):
         numbers = [t + start for t in index]
         written = [t.clone() for t in outputs]
-        arguments = [pointers(tensors, start) for tensors in (numbers, inputs, written)]
-        function(start, start + n_items, *arguments)
+        places, *tensors = (pointers(t, start) for t in (numbers, inputs, written))
+        n_pairs = torch.tensor([len(FIRST_OF_PAIR)])  # a distance, not a row
+        places = (ctypes.c_void_p * 5)(*places, *[n_pairs.data_ptr()] * (5 - len(index)))
+        for lo, hi in ((0, n_items // 2), (n_items // 2, n_items)):
+            function(start + lo, start + hi, places, *tensors)
         assert not all(map(torch.equal, written, outputs))
         found.append(written)
     return all(map(torch.equal, *found))
@@ -60,8 +65,8 @@ def same_when_far(native, n_items, index):
 
 def convolution_kernels():
     kernels = convolution.kernels_of(convolution.register(mace_product(1, 1)))
-    edges = EdgeIndex.of(SENDERS, RECEIVERS, N_ATOMS)
-    index = [edges.first, edges.senders]
+    edges = EdgeIndex.of(SENDERS, RECEIVERS, N_ATOMS, PAIRS, FIRST_OF_PAIR)
+    index = [edges.first, edges.senders, edges.pairs, edges.first_of_pair]
     yield kernels.forward, N_ATOMS, index
     yield kernels.backward("xyr"), N_ATOMS, index
     yield kernels.double("xyr", "xyr"), N_ATOMS, index
@@ -87,7 +92,8 @@ def polynomial_kernels():
     sizes = {"x": 2, "w": 1, "y": 2, "a": 1, "s": 1}
     operation = Operation(polynomial, sizes, frozenset({"s"}))
     kernels = segmented_polynomial.kernels_of(segmented_polynomial.register(operation))
-    index = [torch.arange(len(SENDERS) + 1), SENDERS]
+    rows = torch.arange(len(SENDERS) + 1)
+    index = [rows, SENDERS, rows, rows]
     everything = ("x", "w", "y", "a", "s")
     yield kernels.forward, len(SENDERS), index
     yield kernels.backward(("x", "w", "y")), len(SENDERS), index

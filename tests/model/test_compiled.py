@@ -110,7 +110,8 @@ def test_export(forces, kernels):
     ):
         graph = graph_of(BATCHES[name], R_MAX, ELEMENTS)
         vectors = graph.vectors().requires_grad_()
-        places = model.places(graph.elements, graph.senders, graph.receivers)
+        pairs = (graph.pairs, graph.first_of_pair)
+        places = model.places(graph.elements, graph.senders, graph.receivers, *pairs)
         energies = model.energies(vectors, graph.elements, places)
         (gradient,) = torch.autograd.grad(energies.sum(), vectors)
         found = loaded(vectors.detach(), graph.elements, places)

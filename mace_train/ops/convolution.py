@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.ops.compiled import padded_channels
 from mace_train.ops.convolution_kernels import EDGE_OPERANDS, ConvolutionKernels
 from mace_train.ops.convolution_program import ChannelwiseProduct
-from mace_train.ops.native import pad, padded_channels, unpad
+from mace_train.ops.native import pad, unpad
 from mace_train.ops.torch_library import (
     in_common_precision,
     no_context,
@@ -38,21 +39,23 @@ class EdgeIndex:
 
     @classmethod
     def of(cls, senders: Tensor, receivers: Tensor, n_atoms: int) -> "EdgeIndex":
-        """The index of edges whose receivers ascend."""
-        assert bool((receivers[1:] >= receivers[:-1]).all()), "edges must be sorted by receiver"
-        assert len(senders) == 0 or 0 <= int(senders.min()) <= int(senders.max()) < n_atoms
-        assert len(receivers) == 0 or 0 <= int(receivers[0]) <= int(receivers[-1]) < n_atoms
+        """The index of edges whose receivers ascend; waits for no device."""
+        if senders.device.type == "cpu":  # elsewhere looking at values would wait
+            _check(senders, receivers, n_atoms)
+        by_sender = torch.argsort(senders, stable=True)
+        atoms = torch.arange(n_atoms + 1, device=senders.device)
         return cls(
-            _offsets(receivers, n_atoms),
+            torch.searchsorted(receivers.contiguous(), atoms),
             senders.contiguous(),
-            torch.argsort(senders, stable=True),
-            _offsets(senders, n_atoms),
+            by_sender,
+            torch.searchsorted(senders.index_select(0, by_sender), atoms),
         )
 
 
-def _offsets(atoms: Tensor, n_atoms: int) -> Tensor:
-    counts = torch.bincount(atoms, minlength=n_atoms)
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+def _check(senders: Tensor, receivers: Tensor, n_atoms: int) -> None:
+    assert bool((receivers[1:] >= receivers[:-1]).all()), "edges must be sorted by receiver"
+    assert len(senders) == 0 or 0 <= int(senders.min()) <= int(senders.max()) < n_atoms
+    assert len(receivers) == 0 or 0 <= int(receivers[0]) <= int(receivers[-1]) < n_atoms
 
 
 _KERNELS: dict[str, ConvolutionKernels] = {}
@@ -102,7 +105,7 @@ def _forward(
     key: str,
 ) -> Tensor:
     kernels = _KERNELS[key]
-    padded = padded_channels(x.shape[2], x.dtype)
+    padded = padded_channels(x)
     out = x.new_empty(kernels.n_out * len(x), padded)
     inputs = [_ready(t, padded) for t in (x, y, r)]
     kernels.forward.run(len(x), [first, senders], inputs, _blocks(kernels, out), padded)
@@ -151,7 +154,7 @@ def _double(
     hx, hy, hr = _edge_gradients(kernels, (x, y, r, g), v, index, names.replace("g", ""))
     if "g" not in names:
         return hx, hy, hr, g.new_empty(0)
-    padded = padded_channels(x.shape[2], x.dtype)
+    padded = padded_channels(x)
     inputs = [_ready(t, padded) for t in (x, y, r, *v.values())]
     hg = g.new_empty(len(g), padded)
     blocks = _blocks(kernels, hg)
@@ -173,7 +176,7 @@ def _edge_gradients(
     x, y, r, g = primal
     if not names:
         return x.new_empty(0), y.new_empty(0), r.new_empty(0)
-    padded = padded_channels(x.shape[2], x.dtype)
+    padded = padded_channels(x)
     inputs = [_ready(t, padded) for t in (x, y, r)]
     inputs += [*_blocks(kernels, pad(g, padded)), *[_ready(t, padded) for t in v.values()]]
     shapes = {"x": (len(y), x.shape[1], padded), "y": y.shape, "r": (*r.shape[:2], padded)}

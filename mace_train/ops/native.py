@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mace_train.ops import compiler
+from mace_train.ops import compiler, kernel_cache
 from mace_train.ops.emit_cpp import Target, emit_cpp
 from mace_train.ops.kernel import Kernel
 
@@ -41,9 +41,11 @@ class NativeKernel:
         key = (dtype, n_channels)
         if key not in self._functions:
             target = Target(_SCALARS[dtype], compiler.register_width(), n_channels)
-            folder = folder or compiler.cache_folder()
+            folder = folder or kernel_cache.cache_folder()
             recipe = f"{self.recipe} {target}"
-            source = compiler.source_of(recipe, lambda: emit_cpp(self.build(), target), folder)
+            source = kernel_cache.source_of(
+                recipe, ".cpp", lambda: emit_cpp(self.build(), target), folder
+            )
             function = compiler.library(source, folder).run
             function.argtypes = [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 3]
             function.restype = None

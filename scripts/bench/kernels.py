@@ -36,6 +36,7 @@ from mace_train.model.fused import product_of  # noqa: E402
 from mace_train.ops import compiler  # noqa: E402
 from mace_train.ops import convolution as convolutions  # noqa: E402
 from mace_train.ops.convolution import EdgeIndex  # noqa: E402
+from mace_train.ops.kernel_cache import cache_folder  # noqa: E402
 from mace_train.ops.symmetric_contraction import Chunks, kernels_of  # noqa: E402
 from tests.model.mace_torch import import_mace  # noqa: E402
 
@@ -157,7 +158,7 @@ def measure_machine(dtype: torch.dtype) -> Machine:
     """The best of several short loops."""
     width = compiler.register_width()
     scalar = {torch.float32: "float", torch.float64: "double"}[dtype]
-    library = compiler.library(_PEAK.format(scalar=scalar, width=width), compiler.cache_folder())
+    library = compiler.library(_PEAK.format(scalar=scalar, width=width), cache_folder())
     n_rounds, n_values = 2_000_000, 2**25 // dtype.itemsize
     memory = torch.full((3 * n_values,), 1e-3, dtype=dtype)
     pointer = ctypes.c_void_p(memory.data_ptr())

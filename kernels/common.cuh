@@ -9,6 +9,14 @@ enum : int { THREADS = @THREADS@, LANES = 32, WARPS = THREADS / LANES };
 static __device__ __forceinline__ T load(const T* p) { return *p; }
 static __device__ __forceinline__ void store(T* p, T v) { *p = v; }
 
+// From here on the compiler does not know what the pointer points to, so what it loads later is loaded
+// again (from the first-level cache) rather than kept in registers.
+static __device__ __forceinline__ void forget(const T*& p) {
+#ifdef __CUDACC__
+  asm volatile("" : "+l"(p));
+#endif
+}
+
 // Sums of N values (N a power of two, at most 32) over the lanes of a warp: lane l has the total of
 // value l / (LANES / N) at the end. Every step halves the values of a lane, so that 31 shuffles
 // serve 32 values and 16 serve 16, where one butterfly per value takes 5 each.

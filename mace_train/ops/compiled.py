@@ -5,6 +5,7 @@ which ones a piece of work will run, so that ``prepare`` can compile them in par
 """
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,14 +19,22 @@ from mace_train.ops.native import NativeKernel
 
 Request = tuple["CompiledKernel", torch.dtype, int, torch.device]
 _requests: set[Request] | None = None
+_building = threading.Lock()  # programs are made of graphs that they share
 
 
 class CompiledKernel:
     """One kernel; ``recipe`` identifies it among all that this package can generate."""
 
     def __init__(self, recipe: str, build: Callable[[], Kernel]) -> None:
-        self.native = NativeKernel(recipe, build)
-        self.cuda = CudaKernel(recipe, build)
+        self.recipe = recipe
+        self.native = NativeKernel(recipe, self.build)
+        self.cuda = CudaKernel(recipe, self.build)
+        self._build = build
+
+    def build(self) -> Kernel:
+        """Its program and loop."""
+        with _building:
+            return self._build()
 
     def run(
         self,

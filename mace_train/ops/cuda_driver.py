@@ -1,8 +1,8 @@
 """Loads cubins and launches kernels through the CUDA driver, beside torch.
 
-Libraries belong to no context (``cuLibraryLoadData``), functions to the primary context of a device,
-which is torch's. Launches go to torch's current stream of the device; nothing waits, nothing is
-allocated, so launches can be captured in CUDA graphs.
+Libraries belong to no context (``cuLibraryLoadData``), functions to the primary context of a
+device, which is torch's. Launches go to torch's current stream of the device; nothing waits,
+nothing is allocated, so launches can be captured in CUDA graphs.
 """
 
 import ctypes

@@ -8,8 +8,9 @@ the registers and spills that ``scripts/kernel_budget.py`` prints.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
-from mace_train.ops.kernel import Kernel, Loop
+from mace_train.ops.kernel import Kernel, Loop, Role
 from mace_train.ops.program import Program, Segment
 
 
@@ -19,6 +20,7 @@ class Tuning:
 
     blocks: int = 1  # that a multiprocessor should hold; limits the registers of a thread
     sums: int = 1000  # over edges of a receiver in one pass, at most
+    reload: int = 0  # statements after which inputs are loaded again; 0 is never
     split: tuple[str, ...] = ()  # operands of the passes of the other loops, "x y" for two at once
 
 
@@ -31,8 +33,24 @@ class Pass:
 
 
 def tuning_of(kernel: Kernel, n_bytes: int) -> Tuning:
-    """The choices for a kernel with numbers of so many bytes."""
-    return Tuning()
+    """The choices for a kernel with numbers of so many bytes.
+
+    Passes read the inputs again, so in float32, where memory is the bound, there are none, and a
+    few hundred bytes are spilled by the largest kernel (second derivatives to 0e+1o+2e).
+    """
+    cost = kernel.program.cost()
+    if n_bytes == 4:
+        return Tuning(reload=400 if cost > 2500 else 0)
+    if kernel.loop is Loop.RECEIVERS:
+        return Tuning(sums=40)
+    if kernel.loop is Loop.EDGES:
+        return Tuning(reload=200 if cost > 600 else 0)
+    reload = 200 if cost > 1100 else 0
+    if cost > 2500:
+        return Tuning(reload=reload, split=tuple(o.name for o in kernel.outputs))
+    sums = " ".join(o.name for o in kernel.outputs if o.role is Role.CHUNK)
+    rows = " ".join(o.name for o in kernel.outputs if o.role is Role.ROW)
+    return Tuning(reload=reload, split=(rows, sums) if sums and cost > 1200 else ())
 
 
 def passes_of(kernel: Kernel, tuning: Tuning) -> list[Pass]:
@@ -52,7 +70,7 @@ def _parts(program: Program, at_most: int) -> list[list[Segment]]:
     outputs = sorted(program.outputs, key=_by_factor(program))
     n_parts = -(-len(outputs) // at_most)
     bounds = [len(outputs) * i // max(n_parts, 1) for i in range(n_parts + 1)]
-    return [outputs[lo:hi] for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [outputs[lo:hi] for lo, hi in pairwise(bounds)]
 
 
 def _by_factor(program: Program) -> Callable[[Segment], tuple[int, Segment]]:

@@ -69,7 +69,7 @@ class Launch:
 
 class _Skeleton(Template):
     delimiter = "@"
-    pattern = r"@(?:(?P<escaped>@)|(?P<named>[A-Z_]+)@|(?P<braced>(?!))|(?P<invalid>))"  # noqa: RUF012
+    pattern = r"@(?:(?P<escaped>@)|(?P<named>[A-Z_]+)@|(?P<braced>(?!))|(?P<invalid>))"  # type: ignore[assignment]
 
 
 def emit_cuda(kernel: Kernel, target: CudaTarget, tuning: Tuning | None = None) -> str:
@@ -250,7 +250,16 @@ class _Emission:
                 return f"{sums[segment]} += {value};"
             return f"store({segment.operand} + {segment.number} * K, {value});"
 
-        return Body(part.program, put, slots, sums).lines()
+        lines = Body(part.program, put, slots, sums).lines()
+        return self._forgetting(lines, part) if self.tuning.reload else lines
+
+    def _forgetting(self, lines: list[str], part: Pass) -> list[str]:
+        """The lines with pauses after which inputs are loaded again."""
+        read = sorted({s.operand for s in part.program.inputs()})
+        pause = [f"forget({name});" for name in read if self.roles[name] is not Role.UNIFORM]
+        every = self.tuning.reload
+        parts = [lines[start : start + every] for start in range(0, len(lines), every)]
+        return [line for part in parts for line in (*pause, *part)]
 
     def _sums(self, part: Pass, role: Role) -> dict[Segment, str]:
         """Variables for the outputs that are sums over what the loop visits, or over channels."""

@@ -23,6 +23,7 @@ from mace_train.errors import InputError
 from mace_train.model.mace import MACE, ModelData
 from mace_train.ops.methods import announcement
 from mace_train.settings import ClusterSettings, LossSettings, ModelSettings, TrainSettings
+from mace_train.train.kernels import compile_kernels
 from mace_train.train.loss import TERMS, needs_stress
 from mace_train.train.optim import Average, Schedule, make_optimizer
 from mace_train.train.run import ForceField, Progress, Run, Split
@@ -41,6 +42,7 @@ def set_up(settings: TrainSettings, world: World) -> Run:
     _check_new(output, settings, world)
     model = new_model(settings, statistics).to(world.device)
     choose_kernels(model, settings.cluster, world)
+    compile_kernels(model, world)
     force_field: nn.Module = ForceField(model, needs_stress(settings.loss))
     if world.size > 1:
         force_field = _distributed(force_field, world)

@@ -1,4 +1,4 @@
-"""A pytest plugin that runs compiled kernels as CUDA on the host: ``pytest -p ...cuda_host.plugin``.
+"""A pytest plugin (``-p tests.ops.cuda_host.plugin``) that runs CUDA kernels on the host.
 
 All of the Python path runs, from the operators down to the driver calls of cuda-bindings, which
 finds libcuda.cpp in the place of the driver. What is replaced: where tensors are (the CPU counts as

@@ -29,10 +29,10 @@ import torch  # noqa: E402
 
 from mace_train._paths import KERNELS  # noqa: E402
 from mace_train.model.mace import MACE, ModelData  # noqa: E402
+from mace_train.model.prepare import training_kernels  # noqa: E402
 from mace_train.ops import cuda_compiler  # noqa: E402
 from mace_train.ops.compiled import CompiledKernel  # noqa: E402
 from mace_train.settings import ModelSettings  # noqa: E402
-from mace_train.train.kernels import kernels_of_training  # noqa: E402
 
 BUDGET = KERNELS / "budget.json"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
@@ -92,7 +92,7 @@ def variants() -> list[Variant]:
         settings = ModelSettings(num_channels=CHANNELS, max_L=max_degree)
         data = ModelData(5.0, (1, 6), (0.0, 0.0), 20.0, 1.0, 0.0)
         model = MACE(settings, data, "cpp")
-        for kernel, *_ in kernels_of_training(model):
+        for kernel, *_ in training_kernels(model):
             operation, *rest = kernel.recipe.split(" ")
             name = " ".join(rest if operation == "sum" else rest[1:])
             # of a smaller model, found before, unless it belongs to these irreps

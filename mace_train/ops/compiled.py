@@ -1,25 +1,20 @@
 """Kernels for whichever device the tensors are on.
 
-Kernels are generated and compiled when they first run, one by one. ``required_by`` finds out
-which ones a piece of work will run, so that ``prepare`` can compile them in parallel before.
+Kernels are generated and compiled when they first run, one by one. ``requests_of`` finds out which
+ones a piece of work will run, so that ``compile_all`` can compile them side by side before.
 """
 
 import os
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 from torch import Tensor
 
-from mace_train.ops import native
+from mace_train.ops import kernel_cache, native
 from mace_train.ops.cuda_kernel import CudaKernel
 from mace_train.ops.kernel import Kernel
 from mace_train.ops.native import NativeKernel
-
-Request = tuple["CompiledKernel", torch.dtype, int, torch.device]
-_requests: set[Request] | None = None
-_building = threading.Lock()  # programs are made of graphs that they share
 
 
 class CompiledKernel:
@@ -27,14 +22,9 @@ class CompiledKernel:
 
     def __init__(self, recipe: str, build: Callable[[], Kernel]) -> None:
         self.recipe = recipe
-        self.native = NativeKernel(recipe, self.build)
-        self.cuda = CudaKernel(recipe, self.build)
-        self._build = build
-
-    def build(self) -> Kernel:
-        """Its program and loop."""
-        with _building:
-            return self._build()
+        self.build = build
+        self.native = NativeKernel(recipe, build)
+        self.cuda = CudaKernel(recipe, build)
 
     def run(
         self,
@@ -43,22 +33,25 @@ class CompiledKernel:
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
         n_channels: int,
-    ) -> None:
-        """Fill the outputs; tensors are contiguous, with ``padded_channels``."""
-        if _requests is not None:
-            _requests.add((self, outputs[0].dtype, n_channels, outputs[0].device))
-            for output in outputs:
-                output.zero_()
-            return
-        backend = self.cuda if runs_on_cuda(outputs[0].device) else self.native
-        backend.run(n_items, index, inputs, outputs, n_channels)
+    ) -> list[int]:
+        """Fill the outputs; floating tensors are contiguous, with ``padded_channels``.
 
-    def prepare(self, dtype: torch.dtype, n_channels: int, device: torch.device) -> None:
-        """Generate, compile and load, from the cache where possible."""
+        Returns where the ranges of items begin that threads shared, and the end, on a CPU.
+        """
+        device = outputs[0].device
+        if _requests is not None:
+            _requests.append((self, outputs[0].dtype, n_channels, device))
+            for out in outputs:
+                out.zero_()
+            return [0]
         if runs_on_cuda(device):
-            self.cuda.prepare(dtype, n_channels, device)
-        else:
-            self.native.prepare(dtype, n_channels)
+            self.cuda.run(n_items, index, inputs, outputs, n_channels)
+            return [0]
+        return self.native.run(n_items, index, inputs, outputs, n_channels)
+
+
+Request = tuple[CompiledKernel, torch.dtype, int, torch.device]
+_requests: list[Request] | None = None
 
 
 def runs_on_cuda(device: torch.device) -> bool:
@@ -74,18 +67,35 @@ def padded_channels(tensor: Tensor) -> int:
     return native.padded_channels(n_channels, tensor.dtype)
 
 
-def required_by(work: Callable[[], object]) -> set[Request]:
-    """The kernels that ``work`` runs; they give zeros meanwhile, and are not compiled."""
+def requests_of(work: Callable[[], object]) -> list[Request]:
+    """Each kernel that some work runs, with dtype, channels and device; it computes with zeros."""
     global _requests
-    _requests = set()
+    found: list[Request] = []
+    _requests = found
     try:
         work()
-        return _requests
     finally:
         _requests = None
+    return list({(r[0].recipe, *r[1:]): r for r in found}.values())
 
 
-def prepare(requests: set[Request]) -> None:
-    """Compile kernels, in parallel, and load them."""
-    with ThreadPoolExecutor(min(len(requests), os.cpu_count() or 1) or 1) as pool:
-        list(pool.map(lambda request: request[0].prepare(*request[1:]), requests))
+def compile_all(requests: Sequence[Request], progress: Callable[[int, int], None]) -> None:
+    """Compile what the cache lacks, as many kernels at a time as there are cores, and load all.
+
+    Sources are made one after the other, while compilers run beside. ``progress`` gets the numbers
+    of finished and of all kernels.
+    """
+    folder = kernel_cache.cache_folder()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        waiting = []
+        for kernel, dtype, n_channels, device in requests:
+            if runs_on_cuda(device):
+                kernel.cuda.source(dtype, n_channels, folder)
+                job = pool.submit(kernel.cuda.prepare, dtype, n_channels, device)
+            else:
+                kernel.native.source(dtype, n_channels, folder)
+                job = pool.submit(kernel.native.prepare, dtype, n_channels)
+            waiting.append(job)
+        for n_done, job in enumerate(as_completed(waiting), 1):
+            job.result()
+            progress(n_done, len(waiting))

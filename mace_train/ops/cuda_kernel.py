@@ -61,13 +61,16 @@ class CudaKernel:
         outputs: Sequence[Tensor],
         n_channels: int,
     ) -> None:
-        """Fill the outputs; all tensors are contiguous and on one device."""
+        """Fill the outputs; all tensors are contiguous and on one device.
+
+        More index tensors than the skeletons take (three) are for other back ends.
+        """
         if n_items == 0:
             return
-        tensors = (*index, *inputs, *outputs)
+        tensors = (*index[:3], *inputs, *outputs)
         device, dtype = outputs[0].device, outputs[0].dtype
         assert all(t.is_contiguous() and t.device == device for t in tensors)
-        assert all(t.dtype == torch.int64 for t in index)
+        assert all(t.dtype == torch.int64 for t in index[:3])
         assert all(t.dtype == dtype for t in (*inputs, *outputs))
         launch, function = self.prepare(dtype, n_channels, device)
         pointers = [tensor.data_ptr() for tensor in tensors]

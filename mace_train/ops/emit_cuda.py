@@ -21,15 +21,18 @@ LANES = 32
 SHARED_BYTES = 16384  # of shared coefficients per block, about; a few blocks fit a multiprocessor
 EDGES_AT_A_TIME = 32  # at most; one warp computes their coefficients
 
-_ROW_OF = {
+_ROW_READ = {
     Role.ROW: "row",
     Role.INDEXED: "index_of_chunk[chunk]",
     Role.CHUNK: "chunk",
     Role.SENDER: "senders[edge]",
     Role.EDGE: "edge",
+    Role.PAIR: "pairs[edge]",
     Role.UNIFORM: "edge",
 }
-"""The row of its tensor that an operand is, in the words of the skeletons."""
+"""The row of its tensor that an input is, in the words of the skeletons."""
+_ROW_WRITTEN = _ROW_READ | {Role.PAIR: "edge"}
+"""... and that an output is; rows of both edges of a pair are summed after the kernel."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ class _Emission:
         )
 
     def _receivers(self) -> str:
+        of_edge = self._having(Role.SENDER, Role.PAIR, Role.EDGE)
         passes = []
         for number, part in enumerate(self.passes):
             sums = self._sums(part, Role.ROW)
@@ -159,7 +163,7 @@ class _Emission:
                     SUMS=self._start(sums),
                     UNIFORM_POINTERS=self._uniform_pointers(part),
                     UNIFORM=uniform_lines(part.program, self.slots[number]),
-                    EDGE_POINTERS=self._pointers(self._having(Role.SENDER, Role.EDGE), part),
+                    EDGE_POINTERS=self._pointers(of_edge, part),
                     BODY=self._body(part, self.slots[number], sums),
                     STORES=[*self._finish(sums), *self._zeros(part, Role.ROW)],
                 )
@@ -178,7 +182,7 @@ class _Emission:
     def _edges(self) -> str:
         reduced = [o for o in self.kernel.outputs if o.role is Role.UNIFORM]
         n_totals = sum(o.n_segments for o in reduced)
-        per_channel = self._having(Role.ROW, Role.SENDER, Role.EDGE)
+        per_channel = self._having(Role.ROW, Role.SENDER, Role.PAIR, Role.EDGE)
         passes = []
         for number, part in enumerate(self.passes):
             sums = self._sums(part, Role.UNIFORM)
@@ -191,7 +195,7 @@ class _Emission:
                     UNIFORM=uniform_lines(part.program, self.slots[number]),
                     SUMS=self._start(sums),
                     POINTERS=self._pointers(per_channel, part),
-                    BODY=[*body, *self._zeros(part, Role.EDGE)],
+                    BODY=[*body, *self._zeros(part, Role.EDGE, Role.PAIR)],
                     WARP_SUMS=self._warp_sums(part, reduced, sums),
                     TOTALS=self._totals(part, reduced),
                 )
@@ -228,17 +232,19 @@ class _Emission:
         written = {s.operand for s in part.owned} if part else {o.name for o in self.kernel.outputs}
         lines = []
         for o in operands:
-            place = f"{_ROW_OF[o.role]} * ({o.n_segments} * K) + k"
+            columns = f"({o.n_segments} * K) + k"
             if o in self.kernel.inputs and o.name in read:
-                lines.append(f"const T* {o.name} = in_{o.name} + {place};")
+                row = _ROW_READ[o.role]
+                lines.append(f"const T* {o.name} = in_{o.name} + {row} * {columns};")
             elif o in self.kernel.outputs and o.name in written:
-                lines.append(f"T* {o.name} = out_{o.name} + {place};")
+                row = _ROW_WRITTEN[o.role]
+                lines.append(f"T* {o.name} = out_{o.name} + {row} * {columns};")
         return lines
 
     def _uniform_pointers(self, part: Pass) -> list[str]:
         read = {s.operand for s in part.program.inputs()}
         return [
-            f"const T* {o.name} = in_{o.name} + {_ROW_OF[o.role]} * {o.n_segments};"
+            f"const T* {o.name} = in_{o.name} + {_ROW_READ[o.role]} * {o.n_segments};"
             for o in self.kernel.inputs
             if o.role is Role.UNIFORM and o.name in read
         ]
@@ -275,13 +281,13 @@ class _Emission:
     def _finish(self, sums: dict[Segment, str]) -> list[str]:
         return [f"store({s.operand} + {s.number} * K, {name});" for s, name in sums.items()]
 
-    def _zeros(self, part: Pass, role: Role) -> list[str]:
+    def _zeros(self, part: Pass, *roles: Role) -> list[str]:
         """Zero in the segments that no input reaches."""
         absent = sorted(part.owned - part.program.outputs.keys())
         return [
             f"store({s.operand} + {s.number} * K, T(0));"
             for s in absent
-            if self.roles[s.operand] is role
+            if self.roles[s.operand] in roles
         ]
 
     def _warp_sums(self, part: Pass, reduced: list[Operand], sums: dict[Segment, str]) -> list[str]:

@@ -40,17 +40,20 @@ class NativeKernel:
         """The compiled function for tensors of a dtype and a padded number of channels."""
         key = (dtype, n_channels)
         if key not in self._functions:
-            target = Target(_SCALARS[dtype], compiler.register_width(), n_channels)
             folder = folder or kernel_cache.cache_folder()
-            recipe = f"{self.recipe} {target}"
-            source = kernel_cache.source_of(
-                recipe, ".cpp", lambda: emit_cpp(self.build(), target), folder
-            )
-            function = compiler.library(source, folder).run
+            function = compiler.library(self.source(dtype, n_channels, folder), folder).run
             function.argtypes = [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 3]
             function.restype = None
             self._functions[key] = function
         return self._functions[key]
+
+    def source(self, dtype: torch.dtype, n_channels: int, folder: Path) -> str:
+        """The C++ for tensors of a dtype and a padded number of channels."""
+        target = Target(_SCALARS[dtype], compiler.register_width(), n_channels)
+        recipe = f"{self.recipe} {target}"
+        return kernel_cache.source_of(
+            recipe, ".cpp", lambda: emit_cpp(self.build(), target), folder
+        )
 
     def run(
         self,
@@ -59,15 +62,18 @@ class NativeKernel:
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
         n_channels: int,
-    ) -> None:
-        """Fill the outputs; floating tensors are contiguous, with ``n_channels``, padded."""
+    ) -> list[int]:
+        """Fill the outputs; floating tensors are contiguous, with ``n_channels``, padded.
+
+        Returns where the ranges of items begin that the work was split into, and the end.
+        """
         if n_items == 0:
-            return
+            return [0]
         assert all(t.is_contiguous() for t in (*index, *inputs, *outputs))
         assert all(t.dtype == torch.int64 for t in index)
         function = self.prepare(outputs[0].dtype, n_channels)
         arguments = [_pointers(tensors) for tensors in (index, inputs, outputs)]
-        _in_threads(n_items, lambda lo, hi: function(lo, hi, *arguments))
+        return _in_threads(n_items, lambda lo, hi: function(lo, hi, *arguments))
 
 
 def padded_channels(n_channels: int, dtype: torch.dtype) -> int:
@@ -91,14 +97,15 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
-def _in_threads(n_items: int, work: Callable[[int, int], None]) -> None:
+def _in_threads(n_items: int, work: Callable[[int, int], None]) -> list[int]:
     n_threads = min(torch.get_num_threads(), n_items)
     if n_threads == 1:
         work(0, n_items)
-        return
+        return [0, n_items]
     n_ranges = min(n_items, n_threads * _RANGES_PER_THREAD)
     bounds = [n_items * i // n_ranges for i in range(n_ranges + 1)]
     list(_pool(n_threads, os.getpid()).map(work, bounds[:-1], bounds[1:]))
+    return bounds
 
 
 @cache

@@ -25,6 +25,7 @@ from mace_train.ops.program import Float, Program
 from mace_train.ops.torch_library import (
     in_common_precision,
     no_context,
+    operator,
     refuse_forward_mode,
     refuse_third_derivative,
     wanted,
@@ -152,7 +153,7 @@ def symmetric_contraction(x: Tensor, w: Tensor, chunks: Chunks, key: str) -> Ten
     return result
 
 
-@torch.library.custom_op("mace_train::symmetric_contraction", mutates_args=())
+@operator("symmetric_contraction")
 def _forward(x: Tensor, w: Tensor, order: Tensor, first: Tensor, index: Tensor, key: str) -> Tensor:
     kernels = _KERNELS[key]
     n_channels, padded = x.shape[2], padded_channels(x)
@@ -162,7 +163,7 @@ def _forward(x: Tensor, w: Tensor, order: Tensor, first: Tensor, index: Tensor, 
     return unpad(out, n_channels)
 
 
-@torch.library.custom_op("mace_train::symmetric_contraction_backward", mutates_args=())
+@operator("symmetric_contraction_backward")
 def _backward(
     x: Tensor,
     w: Tensor,
@@ -186,7 +187,7 @@ def _backward(
     return unpad(gx, n_channels), unpad(_sum_chunks(kernels, partial, index, len(w)), n_channels)
 
 
-@torch.library.custom_op("mace_train::symmetric_contraction_double_backward", mutates_args=())
+@operator("symmetric_contraction_double_backward")
 def _double(
     x: Tensor,
     w: Tensor,

@@ -21,9 +21,9 @@ from mace_train.data.shards import ShardSet
 from mace_train.data.statistics import Statistics, open_split
 from mace_train.errors import InputError
 from mace_train.model.mace import MACE, ModelData
+from mace_train.model.prepare import prepare
 from mace_train.ops.methods import announcement
 from mace_train.settings import ClusterSettings, LossSettings, ModelSettings, TrainSettings
-from mace_train.train.kernels import compile_kernels
 from mace_train.train.loss import TERMS, needs_stress
 from mace_train.train.optim import Average, Schedule, make_optimizer
 from mace_train.train.run import ForceField, Progress, Run, Split
@@ -74,6 +74,15 @@ def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None
     model.kernels = settings.kernels
     if world.is_main:
         LOGGER.info("%s", line)
+
+
+def compile_kernels(model: MACE, world: World) -> None:
+    """Local rank 0 compiles what the model needs; the others then find it on disk."""
+    if world.local_rank == 0:
+        prepare(model, show_progress=world.is_main)
+    world.barrier()
+    if world.local_rank > 0:
+        prepare(model)
 
 
 def _distributed(module: nn.Module, world: World) -> nn.Module:

@@ -62,8 +62,10 @@ def indices(kernel: Kernel) -> tuple[list[torch.Tensor], dict[Role, int]]:
     receivers[: N_EDGES // 3] = 4
     senders = torch.randint(0, N_ATOMS, (N_EDGES,))
     edges = EdgeIndex.of(senders, receivers.sort().values, N_ATOMS)
-    rows = dict.fromkeys((Role.EDGE, Role.UNIFORM), N_EDGES)
-    return [edges.first, edges.senders], rows | dict.fromkeys((Role.ROW, Role.SENDER), N_ATOMS)
+    pairs = torch.randint(0, N_EDGES // 2, (N_EDGES,))
+    rows = dict.fromkeys((Role.EDGE, Role.UNIFORM, Role.PAIR), N_EDGES)
+    rows |= dict.fromkeys((Role.ROW, Role.SENDER), N_ATOMS)
+    return [edges.first, edges.senders, pairs], rows
 
 
 def assert_right(kernel: Kernel, n_channels: int, dtype: torch.dtype, folder: Path, tuning=None):

@@ -52,6 +52,11 @@ def register(operation: Operation) -> str:
     return key
 
 
+def kernels_of(key: str) -> SegmentedKernels:
+    """The kernels behind a key."""
+    return _KERNELS[key]
+
+
 def segmented_polynomial(
     key: str, inputs: Mapping[str, Tensor], index: Tensor | None = None, method: str = "auto"
 ) -> dict[str, Tensor]:
@@ -175,9 +180,9 @@ def _run(
         shape = [n_rows, operation.n_segments[name]]
         uniform = operation.kind(name) is Kind.UNIFORM
         outputs.append(like.new_empty(shape if uniform else [*shape, padded]))
-    first = torch.arange(n_rows + 1, device=like.device)
-    rows = [first, index.contiguous(), first[:-1]]
-    kernel.run(n_rows, rows, inputs, outputs, padded)
+    # every row is an edge of its own receiver and its own pair
+    rows = torch.arange(n_rows + 1, device=like.device)
+    kernel.run(n_rows, [rows, index.contiguous(), rows, rows], inputs, outputs, padded)
     return [out if out.dim() == 2 else unpad(out, n_channels) for out in outputs]
 
 

@@ -97,6 +97,11 @@ class ContractionKernels:
         self.double = native("double", [x, w, g, v], [hx, hw, hg])
         self.sum_chunks = CompiledKernel(f"sum {weights}", lambda: sum_kernel(weights))
 
+    @property
+    def of_rows(self) -> list[CompiledKernel]:
+        """The kernels over chunks of rows, the slowest to compile first."""
+        return [self.double, self.backward_xw, self.backward_x, self.forward]
+
     @cached_property
     def weight_scale(self) -> Float:
         """[n_weights]: the operator's weights are the coupling's times this."""

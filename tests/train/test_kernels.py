@@ -1,27 +1,16 @@
-"""All kernels of a step are compiled before it, by one rank of a host."""
+"""One rank of a host compiles, the others wait for it."""
 
 import pytest
-import torch
 
-from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE, ModelData
-from mace_train.model.prepare import training_kernels
-from mace_train.ops import kernel_cache, native
-from mace_train.ops.compiler import find_compiler
 from mace_train.settings import ModelSettings
 from mace_train.train import setup
 from mace_train.world import World
-from tests.model.systems import graph_of, water
-
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
 
 
-def model(method: str = "cpp", channels: int = 4) -> MACE:
-    torch.manual_seed(0)
-    settings = ModelSettings(
-        num_channels=channels, max_L=1, max_ell=1, correlation=2, radial_MLP=[8]
-    )
-    return MACE(settings, ModelData(4.0, (1, 8), (0.0, 0.0), 5.0, 1.0, 0.0), method)
+def model() -> MACE:
+    settings = ModelSettings(num_channels=4, max_L=0, max_ell=1, correlation=2, radial_MLP=[8])
+    return MACE(settings, ModelData(4.0, (1, 8), (0.0, 0.0), 5.0, 1.0, 0.0))
 
 
 class Rank(World):
@@ -42,29 +31,3 @@ def test_local_rank_0_compiles_and_the_others_wait(local_rank, monkeypatch):
     setup.compile_kernels(model(), rank)
     expected = ["compile", "barrier"] if local_rank == 0 else ["barrier", "compile"]
     assert expected == EVENTS
-
-
-def test_a_step_needs_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernel_cache, "cache_folder", lambda: tmp_path)
-    mine = model()
-    before = {name: p.detach().clone() for name, p in mine.named_parameters()}
-    requests = training_kernels(mine)
-    assert not list(tmp_path.iterdir())
-    for kernel, *_ in requests:
-        kernel.native._functions.clear()  # other tests may have loaded them
-    setup.compile_kernels(mine, World())
-    assert len(list(tmp_path.glob("*.so"))) == len(requests)
-    assert all(p.grad is None for p in mine.parameters())
-    assert all(torch.equal(p, before[name]) for name, p in mine.named_parameters())
-    monkeypatch.setattr(native, "emit_cpp", None)
-    monkeypatch.setattr(kernel_cache, "built", None)
-    graph = graph_of([water()], 4.0, (1, 8), torch.float32)
-    prediction = predict(mine, graph, stress=True, create_graph=True)
-    loss = prediction.energy.sum() + prediction.forces.square().sum()
-    torch.autograd.backward(loss, inputs=list(mine.parameters()))  # as the trainer does
-    predict(mine, graph, stress=True, create_graph=False)
-    assert all(bool(torch.isfinite(p.grad).all()) for p in mine.parameters())
-
-
-def test_the_reference_needs_no_kernels():
-    assert training_kernels(model("reference")) == []

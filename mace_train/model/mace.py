@@ -41,6 +41,7 @@ from mace_train.settings import ModelSettings
 METHODS: dict[str, tuple[Callable[..., EdgeBlocks | EdgeIndex], Callable[..., Tensor | Chunks]]] = {
     "reference": (EdgeBlocks.of, lambda elements, n_elements: elements),
     "cpp": (EdgeIndex.of, Chunks.of),
+    "cuda": (EdgeIndex.of, Chunks.of),
 }
 """How each method wants the edges and the elements; the layers do the rest by type."""
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from mace_train.model.mace import MACE
+from mace_train.ops.compiled import Request, compile_all, requests_of
 from mace_train.ops.methods import method_of
-from mace_train.ops.native import Request, compile_all, requests_of
 
 
 def prepare(model: MACE, *, show_progress: bool = False) -> int:
     """Compile for the model's present dtype and kernels; the number of kernels, 0 if none."""
     device = next(model.parameters()).device
-    if method_of(model.kernels, device) != "cpp":
+    if method_of(model.kernels, device) == "reference":
         return 0
     requests = training_kernels(model)
     if not show_progress:
@@ -45,8 +45,9 @@ def training_kernels(model: MACE) -> list[Request]:
 
 def _three_atoms(model: MACE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Vectors, elements, senders and receivers of a triangle."""
-    receivers = torch.tensor([0, 0, 1, 1, 2, 2])
-    senders = torch.tensor([1, 2, 0, 2, 0, 1])
-    corners = torch.eye(3, dtype=model.dtype)
+    device = model.E0s.device
+    receivers = torch.tensor([0, 0, 1, 1, 2, 2], device=device)
+    senders = torch.tensor([1, 2, 0, 2, 0, 1], device=device)
+    corners = torch.eye(3, dtype=model.dtype, device=device)
     vectors = (corners[receivers] - corners[senders]).requires_grad_()
-    return vectors, torch.zeros(3, dtype=torch.int64), senders, receivers
+    return vectors, torch.zeros(3, dtype=torch.int64, device=device), senders, receivers

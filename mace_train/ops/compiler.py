@@ -1,24 +1,17 @@
-"""Compiles C++ with the host's compiler and keeps the results on disk.
+"""Compiles C++ with the host's compiler and keeps the results in the cache.
 
-A library is named by the SHA-256 of its source, the flags, and all that the compiler predefines for
-this machine (its version and instruction sets), so that nodes of different kinds can share a home.
-It is written under another name and renamed, under a lock: of several processes one compiles.
-The sources are kept as well, by the recipe they were generated from, since generating a large one
-takes longer than loading it.
+A library is determined by its source, the flags, and all that the compiler predefines for this
+machine: its version and instruction sets.
 """
 
 import ctypes
-import fcntl
-import hashlib
-import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from mace_train.errors import InputError
+from mace_train.ops.kernel_cache import built
 
 FLAGS = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
 NO_COMPILER = (
@@ -55,44 +48,10 @@ def register_width() -> int:
     return 32 if "__AVX__" in macros else 16
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mace-train" / "kernels"
-
-
 def library(source: str, folder: Path) -> ctypes.CDLL:
     """The compiled source, from the cache if it is there."""
     identity = "\0".join([source, predefined_macros(), *FLAGS])
-    path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.so"
-    if not path.exists():
-        with _locked(path.with_suffix(".lock")):
-            if not path.exists():
-                _compile(source, path)
-    return ctypes.CDLL(str(path))
-
-
-def source_of(recipe: str, generate: Callable[[], str], folder: Path) -> str:
-    """The source that a recipe gives, from the cache if it is there."""
-    identity = f"{recipe}\0{_generator()}"
-    path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.cpp"
-    if path.exists():
-        return path.read_text()
-    source = generate()
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    temporary.write_text(source)
-    os.replace(temporary, path)
-    return source
-
-
-@cache
-def _generator() -> str:
-    """A digest of this package, which makes the sources."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return ctypes.CDLL(str(built(identity, ".so", folder, lambda path: _compile(source, path))))
 
 
 def _compiler() -> str:
@@ -102,21 +61,8 @@ def _compiler() -> str:
     return found
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
 def _compile(source: str, path: Path) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    command = [_compiler(), *FLAGS, "-x", "c++", "-", "-o", str(temporary)]
+    command = [_compiler(), *FLAGS, "-x", "c++", "-", "-o", str(path)]
     done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
-    os.replace(temporary, path)

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.ops.compiled import padded_channels, runs_on_cuda
 from mace_train.ops.convolution_kernels import EDGE_OPERANDS, ConvolutionKernels
 from mace_train.ops.convolution_program import ChannelwiseProduct
-from mace_train.ops.native import pad, padded_channels, unpad
+from mace_train.ops.native import pad, unpad
 from mace_train.ops.torch_library import (
     in_common_precision,
     no_context,
@@ -50,19 +51,22 @@ class EdgeIndex:
         pairs: Tensor | None = None,
         first_of_pair: Tensor | None = None,
     ) -> "EdgeIndex":
-        """The index of edges whose receivers ascend; without pairs every edge has its own row."""
-        assert bool((receivers[1:] >= receivers[:-1]).all()), "edges must be sorted by receiver"
-        assert len(senders) == 0 or 0 <= int(senders.min()) <= int(senders.max()) < n_atoms
-        assert len(receivers) == 0 or 0 <= int(receivers[0]) <= int(receivers[-1]) < n_atoms
+        """The index of edges whose receivers ascend; without pairs every edge has its own row.
+
+        Waits for no device: only on the CPU are values looked at, to check them.
+        """
         if pairs is None or first_of_pair is None:
             pairs = first_of_pair = torch.arange(len(senders), device=senders.device)
-        else:
+        if senders.device.type == "cpu":
+            _check(senders, receivers, n_atoms)
             _check_pairs(senders, receivers, pairs, first_of_pair)
+        by_sender = torch.argsort(senders, stable=True)
+        atoms = torch.arange(n_atoms + 1, device=senders.device)
         return cls(
-            _offsets(receivers, n_atoms),
+            torch.searchsorted(receivers.contiguous(), atoms),
             senders.contiguous(),
-            torch.argsort(senders, stable=True),
-            _offsets(senders, n_atoms),
+            by_sender,
+            torch.searchsorted(senders.index_select(0, by_sender), atoms),
             pairs.contiguous(),
             first_of_pair.contiguous(),
         )
@@ -78,6 +82,12 @@ class EdgeIndex:
         return tuple(vars(self).values())
 
 
+def _check(senders: Tensor, receivers: Tensor, n_atoms: int) -> None:
+    assert bool((receivers[1:] >= receivers[:-1]).all()), "edges must be sorted by receiver"
+    assert len(senders) == 0 or 0 <= int(senders.min()) <= int(senders.max()) < n_atoms
+    assert len(receivers) == 0 or 0 <= int(receivers[0]) <= int(receivers[-1]) < n_atoms
+
+
 def _check_pairs(senders: Tensor, receivers: Tensor, pairs: Tensor, first: Tensor) -> None:
     """AssertionError unless rows belong to an edge, or to an edge and one in its reverse."""
     edges = torch.arange(len(senders), device=senders.device)
@@ -89,11 +99,6 @@ def _check_pairs(senders: Tensor, receivers: Tensor, pairs: Tensor, first: Tenso
     assert bool((is_first | (opposite & (of_edge < edges))).all()), "edges paired with no reverse"
     assert int(is_first.sum()) == len(first), "pairs without edges"
     assert len(pairs) == 0 or int(torch.bincount(pairs).max()) <= 2, "more than two edges of a pair"
-
-
-def _offsets(atoms: Tensor, n_atoms: int) -> Tensor:
-    counts = torch.bincount(atoms, minlength=n_atoms)
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
 _KERNELS: dict[str, ConvolutionKernels] = {}
@@ -145,7 +150,7 @@ def _forward(
     key: str,
 ) -> Tensor:
     kernels = _KERNELS[key]
-    padded = padded_channels(x.shape[2], x.dtype)
+    padded = padded_channels(x)
     out = x.new_empty(kernels.n_out * len(x), padded)
     inputs = [_ready(t, padded) for t in (x, y, r)]
     index = [first, senders, pairs, first_of_pair]
@@ -199,7 +204,7 @@ def _double(
     hx, hy, hr = _edge_gradients(kernels, (x, y, r, g), v, index, names.replace("g", ""))
     if "g" not in names:
         return hx, hy, hr, g.new_empty(0)
-    padded = padded_channels(x.shape[2], x.dtype)
+    padded = padded_channels(x)
     inputs = [_ready(t, padded) for t in (x, y, r, *v.values())]
     hg = g.new_empty(len(g), padded)
     blocks = _blocks(kernels, hg)
@@ -222,7 +227,7 @@ def _edge_gradients(
     x, y, r, g = primal
     if not names:
         return x.new_empty(0), y.new_empty(0), r.new_empty(0)
-    padded = padded_channels(x.shape[2], x.dtype)
+    padded = padded_channels(x)
     inputs = [_ready(t, padded) for t in (x, y, r)]
     inputs += [*_blocks(kernels, pad(g, padded)), *[_ready(t, padded) for t in v.values()]]
     n_pairs = len(r)
@@ -233,7 +238,10 @@ def _edge_gradients(
     rows = [index.first, index.senders, index.pairs, index.first_of_pair, torch.tensor([n_pairs])]
     ranges = kernel.run(len(x), rows, inputs, list(found.values()), padded)
     if "r" in found:
-        found["r"] = _sum_pairs(found["r"], index, ranges)
+        if runs_on_cuda(x.device):
+            found["r"] = _sum_edges_of_pairs(kernels, found["r"], index)
+        else:
+            found["r"] = _sum_pairs(found["r"], index, ranges)
     if "x" in found:
         total = x.new_empty(len(x), x.shape[1], padded)
         rows = [index.by_sender, index.first_by_sender, index.first_by_sender]
@@ -254,6 +262,18 @@ def _sum_pairs(halves: Tensor, index: EdgeIndex, ranges: list[int]) -> Tensor:
         is_far = of_receiver != range_of.index_select(0, index.senders)
         rows = index.pairs[is_far & index.is_reverse()]
         total.index_add_(0, rows, halves[n_pairs:].index_select(0, rows))
+    return total
+
+
+def _sum_edges_of_pairs(kernels: ConvolutionKernels, of_edge: Tensor, index: EdgeIndex) -> Tensor:
+    """Gradients of r from those of every edge, which come first; waits for no device."""
+    n_pairs, edges = len(index.first_of_pair), torch.arange(len(index.pairs), device=of_edge.device)
+    is_second = index.is_reverse().long()
+    counts = torch.ones_like(index.first_of_pair).scatter_add(0, index.pairs, is_second)
+    first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    order = edges.scatter(0, first.index_select(0, index.pairs) + is_second, edges)
+    total = of_edge.new_empty(n_pairs, *of_edge.shape[1:])
+    kernels.sum_pairs.run(n_pairs, [order, first, first], [of_edge], [total], of_edge.shape[2])
     return total
 
 

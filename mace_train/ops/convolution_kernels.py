@@ -9,11 +9,11 @@ the edges of a sender; those of r are summed over an edge and its reverse, which
 
 from functools import cache, cached_property
 
+from mace_train.ops.compiled import CompiledKernel
 from mace_train.ops.convolution_program import ChannelwiseProduct, convolution_program
 from mace_train.ops.derivative import gradient
-from mace_train.ops.kernel import Kernel, Loop, Operand, Role
-from mace_train.ops.native import NativeKernel
-from mace_train.ops.program import Graph, Program, Segment
+from mace_train.ops.kernel import Kernel, Loop, Operand, Role, sum_kernel
+from mace_train.ops.program import Program
 
 EDGE_OPERANDS = ("x", "y", "r")  # what has gradients per edge, in the order of all arguments
 
@@ -25,8 +25,10 @@ class ConvolutionKernels:
         self.product = product
         self.key = key
         self._n = {"x": product.n_x, "y": product.n_y, "r": product.n_weights}
-        self.forward = NativeKernel(f"convolution {key} forward", self._forward_kernel)
-        self.sum_senders = NativeKernel(f"sum {product.n_x}", self._sum_kernel)
+        self.forward = CompiledKernel(f"convolution {key} forward", self._forward_kernel)
+        n_x, n_weights = product.n_x, product.n_weights
+        self.sum_senders = CompiledKernel(f"sum {n_x}", lambda: sum_kernel(n_x))
+        self.sum_pairs = CompiledKernel(f"sum {n_weights}", lambda: sum_kernel(n_weights))
 
     @property
     def n_out(self) -> int:
@@ -34,17 +36,17 @@ class ConvolutionKernels:
         return sum(self.product.n_rows)
 
     @cache  # noqa: B019 - kernels live as long as the program
-    def backward(self, wanted: str) -> NativeKernel:
+    def backward(self, wanted: str) -> CompiledKernel:
         """Inputs x, y, r, g0, g1, ...; outputs the gradients of ``wanted``."""
-        return NativeKernel(
+        return CompiledKernel(
             f"convolution {self.key} backward {wanted}",
             lambda: self._kernel(Loop.EDGES, self.backward_program(wanted), "", "g", wanted),
         )
 
     @cache  # noqa: B019
-    def double(self, cotangents: str, wanted: str) -> NativeKernel:
+    def double(self, cotangents: str, wanted: str) -> CompiledKernel:
         """Inputs x, y, r, g0, ..., and v of ``cotangents``; outputs the gradients of ``wanted``."""
-        return NativeKernel(
+        return CompiledKernel(
             f"convolution {self.key} double {cotangents} {wanted}",
             lambda: self._kernel(
                 Loop.EDGES, self.double_program(cotangents, wanted), cotangents, "h", wanted
@@ -52,7 +54,7 @@ class ConvolutionKernels:
         )
 
     @cache  # noqa: B019
-    def double_g(self, cotangents: str) -> NativeKernel:
+    def double_g(self, cotangents: str) -> CompiledKernel:
         """Inputs x, y, r and v of ``cotangents``; outputs the gradients of g0, g1, ..."""
 
         def build() -> Kernel:
@@ -60,7 +62,7 @@ class ConvolutionKernels:
             outputs = self._rows("hg")
             return Kernel(Loop.RECEIVERS, self.double_program(cotangents, "g"), inputs, outputs)
 
-        return NativeKernel(f"convolution {self.key} double {cotangents} g", build)
+        return CompiledKernel(f"convolution {self.key} double {cotangents} g", build)
 
     @cached_property
     def program(self) -> Program:
@@ -110,12 +112,3 @@ class ConvolutionKernels:
     def _rows(self, prefix: str) -> tuple[Operand, ...]:
         n_rows = enumerate(self.product.n_rows)
         return tuple(Operand(f"{prefix}{block}", Role.ROW, n) for block, n in n_rows)
-
-    def _sum_kernel(self) -> Kernel:
-        """Sums of rows of x over chunks."""
-        graph, n_x = Graph(), self.product.n_x
-        outputs = {Segment("sum", i): graph.input("x", i) for i in range(n_x)}
-        inputs = (Operand("x", Role.ROW, n_x),)
-        return Kernel(
-            Loop.ROWS, Program(graph, outputs), inputs, (Operand("sum", Role.CHUNK, n_x),)
-        )

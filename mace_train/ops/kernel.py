@@ -18,7 +18,7 @@ rows as there are pairs: the second half is for what comes from another range of
 from dataclasses import dataclass
 from enum import Enum
 
-from mace_train.ops.program import Program
+from mace_train.ops.program import Graph, Program, Segment
 
 
 class Loop(Enum):
@@ -58,3 +58,12 @@ class Kernel:
     program: Program
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
+
+
+def sum_kernel(n_segments: int) -> Kernel:
+    """Sums of rows over chunks."""
+    graph = Graph()
+    outputs = {Segment("sum", i): graph.input("x", i) for i in range(n_segments)}
+    inputs = (Operand("x", Role.ROW, n_segments),)
+    sums = (Operand("sum", Role.CHUNK, n_segments),)
+    return Kernel(Loop.ROWS, Program(graph, outputs), inputs, sums)

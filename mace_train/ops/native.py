@@ -8,7 +8,7 @@ threads and any split.
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mace_train.ops import compiler
+from mace_train.ops import compiler, kernel_cache
 from mace_train.ops.emit_cpp import Target, emit_cpp
 from mace_train.ops.kernel import Kernel
 
@@ -40,7 +40,7 @@ class NativeKernel:
         """The compiled function for tensors of a dtype and a padded number of channels."""
         key = (dtype, n_channels)
         if key not in self._functions:
-            folder = folder or compiler.cache_folder()
+            folder = folder or kernel_cache.cache_folder()
             function = compiler.library(self.source(dtype, n_channels, folder), folder).run
             function.argtypes = [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 3]
             function.restype = None
@@ -51,7 +51,9 @@ class NativeKernel:
         """The C++ for tensors of a dtype and a padded number of channels."""
         target = Target(_SCALARS[dtype], compiler.register_width(), n_channels)
         recipe = f"{self.recipe} {target}"
-        return compiler.source_of(recipe, lambda: emit_cpp(self.build(), target), folder)
+        return kernel_cache.source_of(
+            recipe, ".cpp", lambda: emit_cpp(self.build(), target), folder
+        )
 
     def run(
         self,
@@ -65,11 +67,6 @@ class NativeKernel:
 
         Returns where the ranges of items begin that the work was split into, and the end.
         """
-        if _REQUESTS is not None:
-            _REQUESTS.append((self, outputs[0].dtype, n_channels))
-            for out in outputs:
-                out.zero_()
-            return [0]
         if n_items == 0:
             return [0]
         assert all(t.is_contiguous() for t in (*index, *inputs, *outputs))
@@ -77,45 +74,6 @@ class NativeKernel:
         function = self.prepare(outputs[0].dtype, n_channels)
         arguments = [_pointers(tensors) for tensors in (index, inputs, outputs)]
         return _in_threads(n_items, lambda lo, hi: function(lo, hi, *arguments))
-
-
-Request = tuple[NativeKernel, torch.dtype, int]
-_REQUESTS: list[Request] | None = None
-
-
-def requests_of(work: Callable[[], object]) -> list[Request]:
-    """The kernels, dtypes and padded channels that some work runs; it computes with zeros."""
-    global _REQUESTS
-    found: list[Request] = []
-    _REQUESTS = found
-    try:
-        work()
-    finally:
-        _REQUESTS = None
-    return list({(id(request[0]), *request[1:]): request for request in found}.values())
-
-
-def compile_all(requests: Sequence[Request], progress: Callable[[int, int], None]) -> None:
-    """Compile what the cache lacks, as many kernels at a time as there are cores.
-
-    Sources are made one after the other, while compilers run beside. ``progress`` gets the numbers
-    of finished and of all kernels.
-    """
-    folder = compiler.cache_folder()
-    with ThreadPoolExecutor(_n_cores()) as pool:
-        waiting = []
-        for kernel, dtype, n_channels in requests:
-            source = kernel.source(dtype, n_channels, folder)
-            waiting.append(pool.submit(compiler.library, source, folder))
-        for n_done, job in enumerate(as_completed(waiting), 1):
-            job.result()
-            progress(n_done, len(waiting))
-    for kernel, dtype, n_channels in requests:
-        kernel.prepare(dtype, n_channels)
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def padded_channels(n_channels: int, dtype: torch.dtype) -> int:

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+from mace_train.ops.compiled import CompiledKernel
 from mace_train.ops.derivative import gradient
-from mace_train.ops.kernel import Kernel, Loop, Operand, Role
-from mace_train.ops.native import NativeKernel
+from mace_train.ops.kernel import Kernel, Loop, Operand, Role, sum_kernel
 from mace_train.ops.polynomial import Kind, Polynomial
 from mace_train.ops.program import Program
 
@@ -71,20 +71,20 @@ class SegmentedKernels:
     def __init__(self, operation: Operation, key: str) -> None:
         self.operation = operation
         self.key = key
-        self.forward = NativeKernel(f"polynomial {key} forward", self._forward_kernel)
+        self.forward = CompiledKernel(f"polynomial {key} forward", self._forward_kernel)
 
     @cache  # noqa: B019 - kernels live as long as the program
-    def backward(self, wanted: tuple[str, ...]) -> NativeKernel:
+    def backward(self, wanted: tuple[str, ...]) -> CompiledKernel:
         """Inputs all operands, then g of all outputs; outputs the gradients of ``wanted``."""
 
         def build() -> Kernel:
             program = self._gradients.restricted(lambda s: s.operand[2:] in wanted).simplified()
             return self._kernel(program, (), "d_", wanted)
 
-        return NativeKernel(f"polynomial {self.key} backward {','.join(wanted)}", build)
+        return CompiledKernel(f"polynomial {self.key} backward {','.join(wanted)}", build)
 
     @cache  # noqa: B019
-    def double(self, cotangents: tuple[str, ...], wanted: tuple[str, ...]) -> NativeKernel:
+    def double(self, cotangents: tuple[str, ...], wanted: tuple[str, ...]) -> CompiledKernel:
         """Inputs as ``backward``, then v of ``cotangents``; outputs the gradients of ``wanted``.
 
         ``wanted`` may name outputs: the gradients of their cotangents.
@@ -99,7 +99,12 @@ class SegmentedKernels:
             )
             return self._kernel(program.simplified(), cotangents, "h_", wanted)
 
-        return NativeKernel(f"polynomial {self.key} double {named}", build)
+        return CompiledKernel(f"polynomial {self.key} double {named}", build)
+
+    @cache  # noqa: B019
+    def sum_rows(self, n_segments: int) -> CompiledKernel:
+        """Sums over chunks of rows."""
+        return CompiledKernel(f"sum {n_segments}", lambda: sum_kernel(n_segments))
 
     @cached_property
     def program(self) -> Program:

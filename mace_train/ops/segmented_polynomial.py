@@ -11,8 +11,8 @@ Tensors by the kind of their operand:
               channels
 
 Methods: ``reference`` evaluates the program by PyTorch, differentiable any number of times, on
-every device; ``cpp`` runs generated kernels on the CPU, up to second derivatives. They are equal to
-rounding.
+every device; ``cpp`` and ``cuda`` run generated kernels, up to second derivatives. They are equal
+to rounding.
 """
 
 import hashlib
@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.ops.compiled import padded_channels, runs_on_cuda
 from mace_train.ops.methods import method_of
-from mace_train.ops.native import pad, padded_channels, unpad
+from mace_train.ops.native import pad, unpad
 from mace_train.ops.polynomial import Kind
 from mace_train.ops.program import Segment
 from mace_train.ops.segmented_kernels import Operation, SegmentedKernels
@@ -73,7 +74,7 @@ def segmented_polynomial(
             tensors[i] = tensors[i].expand(n_rows, -1, -1)
     if index is None:
         index = torch.zeros(n_rows, dtype=torch.int64, device=tensors[0].device)
-    if method_of(method, tensors[0].device) == "cpp":
+    if method_of(method, tensors[0].device) != "reference":
         refuse_forward_mode("segmented_polynomial", *tensors)
         results = _forward(tensors, index, key)
     else:
@@ -171,15 +172,16 @@ def _run(
 ) -> list[Tensor]:
     """Results per row for the names of operands or outputs."""
     operation, n_rows, like = kernels.operation, len(index), tensors[0]
-    n_channels = next(t.shape[2] for t in tensors if t.dim() == 3)
-    padded = padded_channels(n_channels, like.dtype)
+    of_channels = next(t for t in tensors if t.dim() == 3)
+    n_channels, padded = of_channels.shape[2], padded_channels(of_channels)
     inputs = [t.contiguous() if t.dim() == 2 else pad(t, padded) for t in tensors]
     outputs = []
     for name in names:
         shape = [n_rows, operation.n_segments[name]]
         uniform = operation.kind(name) is Kind.UNIFORM
         outputs.append(like.new_empty(shape if uniform else [*shape, padded]))
-    rows = torch.arange(n_rows + 1)  # every row is an edge of its own receiver and its own pair
+    # every row is an edge of its own receiver and its own pair
+    rows = torch.arange(n_rows + 1, device=like.device)
     kernel.run(n_rows, [rows, index.contiguous(), rows, rows], inputs, outputs, padded)
     return [out if out.dim() == 2 else unpad(out, n_channels) for out in outputs]
 
@@ -195,11 +197,23 @@ def _sum_indexed(
     operation = kernels.operation
     sizes = dict(zip(operation.inputs, tensors, strict=False))
     return [
-        torch.zeros_like(sizes[name], memory_format=torch.contiguous_format).index_add_(0, index, t)
-        if operation.kind(name) is Kind.INDEXED
-        else t
+        _sum_rows(kernels, t, index, sizes[name]) if operation.kind(name) is Kind.INDEXED else t
         for name, t in zip(names, found, strict=True)
     ]
+
+
+def _sum_rows(kernels: SegmentedKernels, rows: Tensor, index: Tensor, like: Tensor) -> Tensor:
+    """Sums of the rows of each index, in order, as a tensor like another one."""
+    if not runs_on_cuda(rows.device):
+        total = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        return total.index_add_(0, index, rows)
+    total = rows.new_empty(len(like), *rows.shape[1:])
+    order = torch.argsort(index, stable=True)
+    indices = torch.arange(len(like) + 1, device=index.device)
+    first = torch.searchsorted(index.index_select(0, order), indices)
+    kernel = kernels.sum_rows(rows.shape[1])
+    kernel.run(len(like), [order, first, first], [rows], [total], rows.shape[2])
+    return total
 
 
 def _split(names: str) -> tuple[str, ...]:

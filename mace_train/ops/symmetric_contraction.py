@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.ops.compiled import CompiledKernel, padded_channels
 from mace_train.ops.contraction_program import Coupling, contraction_program
 from mace_train.ops.derivative import gradient
-from mace_train.ops.kernel import Kernel, Loop, Operand, Role
-from mace_train.ops.native import NativeKernel, pad, padded_channels, unpad
+from mace_train.ops.kernel import Kernel, Loop, Operand, Role, sum_kernel
+from mace_train.ops.native import pad, unpad
 from mace_train.ops.program import Float, Program
 from mace_train.ops.torch_library import (
     in_common_precision,
@@ -30,7 +31,7 @@ from mace_train.ops.torch_library import (
     wanted,
 )
 
-ATOMS_PER_CHUNK = 32
+ATOMS_PER_CHUNK = {"cpu": 32, "cuda": 16}  # more chunks than threads, few partial sums
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,32 @@ class Chunks:
 
     @classmethod
     def of(cls, index_of_row: Tensor, n_indices: int) -> "Chunks":
-        """Chunks of at most ATOMS_PER_CHUNK rows."""
-        n_rows = torch.bincount(index_of_row, minlength=n_indices)
-        n_chunks = (n_rows + ATOMS_PER_CHUNK - 1) // ATOMS_PER_CHUNK
-        index = torch.repeat_interleave(torch.arange(n_indices), n_chunks)
-        number = torch.arange(len(index)) - (n_chunks.cumsum(0) - n_chunks)[index]
-        starts = (n_rows.cumsum(0) - n_rows)[index] + number * ATOMS_PER_CHUNK
-        first = torch.cat([starts, torch.tensor([len(index_of_row)])])
-        return cls(torch.argsort(index_of_row, stable=True), first, index)
+        """Chunks of at most ATOMS_PER_CHUNK rows; waits for no device.
+
+        Their number is only known where the rows are. Elsewhere there are as many chunks as that
+        many rows can need, the last ones empty.
+        """
+        size = ATOMS_PER_CHUNK.get(index_of_row.device.type, 32)
+        return cls._of(index_of_row, n_indices, size, exact=index_of_row.device.type == "cpu")
+
+    @classmethod
+    def _of(cls, index_of_row: Tensor, n_indices: int, size: int, *, exact: bool) -> "Chunks":
+        n_rows, device = len(index_of_row), index_of_row.device
+        order = torch.argsort(index_of_row, stable=True)
+        indices = torch.arange(n_indices + 1, device=device)
+        first_row = torch.searchsorted(index_of_row.index_select(0, order), indices)
+        first_chunk = ((first_row.diff() + size - 1) // size).cumsum(0)
+        first_chunk = torch.nn.functional.pad(first_chunk, (1, 0))
+        most = (n_rows + n_indices * (size - 1)) // size
+        number = torch.arange(int(first_chunk[-1]) if exact else most, device=device)
+        index = torch.searchsorted(first_chunk[1:], number, right=True).clamp(max=n_indices - 1)
+        start = first_row[index] + (number - first_chunk[index]) * size
+        first = torch.nn.functional.pad(start.clamp(max=n_rows), (0, 1), value=n_rows)
+        return cls(order, first, index)
 
 
 class ContractionKernels:
-    """The four kernels of one coupling."""
+    """The kernels of one coupling."""
 
     def __init__(self, coupling: Coupling, key: str) -> None:
         self.coupling = coupling
@@ -70,20 +85,21 @@ class ContractionKernels:
         gw, hw = Operand("gw", Role.CHUNK, weights), Operand("hw", Role.CHUNK, weights)
         hg = Operand("hg", Role.ROW, self.n_out)
 
-        def native(name: str, inputs: list[Operand], outputs: list[Operand]) -> NativeKernel:
+        def native(name: str, inputs: list[Operand], outputs: list[Operand]) -> CompiledKernel:
             def build() -> Kernel:
                 return Kernel(Loop.ROWS, self.programs[name], tuple(inputs), tuple(outputs))
 
-            return NativeKernel(f"contraction {key} {name}", build)
+            return CompiledKernel(f"contraction {key} {name}", build)
 
         self.forward = native("forward", [x, w], [out])
         self.backward_x = native("backward_x", [x, w, g], [gx])
         self.backward_xw = native("backward_xw", [x, w, g], [gx, gw])
         self.double = native("double", [x, w, g, v], [hx, hw, hg])
+        self.sum_chunks = CompiledKernel(f"sum {weights}", lambda: sum_kernel(weights))
 
     @property
-    def natives(self) -> list[NativeKernel]:
-        """All kernels, the slowest to compile first."""
+    def of_rows(self) -> list[CompiledKernel]:
+        """The kernels over chunks of rows, the slowest to compile first."""
         return [self.double, self.backward_xw, self.backward_x, self.forward]
 
     @cached_property
@@ -145,7 +161,7 @@ def symmetric_contraction(x: Tensor, w: Tensor, chunks: Chunks, key: str) -> Ten
 @operator("symmetric_contraction")
 def _forward(x: Tensor, w: Tensor, order: Tensor, first: Tensor, index: Tensor, key: str) -> Tensor:
     kernels = _KERNELS[key]
-    n_channels, padded = x.shape[2], padded_channels(x.shape[2], x.dtype)
+    n_channels, padded = x.shape[2], padded_channels(x)
     out = x.new_empty(len(x), kernels.n_out, padded)
     inputs = [pad(t, padded) for t in (x, w)]
     kernels.forward.run(len(index), [order, first, index], inputs, [out], padded)
@@ -164,7 +180,7 @@ def _backward(
     need_w: bool,
 ) -> tuple[Tensor, Tensor]:
     kernels = _KERNELS[key]
-    n_channels, padded = x.shape[2], padded_channels(x.shape[2], x.dtype)
+    n_channels, padded = x.shape[2], padded_channels(x)
     inputs = [pad(t, padded) for t in (x, w, g)]
     gx = torch.empty_like(inputs[0])
     indices = [order, first, index]
@@ -173,7 +189,7 @@ def _backward(
         return unpad(gx, n_channels), w.new_empty(0)
     partial = w.new_empty(len(index), w.shape[1], padded)
     kernels.backward_xw.run(len(index), indices, inputs, [gx, partial], padded)
-    return unpad(gx, n_channels), unpad(_sum_chunks(partial, index, len(w)), n_channels)
+    return unpad(gx, n_channels), unpad(_sum_chunks(kernels, partial, index, len(w)), n_channels)
 
 
 @operator("symmetric_contraction_double_backward")
@@ -188,19 +204,25 @@ def _double(
     key: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = _KERNELS[key]
-    n_channels, padded = x.shape[2], padded_channels(x.shape[2], x.dtype)
+    n_channels, padded = x.shape[2], padded_channels(x)
     inputs = [pad(t, padded) for t in (x, w, g, v)]
     hx, hg = torch.empty_like(inputs[0]), torch.empty_like(inputs[2])
     partial = w.new_empty(len(index), w.shape[1], padded)
     outputs = [hx, partial, hg]
     kernels.double.run(len(index), [order, first, index], inputs, outputs, padded)
-    hw = _sum_chunks(partial, index, len(w))
+    hw = _sum_chunks(kernels, partial, index, len(w))
     return unpad(hx, n_channels), unpad(hw, n_channels), unpad(hg, n_channels)
 
 
-def _sum_chunks(partial: Tensor, index: Tensor, n_indices: int) -> Tensor:
+def _sum_chunks(
+    kernels: ContractionKernels, partial: Tensor, index: Tensor, n_indices: int
+) -> Tensor:
     """Sums [n_indices, ...] over the chunks of each index, in order."""
-    return partial.new_zeros(n_indices, *partial.shape[1:]).index_add_(0, index, partial)
+    total = partial.new_empty(n_indices, *partial.shape[1:])
+    chunks = torch.arange(len(index), device=index.device)
+    first = torch.searchsorted(index, torch.arange(n_indices + 1, device=index.device))
+    kernels.sum_chunks.run(n_indices, [chunks, first, first], [partial], [total], partial.shape[-1])
+    return total
 
 
 @_forward.register_fake

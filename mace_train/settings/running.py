@@ -60,7 +60,7 @@ class ClusterSettings:
     timeout_s: int = 600
     """Seconds after which a collective that a rank does not join is an error."""
     kernels: str = "auto"
-    """Fused operations: auto (compiled where possible), cpp (CPU, compiled) or reference."""
+    """Fused operations: auto (compiled where possible), cpp (CPU), cuda (NVIDIA) or reference."""
     num_threads: int | None = None
     """CPU threads per process; null leaves PyTorch's choice, divided by the ranks of the host."""
     num_workers: int = 0
@@ -69,7 +69,7 @@ class ClusterSettings:
     def __post_init__(self) -> None:
         check_choice("cluster.device", self.device, ("auto", "cpu", "cuda"))
         check_choice("cluster.backend", self.backend, ("auto", "nccl", "gloo"))
-        check_choice("cluster.kernels", self.kernels, ("auto", "cpp", "reference"))
+        check_choice("cluster.kernels", self.kernels, ("auto", "cpp", "cuda", "reference"))
         check_at_least("cluster.timeout_s", self.timeout_s, 1)
         check_at_least("cluster.num_threads", self.num_threads, 1)
         check_at_least("cluster.num_workers", self.num_workers, 0)

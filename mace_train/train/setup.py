@@ -42,7 +42,7 @@ def set_up(settings: TrainSettings, world: World) -> Run:
     _check_new(output, settings, world)
     model = new_model(settings, statistics).to(world.device)
     choose_kernels(model, settings.cluster, world)
-    prepare(model, show_progress=world.is_main)
+    compile_kernels(model, world)
     force_field: nn.Module = ForceField(model, needs_stress(settings.loss))
     if world.size > 1:
         force_field = _distributed(force_field, world)
@@ -74,6 +74,15 @@ def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None
     model.kernels = settings.kernels
     if world.is_main:
         LOGGER.info("%s", line)
+
+
+def compile_kernels(model: MACE, world: World) -> None:
+    """Local rank 0 compiles what the model needs; the others then find it on disk."""
+    if world.local_rank == 0:
+        prepare(model, show_progress=world.is_main)
+    world.barrier()
+    if world.local_rank > 0:
+        prepare(model)
 
 
 def _distributed(module: nn.Module, world: World) -> nn.Module:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from mace_train.ops import compiler
+from mace_train.ops.kernel_cache import cache_folder
 
 KEEP = {
     "MALLOC_MMAP_MAX_": "0",
@@ -60,7 +61,7 @@ def measure_machine(dtype: torch.dtype) -> Machine:
     """The best of several short loops."""
     width = compiler.register_width()
     scalar = {torch.float32: "float", torch.float64: "double"}[dtype]
-    library = compiler.library(_PEAK.format(scalar=scalar, width=width), compiler.cache_folder())
+    library = compiler.library(_PEAK.format(scalar=scalar, width=width), cache_folder())
     n_rounds, n_values = 2_000_000, 2**25 // dtype.itemsize
     memory = torch.full((3 * n_values,), 1e-3, dtype=dtype)
     pointer = ctypes.c_void_p(memory.data_ptr())

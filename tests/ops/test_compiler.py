@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mace_train.errors import InputError
-from mace_train.ops import compiler
+from mace_train.ops import compiler, cuda_compiler, kernel_cache
 from mace_train.ops.kernel import Kernel, Loop, Operand, Role
 from mace_train.ops.methods import announcement, method_of
 from mace_train.ops.native import NativeKernel
@@ -39,7 +39,7 @@ def run_doubling(kernel: NativeKernel) -> torch.Tensor:
 
 @needs_compiler
 def test_cache_is_filled_once_and_used_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiler, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(kernel_cache, "cache_folder", lambda: tmp_path)
     run_doubling(NativeKernel("doubling", doubling))
     files = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert {Path(name).suffix for name in files} == {".so", ".cpp", ".lock"}
@@ -101,10 +101,10 @@ def test_failed_compilation_shows_the_message(tmp_path):
 
 def test_choice_of_a_method(monkeypatch):
     assert method_of("reference", CPU) == "reference"
-    assert method_of("auto", torch.device("cuda")) == "reference"
-    assert "no compiled kernels for cuda" in announcement("auto", torch.device("cuda"))
+    assert method_of("auto", torch.device("mps")) == "reference"
+    assert "no compiled kernels for mps" in announcement("auto", torch.device("mps"))
     assert announcement("reference", CPU) == "kernels: reference, as asked for"
-    with pytest.raises(InputError, match="auto, reference, cpp"):
+    with pytest.raises(InputError, match="auto, reference, cpp, cuda"):
         method_of("fast", CPU)
     with pytest.raises(InputError, match="runs on the CPU"):
         method_of("cpp", torch.device("cuda"))
@@ -113,6 +113,31 @@ def test_choice_of_a_method(monkeypatch):
     assert "no working C++ compiler" in announcement("auto", CPU)
     with pytest.raises(InputError, match="install one"):
         method_of("cpp", CPU)
+
+
+def test_choice_of_cuda(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(cuda_compiler, "why_missing", lambda: None)
+    monkeypatch.setattr(cuda_compiler, "version", lambda: "13.0")
+    monkeypatch.setattr(cuda_compiler, "architectures", lambda: frozenset({"sm_90"}))
+    for capability, method in (((9, 0), "cuda"), ((7, 0), "reference")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert method_of("auto", gpu) == method
+    assert "NVRTC 13.0 does not compile for sm_70" in announcement("auto", gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert method_of("cuda", gpu) == "cuda"
+    assert announcement("auto", gpu) == "kernels: cuda, compiled by NVRTC 13.0"
+    with pytest.raises(InputError, match=r"not on cpu; use kernels=auto"):
+        method_of("cuda", CPU)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "AMD" in announcement("auto", gpu)
+    monkeypatch.setattr(cuda_compiler, "why_missing", lambda: "No module named 'cuda'")
+    assert method_of("auto", gpu) == "reference"
+    assert "No module named 'cuda'; pip install" in announcement("auto", gpu)
+    with pytest.raises(InputError, match=r"pip install 'mace-train\[cuda\]', or use"):
+        method_of("cuda", gpu)
 
 
 @needs_compiler

@@ -33,9 +33,9 @@ def pointers(tensors, rows_before):
     return (ctypes.c_void_p * len(tensors))(*addresses)
 
 
-def same_when_far(native, n_items, index):
+def same_when_far(compiled, n_items, index):
     """Whether both runs agree; tensors are random, with as many rows as their role needs."""
-    kernel = native.build()
+    kernel = compiled.build()
     per_edge = {Role.EDGE, Role.UNIFORM} if kernel.loop is not Loop.ROWS else {Role.ROW}
     n_edges = len(SENDERS)
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def same_when_far(native, n_items, index):
 
     inputs = [tensor(operand) for operand in kernel.inputs]
     outputs = [tensor(operand) for operand in kernel.outputs]
-    function = native.prepare(torch.float64, K)
+    function = compiled.native.prepare(torch.float64, K)
     found = []
     for start in (0, FAR):
         numbers = [t + start for t in index]
@@ -80,8 +80,8 @@ def contraction_kernels():
         symmetric_contraction.register(mace_coupling(1, 1, 3))
     )
     chunks = Chunks.of(torch.tensor([1, 0, 3, 1, 1, 3, 0]), 4)
-    for native in kernels.natives:
-        yield native, len(chunks.index), [chunks.order, chunks.first, chunks.index]
+    for kernel in kernels.of_rows:
+        yield kernel, len(chunks.index), [chunks.order, chunks.first, chunks.index]
 
 
 def polynomial_kernels():
@@ -103,8 +103,8 @@ def polynomial_kernels():
 @pytest.mark.parametrize("kernels", [convolution_kernels, contraction_kernels, polynomial_kernels])
 def test_offsets_beyond_two_to_the_31(kernels):
     def check():
-        for native, n_items, index in kernels():
-            assert same_when_far(native, n_items, index), native.recipe
+        for kernel, n_items, index in kernels():
+            assert same_when_far(kernel, n_items, index), kernel.recipe
 
     child = multiprocessing.get_context("fork").Process(target=check)
     child.start()

@@ -152,7 +152,7 @@ def test_non_contiguous_inputs():
 
 def test_bitwise_equal_for_any_number_of_threads():
     """Also for more threads than chunks, and from run to run."""
-    module, x, elements = case((3, 1, 3), 5 * ATOMS_PER_CHUNK, dtype=torch.float32)
+    module, x, elements = case((3, 1, 3), 5 * ATOMS_PER_CHUNK["cpu"], dtype=torch.float32)
     results = []
     before = torch.get_num_threads()
     try:
@@ -176,6 +176,20 @@ def test_chunks():
     empty = Chunks.of(elements[:0], 4)
     assert empty.first.tolist() == [0]
     assert len(empty.index) == 0
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 5, 73])
+def test_chunks_whose_number_is_only_bounded(n_rows):
+    """Made without looking at values, as on a GPU: the same ones, and empty ones at the end."""
+    elements = torch.tensor(([2] * 40 + [0] * 3 + [2] * 30)[:n_rows], dtype=torch.int64)
+    exact = Chunks._of(elements, 4, 16, exact=True)
+    padded = Chunks._of(elements, 4, 16, exact=False)
+    n_chunks = len(exact.index)
+    assert n_chunks <= len(padded.index) <= n_rows // 16 + 4
+    assert torch.equal(padded.index[:n_chunks], exact.index)
+    assert torch.equal(padded.first[:n_chunks], exact.first[:-1])
+    assert (padded.first[n_chunks:] == n_rows).all()
+    assert (padded.index.diff() >= 0).all()
 
 
 def test_offsets_beyond_two_to_the_31():

@@ -1,0 +1,185 @@
+"""Compiles all CUDA kernels of MACE models, without a GPU, and checks registers and spilled bytes.
+
+    python scripts/kernel_budget.py                    every kernel against kernels/budget.json
+    python scripts/kernel_budget.py --write            ... and make its numbers the ceilings
+    python scripts/kernel_budget.py --architectures sm_90 --only "0e\\+1o" --table
+
+The kernels are those of training energies and forces with 128 channels, l_max 3 and correlation 3,
+for features 0e, 0e+1o and 0e+1o+2e, in both precisions. Registers are per thread; bytes of spill
+stores are per thread and what ptxas says. Ceilings are rounded up a little, since versions of NVRTC
+differ. Needs the extra "cuda".
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from mace_train._paths import KERNELS  # noqa: E402
+from mace_train.model.mace import MACE, ModelData  # noqa: E402
+from mace_train.model.prepare import training_kernels  # noqa: E402
+from mace_train.ops import cuda_compiler  # noqa: E402
+from mace_train.ops.compiled import CompiledKernel  # noqa: E402
+from mace_train.settings import ModelSettings  # noqa: E402
+
+BUDGET = KERNELS / "budget.json"
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+CHANNELS = 128
+IRREPS = ("0e", "0e+1o", "0e+1o+2e")
+Numbers = dict[str, list[int]]  # architecture: registers, bytes of spill stores
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel in one precision."""
+
+    label: str
+    kernel: CompiledKernel
+    dtype: torch.dtype
+
+
+def main() -> int:
+    """Compile, print, compare or write; 0 if everything is within its ceiling."""
+    arguments = _arguments()
+    missing = cuda_compiler.why_missing()
+    if missing:
+        print(f"{missing}; pip install 'mace-train[cuda]'", file=sys.stderr)
+        return 2
+    start = time.perf_counter()
+    chosen = [v for v in variants() if re.search(arguments.only, v.label)]
+    found = measure(chosen, arguments.architectures, arguments.jobs)
+    seconds = time.perf_counter() - start
+    print(
+        f"{len(found)} kernels for {', '.join(arguments.architectures)} in {seconds:.0f} s, "
+        f"NVRTC {cuda_compiler.version()}"
+    )
+    if arguments.table:
+        print(table(found))
+    if arguments.write:
+        _write(found)
+        return 0
+    problems = compare(found, json.loads(BUDGET.read_text())["ceilings"])
+    print("\n".join(problems) or "all within kernels/budget.json")
+    return 1 if problems else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES))
+    parser.add_argument("--only", default="", help="a regular expression for the kernels' names")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--table", action="store_true", help="print the numbers as Markdown")
+    parser.add_argument("--write", action="store_true", help="write kernels/budget.json")
+    return parser.parse_args()
+
+
+def variants() -> list[Variant]:
+    """The kernels of the three models, each once, in both precisions."""
+    kernels: dict[str, CompiledKernel] = {}
+    for max_degree, irreps in enumerate(IRREPS):
+        settings = ModelSettings(num_channels=CHANNELS, max_L=max_degree)
+        data = ModelData(5.0, (1, 6), (0.0, 0.0), 20.0, 1.0, 0.0)
+        model = MACE(settings, data, "cpp")
+        for kernel, *_ in training_kernels(model):
+            operation, *rest = kernel.recipe.split(" ")
+            name = " ".join(rest if operation == "sum" else rest[1:])
+            # of a smaller model, found before, unless it belongs to these irreps
+            known = {k.recipe for k in kernels.values()}
+            if kernel.recipe not in known:
+                label = (
+                    f"{operation} {name}"
+                    if operation == "sum"
+                    else (f"{operation} {irreps} {name}")
+                )
+                kernels[label] = kernel
+    dtypes = (torch.float32, torch.float64)
+    return [
+        Variant(f"{label} {str(dtype).removeprefix('torch.')}", kernels[label], dtype)
+        for label in sorted(kernels)
+        for dtype in dtypes
+    ]
+
+
+def measure(
+    chosen: Iterable[Variant], architectures: Iterable[str], jobs: int
+) -> dict[str, Numbers]:
+    """Registers and spilled bytes of every kernel."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+
+        def numbers(variant: Variant) -> Numbers:
+            source = variant.kernel.cuda.source(variant.dtype, CHANNELS, Path(folder))
+            return {name: _registers(source, name) for name in architectures}
+
+        chosen = list(chosen)
+        labels = [variant.label for variant in chosen]
+        return dict(zip(labels, pool.map(numbers, chosen), strict=True))
+
+
+def _registers(source: str, architecture: str) -> list[int]:
+    _, log = cuda_compiler.compile_cubin(source, architecture)
+    return [
+        int(_one(r"Used (\d+) registers", log)),
+        int(_one(r"(\d+) bytes spill stores", log)),
+    ]
+
+
+def _one(pattern: str, log: str) -> str:
+    (found,) = re.findall(pattern, log)
+    return found
+
+
+def compare(found: dict[str, Numbers], ceilings: dict[str, Numbers]) -> list[str]:
+    """What is above its ceiling, or has none."""
+    problems = []
+    for label, numbers in found.items():
+        for architecture, (registers, spilled) in numbers.items():
+            if architecture not in ceilings.get(label, {}):
+                problems.append(f"{label}, {architecture}: not in kernels/budget.json; --write it")
+                continue
+            most_registers, most_spilled = ceilings[label][architecture]
+            if registers > most_registers or spilled > most_spilled:
+                problems.append(
+                    f"{label}, {architecture}: {registers} registers, {spilled} bytes spilled; "
+                    f"the ceilings are {most_registers} and {most_spilled}"
+                )
+    return problems
+
+
+def _write(found: dict[str, Numbers]) -> None:
+    """Round up, so that another version of NVRTC may do a little worse."""
+    ceilings = {
+        label: {
+            name: [min(255, -(-registers // 8) * 8), -(-spilled // 64) * 64]
+            for name, (registers, spilled) in numbers.items()
+        }
+        for label, numbers in found.items()
+    }
+    entries = ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in ceilings.items())
+    header = f'"nvrtc": "{cuda_compiler.version()}",\n"unit": "registers, bytes of spill stores"'
+    BUDGET.write_text(f'{{\n{header},\n"ceilings": {{\n{entries}\n}}\n}}\n')
+
+
+def table(found: dict[str, Numbers]) -> str:
+    """Registers / spilled bytes as Markdown."""
+    names = list(next(iter(found.values())))
+    lines = [f"| kernel | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for label, numbers in found.items():
+        cells = [f"{r} / {s}" if s else str(r) for r, s in numbers.values()]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

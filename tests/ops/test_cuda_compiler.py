@@ -1,0 +1,85 @@
+"""NVRTC without a GPU: cubins, their cache, and the registers of all kernels of MACE."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mace_train.ops import cuda_compiler
+from mace_train.ops.cuda_kernel import CudaKernel
+from mace_train.ops.kernel import sum_kernel
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import kernel_budget  # noqa: E402
+
+needs_nvrtc = pytest.mark.skipif(
+    cuda_compiler.why_missing() is not None, reason="needs the extra cuda (NVRTC)"
+)
+ELF = b"\x7fELF"
+
+
+@needs_nvrtc
+def test_cubin_is_compiled_once(tmp_path, monkeypatch):
+    source = CudaKernel("sum 2", lambda: sum_kernel(2)).source(torch.float32, 8, tmp_path)
+    first = cuda_compiler.cubin(source, "sm_90", tmp_path)
+    assert first.startswith(ELF)
+    other = cuda_compiler.cubin(source, "sm_80", tmp_path)
+    assert other.startswith(ELF)
+    assert other != first
+    assert len(list(tmp_path.glob("*.cubin"))) == 2
+    monkeypatch.setattr(cuda_compiler, "compile_cubin", None)
+    assert cuda_compiler.cubin(source, "sm_90", tmp_path) == first
+    monkeypatch.setattr(cuda_compiler, "version", lambda: "1.0")  # another NVRTC: compile again
+    with pytest.raises(TypeError):
+        cuda_compiler.cubin(source, "sm_90", tmp_path)
+    assert not list(tmp_path.glob("*.part"))
+
+
+@needs_nvrtc
+def test_a_failed_compilation_shows_the_message(tmp_path):
+    with pytest.raises(Exception, match="unknown_type"):
+        cuda_compiler.cubin("unknown_type x;", "sm_90", tmp_path)
+    assert not list(tmp_path.glob("*.cubin"))
+
+
+@needs_nvrtc
+def test_architectures_that_nvrtc_compiles_for():
+    assert {"sm_80", "sm_90", "sm_100"} <= cuda_compiler.architectures()
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    cuda_compiler.why_missing.cache_clear()
+    try:
+        assert "cuda.core" in (cuda_compiler.why_missing() or "")
+    finally:
+        cuda_compiler.why_missing.cache_clear()
+
+
+@needs_nvrtc
+@pytest.mark.slow
+def test_registers_and_spills_are_within_their_ceilings():
+    """All kernels of three models, both precisions and three architectures; about a minute."""
+    variants = kernel_budget.variants()
+    ceilings = json.loads(kernel_budget.BUDGET.read_text())["ceilings"]
+    assert {variant.label for variant in variants} == ceilings.keys()
+    found = kernel_budget.measure(variants, kernel_budget.ARCHITECTURES, jobs=2)
+    assert kernel_budget.compare(found, ceilings) == []
+    spilled = {label for label, n in found.items() if any(spills for _, spills in n.values())}
+    single = {label for label in spilled if label.endswith("float32")}
+    assert single <= {"contraction 0e+1o+2e double float32"}
+
+
+def test_what_is_above_its_ceiling_is_reported():
+    ceilings = {"sum 1 float32": {"sm_90": [32, 0]}}
+    assert kernel_budget.compare({"sum 1 float32": {"sm_90": [32, 0]}}, ceilings) == []
+    (problem,) = kernel_budget.compare({"sum 1 float32": {"sm_90": [40, 0]}}, ceilings)
+    assert "40 registers" in problem
+    (problem,) = kernel_budget.compare({"sum 1 float32": {"sm_90": [30, 8]}}, ceilings)
+    assert "8 bytes spilled" in problem
+    (problem,) = kernel_budget.compare({"sum 1 float32": {"sm_80": [30, 0]}}, ceilings)
+    assert "--write" in problem

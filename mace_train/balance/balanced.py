@@ -43,7 +43,8 @@ class Packed:
 
     ids: NDArray[np.int32]
     bin_of: NDArray[np.int32]
-    excess: int
+    largest: int
+    """Cost of the largest bin; 0 where one packing had to do."""
     n_left: int
 
 
@@ -68,7 +69,7 @@ def pack_window(
         if n_left:
             n_left = make_room(narrow, bin_of, caps, n_bins, MOST_MOVED)
         found = Packed(ids, bin_of, _largest(bin_of, cost, n_bins) if n_tries > 1 else 0, n_left)
-        if best is None or (found.n_left, found.excess) < (best.n_left, best.excess):
+        if best is None or (found.n_left, found.largest) < (best.n_left, best.largest):
             best = found
         if attempt + 1 >= n_tries and (best.n_left == 0 or attempt >= 1):
             break
@@ -107,7 +108,7 @@ class Packing:
     ) -> None:
         self.costs, self.limits = costs, capacity.limits
         self.seed, self.epoch = seed, epoch
-        self.layout = layout_for(n_steps, world_size)
+        self.layout = layout_for(n_steps, world_size, len(costs))
 
     @cached_property
     def _deal(self) -> Deal:
@@ -190,7 +191,7 @@ def usual_steps(costs: Costs, capacity: Capacity, world_size: int) -> int:
         if not any(len(packing.window(window)[1]) for window in packing.fullest()):
             break
         n_steps = max(packing.layout.n_steps, n_steps) + max(1, n_steps // 400)
-    return layout_for(n_steps, world_size).n_steps
+    return layout_for(n_steps, world_size, len(costs)).n_steps
 
 
 def balanced(costs: Costs, capacity: Capacity, world_size: int, seed: int, epoch: int) -> Bins:

@@ -27,7 +27,7 @@ def packers(report: dict[str, Any]) -> Table:
             f"{report['assumptions']}"
         ),
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     columns = []
     for name, numbers in report["packers"].items():
         table.add_column(name + (" *" if name == report["selected"] else ""), justify="right")

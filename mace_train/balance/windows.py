@@ -40,8 +40,13 @@ class Layout:
         return self.n_windows * self.n_bins // self.world_size
 
 
-def layout_for(n_steps: int, world_size: int) -> Layout:
-    """The layout with the fewest steps >= n_steps, and about 256 to 512 bins per window."""
+def layout_for(n_steps: int, world_size: int, n_structures: int) -> Layout:
+    """The layout with the fewest steps >= n_steps, and about 256 to 512 bins per window.
+
+    Steps are not divided where there are few structures for a bin, so that no window is without.
+    """
+    if world_size > MOST_BINS and n_structures < 2 * n_steps * world_size:
+        return Layout(world_size, n_steps, world_size)
     if world_size > MOST_BINS:
         parts = [m for m in range(1, world_size + 1) if world_size % m == 0]
         sizes = [world_size // m for m in parts]

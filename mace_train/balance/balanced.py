@@ -3,7 +3,7 @@
 Steps per epoch come from the lower bound, with what trial windows need above it. An epoch is dealt
 to windows (windows.py). A window is packed from large to small, each structure to the bin where it
 adds least to the squared loads, among those with room in all capacities; then exchanges between
-two bins even out atoms and edges to 0.2 % (refine.py). Small windows are packed several times and
+two bins even out atoms and edges to 0.15 % (refine.py). Small windows are packed several times and
 the best is kept. Sizes are compared with +-30 % of random jitter: structures do not meet in the
 same bin again. Bins of a window of several steps are sorted by cost, neighbours make a step, and
 the steps come in random order; ranks are random.
@@ -30,7 +30,7 @@ from mace_train.balance.randomness import Stream, bits_of, random_bits, shuffled
 from mace_train.balance.refine import NOWHERE, UNIT, make_room, place, refine
 from mace_train.balance.windows import Deal, deal, layout_for
 
-TOLERANCE = UNIT // 500  # 0.2 % of the mean load
+TOLERANCE = UNIT // 667  # 0.15 % of the mean load
 ROUNDS_PER_BIN = 3  # exchanges tried, in a window that is not small
 WORK_OF_TRIALS, MOST_TRIALS = 150_000, 8  # windows that must fit in the number of steps
 WORK = 8_000  # structures that are packed again and again in a small window

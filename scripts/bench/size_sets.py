@@ -9,7 +9,16 @@ The real mixture is not synthetic: ``mixture`` counts the edges of all files of 
 keeps them in a cache file, and repeats the structures to the number asked for.
 """
 
+import gzip
+import hashlib
+import io
+import tempfile
+from pathlib import Path
+
+import ase
+import ase.io
 import numpy as np
+import vesin
 from numpy.typing import NDArray
 
 from mace_train.balance.costs import Costs
@@ -74,3 +83,37 @@ def _shuffled(
 ) -> Costs:
     order = random.permutation(len(atoms))
     return Costs(atoms[order], edges.astype(np.int64)[order])
+
+
+def mixture(folder: Path, n: int = N, r_max: float = 5.0, seed: int = 0) -> Costs:
+    """The structures of all extxyz files below a folder, repeated to n.
+
+    Edges are counted once and kept in the system's folder for temporary files.
+    """
+    cache = Path(tempfile.gettempdir()) / f"mace-train-mixture-{r_max}-{_name(folder)}.npz"
+    if not cache.exists():
+        counts = [_counts(atoms, r_max) for path in _files(folder) for atoms in _frames(path)]
+        atoms, edges = np.array(counts).T
+        np.savez(cache, atoms=atoms, edges=edges)
+    kept = np.load(cache)
+    chosen = np.random.default_rng(seed).permutation(np.resize(np.arange(len(kept["atoms"])), n))
+    return Costs(kept["atoms"][chosen], kept["edges"][chosen])
+
+
+def _name(folder: Path) -> str:
+    return hashlib.blake2b(str(folder.resolve()).encode(), digest_size=4).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*xyz*") if p.is_file())
+
+
+def _frames(path: Path) -> list[ase.Atoms]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt") as handle:
+        return ase.io.read(io.StringIO(handle.read()), ":", format="extxyz")
+
+
+def _counts(atoms: ase.Atoms, r_max: float) -> tuple[int, int]:
+    neighbours = vesin.ase_neighbor_list("i", atoms, r_max)
+    return len(atoms), len(neighbours)

@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # for e3nn 0.4.4
 warnings.simplefilter("ignore")  # mace-torch and e3nn 0.4.4 under a recent PyTorch
 
 import ase.io  # noqa: E402

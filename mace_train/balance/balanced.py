@@ -80,8 +80,7 @@ def pack_window(
 def _scaled(sizes: Ids, n_bins: int) -> Ids:
     """Atoms and edges in units of a bin's mean load over UNIT, [n, 2]."""
     totals = np.maximum(sizes[:, :2].sum(axis=0), 1)
-    shift = max(0, int(sizes[:, :2].max()).bit_length() + 20 + n_bins.bit_length() - 62)
-    return ((sizes[:, :2] * n_bins) << (20 - shift)) // np.maximum(totals >> shift, 1)
+    return (sizes[:, :2] * ((n_bins << 40) // totals)) >> 20
 
 
 def _large_to_small(scaled: Ids, ids: NDArray[np.int32], start: np.uint64, percent: int) -> Ids:

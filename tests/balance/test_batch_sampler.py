@@ -1,5 +1,8 @@
 """Balanced batches in PyTorch's DataLoader, with worker processes, restarts and totals."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
@@ -56,3 +59,12 @@ def test_what_cannot_be_batched_is_named():
         BalancedBatchSampler([3, 4], [6, 12], world_size=3, rank=0)
     with pytest.raises(InputError, match="max_atoms=100"):
         samplers(max_atoms=100)
+
+
+def test_planning_does_not_need_pytorch():
+    code = (
+        "import sys; from mace_train.balance.batch_sampler import BalancedBatchSampler as S\n"
+        "assert len(list(S([3, 4], [6, 8], world_size=1, rank=0))) == 1\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

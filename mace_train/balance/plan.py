@@ -1,6 +1,6 @@
 """The plan of one epoch: which structures every rank takes in every step.
 
-    bins [n_steps][world_size] -> ids of structures
+    (step, rank) -> ids of structures
 
 A plan follows from (costs, packer, capacity, world_size, seed, epoch) alone, so every rank makes
 its own and all are the same; ``Plan.fingerprint`` is there to be compared. All ranks have the same
@@ -11,9 +11,12 @@ Numbers about a plan, with c[s, r] the cost of the bin of rank r in step s (see 
     straggler ratio = sum over s of max over r of c[s, r] / (sum of c / world_size)  >= 1,
 
 the time of the epoch, if time is proportional to cost, over the time of a perfect balance; and
-imbalance[s] = max over r of c[s, r] / mean over r of c[s, r].
+imbalance[s] = max over r of c[s, r] / mean over r of c[s, r]. A step takes at least the cost of its
+most expensive structure, so for the structures that the plan deals to its steps
 
-Stored as one array of ids and one of offsets: 8 bytes per structure and per bin. O(n) to check.
+    straggler ratio >= sum over s of max(mean_s, largest structure_s) / sum over s of mean_s.
+
+O(n) to check.
 """
 
 import hashlib
@@ -24,37 +27,31 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.costs import EDGES_PER_ATOM, Capacity, Costs
-from mace_train.balance.packers import PACKERS, Ids
+from mace_train.balance.bins import Bins, Ids
+from mace_train.balance.costs import Capacity, Costs
+from mace_train.balance.packers import PACKERS
 from mace_train.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The bins of one epoch; make it with ``make_plan`` or ``Plan.from_bins``."""
+    """The bins of one epoch; made by ``make_plan``."""
 
     costs: Costs
     world_size: int
-    ids: Ids  # [n_structures]
-    offsets: Ids  # [n_steps * world_size + 1]: bin (s, r) is ids[offsets[b]:offsets[b + 1]],
-    # b = s * world_size + r
+    bins: Bins  # bin (s, r) has the number s * world_size + r
 
-    @staticmethod
-    def from_bins(costs: Costs, bins: list[Ids], world_size: int) -> "Plan":
-        """The plan whose step s takes bins[s * world_size : (s + 1) * world_size]."""
-        offsets = np.zeros(len(bins) + 1, np.int64)
-        np.cumsum([len(ids) for ids in bins], out=offsets[1:])
-        assert len(bins) % world_size == 0, "ranks would differ in their number of steps"
-        ids = np.concatenate(bins).astype(np.int64, copy=False)
-        counts = np.bincount(ids, minlength=len(costs))
-        assert len(counts) == len(costs), "a bin holds an id that is no structure"
+    def __post_init__(self) -> None:
+        """Check that every structure is in exactly one bin, and that ranks have equal steps."""
+        assert len(self.bins) % self.world_size == 0, "ranks would differ in their number of steps"
+        counts = np.bincount(self.bins.ids, minlength=len(self.costs))
+        assert len(counts) == len(self.costs), "a bin holds an id that is no structure"
         assert (counts == 1).all(), "a structure is lost or doubled"
-        return Plan(costs, world_size, ids, offsets)
 
     @property
     def n_steps(self) -> int:
         """Steps of the epoch, the same on every rank."""
-        return (len(self.offsets) - 1) // self.world_size
+        return len(self.bins) // self.world_size
 
     def bin(self, step: int, rank: int) -> Ids:
         """Ids of the structures that a rank takes in a step, rising; may be empty."""
@@ -63,43 +60,37 @@ class Plan:
                 f"step {step}, rank {rank} of a plan of {self.n_steps} steps, "
                 f"{self.world_size} ranks"
             )
-        b = step * self.world_size + rank
-        return self.ids[self.offsets[b] : self.offsets[b + 1]]
+        return self.bins[step * self.world_size + rank]
 
     def of_rank(self, rank: int, start_step: int = 0) -> Iterator[Ids]:
         """The bins of one rank, step by step, from a step on."""
         for step in range(start_step, self.n_steps):
             yield self.bin(step, rank)
 
-    @property
-    def bins_of_step(self) -> list[list[Ids]]:
-        """All bins, as lists over steps and ranks."""
-        return [[self.bin(s, r) for r in range(self.world_size)] for s in range(self.n_steps)]
-
-    def _per_bin(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+    def per_bin(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sums over the structures of every bin, [n_steps, world_size]."""
-        sums = np.concatenate([[0], np.cumsum(values[self.ids])])[self.offsets]
+        sums = np.concatenate([[0], np.cumsum(values[self.bins.ids])])[self.bins.offsets]
         return np.diff(sums).reshape(self.n_steps, self.world_size)
 
     @cached_property
     def n_structures(self) -> NDArray[np.int64]:
         """Structures of every bin, [n_steps, world_size]."""
-        return np.diff(self.offsets).reshape(self.n_steps, self.world_size)
+        return np.diff(self.bins.offsets).reshape(self.n_steps, self.world_size)
 
     @cached_property
     def n_atoms(self) -> NDArray[np.int64]:
         """Atoms of every bin, [n_steps, world_size]."""
-        return self._per_bin(self.costs.n_atoms)
+        return self.per_bin(self.costs.n_atoms)
 
     @cached_property
     def n_edges(self) -> NDArray[np.int64]:
         """Edges of every bin, [n_steps, world_size]."""
-        return self._per_bin(self.costs.n_edges)
+        return self.per_bin(self.costs.n_edges)
 
     @property
     def bin_costs(self) -> NDArray[np.float64]:
-        """Cost of every bin, atoms + edges / 30, [n_steps, world_size]."""
-        return (EDGES_PER_ATOM * self.n_atoms + self.n_edges) / EDGES_PER_ATOM
+        """Cost of every bin, atoms + edges / edges_per_atom, [n_steps, world_size]."""
+        return self.n_atoms + self.n_edges / self.costs.edges_per_atom
 
     @property
     def straggler(self) -> float:
@@ -113,22 +104,35 @@ class Plan:
         costs = self.bin_costs
         return np.asarray(costs.max(axis=1) / costs.mean(axis=1))
 
+    @cached_property
+    def least_straggler(self) -> float:
+        """The lower bound of the straggler ratio of any plan with the same steps."""
+        cost, offsets = self.costs.scaled, self.bins.offsets
+        padded = np.append(cost[self.bins.ids], 0)  # empty bins at the end have a start, too
+        largest = np.maximum.reduceat(padded, offsets[:-1])
+        largest[np.diff(offsets) == 0] = 0
+        largest = largest.reshape(self.n_steps, self.world_size).max(axis=1)
+        mean = self.per_bin(cost).mean(axis=1)
+        return float(np.maximum(mean, largest).sum() / mean.sum())
+
     def fill(self, capacity: Capacity) -> tuple[float, float]:
         """Mean atoms and edges of a bin, as shares of the capacity."""
         atoms = float(self.n_atoms.mean()) / capacity.max_atoms
         return atoms, float(self.n_edges.mean()) / max(capacity.max_edges, 1)
 
     def n_over(self, capacity: Capacity) -> int:
-        """Bins above the capacity in atoms or edges."""
-        over = (self.n_atoms > capacity.max_atoms) | (self.n_edges > capacity.max_edges)
+        """Bins above the capacity in atoms, edges or memory."""
+        over = np.zeros((self.n_steps, self.world_size), bool)
+        for counts, limit in zip(self.costs.dimensions, capacity.limits, strict=True):
+            over |= self.per_bin(counts) > limit
         return int(over.sum())
 
     @cached_property
     def fingerprint(self) -> int:
         """A 63-bit number that two ranks share only if their plans are the same."""
         digest = hashlib.blake2b(digest_size=8)
-        for array in (np.array([self.world_size]), self.ids, self.offsets):
-            digest.update(array.astype("<i8").tobytes())
+        for array in (np.array([self.world_size]), self.bins.ids, self.bins.offsets):
+            digest.update(array.astype("<i8", copy=False).data)
         return int.from_bytes(digest.digest(), "little") >> 1
 
 
@@ -143,8 +147,7 @@ def make_plan(
         raise InputError(f"packer={packer!r} is not known; valid choices are: {', '.join(PACKERS)}")
     if world_size < 1:
         raise InputError(f"world_size={world_size} must be at least 1")
-    bins = PACKERS[packer](costs, capacity, world_size, seed, epoch)
-    plan = Plan.from_bins(costs, bins, world_size)
+    plan = Plan(costs, world_size, PACKERS[packer](costs, capacity, world_size, seed, epoch))
     if packer != "fixed_count":
         assert plan.n_over(capacity) == 0, "a bin is above the capacity"
     return plan

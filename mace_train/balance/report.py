@@ -1,104 +1,212 @@
-"""The report of ``mace-train balance``: all packers, compared on the sizes of a data set.
+"""The report of ``mace-train balance``: what the packers and the capacity do on many GPUs.
 
-For every packer the plan of epoch 0 is made as training on that many GPUs would make it, and its
-steps, straggler ratio (see plan.py), fill, largest bin and structures per step are set side by
-side. No GPU and no model is used; the cost of a structure is atoms + edges / 30.
+For every packer the plan of epoch 0 is made as training on that many GPUs would make it; its steps,
+straggler ratio (see plan.py), distance from the lower bounds (bounds.py), fill, mixing (mixing.py)
+and predicted epoch time (simulate.py) are set side by side. Then the selected packer with smaller
+and larger capacities, and predicted strong and weak scaling. No GPU and no model is used.
 
-Writes balance.json (all numbers) and balance.png (bin loads, and the cost of the ranks over the
-steps) into the output folder, when one is given. Takes as long as the plans do.
+Writes balance.json (all numbers), balance.png (bins and ranks) and scaling.png into the output
+folder, when one is given. Takes as long as its plans do: about one minute for 2.65 M structures.
 """
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
+from rich.progress import track
 
-from mace_train.balance.costs import EDGES_PER_ATOM, Capacity, Costs, derive_capacity
+from mace_train.balance import plots, tables
+from mace_train.balance.bounds import least_steps
+from mace_train.balance.cost_model import read_cost_model, with_cost_model
+from mace_train.balance.costs import Capacity, Costs, derive_capacity, limit_memory
+from mace_train.balance.mixing import mixing, repetition
 from mace_train.balance.packers import PACKERS
 from mace_train.balance.plan import Plan, make_plan
+from mace_train.balance.simulate import (
+    ASSUMED_GPU,
+    ASSUMPTIONS,
+    FABRICS,
+    Cluster,
+    Epoch,
+    strong_scaling,
+    weak_scaling,
+)
 from mace_train.checks import existing_folder, make_folder
 from mace_train.data.statistics import open_split
+from mace_train.errors import InputError
 from mace_train.settings import BalanceSettings, BatchingSettings
+
+CAPACITIES = (0.25, 0.5, 0.75, 1.5, 2.0, 4.0)  # times the chosen one
+RANKS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+WEAK_STEPS = 4  # of an epoch of weak scaling, about
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One packer's plan of epoch 0."""
+    """One packer's plan of epoch 0, what it was asked for, and what it is measured against."""
 
     packer: str
     plan: Plan
+    next_plan: Plan
     capacity: Capacity
     plan_s: float
     """Time to make the plan, s."""
+    epoch: Epoch
 
     def numbers(self) -> dict[str, Any]:
         """What balance.json holds about the packer; shares of the capacity are not in percent."""
-        plan = self.plan
-        fill_atoms, fill_edges = plan.fill(self.capacity)
+        plan, capacity = self.plan, self.capacity
+        fill_atoms, fill_edges = plan.fill(capacity)
         per_step = plan.n_structures.sum(axis=1)
+        mix = mixing(plan)
         return {
             "steps": plan.n_steps,
+            "least_steps": least_steps(plan.costs, capacity, plan.world_size),
             "straggler": plan.straggler,
+            "least_straggler": plan.least_straggler,
             "worst_step_imbalance": float(plan.imbalance.max()),
             "fill_atoms": fill_atoms,
             "fill_edges": fill_edges,
             "largest_bin_atoms": int(plan.n_atoms.max()),
             "largest_bin_edges": int(plan.n_edges.max()),
-            "bins_over_capacity": plan.n_over(self.capacity),
+            "bins_over_capacity": plan.n_over(capacity),
             "empty_bins": int((plan.n_structures == 0).sum()),
             "structures_per_step": {
                 "min": int(per_step.min()),
                 "mean": float(per_step.mean()),
                 "max": int(per_step.max()),
             },
+            "size_mix_within_bins": mix.within_bins,
+            "size_mix_between_steps": mix.between_steps,
+            "meet_again_in_a_bin": _or_none(repetition(plan, self.next_plan)),
+            "meet_again_in_a_step": _or_none(repetition(plan, self.next_plan, steps=True)),
             "plan_s": self.plan_s,
+            "predicted": predicted(self.epoch),
         }
 
 
-def compare(costs: Costs, batching: BatchingSettings, gpus: int, seed: int) -> list[Entry]:
+def _or_none(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if np.isnan(value) else value
+
+
+def predicted(epoch: Epoch) -> dict[str, float]:
+    """A predicted epoch, as it stands in balance.json."""
+    return {**asdict(epoch), "epoch_s": epoch.total_s, "efficiency": epoch.efficiency}
+
+
+def cluster_of(settings: BalanceSettings) -> Cluster:
+    """The cluster that the settings describe, with the measured cost model if there is one."""
+    file = settings.batching.cost_model
+    model = ASSUMED_GPU if file is None else read_cost_model(file)
+    fabric = FABRICS[settings.fabric]
+    return Cluster(model, fabric, settings.gradient_mb * 1e6, settings.all_reduce)
+
+
+def report_capacity(costs: Costs, batching: BatchingSettings) -> Capacity:
+    """The capacity that all packers are measured against."""
+    capacity = derive_capacity(costs, batching.batch_size, batching.max_atoms, batching.max_edges)
+    return limit_memory(costs, capacity, batching.max_memory_gb)
+
+
+def compare(
+    costs: Costs, batching: BatchingSettings, gpus: int, seed: int, cluster: Cluster
+) -> list[Entry]:
     """The plan of epoch 0 by every packer, fill and overflow measured against one capacity.
 
     Raises ``InputError`` when a structure is above a given capacity.
     """
-    capacity = derive_capacity(costs, batching.batch_size, batching.max_atoms, batching.max_edges)
-    counted = Capacity(capacity.max_atoms, capacity.max_edges, batching.batch_size)
+    capacity = report_capacity(costs, batching)
+    counted = replace(capacity, batch_size=batching.batch_size)
     entries = []
     for packer in PACKERS:
         asked = counted if packer == "fixed_count" else capacity
         start = time.perf_counter()
         plan = make_plan(costs, packer, asked, gpus, seed, 0)
-        entries.append(Entry(packer, plan, capacity, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        following = make_plan(costs, packer, asked, gpus, seed, 1)
+        entries.append(Entry(packer, plan, following, capacity, seconds, cluster.epoch(plan)))
     return entries
 
 
+def other_capacities(
+    costs: Costs, packer: str, capacity: Capacity, gpus: int, seed: int, cluster: Cluster
+) -> list[dict[str, Any]]:
+    """What a smaller or larger capacity would do: steps, balance and predicted epoch."""
+    rows = []
+    for factor in sorted((1.0, *CAPACITIES)):
+        try:
+            scaled = _scaled(costs, capacity, factor)
+            plan = make_plan(costs, packer, scaled, gpus, seed, 0)
+        except InputError:
+            continue  # a structure would not fit
+        epoch = cluster.epoch(plan)
+        rows.append(
+            {
+                "factor": factor,
+                "max_atoms": scaled.max_atoms,
+                "max_edges": scaled.max_edges,
+                "steps": plan.n_steps,
+                "structures_per_step": len(costs) / plan.n_steps,
+                "straggler": plan.straggler,
+                "least_straggler": plan.least_straggler,
+                "epoch_s": epoch.total_s,
+                "efficiency": epoch.efficiency,
+            }
+        )
+    return rows
+
+
+def _scaled(costs: Costs, capacity: Capacity, factor: float) -> Capacity:
+    """A capacity of another size, of which every structure leaves room for itself."""
+    atoms = max(int(factor * capacity.max_atoms), int(costs.n_atoms.max()))
+    edges = max(int(factor * capacity.max_edges), int(costs.n_edges.max()))
+    size = capacity.batch_size and max(1, round(factor * capacity.batch_size))
+    memory = capacity.max_memory and int(factor * capacity.max_memory)
+    return Capacity(atoms, edges, size, memory)
+
+
+def scaling(
+    costs: Costs, entries: list[Entry], batching: BatchingSettings, seed: int, cluster: Cluster
+) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Predicted epochs from 8 to 4096 GPUs: strong and weak, for every packer."""
+    result: dict[str, dict[str, list[dict[str, float]]]] = {"strong": {}, "weak": {}}
+    ranks = [n for n in RANKS if n <= len(costs)]
+    balanced = entries[0].plan
+    per_rank = max(1, round(WEAK_STEPS * len(costs) / len(balanced.bins)))
+    for entry in track(entries, "scaling", transient=True, disable=len(costs) < 100_000):
+        size = batching.batch_size if entry.packer == "fixed_count" else entry.capacity.batch_size
+        capacity = replace(entry.capacity, batch_size=size)
+        strong = strong_scaling(costs, entry.packer, capacity, cluster, ranks, seed)
+        weak = weak_scaling(costs, entry.packer, capacity, cluster, list(RANKS), per_rank, seed)
+        result["strong"][entry.packer] = [predicted(epoch) for epoch in strong]
+        result["weak"][entry.packer] = [predicted(epoch) for epoch in weak]
+    return result
+
+
 def balance(settings: BalanceSettings) -> dict[str, Any]:
-    """Print the comparison, write it if asked to, and return what balance.json holds.
+    """Print the report, write it if asked to, and return what balance.json holds.
 
     Raises ``InputError`` for a folder without shards or a structure above the capacity.
     """
     shards = open_split(existing_folder("data_dir", settings.data_dir), settings.split)
-    costs = Costs(shards.n_atoms.astype(np.int64), shards.n_edges.astype(np.int64))
-    entries = compare(costs, settings.batching, settings.gpus, settings.seed)
-    report = _as_dict(costs, entries, settings)
-    Console().print(_table(costs, entries, settings))
-    if settings.output is not None:
-        output = Path(settings.output)
-        make_folder("output", output)
-        (output / "balance.json").write_text(json.dumps(report, indent=2) + "\n")
-        _figure(entries).savefig(output / "balance.png", dpi=150)
-    return report
+    sizes = Costs(shards.n_atoms.astype(np.int64), shards.n_edges.astype(np.int64))
+    costs = with_cost_model(sizes, settings.batching)
+    return report_on(costs, settings, Console().print)
 
 
-def _as_dict(costs: Costs, entries: list[Entry], settings: BalanceSettings) -> dict[str, Any]:
+def report_on(costs: Costs, settings: BalanceSettings, show: Callable[..., None]) -> dict[str, Any]:
+    """The report on given sizes."""
+    batching, cluster = settings.batching, cluster_of(settings)
+    entries = compare(costs, batching, settings.gpus, settings.seed, cluster)
     capacity = entries[0].capacity
-    return {
+    packer = "balanced" if batching.packer == "fixed_count" else batching.packer
+    report: dict[str, Any] = {
         "data_dir": str(settings.data_dir),
         "split": settings.split,
         "gpus": settings.gpus,
@@ -106,89 +214,29 @@ def _as_dict(costs: Costs, entries: list[Entry], settings: BalanceSettings) -> d
         "structures": len(costs),
         "atoms": int(costs.n_atoms.sum()),
         "edges": int(costs.n_edges.sum()),
-        "cost": f"atoms + edges / {EDGES_PER_ATOM}",
-        "batch_size": settings.batching.batch_size,
+        "cost": f"atoms + edges / {costs.edges_per_atom}",
+        "batch_size": batching.batch_size,
         "max_atoms": capacity.max_atoms,
         "max_edges": capacity.max_edges,
-        "selected": settings.batching.packer,
+        "max_memory_gb": batching.max_memory_gb,
+        "selected": batching.packer,
+        "cluster": asdict(cluster),
+        "assumptions": ASSUMPTIONS,
         "packers": {entry.packer: entry.numbers() for entry in entries},
-    }
-
-
-def _table(costs: Costs, entries: list[Entry], settings: BalanceSettings) -> Table:
-    """One column per packer, the selected one marked."""
-    capacity = entries[0].capacity
-    table = Table(
-        title=f"{len(costs)} structures of {settings.split} on {settings.gpus} GPUs, one epoch",
-        caption=(
-            f"Capacity of one GPU and step: {capacity.max_atoms} atoms, {capacity.max_edges} edges."
-            f" Straggler ratio: time of an epoch over that of a perfect balance, at a cost of "
-            f"atoms + edges / {EDGES_PER_ATOM} per structure. *: batching.packer"
+        "capacities": other_capacities(
+            costs, packer, capacity, settings.gpus, settings.seed, cluster
         ),
-    )
-    table.add_column("")
-    for entry in entries:
-        mark = " *" if entry.packer == settings.batching.packer else ""
-        table.add_column(entry.packer + mark, justify="right")
-    columns = [_cells(entry.numbers()) for entry in entries]
-    for name in columns[0]:
-        table.add_row(name, *(cells[name] for cells in columns))
-    return table
-
-
-def _cells(numbers: dict[str, Any]) -> dict[str, str]:
-    """The rows of the table for one packer."""
-    per_step = numbers["structures_per_step"]
-    return {
-        "steps per epoch": str(numbers["steps"]),
-        "straggler ratio": f"{numbers['straggler']:.3f}",
-        "worst step, max / mean": f"{numbers['worst_step_imbalance']:.3f}",
-        "mean fill, atoms": f"{numbers['fill_atoms']:.1%}",
-        "mean fill, edges": f"{numbers['fill_edges']:.1%}",
-        "largest bin, atoms": str(numbers["largest_bin_atoms"]),
-        "largest bin, edges": str(numbers["largest_bin_edges"]),
-        "bins over capacity": str(numbers["bins_over_capacity"]),
-        "structures per step": f"{per_step['min']} / {per_step['mean']:.1f} / {per_step['max']}",
-        "time to plan, s": f"{numbers['plan_s']:.3f}",
     }
-
-
-def _figure(entries: list[Entry]) -> Figure:
-    """Bin loads of all packers, and the cost of the ranks over the steps of each."""
-    figure = Figure(figsize=(4.5 * (len(entries) + 1), 4.0), layout="constrained")
-    loads, *bands = figure.subplots(1, len(entries) + 1)
-    _, edges = np.histogram(np.concatenate([e.plan.bin_costs.ravel() for e in entries]), bins=60)
-    largest = max(float(entry.plan.bin_costs.max()) for entry in entries)
-    for entry in entries:
-        costs = entry.plan.bin_costs.ravel()
-        loads.hist(
-            costs,
-            bins=edges,
-            weights=np.full(costs.size, 1 / costs.size),
-            alpha=0.6,
-            label=entry.packer,
-        )
-    loads.set(xlabel="cost of a bin (atoms + edges / 30)", ylabel="share of bins")
-    loads.legend()
-    for axes, entry in zip(bands, entries, strict=True):
-        low, mean, high = _bands(entry.plan.bin_costs)
-        steps = np.linspace(0, entry.plan.n_steps - 1, len(mean))
-        axes.fill_between(steps, low, high, alpha=0.3, label="least to most of the ranks")
-        axes.plot(steps, mean, label="mean of the ranks")
-        axes.set(xlabel="step", ylabel="cost of a rank", ylim=(0, 1.05 * largest))
-        axes.set_title(f"{entry.packer}: straggler ratio {entry.plan.straggler:.3f}")
-        axes.legend(loc="best")
-    return figure
-
-
-def _bands(
-    costs: NDArray[np.float64], n_points: int = 1000
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Least, mean and most cost of the ranks; neighbouring steps share a point beyond n_points."""
-    starts = np.unique(np.linspace(0, len(costs), n_points, endpoint=False).astype(np.int64))
-    counts = np.diff(np.append(starts, len(costs)))
-    return (
-        np.minimum.reduceat(costs.min(axis=1), starts),
-        np.add.reduceat(costs.mean(axis=1), starts) / counts,
-        np.maximum.reduceat(costs.max(axis=1), starts),
-    )
+    if settings.scaling:
+        report["scaling"] = scaling(costs, entries, batching, settings.seed, cluster)
+    for table in tables.all_tables(report):
+        show(table)
+    if settings.output is not None:
+        output = Path(settings.output)
+        make_folder("output", output)
+        (output / "balance.json").write_text(json.dumps(report, indent=2) + "\n")
+        plans = {entry.packer: entry.plan for entry in entries}
+        plots.bins_and_ranks(plans, capacity).savefig(output / "balance.png", dpi=150)
+        if settings.scaling:
+            plots.scaling(report["scaling"]).savefig(output / "scaling.png", dpi=150)
+    return report

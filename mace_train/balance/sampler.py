@@ -2,15 +2,20 @@
 
 The position (epoch, step) counts steps that were *trained*, moved by ``advance``; iterating ahead,
 as loader processes do, does not move it. Plans are functions of (seed, epoch), so a restart at
-(epoch, step) makes the plan of that epoch again (seconds for millions of structures) and goes on
-behind the steps that were done: nothing is replayed, and no random state is saved.
+(epoch, step) goes on behind the steps that were done: nothing is replayed, and no random state is
+saved. With the balanced packer a window is packed when its first step comes, so the first batch
+of a run or of a restart does not wait for the plan of the whole epoch.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from mace_train.balance.algorithm1 import without_chance
+from mace_train.balance.balanced import Packing, usual_steps
+from mace_train.balance.bins import Ids
+from mace_train.balance.cost_model import with_cost_model
 from mace_train.balance.costs import Capacity, Costs, capacity_of
-from mace_train.balance.packers import Ids, without_chance
 from mace_train.balance.plan import Plan, make_plan
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings
@@ -27,28 +32,53 @@ class BinSampler:
     ) -> None:
         if not 0 <= rank < world_size:
             raise InputError(f"rank={rank} of world_size={world_size}: must be in [0, world_size)")
-        self.costs = costs
+        self.costs = with_cost_model(costs, settings)
         self.packer = settings.packer
-        self.capacity = capacity_of(costs, settings)
+        self.capacity = capacity_of(self.costs, settings)
         self.world_size = world_size
         self.rank = rank
         self.seed = seed
         self.epoch = 0
         self.step = 0
-        self._planned: tuple[int, Plan] | None = None
+        self.usual_steps: int | None = None
+        """Steps of an epoch before those for structures that found no room; balanced only."""
+        if self.packer == "balanced":
+            self.usual_steps = usual_steps(self.costs, self.capacity, world_size)
+        self._plans: dict[int, Future[Plan]] = {}  # of the last two epochs asked for
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="mace-train-plan")
+
+    def prepare(self, epoch: int) -> None:
+        """Start to make the plan of an epoch in the background."""
+        if epoch in self._plans:
+            return
+        for old in sorted(self._plans, key=lambda known: abs(known - epoch))[1:]:
+            del self._plans[old]
+        self._plans[epoch] = self._background.submit(
+            make_plan,
+            self.costs,
+            self.packer,
+            self.capacity,
+            self.world_size,
+            self.seed,
+            epoch,
+        )
 
     def plan(self, epoch: int) -> Plan:
-        """The plan of an epoch; the last one is kept."""
-        if self._planned is None or self._planned[0] != epoch:
-            plan = make_plan(
-                self.costs, self.packer, self.capacity, self.world_size, self.seed, epoch
-            )
-            self._planned = (epoch, plan)
-        return self._planned[1]
+        """The plan of an epoch; waits for it if it is being made."""
+        self.prepare(epoch)
+        return self._plans[epoch].result()
 
     def bins(self, epoch: int, start_step: int = 0) -> Iterator[Ids]:
         """This rank's bins of an epoch from a step on."""
-        return self.plan(epoch).of_rank(self.rank, start_step)
+        known = self._plans.get(epoch)
+        if self.usual_steps is not None and (known is None or not known.done()):
+            packing = Packing(
+                self.costs, self.capacity, self.world_size, self.seed, epoch, self.usual_steps
+            )
+            if packing.layout.n_windows > 1:
+                yield from packing.of_rank(self.rank, start_step)
+                start_step = max(start_step, self.usual_steps)
+        yield from self.plan(epoch).of_rank(self.rank, start_step)
 
     def __iter__(self) -> Iterator[Ids]:
         """What remains of the current epoch; does not move the position."""
@@ -61,7 +91,8 @@ class BinSampler:
     def advance(self) -> None:
         """Count one step as trained; after the last of an epoch the next epoch begins."""
         self.step += 1
-        if self.step == self.plan(self.epoch).n_steps:
+        may_be_last = self.usual_steps is None or self.step >= self.usual_steps
+        if may_be_last and self.step == self.plan(self.epoch).n_steps:
             self.epoch, self.step = self.epoch + 1, 0
 
     def _origin(self) -> dict[str, Any]:
@@ -72,6 +103,7 @@ class BinSampler:
             "packer": self.packer,
             "max_atoms": self.capacity.max_atoms,
             "max_edges": self.capacity.max_edges,
+            "max_memory": self.capacity.max_memory,
             "batch_size": self.capacity.batch_size,
             "dataset": self.costs.fingerprint,
         }
@@ -108,4 +140,4 @@ def evaluation_plan(costs: Costs, capacity: Capacity, world_size: int) -> Plan:
     Bins are balanced as in algorithm1; where there are fewer structures than bins, ranks get
     empty ones. Raises ``InputError`` when a structure is above the capacity.
     """
-    return Plan.from_bins(costs, without_chance(costs, capacity, world_size), world_size)
+    return Plan(costs, world_size, without_chance(costs, capacity, world_size))

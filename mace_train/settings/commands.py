@@ -15,6 +15,8 @@ from mace_train.settings.learning import (
 )
 from mace_train.settings.running import BatchingSettings, ClusterSettings, LoggerSettings
 
+FABRICS = ("slingshot-11", "infiniband-hdr", "infiniband-ndr", "ethernet-100", "ethernet-10")
+
 
 @dataclass(kw_only=True)
 class TrainSettings:
@@ -74,12 +76,24 @@ class BalanceSettings:
     seed: int = 123
     """Seed of the order of structures."""
     output: str | None = None
-    """Folder for balance.json and balance.png; null prints the table only."""
+    """Folder for balance.json and plots; null prints the tables only."""
+    fabric: str = "slingshot-11"
+    """Network of the predicted times: slingshot-11, infiniband-hdr, infiniband-ndr, ethernet-100
+    or ethernet-10."""
+    all_reduce: str = "ring"
+    """How gradients are summed in the predicted times: ring or tree."""
+    gradient_mb: float = 10.0
+    """Size of the gradients, MB (4 bytes per weight in float32)."""
+    scaling: bool = True
+    """Predict strong and weak scaling from 8 to 4096 GPUs."""
     batching: BatchingSettings = field(default_factory=BatchingSettings)
 
     def __post_init__(self) -> None:
         check_choice("split", self.split, ("train", "valid", "test"))
         check_at_least("gpus", self.gpus, 1)
+        check_choice("fabric", self.fabric, FABRICS)
+        check_choice("all_reduce", self.all_reduce, ("ring", "tree"))
+        check_at_least("gradient_mb", self.gradient_mb, 0.0)
 
 
 @dataclass(kw_only=True)

@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 
 from mace_train.checks import check_at_least, check_choice
+from mace_train.errors import InputError
+
+PACKERS = ("balanced", "algorithm1", "first_fit", "fixed_count")
 
 
 @dataclass(kw_only=True)
 class BatchingSettings:
     """Which structures share one step of one GPU."""
 
-    packer: str = "algorithm1"
-    """algorithm1 (arXiv 2504.10700, balanced bins) or fixed_count (batch_size each)."""
+    packer: str = "balanced"
+    """balanced (atoms and edges even), algorithm1 (of arXiv 2504.10700), first_fit (random order)
+    or fixed_count (batch_size each)."""
     batch_size: int = 10
     """Structures per GPU and step: exactly (fixed_count), or on average when max_atoms is null."""
     valid_batch_size: int = 10
@@ -19,11 +23,21 @@ class BatchingSettings:
     """Capacity of one GPU and step, atoms; null: batch_size mean structures plus 10 %."""
     max_edges: int | None = None
     """Capacity of one GPU and step, edges; null derives it from max_atoms."""
+    max_memory_gb: float | None = None
+    """Capacity of one GPU and step, GB (10^9 bytes), by the memory of cost_model; null: none."""
+    cost_model: str | None = None
+    """JSON file with measured time and memory per atom and edge (scripts/measure_costs.py)."""
 
     def __post_init__(self) -> None:
-        check_choice("batching.packer", self.packer, ("algorithm1", "fixed_count"))
+        check_choice("batching.packer", self.packer, PACKERS)
         for name in ("batch_size", "valid_batch_size", "max_atoms", "max_edges"):
             check_at_least(f"batching.{name}", getattr(self, name), 1)
+        check_at_least("batching.max_memory_gb", self.max_memory_gb, 0.0, strictly=True)
+        if self.max_memory_gb is not None and self.cost_model is None:
+            raise InputError(
+                "batching.max_memory_gb needs batching.cost_model, the file that says how much "
+                "memory atoms and edges take; scripts/measure_costs.py writes it"
+            )
 
 
 @dataclass(kw_only=True)

@@ -173,6 +173,8 @@ def train_epoch(run: Run, epoch: int, plan: Plan) -> tuple[LossSums, float]:
         num_workers=run.settings.cluster.num_workers,
         pin_memory=world.device.type == "cuda",
     )
+    if epoch + 1 < run.settings.max_num_epochs:
+        run.sampler.prepare(epoch + 1)  # after the loader's processes were forked
     bar = EpochProgress(run.settings.logger.progress and world.is_main)
     total = LossSums(*torch.zeros(2, 4, dtype=torch.float64, device=world.device))
     norm, n_atoms, watch = math.nan, 0, Stopwatch()

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mace_train.balance.bins import Bins
 from mace_train.balance.costs import Capacity, Costs, derive_capacity
 from mace_train.balance.packers import PACKERS
 from mace_train.balance.plan import Plan, make_plan
@@ -22,8 +23,8 @@ def test_numbers_of_a_plan_by_brute_force(costs, packer, world_size, batch_size)
     plan = make_plan(costs, packer, capacity, world_size, 3, 1)
     cost = costs.n_atoms + costs.n_edges / 30
     slowest = total = n_over = 0.0
-    for step, bins in enumerate(plan.bins_of_step):
-        assert len(bins) == world_size
+    for step in range(plan.n_steps):
+        bins = [plan.bin(step, rank) for rank in range(world_size)]
         for rank, ids in enumerate(bins):
             assert plan.n_structures[step, rank] == len(ids)
             assert plan.n_atoms[step, rank] == sum(costs.n_atoms[ids].tolist())
@@ -75,7 +76,12 @@ def paper_like_by_formula() -> Costs:
     return Costs(atoms, atoms * (20 + np.arange(500) % 23))
 
 
-GOLDEN = {"algorithm1": 3521708242139776524, "fixed_count": 5788156484965896246}
+GOLDEN = {
+    "balanced": 2366540596593092248,
+    "algorithm1": 3521708242139776524,
+    "first_fit": 5589443411414971585,
+    "fixed_count": 5788156484965896246,
+}
 
 
 @pytest.mark.parametrize("packer", sorted(PACKERS))
@@ -123,7 +129,9 @@ def test_fewer_structures_than_ranks():
 def test_wrong_arguments_are_named():
     costs = paper_like(50)
     capacity = derive_capacity(costs, 4, None, None)
-    with pytest.raises(InputError, match=r"packer='best'.*algorithm1, fixed_count"):
+    with pytest.raises(
+        InputError, match=r"packer='best'.*balanced, algorithm1, first_fit, fixed_count"
+    ):
         make_plan(costs, "best", capacity, 2, 0, 0)
     with pytest.raises(InputError, match="world_size=0"):
         make_plan(costs, "algorithm1", capacity, 0, 0, 0)
@@ -137,6 +145,25 @@ def test_wrong_arguments_are_named():
 def test_a_packer_that_loses_or_doubles_is_caught(bins):
     costs = Costs(np.ones(4, np.int64), np.ones(4, np.int64))
     with pytest.raises(AssertionError):
-        Plan.from_bins(costs, [np.array(ids) for ids in bins], 1)
+        Plan(costs, 1, Bins.listed(bins))
     with pytest.raises(AssertionError, match="number of steps"):
-        Plan.from_bins(costs, [np.array([0]), np.array([1]), np.array([2, 3])], 2)
+        Plan(costs, 2, Bins.listed([[0], [1], [2, 3]]))
+
+
+@given(data_sets(), packer_names, WORLD_SIZES)
+@few
+def test_no_plan_is_below_its_bound(costs, packer, world_size):
+    capacity = derive_capacity(costs, 4, None, None)
+    plan = make_plan(costs, packer, capacity, world_size, 0, 0)
+    assert plan.straggler >= plan.least_straggler * (1 - 1e-12) >= 1 - 1e-9
+    largest = [
+        max([0, *costs.scaled[plan.bins.ids[slice(*ends)]].tolist()])
+        for ends in zip(
+            plan.bins.offsets[:-1:world_size],
+            plan.bins.offsets[world_size::world_size],
+            strict=True,
+        )
+    ]
+    mean = (plan.bin_costs * costs.edges_per_atom).mean(axis=1)
+    expected = np.maximum(mean, largest).sum() / mean.sum()
+    assert plan.least_straggler == pytest.approx(expected)

@@ -7,9 +7,11 @@ import pytest
 from ase import Atoms
 from ase.io import write
 
-from mace_train.balance.costs import Costs
+from mace_train.balance.cost_model import CostModel
+from mace_train.balance.costs import Costs, derive_capacity
 from mace_train.balance.packers import PACKERS
-from mace_train.balance.report import balance, compare
+from mace_train.balance.report import balance, compare, other_capacities
+from mace_train.balance.simulate import Cluster, Fabric
 from mace_train.data.preprocess import preprocess
 from mace_train.errors import InputError
 from mace_train.settings import BalanceSettings, BatchingSettings, DataSettings, PreprocessSettings
@@ -44,7 +46,8 @@ def test_report_on_shards(chains, tmp_path, capsys):
     )
     report = balance(settings)
     assert json.loads((tmp_path / "out" / "balance.json").read_text()) == report
-    assert (tmp_path / "out" / "balance.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("balance.png", "scaling.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert all(name in printed for name in PACKERS)
     assert "straggler ratio" in printed
@@ -63,27 +66,44 @@ def test_nothing_is_written_without_an_output(chains, tmp_path, monkeypatch, cap
     assert "30 structures" in capsys.readouterr().out
 
 
+CLUSTER = Cluster(CostModel(0.5, 1.0, 0.0), Fabric("none", 1e9, 0.0), 0.0)
+
+
 def test_numbers_by_hand():
     # sorted sizes 4 | 2 1 1 on two GPUs: one step, 4 against 4 atoms; no edges, no jitter matters
     costs = Costs(np.array([1, 4, 1, 2]), np.zeros(4, np.int64))
-    entries = compare(costs, BatchingSettings(batch_size=2), 2, 0)
+    entries = compare(costs, BatchingSettings(batch_size=2), 2, 0, CLUSTER)
     numbers = {entry.packer: entry.numbers() for entry in entries}
-    assert numbers["algorithm1"]["steps"] == 1
-    assert numbers["algorithm1"]["straggler"] == 1.0
-    assert numbers["algorithm1"]["largest_bin_atoms"] == 4
-    assert numbers["algorithm1"]["fill_atoms"] == pytest.approx(4 / 5)  # of 1.1 * 2 * 2 atoms
+    for packer in ("balanced", "algorithm1"):
+        assert numbers[packer]["steps"] == numbers[packer]["least_steps"] == 1
+        assert numbers[packer]["straggler"] == numbers[packer]["least_straggler"] == 1.0
+        assert numbers[packer]["largest_bin_atoms"] == 4
+        assert numbers[packer]["fill_atoms"] == pytest.approx(4 / 5)  # of 1.1 * 2 * 2 atoms
+        assert numbers[packer]["predicted"]["epoch_s"] == 4.5
+        assert numbers[packer]["predicted"]["waiting_s"] == 0.0
     # two of two: the 4 shares its bin with 1 or 2, so the ranks differ
     assert numbers["fixed_count"]["straggler"] in (5 / 4, 6 / 4)
+    assert numbers["fixed_count"]["predicted"]["waiting_s"] in (1.0, 2.0)
     assert numbers["fixed_count"]["structures_per_step"] == {"min": 4, "mean": 4.0, "max": 4}
 
 
 def test_packers_are_measured_against_one_capacity():
     batching = BatchingSettings(batch_size=12, max_atoms=1000)
-    entries = {entry.packer: entry for entry in compare(paper_like(2000), batching, 8, 0)}
-    assert entries["algorithm1"].capacity == entries["fixed_count"].capacity
-    assert entries["algorithm1"].numbers()["bins_over_capacity"] == 0
+    entries = {e.packer: e for e in compare(paper_like(2000), batching, 8, 0, CLUSTER)}
+    assert entries["balanced"].capacity == entries["fixed_count"].capacity
+    assert entries["balanced"].numbers()["bins_over_capacity"] == 0
     assert entries["fixed_count"].numbers()["bins_over_capacity"] > 0
-    assert entries["algorithm1"].plan.straggler < entries["fixed_count"].plan.straggler
+    assert entries["balanced"].plan.straggler < entries["fixed_count"].plan.straggler
+
+
+def test_other_capacities_show_the_trade():
+    costs = paper_like(4000)
+    capacity = derive_capacity(costs, 1, 3000, None)
+    rows = other_capacities(costs, "balanced", capacity, 4, 0, CLUSTER)
+    assert [row["factor"] for row in rows] == [0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0]
+    assert rows[0]["max_atoms"] == 768  # the largest structure
+    steps = [row["steps"] for row in rows]
+    assert steps == sorted(steps, reverse=True)
 
 
 def test_missing_split_and_small_capacity_are_named(chains):

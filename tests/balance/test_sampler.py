@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mace_train.balance.costs import Costs, derive_capacity
+from mace_train.balance.packers import PACKERS
 from mace_train.balance.sampler import BinSampler, evaluation_plan
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings
@@ -32,10 +33,10 @@ def trained(of: BinSampler, n_steps: int) -> list[list[int]]:
     return steps
 
 
-@given(data_sets(), st.integers(1, 6), st.integers(0, 40), st.booleans())
+@given(data_sets(), st.integers(1, 6), st.integers(0, 40), st.sampled_from(sorted(PACKERS)))
 @few
-def test_a_restart_at_any_step_is_the_tail_of_the_uninterrupted_run(costs, world, stop, fixed):
-    settings_ = {"batch_size": 3, "packer": "fixed_count" if fixed else "algorithm1"}
+def test_a_restart_at_any_step_is_the_tail_of_the_uninterrupted_run(costs, world, stop, packer):
+    settings_ = {"batch_size": 3, "packer": packer}
     rank = stop % world
     whole = trained(sampler(costs, world_size=world, rank=rank, **settings_), 50)
     first = sampler(costs, world_size=world, rank=rank, **settings_)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from mace_train.balance import sampler
+from mace_train.balance.plan import make_plan
 from mace_train.checks import lock_folder
 from mace_train.data.loading import batches
 from mace_train.data.preprocess import preprocess
@@ -260,3 +263,20 @@ def test_without_validation_the_last_epoch_is_best(xyz, tmp_path):
     train(settings_for(data, tmp_path / "run", max_num_epochs=2))
     _, header = read(tmp_path / "run" / "checkpoints" / "best.safetensors")
     assert header["progress"]["best_epoch"] == 1
+
+
+def test_the_next_epoch_is_planned_while_this_one_trains(prepared, tmp_path, monkeypatch):
+    run = set_up(settings_for(prepared, tmp_path / "run", max_num_epochs=3), World())
+    made: dict[int, tuple[str, int]] = {}  # epoch -> thread that planned it, steps done by then
+
+    def noting(*arguments: Any) -> Any:
+        made[arguments[-1]] = (threading.current_thread().name, run.progress.step)
+        return make_plan(*arguments)
+
+    monkeypatch.setattr(sampler, "make_plan", noting)
+    fit(run)
+    n_steps = run.sampler.plan(0).n_steps
+    assert set(made) <= {0, 1, 2}
+    assert all(name.startswith("mace-train-plan") for name, _ in made.values())
+    assert made[1][1] < n_steps
+    assert made[2][1] < 2 * n_steps

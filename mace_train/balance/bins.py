@@ -1,0 +1,58 @@
+"""Bins of structure ids as two arrays: 8 bytes per structure and per bin."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mace_train.balance.randomness import sorted_by
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Bins:
+    """Bin b holds ids[offsets[b] : offsets[b + 1]], rising."""
+
+    ids: Ids  # [n_structures]
+    offsets: Ids  # [n_bins + 1]
+
+    def __len__(self) -> int:
+        """The number of bins."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, b: int) -> Ids:
+        """The structures of one bin."""
+        if not 0 <= b < len(self):
+            raise IndexError(f"bin {b} of {len(self)}")
+        return self.ids[self.offsets[b] : self.offsets[b + 1]]
+
+    @staticmethod
+    def of(bin_of: Ids, ids: Ids, n_bins: int) -> "Bins":
+        """From the bin of every structure, [n], and its id, [n]."""
+        by_id = np.argsort(ids)
+        order = by_id[sorted_by(_high(bin_of[by_id], n_bins))]
+        offsets = np.zeros(n_bins + 1, np.int64)
+        np.cumsum(np.bincount(bin_of, minlength=n_bins), out=offsets[1:])
+        return Bins(ids[order], offsets)
+
+    @staticmethod
+    def listed(bins: Iterable[Ids]) -> "Bins":
+        """From one array of ids per bin."""
+        bins = [np.asarray(ids, np.int64) for ids in bins]
+        offsets = np.zeros(len(bins) + 1, np.int64)
+        np.cumsum([len(ids) for ids in bins], out=offsets[1:])
+        return Bins(np.concatenate([np.zeros(0, np.int64), *bins]), offsets)
+
+    @staticmethod
+    def joined(parts: "list[Bins]") -> "Bins":
+        """The bins of all parts, one after the other."""
+        starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+        offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)]
+        return Bins(np.concatenate([p.ids for p in parts]), np.concatenate([*offsets, starts[-1:]]))
+
+
+def _high(bins: Ids, n_bins: int) -> NDArray[np.uint64]:
+    """Numbers of bins moved to the high bits of 64."""
+    return bins.astype(np.uint64) << np.uint64(64 - max(1, (n_bins - 1).bit_length()))

@@ -1,0 +1,130 @@
+"""Time and memory of a training step as linear functions of its atoms and edges, fitted.
+
+    seconds = fixed_s + atom_s n_atoms + edge_s n_edges        (one rank, without communication)
+    bytes   = fixed_bytes + atom_bytes n_atoms + edge_bytes n_edges
+
+``scripts/measure_costs.py`` measures steps of a model on a device and writes the JSON file that
+``batching.cost_model`` names. Coefficients are never negative: a fit to noisy timings must not
+reward large bins.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mace_train.balance.costs import EDGES_PER_ATOM, MEMORY_UNIT, Costs
+from mace_train.errors import InputError
+from mace_train.settings import BatchingSettings
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Coefficients of one model on one device."""
+
+    fixed_s: float
+    atom_s: float
+    edge_s: float
+    fixed_bytes: float = 0.0
+    atom_bytes: float = 0.0
+    edge_bytes: float = 0.0
+    residual: float = 0.0
+    """Relative RMS deviation of the measured times from the fitted ones."""
+    source: str = "assumed"
+    """What was measured, for people."""
+
+    def seconds(self, n_atoms: ArrayLike, n_edges: ArrayLike) -> Floats:
+        """Time of bins, s."""
+        atoms, edges = np.asarray(n_atoms, np.float64), np.asarray(n_edges, np.float64)
+        return np.asarray(self.fixed_s + self.atom_s * atoms + self.edge_s * edges)
+
+    @property
+    def edges_per_atom(self) -> int:
+        """So many edges take as long as one atom without its edges, at least 1."""
+        if self.edge_s == 0:
+            return EDGES_PER_ATOM**3  # edges are free
+        return max(1, min(EDGES_PER_ATOM**3, round(self.atom_s / self.edge_s)))
+
+
+def fit_times(n_atoms: ArrayLike, n_edges: ArrayLike, seconds: ArrayLike) -> CostModel:
+    """The least-squares fit of relative errors; coefficients that would be negative are zero.
+
+    Raises ``InputError`` for fewer than three measurements or times that are not positive.
+    """
+    times = np.asarray(seconds, np.float64)
+    (fixed, atom, edge), residual = _fit(n_atoms, n_edges, times)
+    return CostModel(fixed, atom, edge, residual=residual, source="fitted")
+
+
+def fit_memory(
+    model: CostModel, n_atoms: ArrayLike, n_edges: ArrayLike, peak: ArrayLike
+) -> CostModel:
+    """The model with its memory fitted to measured peaks, bytes."""
+    coefficients, _ = _fit(n_atoms, n_edges, np.asarray(peak, np.float64))
+    fixed, atom, edge = coefficients
+    return replace(model, fixed_bytes=fixed, atom_bytes=atom, edge_bytes=edge)
+
+
+def _fit(n_atoms: ArrayLike, n_edges: ArrayLike, values: Floats) -> tuple[list[float], float]:
+    """([constant, per atom, per edge], relative RMS residual), none of them negative."""
+    terms = np.stack([np.ones(len(values)), np.asarray(n_atoms), np.asarray(n_edges)], axis=1)
+    if len(values) < 3 or not (values > 0).all():
+        raise InputError("a cost model needs at least three measurements, all of them positive")
+    relative = terms / values[:, None]
+    scale = np.abs(relative).max(axis=0)
+    scale[scale == 0] = 1.0
+    best, least = np.zeros(3), np.inf
+    for n_used in (3, 2, 1):  # the best among all sets of terms whose fit is not negative
+        for used in map(list, combinations(range(3), n_used)):
+            found, *_ = np.linalg.lstsq(relative[:, used] / scale[used], np.ones(len(values)))
+            error = float(np.sqrt(np.mean((relative[:, used] / scale[used] @ found - 1) ** 2)))
+            if (found >= 0).all() and error < least:
+                best, least = np.zeros(3), error
+                best[used] = found / scale[used]
+    return best.tolist(), least
+
+
+def write_cost_model(path: Path, model: CostModel) -> None:
+    """Write the JSON file that ``read_cost_model`` reads."""
+    path.write_text(json.dumps(asdict(model), indent=2) + "\n")
+
+
+def read_cost_model(path: str) -> CostModel:
+    """The model of a file; ``InputError`` when it is not one."""
+    remedy = "; scripts/measure_costs.py writes such a file"
+    try:
+        given = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"batching.cost_model={path} cannot be read: {error}{remedy}") from None
+    known = {field.name for field in fields(CostModel)}
+    if not isinstance(given, dict) or not {"fixed_s", "atom_s", "edge_s"} <= given.keys() <= known:
+        raise InputError(
+            f"batching.cost_model={path} must hold fixed_s, atom_s, edge_s and may hold "
+            f"{', '.join(sorted(known - {'fixed_s', 'atom_s', 'edge_s'}))}{remedy}"
+        )
+    numbers = [value for name, value in given.items() if name != "source"]
+    if not all(isinstance(value, (int, float)) and 0 <= value < np.inf for value in numbers):
+        raise InputError(f"batching.cost_model={path}: all numbers must be at least 0{remedy}")
+    return CostModel(**given)
+
+
+def with_cost_model(costs: Costs, settings: BatchingSettings) -> Costs:
+    """The costs with the weights and, where it is limited, the memory of the named model.
+
+    Raises ``InputError`` for a bad file.
+    """
+    if settings.cost_model is None:
+        return costs
+    model = read_cost_model(settings.cost_model)
+    memory, fixed = None, 0
+    if settings.max_memory_gb is not None:
+        total = model.atom_bytes * costs.n_atoms + model.edge_bytes * costs.n_edges
+        memory = np.ceil(total / MEMORY_UNIT).astype(np.int64)
+        fixed = math.ceil(model.fixed_bytes / MEMORY_UNIT)
+    return replace(costs, memory=memory, step_memory=fixed, edges_per_atom=model.edges_per_atom)

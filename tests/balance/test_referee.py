@@ -1,0 +1,54 @@
+"""The referee against brute force, and the packers against the referee."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from mace_train.balance.balanced import pack_window
+from mace_train.balance.costs import Capacity, Costs
+from mace_train.balance.referee import smallest_largest_bin
+from tests.balance.sizes import paper_like
+
+pytest.importorskip("ortools", reason="OR-Tools is not installed (extra referee)")
+
+
+def roomy(costs: Costs, n_bins: int, percent: int = 110) -> Capacity:
+    """So much more room than the mean bin needs."""
+
+    def limit(counts: np.ndarray) -> int:
+        return max(percent * int(counts.sum()) // (100 * n_bins), int(counts.max()))
+
+    return Capacity(limit(costs.n_atoms), limit(costs.n_edges))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_optimum_is_that_of_brute_force(seed):
+    random = np.random.default_rng(seed)
+    costs = Costs(random.integers(1, 30, 8), random.integers(0, 900, 8))
+    capacity = roomy(costs, 3, 120)
+    best = None
+    for way in product(range(3), repeat=8):
+        loads = [np.bincount(way, counts, 3) for counts in (costs.n_atoms, costs.n_edges)]
+        if loads[0].max() <= capacity.max_atoms and loads[1].max() <= capacity.max_edges:
+            largest = int(np.bincount(way, costs.scaled, 3).max())
+            best = largest if best is None else min(best, largest)
+    optimum = smallest_largest_bin(costs, capacity, 3, 20.0)
+    assert optimum.found == best
+    assert best is None or optimum.proven
+
+
+def test_balanced_is_near_the_optimum_of_small_instances():
+    gaps = []
+    for seed in range(8):
+        costs = paper_like(60, seed)
+        capacity = roomy(costs, 8)
+        packed = pack_window(costs, np.arange(60, dtype=np.int32), capacity.limits, 8, 0, 0, 0)
+        if packed.n_left:  # there may be no packing at all
+            continue
+        optimum = smallest_largest_bin(costs, capacity, 8, 1.0, hint=packed.largest)
+        assert optimum.bound <= packed.largest
+        gaps.append(packed.largest / optimum.bound - 1)
+    assert len(gaps) >= 4
+    assert max(gaps) < 0.05
+    assert np.mean(gaps) < 0.015

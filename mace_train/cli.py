@@ -29,6 +29,7 @@ from mace_train import __version__, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
 from mace_train.errors import InputError
+from mace_train.launcher import rank_of_process
 
 # command -> (its settings, module and function that carry it out; imported when called)
 COMMANDS: dict[str, tuple[type, str, str]] = {
@@ -69,6 +70,7 @@ def _run(command: str, overrides: list[str]) -> None:
         "example_data", lambda name: str(EXAMPLE_DATA / name), replace=True
     )
     task = _Task(command)
+    overrides = ["dry_run=true" if word == "--dry-run" else word for word in overrides]
     sys.argv = [f"mace-train {command}", *overrides]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
@@ -121,7 +123,9 @@ def _check_launch(command: str, overrides: list[str]) -> None:
     """Refuse what several ranks cannot do."""
     n_ranks = int(os.environ.get("WORLD_SIZE") or "1")
     if n_ranks > 1 and command in ("preprocess", "balance"):
-        hint = "; use workers=N for several processes" if command == "preprocess" else ""
+        hint = ""
+        if command == "preprocess":
+            hint = "; use workers=N for several processes, or mpiexec or srun for several nodes"
         _fail(
             f"{command} is one process, but {n_ranks} were started: run it without torchrun{hint}"
         )
@@ -189,7 +193,7 @@ class _Formatter(logging.Formatter):
 
 def _rank() -> int:
     """This process's rank, before the world is opened."""
-    return int(os.environ.get("RANK") or "0")
+    return rank_of_process()
 
 
 def _terminate(number: int, frame: object) -> None:

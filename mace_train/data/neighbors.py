@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vesin import NeighborList
 
-from mace_train.errors import InputError
+from mace_train.errors import InvalidStructure
 
 COINCIDENT = 1e-6  # Å, atoms that are closer have no defined direction between them
 MAX_NEIGHBORS = 1e5  # of one atom on average; more means a cell or r_max in wrong units
@@ -57,7 +57,7 @@ def neighbor_list(
         source: Name of the structure, to begin messages with.
 
     Raises:
-        InputError: two atoms at the same place, or a cell so small or so long that no potential
+        InvalidStructure: two atoms at the same place, or a cell so small or so long that no potential
             is meant.
     """
     if len(positions) == 1 and not pbc.any():
@@ -122,7 +122,8 @@ def _check_density(
         return
     volume = abs(float(np.linalg.det(box)))
     if 4.19 * r_max**3 * n_atoms / volume > MAX_NEIGHBORS:
-        raise InputError(
+        raise InvalidStructure(
+            "dense cell",
             f"{source}: {n_atoms} atoms in {volume:.3g} Å^3 have more than {MAX_NEIGHBORS:.0f} "
             f"neighbours each within r_max={r_max} Å; is the cell in Å? correct it, or r_max"
         )
@@ -138,7 +139,8 @@ def _search_radius(heights: NDArray[np.float64], r_max: float, source: str) -> f
             return radius
         radius *= 1.5
         if radius > MAX_SEARCH_RADIUS * r_max:
-            raise InputError(
+            raise InvalidStructure(
+                "thin cell",
                 f"{source}: cell or atoms extend over {np.round(heights, 3).tolist()} Å, too "
                 f"thin and long to search with r_max={r_max} Å; are the positions in Å?"
             )
@@ -153,7 +155,8 @@ def _check_separation(
     nearest = int(np.argmin(distances))
     if distances[nearest] < COINCIDENT:
         first, second = sorted((int(senders[nearest]), int(receivers[nearest])))
-        raise InputError(
+        raise InvalidStructure(
+            "coincident atoms",
             f"{source}: atoms {first} and {second} are {distances[nearest]:.2g} Å apart, at the "
             "same place; remove one, or the structure"
         )

@@ -34,6 +34,7 @@ from mace_train.launcher import rank_of_process
 # command -> (its settings, module and function that carry it out; imported when called)
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "preprocess": (settings.PreprocessSettings, "mace_train.data.preprocess", "preprocess"),
+    "inspect": (settings.InspectSettings, "mace_train.data.inspect_shards", "inspect"),
     "balance": (settings.BalanceSettings, "mace_train.balance.report", "balance"),
     "train": (settings.TrainSettings, "mace_train.train.trainer", "train"),
     "evaluate": (settings.EvaluateSettings, "mace_train.evaluate.evaluate", "evaluate"),
@@ -70,7 +71,9 @@ def _run(command: str, overrides: list[str]) -> None:
         "example_data", lambda name: str(EXAMPLE_DATA / name), replace=True
     )
     task = _Task(command)
-    overrides = ["dry_run=true" if word == "--dry-run" else word for word in overrides]
+    overrides = [_as_override(command, word) for word in overrides]
+    if "dry_run=true" in overrides and not any(word.startswith("output=") for word in overrides):
+        overrides.append("output=dry-run")  # which is not written
     sys.argv = [f"mace-train {command}", *overrides]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
@@ -88,6 +91,15 @@ def _run(command: str, overrides: list[str]) -> None:
         raise SystemExit(130) from None
     if task.failures:
         _fail("; ".join(f"job {job}: {message}" for job, message in task.failures.items()))
+
+
+def _as_override(command: str, word: str) -> str:
+    """``--dry-run``, and the folder that ``inspect`` takes, as settings."""
+    if word == "--dry-run":
+        return "dry_run=true"
+    if command == "inspect" and "=" not in word and not word.startswith("-"):
+        return f"data_dir='{word}'"
+    return word
 
 
 class _Task:

@@ -51,7 +51,7 @@ class Forms:
                 is no energy.
         """
         self._by_head: dict[str, Form] | None = None
-        if isinstance(E0s, Mapping) and any(not _is_number(value) for value in E0s.values()):
+        if isinstance(E0s, Mapping) and not all(map(_is_energy_of_element, E0s.items())):
             self._by_head = {
                 str(head): _form(form, foundation_model, f"data.E0s.{head}")
                 for head, form in E0s.items()
@@ -96,8 +96,10 @@ def _form(value: Any, foundation_model: str | None, where: str) -> Form:
     return Form("given", {_element(key, where): _energy(key, E0, where) for key, E0 in value.items()})
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_energy_of_element(item: tuple[Any, Any]) -> bool:
+    """Whether this is one E0, or was meant so, and not the E0s of a head."""
+    key, value = item
+    return isinstance(value, (int, float)) or not isinstance(key, str) or key in number_of_symbol
 
 
 def _read_json(file: str) -> Any:

@@ -7,7 +7,7 @@ structure has is an error. Stress counts relative to structures periodic in all 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -52,6 +52,9 @@ class LabelCounts:
             counts.forces += int(np.count_nonzero(arrays["has_forces"]))
             counts.stress += int(np.count_nonzero(arrays["has_stress"]))
         return counts
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def add(self, structure: Structure) -> None:
         """Count one more structure."""

@@ -192,9 +192,14 @@ class ShardSet:
         Raises:
             InputError: a shard whose contents changed since it was written.
         """
-        for shard, header in enumerate(self.headers):
-            if checksum(self._shard(shard).stored(), header.r_max) != header.checksum:
-                raise damaged(header.path, "its contents do not match its checksum")
+        for shard in range(self.n_shards):
+            self.verify_shard(shard)
+
+    def verify_shard(self, shard: int) -> None:
+        """Read all of one shard and compare with its checksum; see ``verify``."""
+        header = self.headers[shard]
+        if checksum(self._shard(shard).stored(), header.r_max) != header.checksum:
+            raise damaged(header.path, "its contents do not match its checksum")
 
     def _joined(self, name: str) -> NDArray[Any]:
         return np.concatenate([self._shard(k).arrays[name] for k in range(self.n_shards)])

@@ -90,3 +90,17 @@ class PreprocessSettings:
             check_choice("float32", name, ("positions", "forces", "cell", "stress"))
         if self.compression is not None:
             check_choice("compression", self.compression, ("gzip", "lzf"))
+
+
+@dataclass(kw_only=True)
+class InspectSettings:
+    """Print, plot and verify what a folder of shards holds."""
+
+    data_dir: str = MISSING
+    """Folder written by `mace-train preprocess`, or one split of it."""
+    verify: bool = True
+    """Read every byte and compare with the checksums."""
+    plots: bool = True
+    """Draw inspect.png."""
+    output: str | None = None
+    """Folder for the plot; null takes data_dir."""

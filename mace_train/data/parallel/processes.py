@@ -8,9 +8,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -54,7 +55,9 @@ class Processes:
         try:
             while running or (handed_out < len(tasks) and not failed):
                 while handed_out < len(tasks) and len(running) < 2 * self.size and not failed:
-                    running[self._pool.submit(function, tasks[handed_out])] = handed_out
+                    with _without_interrupts():
+                        future = self._pool.submit(function, tasks[handed_out])
+                    running[future] = handed_out
                     handed_out += 1
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     index = running.pop(future)
@@ -74,9 +77,18 @@ class Processes:
         return [results[index] for index in range(len(tasks))]
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Workers that are started here never see Ctrl+C: the parent stops the pool and cleans up."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker() -> None:
-    """Leave Ctrl+C to the parent, which stops the pool and cleans up, and end when it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End when the parent ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -97,7 +97,8 @@ def look_at(block: Block, keys: LabelKeys) -> Found:
 
 def _print(console: Console, split: str, files: list[str], found: Found) -> None:
     shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    table = Table(title=f"{split}: {found.n_structures} structures in {shown}", title_justify="left")
+    console.print(f"[bold]{split}[/bold]: {found.n_structures} structures in {shown}")
+    table = Table()
     table.add_column("what")
     table.add_column("found", overflow="fold")
     table.add_row("periodic", f"{found.n_periodic}")

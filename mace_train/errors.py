@@ -5,7 +5,7 @@ class InputError(ValueError):
     """Bad input: the message says what is wrong, where, what was found and the remedy."""
 
 
-class InvalidStructure(InputError):
+class InvalidStructureError(InputError):
     """One structure cannot be used, the others can; ``skip_invalid=true`` leaves it out."""
 
     def __init__(self, kind: str, message: str) -> None:

@@ -1,9 +1,9 @@
 """World: the processes of one run, their devices, and the few collectives that training uses.
 
-With launcher.py the only module that reads the launcher's environment. ``torchrun`` sets RANK, LOCAL_RANK,
-WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without them the run is one process. A launcher that
-starts several processes without these variables would give independent runs that overwrite each
-other's files, so that is an error.
+With launcher.py the only module that reads the launcher's environment. ``torchrun`` sets RANK,
+LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without them the run is one process. A launcher
+that starts several processes without these variables would give independent runs that overwrite
+each other's files, so that is an error.
 """
 
 import os

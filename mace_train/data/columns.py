@@ -45,7 +45,7 @@ LAYOUT: dict[str, tuple[str | int, ...]] = {
 OF_ATOMS = ("numbers", "positions", "forces")
 OF_EDGES = ("senders", "receivers", "shifts")
 FLOAT_FIELDS = ("positions", "forces", "cell", "stress")  # may be stored as float32
-_CHECKED = (("atom_offsets", OF_ATOMS), ("edge_offsets", OF_EDGES), ("source_offsets", ("sources",)))
+OWNED = {"atom_offsets": OF_ATOMS, "edge_offsets": OF_EDGES, "source_offsets": ("sources",)}
 
 
 @dataclass(frozen=True)
@@ -204,11 +204,11 @@ def runs_of(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 def checksums(arrays: Arrays, which: Iterable[int] | None = None) -> NDArray[np.uint32]:
     """[n] CRC-32 of the structures ``which`` (all), over their bytes in all arrays."""
-    rows = memoryview(np.ascontiguousarray(arrays["structures"]).view(np.uint8)).cast("B")
+    rows = np.ascontiguousarray(arrays["structures"]).view(np.uint8).data
     row = arrays["structures"].dtype.itemsize
     cuts = [
-        (memoryview(arrays[name].reshape(-1).view(np.uint8)), _bytes_of(arrays, name, offsets))
-        for offsets, names in _CHECKED
+        (arrays[name].reshape(-1).view(np.uint8).data, _bytes_of(arrays, name, offsets))
+        for offsets, names in OWNED.items()
         for name in names
         if name in arrays
     ]
@@ -260,8 +260,8 @@ def _rows(
         rows["has_forces"] = [s.forces is not None for s in structures]
     names = {}
     for field in ("config_type", "head"):
-        values = np.array([getattr(s, field) for s in structures], dtype=str)
-        names[f"{field}_names"], rows[field] = _named(values)
+        of_structures = np.array([getattr(s, field) for s in structures], dtype=str)
+        names[f"{field}_names"], rows[field] = _named(of_structures)
     return rows, names
 
 
@@ -279,7 +279,9 @@ def _named(values: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]
 
 
 def _joined(parts: list[NDArray[Any]], dtype: str, *shape: int) -> NDArray[Any]:
-    return np.concatenate([np.zeros((0, *shape), dtype=dtype), *parts], dtype=dtype, casting="unsafe")
+    return np.concatenate(
+        [np.zeros((0, *shape), dtype=dtype), *parts], dtype=dtype, casting="unsafe"
+    )
 
 
 def _widest(parts: list[NDArray[Any]], dtype: str, *shape: int) -> NDArray[Any]:

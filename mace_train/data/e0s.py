@@ -72,7 +72,9 @@ class Forms:
 
     def given(self, heads: Iterable[str]) -> dict[str, dict[int, float]]:
         """The E0s of those heads for which they are known before anything is read."""
-        forms = {head: self.of(head) for head in heads if self._by_head is None or head in self._by_head}
+        forms = {
+            head: self.of(head) for head in heads if self._by_head is None or head in self._by_head
+        }
         return {head: form.given for head, form in forms.items() if form.given is not None}
 
 
@@ -93,7 +95,9 @@ def _form(value: Any, foundation_model: str | None, where: str) -> Form:
         value = _read_json(value)
     if not isinstance(value, Mapping):
         raise InputError(f"{where} must be a mapping {{Z: eV}}, found {value!r}")
-    return Form("given", {_element(key, where): _energy(key, E0, where) for key, E0 in value.items()})
+    return Form(
+        "given", {_element(key, where): _energy(key, E0, where) for key, E0 in value.items()}
+    )
 
 
 def _is_energy_of_element(item: tuple[Any, Any]) -> bool:

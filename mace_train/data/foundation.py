@@ -63,8 +63,9 @@ def foundation_E0s(model: str) -> dict[int, float]:
 def _of_ours(path: Path) -> dict[int, float]:
     try:
         content = json.loads(path.with_suffix(".json").read_text())
-        E0s = content["model_data"]["E0s"]
-        return {int(z): float(energy) for z, energy in E0s.items()}
+        data = content["model_data"]
+        pairs = zip(data["atomic_numbers"], data["E0s"], strict=True)
+        return {int(z): float(energy) for z, energy in pairs}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"data.foundation_model={path}: no E0s in the JSON beside it ({error!r}); give the "
@@ -87,10 +88,14 @@ def _of_mace_torch(path: Path) -> dict[int, float]:
                 is_tensor = module in ("torch._utils", "torch.storage") and name.startswith(
                     ("_rebuild_tensor", "_rebuild_parameter", "UntypedStorage", "TypedStorage")
                 )
-                if is_tensor or (module == "torch" and (
-                    name.endswith("Storage") or name in ("Size", "device")
-                    or isinstance(getattr(torch, name, None), torch.dtype)
-                )):
+                if is_tensor or (
+                    module == "torch"
+                    and (
+                        name.endswith("Storage")
+                        or name in ("Size", "device")
+                        or isinstance(getattr(torch, name, None), torch.dtype)
+                    )
+                ):
                     return super().find_class(module, name)
                 return _Shell
 
@@ -101,11 +106,19 @@ def _of_mace_torch(path: Path) -> dict[int, float]:
         buffers = loaded.state["_buffers"]
         elements = buffers["atomic_numbers"].tolist()
         block = loaded.state["_modules"]["atomic_energies_fn"]
-        energies = block.state["_buffers"]["atomic_energies"].to(torch.float64).reshape(
-            -1, len(elements)
+        energies = (
+            block.state["_buffers"]["atomic_energies"].to(torch.float64).reshape(-1, len(elements))
         )
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
-            pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise InputError(
             f"data.foundation_model={path}: no model of mace-torch ({type(error).__name__}: "
             f"{error}); give a .model file or the output folder of a training"

@@ -7,7 +7,7 @@ parsed is one failure and not the end of its file.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from ase import Atoms
@@ -38,17 +38,20 @@ class Frame:
         return len(self.numbers)
 
 
-Described = Atoms | Frame
-Parse = Callable[[], Described]
+Described: TypeAlias = "Atoms | Frame"
+Parse: TypeAlias = Callable[[], Described]
+
+
+def ready(described: Described) -> Parse:
+    """What a reader yields that has parsed the structure already."""
+    return lambda: described
 
 
 def as_atoms(described: Described) -> Atoms:
     """The same as ``ase.Atoms``, to write it to a file."""
     if isinstance(described, Atoms):
         return described
-    atoms = Atoms(
-        described.numbers, described.positions, cell=described.cell, pbc=described.pbc
-    )
+    atoms = Atoms(described.numbers, described.positions, cell=described.cell, pbc=described.pbc)
     atoms.info.update(described.info)
     for name, array in described.arrays.items():
         atoms.new_array(name, array)

@@ -121,7 +121,7 @@ def _print(console: Console, name: str, shards: ShardSet, contents: Contents) ->
         table.add_column(f"{percentile} %", justify="right")
     for column in contents.columns:
         values = contents.values(column)
-        shown = np.percentile(values, PERCENTILES) if len(values) else []
+        shown: list[float] = np.percentile(values, PERCENTILES).tolist() if len(values) else []
         table.add_row(column, *(f"{value:.4g}" for value in shown))
     console.print(table)
     console.print(contents.labels.summary())

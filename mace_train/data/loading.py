@@ -111,7 +111,7 @@ class _Bins(Dataset[Graph]):
         batch = self.source.batch(ids)
         try:
             return graph_of(batch, ids, atomic_numbers=self.atomic_numbers, dtype=self.dtype)
-        except UnknownElement as error:
+        except UnknownElementError as error:
             name = self.source.sample(int(ids[error.structure])).structure.source
             raise InputError(f"{name}: {error}") from None
 
@@ -127,11 +127,11 @@ def collate(
     batch = Batch.of_samples(samples)
     try:
         return graph_of(batch, ids, atomic_numbers=atomic_numbers, dtype=dtype)
-    except UnknownElement as error:
+    except UnknownElementError as error:
         raise InputError(f"{samples[error.structure].structure.source}: {error}") from None
 
 
-class UnknownElement(ValueError):
+class UnknownElementError(ValueError):
     """A structure of a batch holds an element that the model does not know."""
 
     def __init__(self, structure: int, message: str) -> None:
@@ -149,7 +149,7 @@ def graph_of(
     """The Graph of a batch, whose structures are ``ids`` [n_graphs] of their split.
 
     Raises:
-        UnknownElement: an atomic number that is not among ``atomic_numbers``.
+        UnknownElementError: an atomic number that is not among ``atomic_numbers``.
     """
     n_graphs, rows = len(batch.rows), batch.rows
     first_atom = np.cumsum(batch.n_atoms) - batch.n_atoms
@@ -196,7 +196,7 @@ def _elements(batch: Batch, atomic_numbers: tuple[int, ...]) -> NDArray[np.int64
         atom = int(np.argmin(elements))
         structure = int(np.searchsorted(np.cumsum(batch.n_atoms), atom, side="right"))
         unknown = sorted(set(batch.numbers[elements < 0].tolist()))
-        raise UnknownElement(
+        raise UnknownElementError(
             structure,
             f"atomic numbers {unknown} are not among those of the model "
             f"({list(atomic_numbers)}); train on data that has them",

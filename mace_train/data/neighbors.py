@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.errors import InvalidStructure
+from mace_train.errors import InvalidStructureError
 
 if "torch" in sys.modules:
     from vesin import NeighborList
@@ -67,8 +67,8 @@ def neighbor_list(
         source: Name of the structure, to begin messages with.
 
     Raises:
-        InvalidStructure: two atoms at the same place, or a cell so small or so long that no potential
-            is meant.
+        InvalidStructureError: two atoms at the same place, or a cell so small or so long that no
+            potential is meant.
     """
     if not pbc.any() and len(positions) <= DENSE:
         return _dense(positions, r_max, source)
@@ -143,10 +143,10 @@ def _check_density(
         return
     volume = abs(float(np.linalg.det(box)))
     if 4.19 * r_max**3 * n_atoms / volume > MAX_NEIGHBORS:
-        raise InvalidStructure(
+        raise InvalidStructureError(
             "dense cell",
             f"{source}: {n_atoms} atoms in {volume:.3g} Å^3 have more than {MAX_NEIGHBORS:.0f} "
-            f"neighbours each within r_max={r_max} Å; is the cell in Å? correct it, or r_max"
+            f"neighbours each within r_max={r_max} Å; is the cell in Å? correct it, or r_max",
         )
 
 
@@ -160,10 +160,10 @@ def _search_radius(heights: NDArray[np.float64], r_max: float, source: str) -> f
             return radius
         radius *= 1.5
         if radius > MAX_SEARCH_RADIUS * r_max:
-            raise InvalidStructure(
+            raise InvalidStructureError(
                 "thin cell",
                 f"{source}: cell or atoms extend over {np.round(heights, 3).tolist()} Å, too "
-                f"thin and long to search with r_max={r_max} Å; are the positions in Å?"
+                f"thin and long to search with r_max={r_max} Å; are the positions in Å?",
             )
 
 
@@ -176,10 +176,10 @@ def _check_separation(
     nearest = int(np.argmin(distances))
     if distances[nearest] < COINCIDENT:
         first, second = sorted((int(senders[nearest]), int(receivers[nearest])))
-        raise InvalidStructure(
+        raise InvalidStructureError(
             "coincident atoms",
             f"{source}: atoms {first} and {second} are {distances[nearest]:.2g} Å apart, at the "
-            "same place; remove one, or the structure"
+            "same place; remove one, or the structure",
         )
 
 

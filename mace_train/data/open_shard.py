@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from mace_train.data.columns import (
     FLOAT_FIELDS,
-    OF_ATOMS,
     OF_EDGES,
+    OWNED,
     Arrays,
     checksums,
     names_of,
@@ -116,8 +116,7 @@ class OpenShard:
         part: dict[str, NDArray[Any]] = {
             name: self.arrays[name][first:last] for name in ("structures", "structure_checksums")
         }
-        owned = {"atom_offsets": OF_ATOMS, "edge_offsets": OF_EDGES, "source_offsets": ("sources",)}
-        for offsets, names in owned.items():
+        for offsets, names in OWNED.items():
             bounds = self.arrays[offsets][first : last + 1]
             part[offsets] = bounds - bounds[0]
             for name in names:

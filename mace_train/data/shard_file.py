@@ -147,7 +147,7 @@ def _header_checksum(attributes: dict[str, Any], arrays: Arrays) -> int:
     plain = [value.item() if isinstance(value, np.generic) else value for value in values]
     crc = zlib.crc32(repr((FORMAT_VERSION, plain)).encode())
     for name in _HEADER_ARRAYS:
-        crc = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8), crc)
+        crc = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).data, crc)
     return crc
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.frame import Described
-from mace_train.errors import InvalidStructure
+from mace_train.errors import InvalidStructureError
 from mace_train.settings import DataSettings, EvaluateSettings
 
 LOGGER = logging.getLogger("mace_train")
@@ -125,9 +125,9 @@ def structure_from_atoms(
         head: Of a structure that does not name its own.
 
     Raises:
-        InvalidStructure: no atoms, or no energy where one is required; a value that is not finite or
-            has a wrong shape; an unknown element; a cell that cannot be repeated along its
-            periodic directions.
+        InvalidStructureError: no atoms, or no energy where one is required; a value that is not
+            finite or has a wrong shape; an unknown element; a cell that cannot be repeated along
+            its periodic directions.
     """
     reader = _Labels(atoms, keys, source, notes or Notes())
     numbers = np.array(atoms.numbers, dtype=np.int64)
@@ -170,22 +170,22 @@ def _check_geometry(
     source: str,
 ) -> None:
     if len(numbers) == 0:
-        raise InvalidStructure(
+        raise InvalidStructureError(
             "no atoms", f"{source}: no atoms; remove this structure from the file"
         )
     if numbers.min() < 1 or numbers.max() > HIGHEST_ATOMIC_NUMBER:
         atom = int(np.argmax((numbers < 1) | (numbers > HIGHEST_ATOMIC_NUMBER)))
-        raise InvalidStructure(
+        raise InvalidStructureError(
             "unknown element",
             f"{source}: atom {atom} has atomic number {numbers[atom]}; "
-            f"real elements have 1 to {HIGHEST_ATOMIC_NUMBER}, correct the file"
+            f"real elements have 1 to {HIGHEST_ATOMIC_NUMBER}, correct the file",
         )
     if not np.isfinite(positions).all():
         atom = int(np.argmin(np.isfinite(positions).all(axis=1)))
-        raise InvalidStructure(
+        raise InvalidStructureError(
             "position not finite",
             f"{source}: position of atom {atom} is {positions[atom].tolist()}; "
-            "correct the file or remove this structure"
+            "correct the file or remove this structure",
         )
     if pbc.any():
         _check_cell(cell, pbc, source)
@@ -201,10 +201,10 @@ def _check_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_], source: str) 
         volume = np.sqrt(max(np.linalg.det(directions @ directions.T), 0.0))
         singular = volume < SINGULAR_CELL
     if singular:
-        raise InvalidStructure(
+        raise InvalidStructureError(
             "singular cell",
             f"{source}: periodic along {pbc.tolist()} but the cell {cell.tolist()} does not "
-            "span these directions; correct the Lattice, or set pbc to F where there is none"
+            "span these directions; correct the Lattice, or set pbc to F where there is none",
         )
 
 
@@ -220,17 +220,17 @@ class _Labels:
         if value is None and not required:
             return None
         if value is None:
-            raise InvalidStructure(
+            raise InvalidStructureError(
                 "no energy",
                 f"{self.source}: no energy under {self.keys.energy!r} and none that ASE parsed; "
-                f"found {self._found()}; name the right one with energy_key"
+                f"found {self._found()}; name the right one with energy_key",
             )
         array = self._numbers(value, self.keys.energy)
         if array.size != 1:
-            raise InvalidStructure(
+            raise InvalidStructureError(
                 "shape of a label",
                 f"{self.source}: energy {self.keys.energy!r} has shape {array.shape}; "
-                "one number (total energy, eV) is needed, correct the file"
+                "one number (total energy, eV) is needed, correct the file",
             )
         return float(array.reshape(()))
 
@@ -241,10 +241,10 @@ class _Labels:
         array = self._numbers(value, self.keys.forces)
         n_atoms = len(self.atoms)
         if array.shape != (n_atoms, 3):
-            raise InvalidStructure(
+            raise InvalidStructureError(
                 "shape of a label",
                 f"{self.source}: forces {self.keys.forces!r} have shape {array.shape} for "
-                f"{n_atoms} atoms, which need ({n_atoms}, 3); correct the file or remove them"
+                f"{n_atoms} atoms, which need ({n_atoms}, 3); correct the file or remove them",
             )
         return array
 
@@ -279,10 +279,10 @@ class _Labels:
             return 1.0
         array = self._numbers(value, key)
         if array.size != 1 or array.min() < 0:
-            raise InvalidStructure(
+            raise InvalidStructureError(
                 "weight",
                 f"{self.source}: {key}={value} must be one number that is not negative; "
-                "correct the file (0 keeps a structure out of the loss)"
+                "correct the file (0 keeps a structure out of the loss)",
             )
         return float(array.reshape(()))
 
@@ -307,17 +307,17 @@ class _Labels:
                 raise TypeError
             array = np.array(value, dtype=np.float64)
         except (TypeError, ValueError):
-            raise InvalidStructure(
+            raise InvalidStructureError(
                 "label is not a number",
-                f"{self.source}: {name!r} is {value!r}, not a number; correct the file"
+                f"{self.source}: {name!r} is {value!r}, not a number; correct the file",
             ) from None
         if not np.isfinite(array).all():
             where = np.argwhere(~np.isfinite(array))[0].tolist()
-            raise InvalidStructure(
+            raise InvalidStructureError(
                 "label not finite",
                 f"{self.source}: {name!r} is not finite ({array[tuple(where)]}"
                 f"{f' at index {where}' if where else ''}); correct the file or remove this "
-                "structure"
+                "structure",
             )
         return array
 
@@ -327,18 +327,18 @@ class _Labels:
         if array.shape == (6,):
             return array[_VOIGT]
         if array.shape not in ((9,), (3, 3)):
-            raise InvalidStructure(
+            raise InvalidStructureError(
                 "shape of a label",
                 f"{self.source}: {name!r} has shape {array.shape}; it must have 3x3, 9 or "
-                "(xx, yy, zz, yz, xz, xy) 6 numbers, correct the file"
+                "(xx, yy, zz, yz, xz, xy) 6 numbers, correct the file",
             )
         matrix = array.reshape(3, 3)
         asymmetry = float(np.abs(matrix - matrix.T).max())
         if asymmetry > max(STRESS_ASYMMETRY_FLOOR, STRESS_ASYMMETRY * float(np.abs(matrix).max())):
-            raise InvalidStructure(
+            raise InvalidStructureError(
                 "asymmetric stress",
                 f"{self.source}: {name!r} is {matrix.tolist()}, not symmetric "
-                f"(by {asymmetry:.3g}); correct the file or remove it"
+                f"(by {asymmetry:.3g}); correct the file or remove it",
             )
         return 0.5 * (matrix + matrix.T)
 

@@ -41,7 +41,7 @@ class DataSettings:
     keep_isolated_atoms: bool = False
     """Train on the isolated-atom structures too, instead of using them for E0s only."""
     skip_invalid: bool = False
-    """Leave invalid structures out, listed with the reason in rejects.jsonl; else they are errors."""
+    """Leave invalid structures out, with the reason in rejects.jsonl; else they are errors."""
 
     def __post_init__(self) -> None:
         for name in ("train_file", "valid_file", "test_file"):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.data.fuzzing import run_guarded  # noqa: E402
+from tests.data.fuzzing import run_guarded
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """Shards in the training loop of mace-torch, in place of its HDF5Dataset.
 
-    pip install 'mace-train[interop]'
-    python scripts/examples/mace_torch_trainer.py DATA_DIR OUTPUT
+pip install 'mace-train[interop]'
+python scripts/examples/mace_torch_trainer.py DATA_DIR OUTPUT
 """
 
 import logging
@@ -67,7 +67,7 @@ def main() -> None:
         train_loader=loaders["train"],
         valid_loaders={"Default": loaders["valid"]},
         optimizer=optimizer,
-        lr_scheduler=torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=1.0),
+        lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=50),
         start_epoch=0,
         max_num_epochs=2,
         patience=10,

@@ -1,7 +1,7 @@
 """Shards as a data set of PyTorch Geometric, with its loader and its message passing.
 
-    pip install torch-geometric
-    python scripts/examples/pytorch_geometric.py DATA_DIR
+pip install torch-geometric
+python scripts/examples/pytorch_geometric.py DATA_DIR
 """
 
 import sys

@@ -31,7 +31,7 @@ def test_every_head_has_its_own(tmp_path):
     assert forms.of("hf").source == "isolated"
     assert forms.of("cc").given == {1: -1.0}
     assert forms.given(["pbe", "hf", "cc", "other"]) == {"pbe": {1: -13.5}, "cc": {1: -1.0}}
-    with pytest.raises(InputError, match="for the heads pbe, r2scan, hf, cc, but .* head Default"):
+    with pytest.raises(InputError, match=r"for the heads pbe, r2scan, hf, cc, but .* head Default"):
         forms.of("Default")
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mace_train.data import shards as shards_module
-from mace_train.data.neighbors import Edges
 from mace_train.data.columns import LAYOUT, Sample
+from mace_train.data.neighbors import Edges
 from mace_train.data.shards import ShardSet, sample_of, shard_path, write_shard
 from mace_train.data.structure import Structure
 from mace_train.errors import InputError
@@ -269,7 +269,7 @@ def test_every_changed_byte_is_found(tmp_path, name):
         ShardSet(tmp_path).verify()
     first = 5 + int(np.argmax(shards.n_edges[5:] > 0)) if name in ("senders", "shifts") else 5
     for read in (ShardSet.sample, lambda s, i: s.batch(np.array([0, i, 9]))):
-        with pytest.raises(InputError, match="structure . does not match its checksum"):
+        with pytest.raises(InputError, match=r"structure . does not match its checksum"):
             read(ShardSet(tmp_path), first)
     assert_same(ShardSet(tmp_path).sample(9), random_samples(10)[9])
 

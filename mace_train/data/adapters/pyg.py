@@ -30,7 +30,7 @@ class PyGDataset(Dataset[Any]):
         return len(self.shards)
 
     def __getitem__(self, index: int) -> Any:
-        """``Data`` with z, pos, edge_index, shifts, cell, energy, forces, stress and their masks."""
+        """``Data`` with geometry, edges, labels and the masks of labels."""
         sample = self.shards.sample(index)
         structure, edges, dtype = sample.structure, sample.edges, self.dtype
         n_atoms = structure.n_atoms

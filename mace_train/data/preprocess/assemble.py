@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.columns import Storage, join
+from mace_train.data.columns import Arrays, Storage, join
 from mace_train.data.e0s import triangle_of
 from mace_train.data.open_shard import OpenShard
 from mace_train.data.preprocess.selection import Selection, Source
@@ -85,7 +85,7 @@ def _is_written(path: Path, n_structures: int) -> bool:
         return False
 
 
-def _parts(sources: Sequence[Source]) -> Iterator[tuple[dict[str, NDArray[np.generic]], NDArray[np.int64]]]:
+def _parts(sources: Sequence[Source]) -> Iterator[tuple[Arrays, NDArray[np.int64]]]:
     for source in sources:
         part = OpenShard(read_header(source.path))
         rows = source.rows.astype(np.int64)

@@ -33,7 +33,7 @@ from mace_train.data.structure import (
     names_in,
     structure_from_atoms,
 )
-from mace_train.errors import InputError, InvalidStructure
+from mace_train.errors import InputError, InvalidStructureError
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class _Reader:
             )
             sample = sample_of(rounded(structure, self.reading.float32), self.reading.r_max)
         except InputError as error:
-            kind = error.kind if isinstance(error, InvalidStructure) else "unreadable"
+            kind = error.kind if isinstance(error, InvalidStructureError) else "unreadable"
             if not self.reading.skip_invalid:
                 raise
             text = text_of(parse) if described is None else extxyz_of(described)

@@ -19,7 +19,7 @@ from mace_train.data.preprocess.progress import stage
 from mace_train.data.preprocess.work_folder import UNPACKED
 from mace_train.data.read.formats import parses_of, read_errors
 from mace_train.data.structure import LabelKeys, Notes, names_in, structure_from_atoms
-from mace_train.errors import InputError, InvalidStructure
+from mace_train.errors import InputError, InvalidStructureError
 from mace_train.settings import MISSING, PreprocessSettings
 
 
@@ -85,7 +85,7 @@ def look_at(block: Block, keys: LabelKeys) -> Found:
                 found.names.update(names_in(described))
                 structure = structure_from_atoms(described, keys, source, notes, head=block.head)
             except InputError as error:
-                kind = error.kind if isinstance(error, InvalidStructure) else "unreadable"
+                kind = error.kind if isinstance(error, InvalidStructureError) else "unreadable"
                 found.invalid[kind] += 1
                 found.first_invalid = found.first_invalid or str(error)
                 continue
@@ -102,7 +102,10 @@ def _print(console: Console, split: str, files: list[str], found: Found) -> None
     table.add_column("what")
     table.add_column("found", overflow="fold")
     table.add_row("periodic", f"{found.n_periodic}")
-    symbols = {chemical_symbols[z] if 0 <= z < 119 else str(z): n for z, n in sorted(found.elements.items())}
+    symbols = {
+        chemical_symbols[z] if 0 <= z < 119 else str(z): n
+        for z, n in sorted(found.elements.items())
+    }
     table.add_row("elements", _counts(symbols))
     table.add_row("values", _counts(dict(sorted(found.names.items()))))
     table.add_row("heads", _counts(found.heads))

@@ -21,6 +21,10 @@ class Stage:
         self._bar = bar
         self._task = None if bar is None else bar.add_task(label, total=self.total, rate="")
 
+    def advance_structures(self, n_structures: int) -> None:
+        """Note finished work whose unit is a structure."""
+        self.advance(n_structures, n_structures)
+
     def advance(self, units: int, n_structures: int) -> None:
         """Note finished work."""
         self.done += units

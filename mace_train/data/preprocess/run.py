@@ -206,7 +206,9 @@ class _Preprocess:
         fraction = self.settings.data.valid_fraction
         if has_valid_file or fraction == 0:
             if not has_valid_file:
-                LOGGER.info("no validation data: data.valid_fraction is 0 and there is no valid_file")
+                LOGGER.info(
+                    "no validation data: data.valid_fraction is 0 and there is no valid_file"
+                )
             return {"train": np.arange(len(selection))}
         train, valid = selection.split(fraction, self.settings.seed)
         return {"train": train, **({"valid": valid} if len(valid) else {})}
@@ -214,7 +216,9 @@ class _Preprocess:
     def _assemble(self, selected: dict[str, tuple[Selection, NDArray[np.int64]]]) -> Path:
         """Write the shards of all splits, in the folder that becomes the output."""
         settings, result = self.settings, self.folder / RESULT
-        keys = [(s, [path.name for path in chosen.part_files]) for s, (chosen, _) in selected.items()]
+        keys = [
+            (s, [path.name for path in chosen.part_files]) for s, (chosen, _) in selected.items()
+        ]
         data = settings.data
         plan = fingerprint(
             keys,
@@ -238,7 +242,7 @@ class _Preprocess:
                 self.storage,
             )
             with stage(f"writing {split}", len(numbers)) as progress:
-                self.crew.map(write_task, tasks, lambda n, p=progress: p.advance(n, n))
+                self.crew.map(write_task, tasks, progress.advance_structures)
         for leftover in result.rglob("*.partial"):  # of processes that were killed
             os.unlink(leftover)
         return result

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import ase.db
@@ -12,7 +13,7 @@ from ase.db.core import Database
 from ase.db.row import AtomsRow
 from ase.io.trajectory import Trajectory
 
-from mace_train.data.frame import Frame, Parse, Results
+from mace_train.data.frame import Frame, Parse, Results, ready
 from mace_train.data.read.piece import Limit, Piece
 from mace_train.errors import InputError
 
@@ -41,7 +42,7 @@ def trajectory(path: str, piece: Piece) -> Iterator[Parse]:
     with Trajectory(path) as opened:
         for index in _range(piece):
             atoms = opened[index]
-            yield lambda atoms=atoms: atoms
+            yield ready(atoms)
 
 
 def count_database(path: str) -> int:
@@ -54,7 +55,7 @@ def database(path: str, piece: Piece) -> Iterator[Parse]:
     """The rows of a piece of an ASE database, in the order of their ids."""
     with ase.db.connect(path, use_lock_file=False) as opened:
         for row in opened.select(sort="id", limit=piece.count, offset=piece.first):
-            yield lambda row=row: _atoms_of_row(row)
+            yield partial(_atoms_of_row, row)
 
 
 def count_lmdb(path: str) -> int:
@@ -67,7 +68,7 @@ def lmdb(path: str, piece: Piece) -> Iterator[Parse]:
     opened = _open_lmdb(path)
     for index in _range(piece):
         row = opened._get_row(opened.ids[index])
-        yield lambda row=row: _atoms_of_row(row)
+        yield partial(_atoms_of_row, row)
 
 
 def _open_lmdb(path: str) -> Database:
@@ -125,7 +126,7 @@ def mace_hdf5(path: str, piece: Piece) -> Iterator[Parse]:
         )
         for group in itertools.islice(names, piece.first, _range(piece).stop):
             frame = _mace_frame(group)
-            yield lambda frame=frame: frame
+            yield ready(frame)
 
 
 def _mace_batches(file: h5py.File, path: str) -> list[str]:
@@ -149,10 +150,12 @@ def _mace_frame(group: h5py.Group) -> Frame:
         for key, value in properties.items()
         if value is not None and weights.get(key) != 0
     }
-    info = {
-        f"config_{key}_weight": weights[key] for key in _MACE_WEIGHTS if weights.get(key)
-    } | {"config_weight": _mace_value(group["weight"])}
-    config_type, head = (_mace_value(group[k]) if k in group else None for k in ("config_type", "head"))
+    info = {f"config_{key}_weight": weights[key] for key in _MACE_WEIGHTS if weights.get(key)} | {
+        "config_weight": _mace_value(group["weight"])
+    }
+    config_type, head = (
+        _mace_value(group[k]) if k in group else None for k in ("config_type", "head")
+    )
     if config_type is not None:
         info["config_type"] = config_type
     if head is not None:

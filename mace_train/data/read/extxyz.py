@@ -44,7 +44,9 @@ def pieces(path: str, shown: str, limit: Limit) -> list[Piece]:
     first, begin, offset, line_number = 0, 0, 0, 1
     with open(path, "rb") as lines:
         for index in itertools.count():
-            if index > first and (index - first >= limit.structures or offset - begin >= limit.size):
+            if index > first and (
+                index - first >= limit.structures or offset - begin >= limit.size
+            ):
                 cut.append(Piece(first, index - first, begin, offset - begin))
                 first, begin = index, offset
             header = lines.readline()

@@ -43,7 +43,8 @@ def _in_folder(path: str) -> list[str]:
     """The structure files in and below a folder, sorted; anything else alone."""
     if not os.path.isdir(path) or BundleTrajectory.is_bundle(path):
         return [path]
-    taken, others = [], []
+    taken: list[str] = []
+    others: list[str] = []
     for folder, folders, names in os.walk(path):
         folders.sort()
         for name in sorted(names):

@@ -18,8 +18,8 @@ import ase.io
 from ase.io import ParseError
 from ase.io.formats import UnknownFileTypeError, filetype
 
+from mace_train.data.frame import Parse, ready
 from mace_train.data.read import databases, extxyz
-from mace_train.data.frame import Parse
 from mace_train.data.read.piece import Limit, Piece
 from mace_train.errors import InputError
 
@@ -115,7 +115,7 @@ def _by_ase(path: str, name: str) -> Iterator[Parse]:
     for atoms in ase.io.iread(
         path, index=":", format=name, parallel=False, do_not_split_by_at_sign=True
     ):
-        yield lambda atoms=atoms: atoms
+        yield ready(atoms)
 
 
 def _size(path: str) -> int:

@@ -12,7 +12,6 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -87,7 +86,9 @@ def _members(
         label = f"{shown}/{name}"
         plain += unpack(str(copy), label, place / "in") if is_packed(name) else [(str(copy), label)]
     if not plain:
-        raise InputError(f"{shown} holds no structures (members: {ignored[:3]}); give one that does")
+        raise InputError(
+            f"{shown} holds no structures (members: {ignored[:3]}); give one that does"
+        )
     if ignored:
         LOGGER.info("%s: %d members are no structures, such as %s", shown, len(ignored), ignored[0])
     return plain
@@ -101,12 +102,9 @@ def _tar_members(path: str) -> Iterator[tuple[str, IO[bytes]]]:
                 yield member.name, content
 
 
-@contextmanager
-def _plain_stream(path: str) -> Iterator[IO[bytes]]:
+def _plain_stream(path: str) -> IO[bytes]:
     """The bytes of a tar file; tarfile itself knows all compressions but zstd."""
-    opened = _open_zstd(Path(path), "rb") if path.endswith(".zst") else open(path, "rb")
-    with opened:
-        yield opened
+    return _open_zstd(Path(path), "rb") if path.endswith(".zst") else Path(path).open("rb")
 
 
 def _zip_members(path: str) -> Iterator[tuple[str, IO[bytes]]]:

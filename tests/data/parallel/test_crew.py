@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from mace_train.data.parallel.crew import open_crew
-from mace_train.errors import InputError, InvalidStructure
+from mace_train.errors import InputError, InvalidStructureError
 
 ROOT = Path(__file__).parents[3]
 
 
 def square(number: int) -> int:
     if number in (7, 9):
-        raise InvalidStructure("seven or nine", f"{number} does not work")
+        raise InvalidStructureError("seven or nine", f"{number} does not work")
     return number * number
 
 
@@ -29,7 +29,7 @@ def test_results_are_in_order(workers):
         assert crew.map(square, [5, 6, 1], done.append) == [25, 36, 1]
         assert sorted(done) == [1, 25, 36]
         assert crew.map(square, [], done.append) == []
-        with pytest.raises(InvalidStructure, match="7 does not work") as error:
+        with pytest.raises(InvalidStructureError, match="7 does not work") as error:
             crew.map(square, range(1000), done.append)
     assert error.value.kind == "seven or nine"
     assert len(done) < 3 + 9 + 2 * 2
@@ -83,7 +83,7 @@ def mpiexec(n: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_mpi_ranks(tmp_path, n_ranks):
     (tmp_path / "script.py").write_text(SCRIPT)
     done = mpiexec(n_ranks, str(tmp_path / "script.py"))
-    assert done.stdout == f"InvalidStructure seven or nine {n_ranks}\n", done.stderr
+    assert done.stdout == f"InvalidStructureError seven or nine {n_ranks}\n", done.stderr
     assert done.returncode == 0
 
 

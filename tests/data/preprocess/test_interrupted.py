@@ -103,7 +103,7 @@ def test_killed_at_20_random_moments(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "blocks" in done.stdout
     whole = files_below(tmp_path / "whole")
-    outputs = [path for path in tmp_path.glob("out*")]
+    outputs = list(tmp_path.glob("out*"))
     assert outputs
     for output in outputs:
         assert files_below(output) == whole
@@ -143,7 +143,9 @@ def test_one_rank_is_killed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "continuing in" in done.stderr
     alone = [sys.executable, "-m", "mace_train", *command, f"output={tmp_path / 'alone'}"]
-    subprocess.run(alone, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        alone, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
 
 

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from mace_train.data.neighbors import neighbor_list
+from mace_train.data.preprocess.progress import stage
 from mace_train.data.read import read_structures
 from mace_train.data.shards import ShardSet
-from mace_train.data.preprocess.progress import stage
 from mace_train.data.split import counter_hash
 from mace_train.data.statistics import open_split
 from mace_train.data.structure import structure_from_atoms

@@ -13,11 +13,13 @@ from mace_train.errors import InputError
 EXPECTED = frozenset({"a", "b"})
 
 
-def make(output, content="new", *, overwrite=False, error=None):
+def make(output, content="new", *, overwrite=False, error=None, finished=0):
     with work_folder(output, EXPECTED, overwrite=overwrite) as folder:
         (folder / "result").mkdir()
         (folder / "result" / "a").write_text(content)
         assert not (output / "a").exists() or (output / "a").read_text() != content
+        for part in range(finished):
+            (folder / "blocks" / f"{part}.json").write_text("{}")
         if error:
             raise error
 
@@ -81,24 +83,16 @@ def test_other_files_are_never_replaced(tmp_path):
     assert names(tmp_path) == ["file", "out"]
 
 
-def finish_a_part(folder):
-    (folder / "blocks" / "x.json").write_text("{}")
-
-
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(143)])
 def test_finished_parts_stay_for_the_next_run(tmp_path, error, caplog):
     caplog.set_level("INFO", logger="mace_train")
-    with (
-        pytest.raises(type(error)),
-        work_folder(tmp_path / "out", EXPECTED, overwrite=False) as folder,
-    ):
-        finish_a_part(folder)
-        raise error
+    with pytest.raises(type(error)):
+        make(tmp_path / "out", error=error, finished=1)
     assert names(tmp_path) == [".out.partial"]
     assert "1 finished parts are kept in" in caplog.text
     with work_folder(tmp_path / "out", EXPECTED, overwrite=False) as folder:
-        assert (folder / "blocks" / "x.json").exists()
-        (folder / "result").mkdir()
+        assert (folder / "blocks" / "0.json").exists()
+        assert (folder / "result" / "a").exists()
     assert names(tmp_path) == ["out"]
 
 

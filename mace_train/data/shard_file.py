@@ -39,7 +39,7 @@ from mace_train.errors import InputError
 FORMAT = "mace-train shard"
 FORMAT_VERSION = 2
 ALIGNMENT = 64  # bytes
-CHUNK_BYTES = 1 << 16  # of compressed arrays, see scripts/bench/chunks.py
+CHUNK_BYTES = 1 << 18  # of compressed arrays, see scripts/bench/chunks.py
 _HEADER_ARRAYS = (
     "atom_offsets",
     "edge_offsets",

@@ -86,6 +86,7 @@ def _open_lmdb(path: str) -> Database:
     import lmdb
 
     try:
+        lmdb.open(path, subdir=False, readonly=True, lock=False).close()
         opened: Database = LMDBDatabase(path, readonly=True, use_lock_file=False)
     except (lmdb.Error, OSError, ValueError, TypeError) as error:
         raise OSError(f"not an ASE-LMDB: {error}") from error

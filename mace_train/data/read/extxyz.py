@@ -33,6 +33,7 @@ _TRUTH = {
     **dict.fromkeys(("F", "false", "False", "FALSE"), False),
 }
 _VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
+_SCALARS = {"energy", "free_energy", "magmom"}
 _SPECIAL = {"move_mask", "initial_charges"}  # ASE makes more of these than an array
 _PER_CONFIG = frozenset(per_config_properties)
 _PROPERTIES = frozenset(all_properties)
@@ -211,6 +212,8 @@ def _frame(info: dict[str, Any], columns: _Columns, cells: list[tuple[bytes, ...
     if "stress" in results and np.shape(results["stress"]) == (3, 3):
         results["stress"] = results["stress"][_VOIGT]
     results |= {name: arrays.pop(name) for name in list(arrays) if name in _PROPERTIES}
+    for name in results.keys() - _SCALARS:
+        results[name] = np.array(results[name], dtype=np.float64)
     frame.arrays, frame.calc = arrays, Results(results)
     return frame
 

@@ -90,7 +90,7 @@ def pack(tmp_path: Path, n: int) -> Path:
 
 
 def test_killed_at_20_random_moments(tmp_path):
-    pack(tmp_path, 1200)
+    pack(tmp_path, 320)
     (tmp_path / "script.py").write_text(KILLED)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "script.py"), str(tmp_path), "20"],

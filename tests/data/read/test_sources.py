@@ -28,7 +28,7 @@ def energies(path):
 
 
 @pytest.fixture
-def xyz(tmp_path):
+def text(tmp_path):
     write_xyz(tmp_path / "a.xyz", [molecule(-1.0), crystal(-2.0)])
     return (tmp_path / "a.xyz").read_bytes()
 
@@ -42,11 +42,11 @@ PACK = {
 
 
 @pytest.mark.parametrize("suffix", PACK)
-def test_compressed(tmp_path, xyz, suffix):
+def test_compressed(tmp_path, text, suffix):
     path = tmp_path / f"b.xyz.{suffix}"
-    path.write_bytes(PACK[suffix](xyz))
+    path.write_bytes(PACK[suffix](text))
     assert energies(path) == [-1.0, -2.0]
-    path.write_bytes(PACK[suffix](xyz)[:-9])
+    path.write_bytes(PACK[suffix](text)[:-9])
     with pytest.raises(InputError, match=rf"b\.xyz\.{suffix}, structure 0: cannot be read"):
         energies(path)
 
@@ -54,11 +54,11 @@ def test_compressed(tmp_path, xyz, suffix):
 MEMBERS = ["below/b.xyz", "README.md", "c.xyz.zst", "a.xyz", "nested.tar.gz"]
 
 
-def tar(xyz, mode):
-    content = dict.fromkeys(MEMBERS, xyz)
-    content["c.xyz.zst"] = PACK["zst"](xyz)
+def tar(text, mode):
+    content = dict.fromkeys(MEMBERS, text)
+    content["c.xyz.zst"] = PACK["zst"](text)
     if mode != "nested":
-        content["nested.tar.gz"] = tar(xyz, "nested")
+        content["nested.tar.gz"] = tar(text, "nested")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz" if mode == "nested" else "w") as archive:
         for name in MEMBERS[: 3 if mode == "nested" else None]:
@@ -69,9 +69,9 @@ def tar(xyz, mode):
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.zst", "tar.xz"])
-def test_tar(tmp_path, xyz, suffix, caplog):
+def test_tar(tmp_path, text, suffix, caplog):
     caplog.set_level("INFO", logger="mace_train")
-    plain = tar(xyz, "plain")
+    plain = tar(text, "plain")
     path = tmp_path / f"b.{suffix}"
     path.write_bytes(PACK.get(suffix[4:], bytes)(plain))
     found = list(read_structures([str(path)], KEYS))
@@ -81,11 +81,11 @@ def test_tar(tmp_path, xyz, suffix, caplog):
     assert "1 members are no structures, such as README.md" in caplog.text
 
 
-def test_zip(tmp_path, xyz):
+def test_zip(tmp_path, text):
     path = tmp_path / "b.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("x/", "x/a.xyz", "b.extxyz", "notes.txt"):
-            archive.writestr(name, b"" if name.endswith("/") else xyz)
+            archive.writestr(name, b"" if name.endswith("/") else text)
     assert energies(path) == [-1.0, -2.0] * 2
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", b"")
@@ -162,7 +162,7 @@ def test_lmdb_of_mace_torch(tmp_path):
     path = tmp_path / "a.lmdb"
     with tools.LMDBDatabase(str(path)) as database:
         for i in range(3):
-            database.write(crystal(-float(i)))
+            database.write(crystal(-float(i)), data={})  # it writes into ASE's default argument
     structures = list(read_structures([str(path)], KEYS))
     assert [s.energy for s in structures] == [-0.0, -1.0, -2.0]
     np.testing.assert_array_equal(structures[1].forces, np.zeros((2, 3)))

@@ -67,20 +67,30 @@ def sample_of(structure: Structure, r_max: float) -> Sample:
 
 
 def write_shard(
-    path: Path, samples: Iterable[Sample], r_max: float, storage: Storage | None = None
+    path: Path,
+    samples: Iterable[Sample],
+    r_max: float,
+    storage: Storage | None = None,
+    *,
+    durable: bool = True,
 ) -> None:
     """Write ``samples`` to the file ``path``; only compact arrays are kept meanwhile.
 
-    Equal samples give equal bytes.
+    Equal samples give equal bytes. See ``write_arrays`` for ``durable``.
     """
     columns = Columns(storage or Storage())
     for sample in samples:
         columns.add(sample)
-    write_arrays(path, columns.arrays(), r_max, columns.storage)
+    write_arrays(path, columns.arrays(), r_max, columns.storage, durable=durable)
 
 
-def write_arrays(path: Path, arrays: Arrays, r_max: float, storage: Storage) -> None:
-    """Write the arrays of a shard to the file ``path``, which appears only when it is complete."""
+def write_arrays(
+    path: Path, arrays: Arrays, r_max: float, storage: Storage, *, durable: bool = True
+) -> None:
+    """Write the arrays of a shard to the file ``path``, which appears only when it is complete.
+
+    ``durable`` waits until it is on the disk, so that it is whole after a loss of power too.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
         with h5py.File(
@@ -91,8 +101,9 @@ def write_arrays(path: Path, arrays: Arrays, r_max: float, storage: Storage) -> 
             alignment_interval=ALIGNMENT,
         ) as file:
             _fill(file, arrays, float(r_max), storage)
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
+        if durable:
+            with open(partial, "rb") as written:
+                os.fsync(written.fileno())
         os.replace(partial, path)
     except BaseException:  # also an interrupt: nothing half-written stays
         partial.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from mace_train.data.columns import Sample, Storage
 from mace_train.data.e0s import check_covered
 from mace_train.data.frame import Described, Parse, as_atoms
 from mace_train.data.labels import LabelCounts
+from mace_train.data.open_shard import OpenShard
 from mace_train.data.preprocess.plan import Block
 from mace_train.data.preprocess.work_folder import BLOCKS, write_json
 from mace_train.data.read.extxyz import text_of
@@ -122,8 +123,11 @@ def _finished(reading: Reading, key: str, block: Block) -> Summary | None:
     try:
         summary = Summary.of_json(json.loads(path.read_text()))
         parts = part_paths(reading.folder, key, len(summary.sizes))
-        if [read_header(part).checksum for part in parts] != summary.checksums:
+        headers = [read_header(part) for part in parts]
+        if [header.checksum for header in headers] != summary.checksums:
             return None
+        for header in headers:  # the disk may have lost some of it with the power
+            OpenShard(header).check(0, header.n_structures)
         for head, kind in {*zip(summary.head, summary.element_set, strict=True)}:
             elements = summary.element_sets[kind]
             check_elements(reading, summary.heads[head], elements, "", block.split)
@@ -170,7 +174,7 @@ class _Reader:
         samples = self.samples()
         while chunk := list(islice(samples, self.reading.structures_per_part)):
             (path,) = part_paths(folder, self.key, len(summary.sizes) + 1)[-1:]
-            write_shard(path, chunk, self.reading.r_max, storage)
+            write_shard(path, chunk, self.reading.r_max, storage, durable=False)
             summary.sizes.append(len(chunk))
             summary.checksums.append(read_header(path).checksum)
         summary.element_sets = [list(elements) for elements in self.sets]

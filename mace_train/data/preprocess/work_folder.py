@@ -131,10 +131,7 @@ def fingerprint(*parts: Any) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write a file that is whole or not there."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(partial, "w") as file:
-        json.dump(content, file, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
+    partial.write_text(json.dumps(content, allow_nan=False))
     os.replace(partial, path)
 
 

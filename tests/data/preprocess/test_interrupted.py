@@ -183,11 +183,11 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
     write, written = block.write_shard, []
 
-    def full(path, *arguments):
+    def full(path, *arguments, **keywords):
         if len(written) == 2:
             raise OSError(28, "No space left on device", str(path))
         written.append(path)
-        write(path, *arguments)
+        write(path, *arguments, **keywords)
 
     monkeypatch.setattr(block, "write_shard", full)
     structures = [*molecules(40), *atoms_of_molecules()]

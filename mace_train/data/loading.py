@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from mace_train.data.batch import Batch
 from mace_train.data.columns import Sample
 from mace_train.data.graph import Graph
+from mace_train.data.neighbors import Edges
+from mace_train.data.pairs import pair_edges
 from mace_train.errors import InputError
 
 WEIGHTS = ("weight", "energy_weight", "forces_weight", "stress_weight")
@@ -111,7 +113,7 @@ class _Bins(Dataset[Graph]):
         batch = self.source.batch(ids)
         try:
             return graph_of(batch, ids, atomic_numbers=self.atomic_numbers, dtype=self.dtype)
-        except UnknownElementError as error:
+        except StructureError as error:
             name = self.source.sample(int(ids[error.structure])).structure.source
             raise InputError(f"{name}: {error}") from None
 
@@ -127,12 +129,12 @@ def collate(
     batch = Batch.of_samples(samples)
     try:
         return graph_of(batch, ids, atomic_numbers=atomic_numbers, dtype=dtype)
-    except UnknownElementError as error:
+    except StructureError as error:
         raise InputError(f"{samples[error.structure].structure.source}: {error}") from None
 
 
-class UnknownElementError(ValueError):
-    """A structure of a batch holds an element that the model does not know."""
+class StructureError(ValueError):
+    """A structure of a batch cannot be used."""
 
     def __init__(self, structure: int, message: str) -> None:
         super().__init__(message)
@@ -149,11 +151,18 @@ def graph_of(
     """The Graph of a batch, whose structures are ``ids`` [n_graphs] of their split.
 
     Raises:
-        UnknownElementError: an atomic number that is not among ``atomic_numbers``.
+        StructureError: an atomic number that is not among ``atomic_numbers``, or an edge without
+            its reverse.
     """
     n_graphs, rows = len(batch.rows), batch.rows
     first_atom = np.cumsum(batch.n_atoms) - batch.n_atoms
     first_of_edge = np.repeat(first_atom, batch.n_edges)
+    edges = Edges(
+        batch.senders + first_of_edge,
+        batch.receivers + first_of_edge,
+        batch.shifts.astype(np.int64),
+    )
+    pairs, first_of_pair = _pairs(batch, edges)
     precision = np.float64 if dtype == torch.float64 else np.float32
 
     def floats(array: NDArray[Any]) -> Tensor:
@@ -168,8 +177,10 @@ def graph_of(
     return Graph(
         positions=floats(batch.positions),
         elements=torch.from_numpy(_elements(batch, atomic_numbers)),
-        senders=torch.from_numpy(batch.senders + first_of_edge),
-        receivers=torch.from_numpy(batch.receivers + first_of_edge),
+        senders=torch.from_numpy(edges.senders),
+        receivers=torch.from_numpy(edges.receivers),
+        pairs=torch.from_numpy(pairs),
+        first_of_pair=torch.from_numpy(first_of_pair),
         shifts=floats(batch.shifts),
         cell=floats(rows["cell"]),
         pbc=truth(rows["pbc"]),
@@ -187,6 +198,21 @@ def graph_of(
     )
 
 
+def _pairs(batch: Batch, edges: Edges) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of edges (see ``pair_edges``) of all structures at once: no edge joins two of them."""
+    try:
+        return pair_edges(edges, "batch")
+    except InputError:
+        ends = np.cumsum(batch.n_edges)
+        for structure, (begin, end) in enumerate(zip(ends - batch.n_edges, ends, strict=True)):
+            part = Edges(*(array[begin:end] for array in vars(edges).values()))
+            try:
+                pair_edges(part, "structure")
+            except InputError as error:
+                raise StructureError(structure, str(error)) from None
+        raise
+
+
 def _elements(batch: Batch, atomic_numbers: tuple[int, ...]) -> NDArray[np.int64]:
     """[n_atoms] index of every atom's element."""
     index_of = np.full(256, -1, dtype=np.int64)
@@ -196,7 +222,7 @@ def _elements(batch: Batch, atomic_numbers: tuple[int, ...]) -> NDArray[np.int64
         atom = int(np.argmin(elements))
         structure = int(np.searchsorted(np.cumsum(batch.n_atoms), atom, side="right"))
         unknown = sorted(set(batch.numbers[elements < 0].tolist()))
-        raise UnknownElementError(
+        raise StructureError(
             structure,
             f"atomic numbers {unknown} are not among those of the model "
             f"({list(atomic_numbers)}); train on data that has them",

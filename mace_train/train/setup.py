@@ -21,6 +21,7 @@ from mace_train.data.shards import ShardSet
 from mace_train.data.statistics import Statistics, open_split
 from mace_train.errors import InputError
 from mace_train.model.mace import MACE, ModelData
+from mace_train.model.prepare import prepare
 from mace_train.ops.methods import announcement
 from mace_train.settings import ClusterSettings, LossSettings, ModelSettings, TrainSettings
 from mace_train.train.loss import TERMS, needs_stress
@@ -41,6 +42,7 @@ def set_up(settings: TrainSettings, world: World) -> Run:
     _check_new(output, settings, world)
     model = new_model(settings, statistics).to(world.device)
     choose_kernels(model, settings.cluster, world)
+    prepare(model, show_progress=world.is_main)
     force_field: nn.Module = ForceField(model, needs_stress(settings.loss))
     if world.size > 1:
         force_field = _distributed(force_field, world)

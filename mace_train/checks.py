@@ -35,6 +35,13 @@ def as_files(name: str, value: Any) -> list[str]:
     raise InputError(f"{name}={value!r} must be a path or a list of paths, such as [a.xyz,b.xyz]")
 
 
+def files_by_head(name: str, value: Any) -> dict[str, list[str]]:
+    """Paths by head, from a setting that holds them so, or paths of the head Default."""
+    if not isinstance(value, dict):
+        return {"Default": as_files(name, value)}
+    return {str(head): as_files(f"{name}.{head}", files) for head, files in value.items()}
+
+
 def existing_folder(name: str, value: str) -> Path:
     """The folder a setting names, or an error that says it is not there."""
     path = Path(value)

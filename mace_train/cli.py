@@ -29,10 +29,12 @@ from mace_train import __version__, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
 from mace_train.errors import InputError
+from mace_train.launcher import rank_of_process
 
 # command -> (its settings, module and function that carry it out; imported when called)
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "preprocess": (settings.PreprocessSettings, "mace_train.data.preprocess", "preprocess"),
+    "inspect": (settings.InspectSettings, "mace_train.data.inspect_shards", "inspect"),
     "balance": (settings.BalanceSettings, "mace_train.balance.report", "balance"),
     "train": (settings.TrainSettings, "mace_train.train.trainer", "train"),
     "evaluate": (settings.EvaluateSettings, "mace_train.evaluate.evaluate", "evaluate"),
@@ -69,6 +71,9 @@ def _run(command: str, overrides: list[str]) -> None:
         "example_data", lambda name: str(EXAMPLE_DATA / name), replace=True
     )
     task = _Task(command)
+    overrides = [_as_override(command, word) for word in overrides]
+    if "dry_run=true" in overrides and not any(word.startswith("output=") for word in overrides):
+        overrides.append("output=dry-run")  # which is not written
     sys.argv = [f"mace-train {command}", *overrides]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
@@ -86,6 +91,15 @@ def _run(command: str, overrides: list[str]) -> None:
         raise SystemExit(130) from None
     if task.failures:
         _fail("; ".join(f"job {job}: {message}" for job, message in task.failures.items()))
+
+
+def _as_override(command: str, word: str) -> str:
+    """``--dry-run``, and the folder that ``inspect`` takes, as settings."""
+    if word == "--dry-run":
+        return "dry_run=true"
+    if command == "inspect" and "=" not in word and not word.startswith("-"):
+        return f"data_dir='{word}'"
+    return word
 
 
 class _Task:
@@ -121,7 +135,9 @@ def _check_launch(command: str, overrides: list[str]) -> None:
     """Refuse what several ranks cannot do."""
     n_ranks = int(os.environ.get("WORLD_SIZE") or "1")
     if n_ranks > 1 and command in ("preprocess", "balance"):
-        hint = "; use workers=N for several processes" if command == "preprocess" else ""
+        hint = ""
+        if command == "preprocess":
+            hint = "; use workers=N for several processes, or mpiexec or srun for several nodes"
         _fail(
             f"{command} is one process, but {n_ranks} were started: run it without torchrun{hint}"
         )
@@ -189,7 +205,7 @@ class _Formatter(logging.Formatter):
 
 def _rank() -> int:
     """This process's rank, before the world is opened."""
-    return int(os.environ.get("RANK") or "0")
+    return rank_of_process()
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -16,10 +16,13 @@ HELP = """\
 mace-train: train MACE interatomic potentials on whole clusters
 
   mace-train preprocess  data.train_file=train.xyz r_max=5.0 output=prepared
+  mace-train inspect     prepared
   mace-train balance     data_dir=prepared gpus=8
   mace-train train       data_dir=prepared model=small output=runs/first
   mace-train evaluate    checkpoint=runs/first test_file=test.xyz output=runs/first/test
 
+  mpiexec -n 64 mace-train preprocess ...               over MPI ranks; srun does the same
+  mace-train preprocess --dry-run ...                   what would be read
   torchrun --nproc-per-node 4 -m mace_train train ...   on several GPUs (or CPU processes)
   mace-train train --multirun seed=1,2,3 ...            a Hydra sweep
   mace-train train --cfg job ...                        print the settings, run nothing

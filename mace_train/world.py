@@ -1,9 +1,9 @@
 """World: the processes of one run, their devices, and the few collectives that training uses.
 
-The only module that reads the launcher's environment. ``torchrun`` sets RANK, LOCAL_RANK,
-WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without them the run is one process. A launcher that
-starts several processes without these variables would give independent runs that overwrite each
-other's files, so that is an error.
+With launcher.py the only module that reads the launcher's environment. ``torchrun`` sets RANK,
+LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without them the run is one process. A launcher
+that starts several processes without these variables would give independent runs that overwrite
+each other's files, so that is an error.
 """
 
 import os
@@ -18,10 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mace_train.errors import InputError
+from mace_train.launcher import launched_tasks
 from mace_train.settings import ClusterSettings
-
-# Task counts that other launchers set; more than one of them without torchrun's variables is wrong.
-_TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE")
 
 
 @dataclass(frozen=True)
@@ -109,13 +107,13 @@ def _ranks() -> tuple[int, int, int, int]:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         rank, local_rank, size = (int(environment[name]) for name in names)
         return rank, local_rank, size, int(environment.get("LOCAL_WORLD_SIZE", size))
-    for name in _TASK_COUNTS:
-        if int(environment.get(name) or "1") > 1:
-            raise InputError(
-                f"{name}={environment[name]}: several tasks were started without torchrun's "
-                "variables, each would train alone; start one task per node that runs "
-                "`torchrun --nnodes ... --nproc-per-node ... -m mace_train train ...`"
-            )
+    tasks = launched_tasks()
+    if tasks is not None:
+        raise InputError(
+            f"{tasks.variable}={tasks.size}: several tasks were started without torchrun's "
+            "variables, each would train alone; start one task per node that runs "
+            "`torchrun --nnodes ... --nproc-per-node ... -m mace_train train ...`"
+        )
     return 0, 0, 1, 1
 
 

@@ -1,6 +1,7 @@
 """E0s: the energies of isolated atoms, eV, that the model's energies are counted from.
 
-They are given (a mapping or a JSON file), taken from isolated-atom structures, or fitted: with
+They are given (a mapping, a JSON file, a foundation model), taken from isolated-atom structures, or
+fitted, for every head (level of theory) on its own. The fit: with
 A[i, z] the number of atoms of element z in structure i and b[i] its energy, E0s minimise
 ||A E0s - b||^2, and are the shortest such vector where A does not determine them. A is never held
 whole: its QR factorisation is updated chunk by chunk (Demmel et al., arXiv 0806.2159), which has
@@ -10,6 +11,7 @@ the accuracy of one factorisation of all, unlike normal equations, and costs O(n
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from ase.data import atomic_numbers as number_of_symbol
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from mace_train.data.structure import LOGGER, Structure
+from mace_train.data.foundation import foundation_E0s
+from mace_train.data.structure import LOGGER
 from mace_train.errors import InputError
 
 # energies of two isolated atoms of one element may differ by the rounding in the files
@@ -29,26 +32,78 @@ REMEDY = (
 )
 
 
-def is_average(value: Any) -> bool:
-    """Whether the setting ``data.E0s`` asks for a fit."""
-    return isinstance(value, str) and value.lower() == "average"
+@dataclass(frozen=True)
+class Form:
+    """Where the E0s of one head come from."""
+
+    source: str  # isolated, average, given or foundation
+    given: dict[int, float] | None = None
 
 
-def given_E0s(value: Any) -> dict[int, float] | None:
-    """E0s from the setting ``data.E0s``; None where it asks for isolated atoms or a fit.
+class Forms:
+    """What the settings say of E0s, for every head."""
 
-    Raises:
-        InputError: the JSON file cannot be read, or a key is no element or a value no energy.
-    """
-    if value is None or is_average(value):
-        return None
-    where = "data.E0s"
+    def __init__(self, E0s: Any, foundation_model: str | None = None) -> None:
+        """Read ``data.E0s`` and ``data.foundation_model``.
+
+        Raises:
+            InputError: a file that cannot be read, or a key that is no element, or a value that
+                is no energy.
+        """
+        self._by_head: dict[str, Form] | None = None
+        if isinstance(E0s, Mapping) and not all(map(_is_energy_of_element, E0s.items())):
+            self._by_head = {
+                str(head): _form(form, foundation_model, f"data.E0s.{head}")
+                for head, form in E0s.items()
+            }
+        else:
+            self._default = _form(E0s, foundation_model, "data.E0s")
+
+    def of(self, head: str) -> Form:
+        """The form for one head; InputError if E0s are given by head and not for this one."""
+        if self._by_head is None:
+            return self._default
+        if head not in self._by_head:
+            raise InputError(
+                f"data.E0s is given for the heads {', '.join(self._by_head)}, but there are "
+                f"structures of the head {head}; add it"
+            )
+        return self._by_head[head]
+
+    def given(self, heads: Iterable[str]) -> dict[str, dict[int, float]]:
+        """The E0s of those heads for which they are known before anything is read."""
+        forms = {
+            head: self.of(head) for head in heads if self._by_head is None or head in self._by_head
+        }
+        return {head: form.given for head, form in forms.items() if form.given is not None}
+
+
+def _form(value: Any, foundation_model: str | None, where: str) -> Form:
+    if value is None or (isinstance(value, str) and value.lower() == "isolatedatom"):
+        return Form("isolated")
+    if isinstance(value, str) and value.lower() == "average":
+        return Form("average")
+    if isinstance(value, str) and value.lower() == "foundation":
+        if foundation_model is None:
+            raise InputError(
+                f"{where}=foundation needs data.foundation_model: a model of mace-torch or the "
+                "output folder of a training"
+            )
+        return Form("foundation", foundation_E0s(foundation_model))
     if isinstance(value, str):
-        where = f"data.E0s={value}"
+        where = f"{where}={value}"
         value = _read_json(value)
     if not isinstance(value, Mapping):
         raise InputError(f"{where} must be a mapping {{Z: eV}}, found {value!r}")
-    return {_element(key, where): _energy(key, E0, where) for key, E0 in value.items()}
+    return Form(
+        "given", {_element(key, where): _energy(key, E0, where) for key, E0 in value.items()}
+    )
+
+
+def _is_energy_of_element(item: tuple[Any, Any]) -> bool:
+    """Whether this is one E0, or was meant so, and not the E0s of a head."""
+    key, value = item
+    return isinstance(value, (int, float)) or not isinstance(key, str) or key in number_of_symbol
 
 
 def _read_json(file: str) -> Any:
@@ -88,18 +143,17 @@ class IsolatedAtoms:
         self.E0s: dict[int, float] = {}
         self._source: dict[int, str] = {}
 
-    def add(self, structure: Structure) -> None:
+    def add(self, element: int, energy: float | None, source: str) -> None:
         """Take up an isolated atom; InputError if it contradicts one before."""
-        element, energy = int(structure.numbers[0]), structure.energy
         if energy is None:
-            raise InputError(f"{structure.source}: an isolated atom without energy; add it")
+            raise InputError(f"{source}: an isolated atom without energy; add it")
         self.n_structures += 1
         before = self.E0s.setdefault(element, energy)
-        source = self._source.setdefault(element, structure.source)
+        first = self._source.setdefault(element, source)
         if abs(before - energy) > SAME_ENERGY:
             raise InputError(
-                f"{structure.source}: isolated atom of {chemical_symbols[element]} with energy "
-                f"{energy} eV, but {source} has {before} eV; keep one, the neutral ground state"
+                f"{source}: isolated atom of {chemical_symbols[element]} with energy "
+                f"{energy} eV, but {first} has {before} eV; keep one, the neutral ground state"
             )
 
 
@@ -130,16 +184,20 @@ def check_covered(
     return {z: E0s[z] for z in elements}
 
 
+def triangle_of(counts: NDArray[np.float64], energies: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R of the QR factorisation of (A [n, n_elements] | b [n]): all that a fit needs of them."""
+    rows = np.concatenate([counts, energies[:, None]], axis=1)
+    return np.asarray(np.linalg.qr(rows, mode="r"), dtype=np.float64)
+
+
 def fit_E0s(
-    chunks: Iterable[tuple[NDArray[np.float64], NDArray[np.float64]]], elements: list[int]
+    triangles: Iterable[NDArray[np.float64]], n_structures: int, elements: list[int]
 ) -> dict[int, float]:
-    """Least-squares E0s over chunks of (A [n, n_elements], b [n] eV)."""
-    n_elements, n_structures = len(elements), 0
+    """Least-squares E0s (eV) from the triangles of all ``n_structures`` structures."""
+    n_elements = len(elements)
     triangle = np.zeros((0, n_elements + 1))
-    for counts, energies in chunks:
-        n_structures += len(energies)
-        rows = np.concatenate([counts, energies[:, None]], axis=1)
-        stacked = np.concatenate([triangle, rows])
+    for part in triangles:
+        stacked = np.concatenate([triangle, part])
         triangle = np.asarray(np.linalg.qr(stacked, mode="r"), dtype=np.float64)
     # rounding in the triangle hides singular values below this share of the largest one
     tolerance = max(1e-12, np.finfo(np.float64).eps * n_structures)

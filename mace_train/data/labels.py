@@ -7,13 +7,13 @@ structure has is an error. Stress counts relative to structures periodic in all 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Self
 
 import numpy as np
-from ase import Atoms
 from numpy.typing import NDArray
 
+from mace_train.data.frame import Described
 from mace_train.data.structure import LOGGER, LabelKeys, Structure, names_in
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings
@@ -53,6 +53,9 @@ class LabelCounts:
             counts.stress += int(np.count_nonzero(arrays["has_stress"]))
         return counts
 
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
     def add(self, structure: Structure) -> None:
         """Count one more structure."""
         self.n_structures += 1
@@ -83,7 +86,7 @@ class LabelReport:
         self.counts = LabelCounts()
         self.names: set[str] = set()
 
-    def add(self, atoms: Atoms, structure: Structure) -> None:
+    def add(self, atoms: Described, structure: Structure) -> None:
         """Take up a structure and the ``atoms`` it was made from."""
         self.counts.add(structure)
         self.names |= names_in(atoms)

@@ -1,6 +1,8 @@
 """Loading: bins of structure ids -> Graphs, in the order of the plan, read ahead by workers.
 
-A structure costs one slice per field from its shard; a batch is one concatenation per field.
+A bin is read as runs of neighbouring structures (batch.py), checked, and turned into tensors with
+every index array that a step needs, all in the worker; the process that trains only receives. What
+a Graph holds depends on its bin alone, so the number of workers changes nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mace_train.data.batch import Batch
+from mace_train.data.columns import Sample
 from mace_train.data.graph import Graph
+from mace_train.data.neighbors import Edges
 from mace_train.data.pairs import pair_edges
-from mace_train.data.shards import Sample
 from mace_train.errors import InputError
+
+WEIGHTS = ("weight", "energy_weight", "forces_weight", "stress_weight")
 
 
 class SampleSource(Protocol):
@@ -43,6 +49,10 @@ class SampleSource(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+    def batch(self, ids: NDArray[np.int64]) -> Batch:
+        """The structures ``ids`` with their edges."""
+        ...
 
     def sample(self, index: int) -> Sample:
         """One structure with its edges."""
@@ -100,8 +110,12 @@ class _Bins(Dataset[Graph]):
 
     def __getitem__(self, index: int) -> Graph:
         ids = self.bins[index]
-        samples = [self.source.sample(int(i)) for i in ids]
-        return collate(samples, ids, atomic_numbers=self.atomic_numbers, dtype=self.dtype)
+        batch = self.source.batch(ids)
+        try:
+            return graph_of(batch, ids, atomic_numbers=self.atomic_numbers, dtype=self.dtype)
+        except StructureError as error:
+            name = self.source.sample(int(ids[error.structure])).structure.source
+            raise InputError(f"{name}: {error}") from None
 
 
 def collate(
@@ -112,73 +126,105 @@ def collate(
     dtype: torch.dtype,
 ) -> Graph:
     """Concatenate structures into one Graph; ``ids`` [n_graphs] names them in messages."""
-    structures = [sample.structure for sample in samples]
-    n_atoms = np.array([len(s.numbers) for s in structures], dtype=np.int64)
-    n_edges = np.array([len(sample.edges.senders) for sample in samples], dtype=np.int64)
-    first_atom = np.cumsum(n_atoms) - n_atoms
-    graphs = np.arange(len(samples))
+    batch = Batch.of_samples(samples)
+    try:
+        return graph_of(batch, ids, atomic_numbers=atomic_numbers, dtype=dtype)
+    except StructureError as error:
+        raise InputError(f"{samples[error.structure].structure.source}: {error}") from None
 
-    def floats(arrays: list[Any], *shape: int) -> Tensor:
-        joined = np.concatenate([np.zeros((0, *shape)), *arrays])
-        return torch.as_tensor(joined).to(dtype)
 
-    def scalars(values: list[Any], kind: torch.dtype = dtype) -> Tensor:
-        return torch.tensor(values, dtype=kind)
+class StructureError(ValueError):
+    """A structure of a batch cannot be used."""
 
-    def integers(arrays: list[Any]) -> Tensor:
-        return torch.as_tensor(np.concatenate([np.zeros(0, dtype=np.int64), *arrays]))
+    def __init__(self, structure: int, message: str) -> None:
+        super().__init__(message)
+        self.structure = structure  # number in the batch
 
-    zero = np.zeros((3, 3))
-    pairs = [pair_edges(x.edges, x.structure.source) for x in samples]
-    n_pairs = np.array([len(first) for _, first in pairs], dtype=np.int64)
-    first_pair, first_edge = np.cumsum(n_pairs) - n_pairs, np.cumsum(n_edges) - n_edges
+
+def graph_of(
+    batch: Batch,
+    ids: NDArray[np.int64],
+    *,
+    atomic_numbers: tuple[int, ...],
+    dtype: torch.dtype,
+) -> Graph:
+    """The Graph of a batch, whose structures are ``ids`` [n_graphs] of their split.
+
+    Raises:
+        StructureError: an atomic number that is not among ``atomic_numbers``, or an edge without
+            its reverse.
+    """
+    n_graphs, rows = len(batch.rows), batch.rows
+    first_atom = np.cumsum(batch.n_atoms) - batch.n_atoms
+    first_of_edge = np.repeat(first_atom, batch.n_edges)
+    edges = Edges(
+        batch.senders + first_of_edge,
+        batch.receivers + first_of_edge,
+        batch.shifts.astype(np.int64),
+    )
+    pairs, first_of_pair = _pairs(batch, edges)
+    precision = np.float64 if dtype == torch.float64 else np.float32
+
+    def floats(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array.astype(precision)).to(dtype)
+
+    def truth(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array.astype(bool))
+
+    def integers(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array.astype(np.int64))
+
     return Graph(
-        positions=floats([s.positions for s in structures], 3),
-        elements=_elements(samples, atomic_numbers),
-        senders=integers(
-            [x.edges.senders + first for x, first in zip(samples, first_atom, strict=True)]
-        ),
-        receivers=integers(
-            [x.edges.receivers + first for x, first in zip(samples, first_atom, strict=True)]
-        ),
-        pairs=integers([own + start for (own, _), start in zip(pairs, first_pair, strict=True)]),
-        first_of_pair=integers(
-            [first + start for (_, first), start in zip(pairs, first_edge, strict=True)]
-        ),
-        shifts=floats([x.edges.shifts for x in samples], 3),
-        cell=floats([s.cell[None] for s in structures], 3, 3),
-        pbc=torch.as_tensor(np.array([s.pbc for s in structures], dtype=bool).reshape(-1, 3)),
-        graph_of_atom=torch.as_tensor(np.repeat(graphs, n_atoms)),
-        graph_of_edge=torch.as_tensor(np.repeat(graphs, n_edges)),
-        n_atoms_of_graph=torch.as_tensor(n_atoms),
-        energy=scalars([s.energy or 0.0 for s in structures], torch.float64),
-        forces=floats(
-            [np.zeros_like(s.positions) if s.forces is None else s.forces for s in structures], 3
-        ),
-        stress=floats([(zero if s.stress is None else s.stress)[None] for s in structures], 3, 3),
-        has_energy=scalars([s.energy is not None for s in structures], torch.bool),
-        has_forces=scalars([s.forces is not None for s in structures], torch.bool),
-        has_stress=scalars([s.stress is not None for s in structures], torch.bool),
-        weight=scalars([s.weight for s in structures]),
-        energy_weight=scalars([s.energy_weight for s in structures]),
-        forces_weight=scalars([s.forces_weight for s in structures]),
-        stress_weight=scalars([s.stress_weight for s in structures]),
-        ids=torch.as_tensor(np.asarray(ids, dtype=np.int64)),
+        positions=floats(batch.positions),
+        elements=torch.from_numpy(_elements(batch, atomic_numbers)),
+        senders=torch.from_numpy(edges.senders),
+        receivers=torch.from_numpy(edges.receivers),
+        pairs=torch.from_numpy(pairs),
+        first_of_pair=torch.from_numpy(first_of_pair),
+        shifts=floats(batch.shifts),
+        cell=floats(rows["cell"]),
+        pbc=truth(rows["pbc"]),
+        graph_of_atom=torch.from_numpy(np.repeat(np.arange(n_graphs), batch.n_atoms)),
+        graph_of_edge=torch.from_numpy(np.repeat(np.arange(n_graphs), batch.n_edges)),
+        n_atoms_of_graph=integers(batch.n_atoms),
+        energy=torch.from_numpy(rows["energy"].astype(np.float64)),
+        forces=floats(batch.forces),
+        stress=floats(rows["stress"]),
+        has_energy=truth(rows["has_energy"]),
+        has_forces=truth(rows["has_forces"]),
+        has_stress=truth(rows["has_stress"]),
+        **{name: floats(rows["weights"][:, i]) for i, name in enumerate(WEIGHTS)},
+        ids=integers(np.asarray(ids)),
     )
 
 
-def _elements(samples: Sequence[Sample], atomic_numbers: tuple[int, ...]) -> Tensor:
-    """[n_atoms] index of every atom's element; InputError for one the model does not know."""
-    index_of = np.full(max((*atomic_numbers, 118)) + 1, -1, dtype=np.int64)
+def _pairs(batch: Batch, edges: Edges) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of edges (see ``pair_edges``) of all structures at once: no edge joins two of them."""
+    try:
+        return pair_edges(edges, "batch")
+    except InputError:
+        ends = np.cumsum(batch.n_edges)
+        for structure, (begin, end) in enumerate(zip(ends - batch.n_edges, ends, strict=True)):
+            part = Edges(*(array[begin:end] for array in vars(edges).values()))
+            try:
+                pair_edges(part, "structure")
+            except InputError as error:
+                raise StructureError(structure, str(error)) from None
+        raise
+
+
+def _elements(batch: Batch, atomic_numbers: tuple[int, ...]) -> NDArray[np.int64]:
+    """[n_atoms] index of every atom's element."""
+    index_of = np.full(256, -1, dtype=np.int64)
     index_of[list(atomic_numbers)] = np.arange(len(atomic_numbers))
-    parts = [np.zeros(0, dtype=np.int64)]
-    for sample in samples:
-        elements = index_of[sample.structure.numbers]
-        if (elements < 0).any():
-            unknown = sorted(set(sample.structure.numbers[elements < 0].tolist()))
-            raise InputError(
-                f"{sample.structure.source}: atomic numbers {unknown} are not among those of the "
-                f"model ({list(atomic_numbers)}); train on data that has them"
-            )
-        parts.append(elements)
-    return torch.as_tensor(np.concatenate(parts))
+    elements = index_of[batch.numbers]
+    if len(elements) and elements.min() < 0:
+        atom = int(np.argmin(elements))
+        structure = int(np.searchsorted(np.cumsum(batch.n_atoms), atom, side="right"))
+        unknown = sorted(set(batch.numbers[elements < 0].tolist()))
+        raise StructureError(
+            structure,
+            f"atomic numbers {unknown} are not among those of the model "
+            f"({list(atomic_numbers)}); train on data that has them",
+        )
+    return elements

@@ -4,19 +4,29 @@
 
 Both directions are stored. An atom neighbours its own periodic images, never itself. Edges are
 sorted by receiver, then sender, then shift, so the list is a function of the structure alone.
-vesin's cell lists do the search in O(n_atoms); the distance that decides is computed here, so an
-edge and its reverse are always kept or dropped together.
+vesin's cell lists do the search in O(n_atoms), small molecules take all distances; the distance
+that decides is computed here, so an edge and its reverse are always kept or dropped together.
 """
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from vesin import NeighborList
 
-from mace_train.errors import InputError
+from mace_train.errors import InvalidStructureError
+
+if "torch" in sys.modules:
+    from vesin import NeighborList
+else:  # vesin imports PyTorch if it can: seconds and 150 MB for every worker that only needs numpy
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from vesin import NeighborList
+    finally:
+        del sys.modules["torch"]
 
 COINCIDENT = 1e-6  # Å, atoms that are closer have no defined direction between them
+DENSE = 100  # atoms; for molecules up to this size all distances are faster than a search
 MAX_NEIGHBORS = 1e5  # of one atom on average; more means a cell or r_max in wrong units
 # vesin 0.6 divides space into at most 1e5 boxes and dies (SIGFPE) when that limit leaves none
 # along a short direction, so long thin cells are searched with a larger radius
@@ -57,11 +67,11 @@ def neighbor_list(
         source: Name of the structure, to begin messages with.
 
     Raises:
-        InputError: two atoms at the same place, or a cell so small or so long that no potential
-            is meant.
+        InvalidStructureError: two atoms at the same place, or a cell so small or so long that no
+            potential is meant.
     """
-    if len(positions) == 1 and not pbc.any():
-        return _no_edges()
+    if not pbc.any() and len(positions) <= DENSE:
+        return _dense(positions, r_max, source)
     box, periodic, heights = _box(positions, cell, pbc, r_max)
     _check_density(len(positions), box, periodic, r_max, source)
     radius = _search_radius(heights, r_max, source)
@@ -81,6 +91,17 @@ def neighbor_list(
     _check_separation(distances, senders, receivers, source)
     keep = keep[edge_order(senders[keep], receivers[keep], shifts[keep], len(positions))]
     return Edges(senders[keep], receivers[keep], shifts[keep])
+
+
+def _dense(positions: NDArray[np.float64], r_max: float, source: str) -> Edges:
+    """The edges of a small molecule, from all its distances."""
+    vectors = positions[:, None] - positions
+    distances = np.sqrt(np.einsum("rsc,rsc->rs", vectors, vectors))
+    np.fill_diagonal(distances, np.inf)
+    receivers, senders = np.nonzero(distances < r_max)
+    if len(receivers):
+        _check_separation(distances[receivers, senders], senders, receivers, source)
+    return Edges(senders, receivers, np.zeros((len(senders), 3), dtype=np.int64))
 
 
 def _no_edges() -> Edges:
@@ -122,9 +143,10 @@ def _check_density(
         return
     volume = abs(float(np.linalg.det(box)))
     if 4.19 * r_max**3 * n_atoms / volume > MAX_NEIGHBORS:
-        raise InputError(
+        raise InvalidStructureError(
+            "dense cell",
             f"{source}: {n_atoms} atoms in {volume:.3g} Å^3 have more than {MAX_NEIGHBORS:.0f} "
-            f"neighbours each within r_max={r_max} Å; is the cell in Å? correct it, or r_max"
+            f"neighbours each within r_max={r_max} Å; is the cell in Å? correct it, or r_max",
         )
 
 
@@ -138,9 +160,10 @@ def _search_radius(heights: NDArray[np.float64], r_max: float, source: str) -> f
             return radius
         radius *= 1.5
         if radius > MAX_SEARCH_RADIUS * r_max:
-            raise InputError(
+            raise InvalidStructureError(
+                "thin cell",
                 f"{source}: cell or atoms extend over {np.round(heights, 3).tolist()} Å, too "
-                f"thin and long to search with r_max={r_max} Å; are the positions in Å?"
+                f"thin and long to search with r_max={r_max} Å; are the positions in Å?",
             )
 
 
@@ -153,9 +176,10 @@ def _check_separation(
     nearest = int(np.argmin(distances))
     if distances[nearest] < COINCIDENT:
         first, second = sorted((int(senders[nearest]), int(receivers[nearest])))
-        raise InputError(
+        raise InvalidStructureError(
+            "coincident atoms",
             f"{source}: atoms {first} and {second} are {distances[nearest]:.2g} Å apart, at the "
-            "same place; remove one, or the structure"
+            "same place; remove one, or the structure",
         )
 
 

@@ -1,19 +1,18 @@
-"""One shard: an HDF5 file that holds structures with their edges as concatenated arrays.
+"""One shard: an HDF5 file with the arrays of ``columns.LAYOUT``.
 
-Array ``x`` of structure i is ``x[offsets[i] : offsets[i + 1]]``, with ``atom_offsets`` for atoms
-and ``edge_offsets`` for edges; indices of atoms count from 0 in each structure, in the smallest
-integer type that fits. All arrays are contiguous and aligned in the file, so readers map the file
-into memory and take slices: no copy of the library's cache, no lock, safe after fork. A missing
-label is stored as zeros with ``has_... = 0``. The checksum is the SHA-256 of all names, types,
-shapes and bytes.
-
-Writing costs one concatenation per array, about 7 bytes per edge and 60 per atom.
+Arrays are contiguous and aligned in the file, so readers map it into memory and take slices: no
+copy in the library's cache, no lock, safe after fork. With compression, what belongs to atoms and
+edges is chunked instead and read through HDF5. Two checksums beside those of the structures:
+``checksum``, the SHA-256 of all names, types, shapes and bytes, is the identity of the contents;
+``header_checksum`` is over what a reader takes in before any structure (attributes, offsets,
+names). HDF5 itself checks its own metadata in this version of its format. A file appears under its
+name only when it is complete and on the disk. The page for users of the format is README.md.
 """
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,48 +22,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train import __version__
-from mace_train.data.neighbors import Edges, neighbor_list
+from mace_train.data.columns import (
+    LAYOUT,
+    OF_ATOMS,
+    OF_EDGES,
+    Arrays,
+    Columns,
+    Sample,
+    Storage,
+    without_edges,
+)
+from mace_train.data.neighbors import neighbor_list
 from mace_train.data.structure import Structure
 from mace_train.errors import InputError
 
 FORMAT = "mace-train shard"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ALIGNMENT = 64  # bytes
-
-Arrays = Mapping[str, NDArray[Any]]
-
-# arrays of a shard and the sizes of their axes: structures, atoms, edges of the shard, or numbers
-LAYOUT: dict[str, tuple[str | int, ...]] = {
-    "atom_offsets": ("structures + 1",),
-    "edge_offsets": ("structures + 1",),
-    "source_offsets": ("structures + 1",),
-    "numbers": ("atoms",),
-    "positions": ("atoms", 3),
-    "forces": ("atoms", 3),
-    "senders": ("edges",),
-    "receivers": ("edges",),
-    "shifts": ("edges", 3),
-    "cell": ("structures", 3, 3),
-    "pbc": ("structures", 3),
-    "energy": ("structures",),
-    "stress": ("structures", 3, 3),
-    "has_energy": ("structures",),
-    "has_forces": ("structures",),
-    "has_stress": ("structures",),
-    "weights": ("structures", 4),  # of the structure, its energy, forces, stress
-    "config_type": ("structures",),  # index into config_type_names
-    "config_type_names": ("bytes of names",),  # JSON list
-    "sources": ("bytes of sources",),  # UTF-8, split by source_offsets
-    "elements": ("elements",),  # sorted atomic numbers that occur
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One structure with its neighbour list."""
-
-    structure: Structure
-    edges: Edges
+CHUNK_BYTES = 1 << 18  # of compressed arrays, see scripts/bench/chunks.py
+_HEADER_ARRAYS = (
+    "atom_offsets",
+    "edge_offsets",
+    "source_offsets",
+    "config_type_names",
+    "head_names",
+    "elements",
+)
+_ATTRIBUTES = (
+    "r_max",
+    "n_structures",
+    "stores_edges",
+    "checksum",
+    "header_checksum",
+    "complete",
+)
 
 
 def sample_of(structure: Structure, r_max: float) -> Sample:
@@ -75,146 +66,120 @@ def sample_of(structure: Structure, r_max: float) -> Sample:
     return Sample(structure, edges)
 
 
-def write_shard(path: Path, samples: Iterable[Sample], r_max: float) -> None:
-    """Write ``samples`` to the file ``path``, which appears only when it is complete.
+def write_shard(
+    path: Path,
+    samples: Iterable[Sample],
+    r_max: float,
+    storage: Storage | None = None,
+    *,
+    durable: bool = True,
+) -> None:
+    """Write ``samples`` to the file ``path``; only compact arrays are kept meanwhile.
 
-    Only the compact arrays are kept while ``samples`` is consumed. Equal samples give equal bytes.
+    Equal samples give equal bytes. See ``write_arrays`` for ``durable``.
     """
-    arrays = _concatenate(samples)
+    columns = Columns(storage or Storage())
+    for sample in samples:
+        columns.add(sample)
+    write_arrays(path, columns.arrays(), r_max, columns.storage, durable=durable)
+
+
+def write_arrays(
+    path: Path, arrays: Arrays, r_max: float, storage: Storage, *, durable: bool = True
+) -> None:
+    """Write the arrays of a shard to the file ``path``, which appears only when it is complete.
+
+    ``durable`` waits until it is on the disk, so that it is whole after a loss of power too.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
-        _write_arrays(partial, arrays, r_max)
+        with h5py.File(
+            partial,
+            "w",
+            libver=("v110", "v110"),
+            alignment_threshold=1,
+            alignment_interval=ALIGNMENT,
+        ) as file:
+            _fill(file, arrays, float(r_max), storage)
+        if durable:
+            with open(partial, "rb") as written:
+                os.fsync(written.fileno())
         os.replace(partial, path)
     except BaseException:  # also an interrupt: nothing half-written stays
         partial.unlink(missing_ok=True)
         raise
 
 
-def _write_arrays(path: Path, arrays: Arrays, r_max: float) -> None:
-    with h5py.File(
-        path, "w", libver=("v110", "v110"), alignment_threshold=1, alignment_interval=ALIGNMENT
-    ) as file:
-        for name in LAYOUT:
-            file.create_dataset(name, data=arrays[name])
-        file.attrs["format"] = FORMAT
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["r_max"] = float(r_max)
-        file.attrs["n_structures"] = len(arrays["energy"])
-        file.attrs["checksum"] = checksum(arrays, r_max)
-        file.attrs["mace_train_version"] = __version__
-        file.attrs["complete"] = True
+def _fill(file: h5py.File, arrays: Arrays, r_max: float, storage: Storage) -> None:
+    if not storage.stores_edges:
+        arrays = without_edges(arrays)
+    for name, array in arrays.items():
+        chunked = storage.compression and name in OF_ATOMS + OF_EDGES and array.size
+        options: dict[str, Any] = {}
+        if chunked:
+            rows = max(1, CHUNK_BYTES // max(array.nbytes // len(array), 1))
+            options = {
+                "chunks": (min(rows, len(array)), *array.shape[1:]),
+                "compression": storage.compression,
+                "shuffle": True,
+            }
+            if storage.compression == "gzip":
+                options["compression_opts"] = 1
+        file.create_dataset(name, data=array, **options)
+    attributes = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "r_max": r_max,
+        "n_structures": len(arrays["structures"]),
+        "stores_edges": storage.stores_edges,
+        "checksum": checksum(arrays, r_max),
+    }
+    file.attrs.update(attributes)
+    file.attrs["header_checksum"] = _header_checksum(dict(file.attrs), arrays)
+    file.attrs["mace_train_version"] = __version__
+    file.attrs["complete"] = True
 
 
 def checksum(arrays: Arrays, r_max: float) -> str:
     """SHA-256 (hex) of the arrays and the cutoff radius they were made with."""
     digest = hashlib.sha256(f"{FORMAT} {FORMAT_VERSION} {float(r_max)!r}".encode())
     for name in LAYOUT:
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"|{name} {array.dtype.str} {array.shape}|".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        if name in arrays:
+            array = np.ascontiguousarray(arrays[name])
+            digest.update(f"|{name} {array.dtype.descr} {array.shape}|".encode())
+            digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
-def _concatenate(samples: Iterable[Sample]) -> Arrays:
-    """The arrays of a shard; every array of edges is made compact as its sample arrives."""
-    columns = _Columns()
-    for sample in samples:
-        columns.add(sample)
-    return columns.arrays()
-
-
-class _Columns:
-    """The arrays of a shard while structures are added."""
-
-    def __init__(self) -> None:
-        self.structures: list[Structure] = []
-        self.edges: list[Edges] = []
-
-    def add(self, sample: Sample) -> None:
-        edges, n_atoms = sample.edges, sample.structure.n_atoms
-        index_type = np.min_scalar_type(n_atoms - 1)
-        self.structures.append(sample.structure)
-        self.edges.append(
-            Edges(
-                edges.senders.astype(index_type),
-                edges.receivers.astype(index_type),
-                edges.shifts.astype(_signed_type(edges.shifts)),
-            )
-        )
-
-    def arrays(self) -> Arrays:
-        """All arrays of LAYOUT."""
-        structures, edges = self.structures, self.edges
-        zero_stress = np.zeros((3, 3))
-        numbers = _joined([s.numbers.astype(np.uint8) for s in structures], "u1")
-        names, config_type = np.unique(
-            np.array([s.config_type for s in structures], dtype=str), return_inverse=True
-        )
-        sources = [s.source.encode(errors="surrogateescape") for s in structures]
-        return {
-            "atom_offsets": _offsets([s.n_atoms for s in structures]),
-            "edge_offsets": _offsets([e.n_edges for e in edges]),
-            "source_offsets": _offsets([len(source) for source in sources]),
-            "numbers": numbers,
-            "positions": _joined([s.positions for s in structures], "<f8", 3),
-            "forces": _joined(
-                [np.zeros((s.n_atoms, 3)) if s.forces is None else s.forces for s in structures],
-                "<f8",
-                3,
-            ),
-            "senders": _joined([e.senders for e in edges], "u1"),
-            "receivers": _joined([e.receivers for e in edges], "u1"),
-            "shifts": _joined([e.shifts for e in edges], "i1", 3),
-            "cell": _joined([s.cell for s in structures], "<f8", 3).reshape(-1, 3, 3),
-            "pbc": np.array([s.pbc for s in structures], dtype="u1").reshape(-1, 3),
-            "energy": np.array([s.energy or 0.0 for s in structures], dtype="<f8"),
-            "stress": _joined(
-                [zero_stress if s.stress is None else s.stress for s in structures], "<f8", 3
-            ).reshape(-1, 3, 3),
-            "has_energy": np.array([s.energy is not None for s in structures], dtype="u1"),
-            "has_forces": np.array([s.forces is not None for s in structures], dtype="u1"),
-            "has_stress": np.array([s.stress is not None for s in structures], dtype="u1"),
-            "weights": np.array(
-                [(s.weight, s.energy_weight, s.forces_weight, s.stress_weight) for s in structures],
-                dtype="<f8",
-            ).reshape(-1, 4),
-            "config_type": config_type.reshape(-1).astype("<u4"),
-            "config_type_names": _bytes(json.dumps(names.tolist()).encode()),
-            "sources": _bytes(b"".join(sources)),
-            "elements": np.unique(numbers),
-        }
-
-
-def _joined(parts: list[NDArray[Any]], dtype: str, *shape: int) -> NDArray[Any]:
-    """One little-endian array; integers take the widest type among the parts."""
-    joined = np.concatenate([np.zeros((0, *shape), dtype=dtype), *parts])
-    return joined.astype(joined.dtype.newbyteorder("<"), copy=False)
-
-
-def _offsets(counts: list[int]) -> NDArray[np.int64]:
-    """[n + 1] where each part begins, and the end."""
-    return np.concatenate([[0], np.cumsum(counts)]).astype("<i8")
-
-
-def _bytes(text: bytes) -> NDArray[np.uint8]:
-    return np.frombuffer(text, dtype=np.uint8)
-
-
-def _signed_type(values: NDArray[np.int64]) -> np.dtype[Any]:
-    """The smallest signed integer type that holds all of ``values``."""
-    largest = int(np.abs(values).max(initial=0))
-    return np.min_scalar_type(-largest - 1)
+def _header_checksum(attributes: dict[str, Any], arrays: Arrays) -> int:
+    """CRC-32 of what is taken in before any structure is read."""
+    names = [name for name in _ATTRIBUTES if name not in ("header_checksum", "complete")]
+    values = [attributes[name] for name in names]
+    plain = [value.item() if isinstance(value, np.generic) else value for value in values]
+    crc = zlib.crc32(repr((FORMAT_VERSION, plain)).encode())
+    for name in _HEADER_ARRAYS:
+        crc = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).data, crc)
+    return crc
 
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What is known of a shard without reading its arrays."""
+    """What is known of a shard without reading its structures."""
 
     path: Path
     r_max: float
     n_structures: int
+    stores_edges: bool
     checksum: str
-    places: dict[str, tuple[int | None, str, tuple[int, ...]]]  # offset in the file, type, shape
+    # name -> offset in the file (None: chunked, or without bytes), type, shape
+    places: dict[str, tuple[int | None, np.dtype[Any], tuple[int, ...]]]
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether arrays of atoms and edges are read through HDF5."""
+        return any(
+            offset is None and int(np.prod(shape)) for offset, _, shape in self.places.values()
+        )
 
 
 def read_header(path: Path) -> ShardHeader:
@@ -227,17 +192,27 @@ def read_header(path: Path) -> ShardHeader:
         with h5py.File(path, "r", locking=False) as file:
             attributes = dict(file.attrs)
             _check_format(path, attributes)
-            places = {name: _place(path, file, name) for name in LAYOUT}
+            header = _header(path, file, attributes)
+            arrays = {name: file[name][()] for name in _HEADER_ARRAYS}
+            if _header_checksum(attributes, arrays) != attributes["header_checksum"]:
+                raise damaged(path, "its header does not match its checksum")
     except InputError:
         raise
-    except (OSError, RuntimeError, LookupError, ValueError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
         raise damaged(path, f"HDF5 cannot read it: {error}") from error
+    return header
+
+
+def _header(path: Path, file: h5py.File, attributes: dict[str, Any]) -> ShardHeader:
+    stores_edges = bool(attributes["stores_edges"])
+    stored = [name for name in LAYOUT if stores_edges or name not in OF_EDGES]
     header = ShardHeader(
         path=path,
         r_max=float(attributes["r_max"]),
         n_structures=int(attributes["n_structures"]),
+        stores_edges=stores_edges,
         checksum=str(attributes["checksum"]),
-        places=places,
+        places={name: _place(path, file, name) for name in stored},
     )
     _check_shapes(header)
     return header
@@ -260,30 +235,41 @@ def _check_format(path: Path, attributes: dict[str, Any]) -> None:
             f"shard {path} has format version {version}, this mace-train reads version "
             f"{FORMAT_VERSION}; run preprocess again"
         )
-    missing = {"r_max", "n_structures", "checksum", "complete"} - set(attributes)
+    missing = set(_ATTRIBUTES) - set(attributes)
     if missing:
         raise damaged(path, f"attributes {', '.join(sorted(missing))} are missing")
 
 
-def _place(path: Path, file: h5py.File, name: str) -> tuple[int | None, str, tuple[int, ...]]:
+def _place(
+    path: Path, file: h5py.File, name: str
+) -> tuple[int | None, np.dtype[Any], tuple[int, ...]]:
     dataset = file.get(name)
     if not isinstance(dataset, h5py.Dataset):
         raise damaged(path, f"array {name} is missing")
     offset = dataset.id.get_offset()
-    if offset is None and dataset.size:
+    if offset is None and dataset.size and name not in OF_ATOMS + OF_EDGES:
         raise damaged(path, f"array {name} is not contiguous")
-    return offset, dataset.dtype.str, dataset.shape
+    return offset, dataset.dtype, dataset.shape
 
 
 def _check_shapes(header: ShardHeader) -> None:
     """InputError unless the shapes of all arrays agree."""
     sizes: dict[str, int] = {"structures": header.n_structures}
     sizes["structures + 1"] = header.n_structures + 1
-    for name, axes in LAYOUT.items():
-        shape = header.places[name][2]
+    for name, (_, _, shape) in header.places.items():
+        axes = LAYOUT[name]
         expected = tuple(
             axis if isinstance(axis, int) else sizes.setdefault(axis, length)
             for axis, length in zip(axes, shape, strict=False)
         )
         if len(shape) != len(axes) or shape != expected:
             raise damaged(header.path, f"array {name} has shape {shape}, expected {expected}")
+
+
+def read_arrays(header: ShardHeader) -> dict[str, NDArray[Any]]:
+    """All arrays of a shard in memory, through HDF5 (whatever its storage)."""
+    try:
+        with h5py.File(header.path, "r", locking=False) as file:
+            return {name: file[name][()] for name in header.places}
+    except (OSError, RuntimeError, LookupError, ValueError, MemoryError) as error:
+        raise damaged(header.path, f"HDF5 cannot read it: {error}") from error

@@ -1,26 +1,27 @@
 """ShardSet: random access to the structures in a folder of shards, by memory map.
 
-Opening reads the headers and the offsets (16 bytes per structure); a structure costs one slice per
-array, about 20 µs with a warm page cache, and no call into HDF5. A ShardSet pickles as its headers
-only and works after fork, so loaders may hand it to their workers.
+Opening reads the headers and the offsets (24 bytes per structure); a structure costs one slice per
+array and a check of its CRC-32, and no call into HDF5 unless the shard is compressed. A ShardSet
+pickles as its headers only and works after fork, so loaders may hand it to their workers.
 """
 
 import hashlib
-import json
+import os
 import re
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.neighbors import Edges
+from mace_train.data.batch import Batch, Run
+from mace_train.data.columns import Arrays, Columns, Sample, Storage, runs_of
+from mace_train.data.open_shard import OpenShard
 from mace_train.data.shard_file import (
-    Arrays,
-    Sample,
     ShardHeader,
     checksum,
     damaged,
@@ -28,7 +29,6 @@ from mace_train.data.shard_file import (
     sample_of,
     write_shard,
 )
-from mace_train.data.structure import Structure
 from mace_train.errors import InputError
 
 __all__ = ["Sample", "ShardSet", "sample_of", "shard_path", "write_shard"]
@@ -53,23 +53,24 @@ class ShardSet:
         dataset_hash: Hex digest over the checksums of the shards; equal data, equal hash.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open ``folder``.
+    def __init__(self, folder: Path, *, files: Sequence[Path] | None = None) -> None:
+        """Open ``folder``, or just the ``files`` in it.
 
         Raises:
             InputError: no folder or shards, a gap in their numbers, a shard that is damaged, of
                 another format version or of another r_max.
         """
         self.folder = Path(folder)
-        self.headers = [read_header(path) for path in _shard_files(self.folder)]
+        self.headers = [read_header(path) for path in files or _shard_files(self.folder)]
         self.r_max = self.headers[0].r_max
         for header in self.headers:
             _check_same_r_max(header, self.headers[0])
-        self._open: OrderedDict[int, _Mapped] = OrderedDict()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         starts = np.cumsum([0] + [header.n_structures for header in self.headers])
         self._starts: list[int] = starts.tolist()
         self.n_atoms = self._counts("atom_offsets", "numbers")
         self.n_edges = self._counts("edge_offsets", "senders")
+        self._counts("source_offsets", "sources")
         digest = hashlib.sha256("".join(h.checksum for h in self.headers).encode())
         self.dataset_hash = digest.hexdigest()
 
@@ -85,23 +86,71 @@ class ShardSet:
 
         Raises:
             IndexError: not 0 <= index < len(self).
+            InputError: the structure is not what was written.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"structure {index} of {len(self)} in {self.folder}")
-        shard = bisect_right(self._starts, index) - 1
-        return _sample(self._mapped(shard), index - self._starts[shard])
+        (run,) = self._runs(np.array([index]))
+        return self._sample(*run)
+
+    def batch(self, ids: NDArray[np.int64]) -> Batch:
+        """The structures ``ids`` [n], in that order, as one set of arrays.
+
+        Raises:
+            IndexError: not 0 <= id < len(self).
+            InputError: a structure is not what was written.
+        """
+        runs = self._runs(ids)
+        if not runs:
+            return Batch.of_samples([])
+        if all(run[0].header.stores_edges for run in runs):
+            return Batch.of_runs([(shard.arrays, i, j) for shard, i, j in runs])
+        return Batch.of_runs([self._with_edges(*run) for run in runs])
 
     def arrays(self, shard: int) -> Arrays:
-        """The arrays of one shard (see shard_file.LAYOUT), mapped and read-only."""
-        return self._mapped(shard).arrays
+        """All arrays of one shard (see columns.LAYOUT), with the fields of ``structures``."""
+        return self._shard(shard).all_arrays()
 
-    def _mapped(self, shard: int) -> "_Mapped":
-        mapped = self._open.get(shard)
-        if mapped is None:
-            mapped = self._open[shard] = _map(self.headers[shard])
+    def rows(self, shard: int) -> Arrays:
+        """What is known of each structure of one shard beside its atoms and edges."""
+        return self._shard(shard).arrays
+
+    def _runs(self, ids: NDArray[np.int64]) -> list[tuple[OpenShard, int, int]]:
+        """Runs of consecutive structures in one shard, compared with their checksums."""
+        runs = []
+        for first, last in runs_of(np.asarray(ids, dtype=np.int64)):
+            while first < last:
+                if not 0 <= first < len(self):
+                    raise IndexError(f"structure {first} of {len(self)} in {self.folder}")
+                shard = bisect_right(self._starts, first) - 1
+                start, end = self._starts[shard], min(last, self._starts[shard + 1])
+                opened = self._shard(shard)
+                opened.check(first - start, end - start)
+                runs.append((opened, first - start, end - start))
+                first = end
+        return runs
+
+    def _sample(self, shard: OpenShard, first: int, last: int) -> Sample:
+        assert last == first + 1
+        structure = shard.structure(first)
+        if shard.header.stores_edges:
+            return Sample(structure, shard.edges(first))
+        return sample_of(structure, self.r_max)
+
+    def _with_edges(self, shard: OpenShard, first: int, last: int) -> Run:
+        """A run of a shard without edges, with its neighbour lists made now."""
+        columns = Columns(Storage(float32=shard.float32))
+        for index in range(first, last):
+            columns.add(self._sample(shard, index, index + 1))
+        return columns.arrays(), 0, last - first
+
+    def _shard(self, shard: int) -> OpenShard:
+        opened = self._open.get(shard)
+        if opened is None or (opened.process != os.getpid() and opened.header.is_compressed):
+            opened = self._open[shard] = OpenShard(self.headers[shard])
             if len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
-        return mapped
+        else:
+            self._open.move_to_end(shard)
+        return opened
 
     @property
     def n_shards(self) -> int:
@@ -118,9 +167,14 @@ class ShardSet:
         """[n] config_type of every structure."""
         types: list[str] = []
         for shard in range(self.n_shards):
-            mapped = self._mapped(shard)
-            types.extend(mapped.names[index] for index in mapped.arrays["config_type"].tolist())
+            types.extend(self._shard(shard).config_types())
         return types
+
+    @cached_property
+    def heads(self) -> list[str]:
+        """Sorted names of the heads that occur."""
+        names = {name for k in range(self.n_shards) for name in self._shard(k).head_names}
+        return sorted(names)
 
     @cached_property
     def has_forces(self) -> NDArray[np.bool_]:
@@ -138,21 +192,26 @@ class ShardSet:
         Raises:
             InputError: a shard whose contents changed since it was written.
         """
-        for shard, header in enumerate(self.headers):
-            if checksum(self.arrays(shard), header.r_max) != header.checksum:
-                raise damaged(header.path, "its contents do not match its checksum")
+        for shard in range(self.n_shards):
+            self.verify_shard(shard)
+
+    def verify_shard(self, shard: int) -> None:
+        """Read all of one shard and compare with its checksum; see ``verify``."""
+        header = self.headers[shard]
+        if checksum(self._shard(shard).stored(), header.r_max) != header.checksum:
+            raise damaged(header.path, "its contents do not match its checksum")
 
     def _joined(self, name: str) -> NDArray[Any]:
-        return np.concatenate([self.arrays(shard)[name] for shard in range(self.n_shards)])
+        return np.concatenate([self._shard(k).arrays[name] for k in range(self.n_shards)])
 
     def _counts(self, offsets_name: str, counted: str) -> NDArray[np.int32]:
         """[n] lengths between offsets, which are checked against the array they cut."""
         parts = []
         for shard, header in enumerate(self.headers):
-            arrays = self.arrays(shard)
-            offsets = arrays[offsets_name]
+            offsets = self._shard(shard).arrays[offsets_name]
             counts = np.diff(offsets)
-            if offsets[0] != 0 or offsets[-1] != len(arrays[counted]) or (counts < 0).any():
+            length = header.places[counted][2][0] if counted in header.places else offsets[-1]
+            if offsets[0] != 0 or offsets[-1] != length or (counts < 0).any():
                 raise damaged(header.path, f"{offsets_name} do not fit {counted}")
             parts.append(counts.astype(np.int32))
         return np.concatenate(parts)
@@ -182,62 +241,3 @@ def _check_same_r_max(header: ShardHeader, first: ShardHeader) -> None:
             f"{header.path} was made with r_max={header.r_max} Å but {first.path} with "
             f"r_max={first.r_max} Å; run preprocess again for all of them"
         )
-
-
-class _Mapped(NamedTuple):
-    """One shard in memory: views of its file, and the names of its config_types."""
-
-    arrays: Arrays
-    names: list[str]
-
-
-def _map(header: ShardHeader) -> _Mapped:
-    """Views of the arrays in the mapped file."""
-    try:
-        mapped = np.memmap(header.path, dtype=np.uint8, mode="r")
-    except (OSError, ValueError) as error:
-        raise damaged(header.path, f"cannot be mapped: {error}") from error
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, (offset, dtype, shape) in header.places.items():
-        if offset is None:
-            arrays[name] = np.zeros(shape, dtype=dtype)
-            continue
-        if offset + int(np.prod(shape)) * np.dtype(dtype).itemsize > len(mapped):
-            raise damaged(header.path, f"it ends before its array {name}")
-        arrays[name] = np.ndarray(shape, dtype=dtype, buffer=mapped, offset=offset)
-    try:
-        names = json.loads(arrays["config_type_names"].tobytes())
-    except ValueError as error:
-        raise damaged(header.path, f"names of config_types: {error}") from error
-    return _Mapped(arrays, names)
-
-
-def _sample(mapped: _Mapped, index: int) -> Sample:
-    """Structure ``index`` of a shard."""
-    arrays = mapped.arrays
-    first, last = arrays["atom_offsets"][index : index + 2].tolist()
-    begin, end = arrays["edge_offsets"][index : index + 2].tolist()
-    text, text_end = arrays["source_offsets"][index : index + 2].tolist()
-    has_forces, has_stress = arrays["has_forces"][index], arrays["has_stress"][index]
-    weight, energy_weight, forces_weight, stress_weight = arrays["weights"][index].tolist()
-    structure = Structure(
-        numbers=arrays["numbers"][first:last].astype(np.int64),
-        positions=arrays["positions"][first:last].astype(np.float64),
-        cell=arrays["cell"][index].astype(np.float64),
-        pbc=arrays["pbc"][index].astype(bool),
-        energy=float(arrays["energy"][index]) if arrays["has_energy"][index] else None,
-        forces=arrays["forces"][first:last].astype(np.float64) if has_forces else None,
-        stress=arrays["stress"][index].astype(np.float64) if has_stress else None,
-        weight=weight,
-        energy_weight=energy_weight,
-        forces_weight=forces_weight,
-        stress_weight=stress_weight,
-        config_type=mapped.names[arrays["config_type"][index]],
-        source=arrays["sources"][text:text_end].tobytes().decode(errors="surrogateescape"),
-    )
-    edges = Edges(
-        senders=arrays["senders"][begin:end].astype(np.int64),
-        receivers=arrays["receivers"][begin:end].astype(np.int64),
-        shifts=arrays["shifts"][begin:end].astype(np.int64),
-    )
-    return Sample(structure, edges)

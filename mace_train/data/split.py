@@ -6,6 +6,7 @@ the number of workers or on the version of a random library. A structure that ho
 training example of an element is passed over. O(n log n).
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 
@@ -36,15 +37,18 @@ class ElementSets:
 
     def __init__(self) -> None:
         self.sets: list[frozenset[int]] = []
-        self.set_of_structure: list[int] = []
-        self._index: dict[bytes, int] = {}
+        self.set_of_structure = array("l")
+        self._index: dict[tuple[int, ...], int] = {}
 
     def add(self, numbers: NDArray[np.int64]) -> None:
         """Append a structure with these atomic numbers [n_atoms]."""
-        present = np.flatnonzero(np.bincount(numbers))
-        index = self._index.setdefault(present.tobytes(), len(self.sets))
+        self.add_set(np.flatnonzero(np.bincount(numbers)).tolist())
+
+    def add_set(self, elements: Sequence[int]) -> None:
+        """Append a structure that holds these elements, which ascend."""
+        index = self._index.setdefault(tuple(elements), len(self.sets))
         if index == len(self.sets):
-            self.sets.append(frozenset(present.tolist()))
+            self.sets.append(frozenset(elements))
         self.set_of_structure.append(index)
 
     def __len__(self) -> int:
@@ -79,7 +83,7 @@ def split_off(
             f"data.valid_fraction={fraction} of {n} structures takes {n_valid} for validation and "
             "leaves none for training; set it to 0, lower it, or give more structures"
         )
-    carriers = Counter(z for i in range(n) for z in elements[i]) if n_valid else Counter[int]()
+    carriers = _carriers(elements) if n_valid else Counter[int]()
     is_valid = np.zeros(n, dtype=bool)
     left = n_valid
     for i in np.argsort(counter_hash(seed, n), kind="stable").tolist():
@@ -97,3 +101,13 @@ def split_off(
             n_valid,
         )
     return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
+
+
+def _carriers(elements: Sequence[frozenset[int]] | ElementSets) -> Counter[int]:
+    """The number of structures that hold each element."""
+    if not isinstance(elements, ElementSets):
+        return Counter(z for structure in elements for z in structure)
+    carriers = Counter[int]()
+    for index, count in Counter(elements.set_of_structure).items():
+        carriers.update(dict.fromkeys(elements.sets[index], count))
+    return carriers

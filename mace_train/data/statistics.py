@@ -14,7 +14,7 @@ O(atoms + edges).
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,12 +22,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.shard_file import Arrays
+from mace_train.data.columns import Arrays, names_of, offsets_of
 from mace_train.data.shards import ShardSet
 from mace_train.errors import InputError
 
 FORMAT = "mace-train statistics"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "statistics.json"
 
 
@@ -102,27 +102,55 @@ class StatisticsSums:
         return math.sqrt(self.squared_forces / max(self.n_force_components, 1))
 
 
-def sums_of_shard(arrays: Arrays, E0s: Mapping[int, float]) -> StatisticsSums:
-    """The sums over the structures of one shard; ``E0s`` holds all its elements, eV."""
-    numbers, offsets = arrays["numbers"], arrays["atom_offsets"]
-    n_atoms = np.diff(offsets)
+SumsByHead = dict[str, StatisticsSums]
+
+
+def sums_of_shard(arrays: Arrays, E0s: Mapping[str, Mapping[int, float]]) -> SumsByHead:
+    """The sums over the structures of one shard by head; ``E0s`` holds its elements, eV."""
+    n_atoms = np.diff(arrays["atom_offsets"])
+    squares = np.sum(np.square(arrays["forces"], dtype=np.float64), axis=1)
+    columns = {
+        "n_atoms": n_atoms,
+        "n_edges": np.diff(arrays["edge_offsets"]),
+        "squared_forces": _sums_of_parts(squares, arrays["atom_offsets"]),  # missing ones are zero
+    }
+    return {
+        name: _sums_of_head(arrays, columns, head, E0s[name])
+        for head, name in enumerate(names_of(arrays, "head"))
+    }
+
+
+def _sums_of_head(
+    arrays: Arrays, columns: Mapping[str, NDArray[Any]], head: int, E0s: Mapping[int, float]
+) -> StatisticsSums:
+    mine = arrays["head"] == head
+    n_atoms = columns["n_atoms"]
+    numbers = arrays["numbers"][np.repeat(mine, n_atoms)]
     counts = np.bincount(numbers, minlength=1)
     E0_of_element = np.zeros(len(counts))
     for element in np.flatnonzero(counts).tolist():
         E0_of_element[element] = E0s[element]
-    labelled = arrays["has_energy"].astype(bool)
-    baselines = _sums_of_parts(E0_of_element[numbers], offsets)
-    per_atom = (arrays["energy"] - baselines) / np.maximum(n_atoms, 1)
+    baselines = _sums_of_parts(E0_of_element[numbers], offsets_of(n_atoms[mine]))
+    per_atom = (arrays["energy"][mine] - baselines) / np.maximum(n_atoms[mine], 1)
     return StatisticsSums(
-        n_structures=len(n_atoms),
+        n_structures=int(mine.sum()),
         n_atoms=len(numbers),
-        n_edges=len(arrays["senders"]),
-        n_atoms_with_neighbors=_count_receivers(arrays["receivers"], arrays["edge_offsets"]),
-        energies=Moments.of(per_atom[labelled]),
-        n_force_components=3 * int(n_atoms[arrays["has_forces"].astype(bool)].sum()),
-        squared_forces=float(np.sum(np.square(arrays["forces"]))),  # missing ones are zeros
+        n_edges=int(columns["n_edges"][mine].sum()),
+        n_atoms_with_neighbors=int(arrays["n_atoms_with_neighbors"][mine].sum(dtype=np.int64)),
+        energies=Moments.of(per_atom[arrays["has_energy"][mine].astype(bool)]),
+        n_force_components=3 * int(n_atoms[mine & arrays["has_forces"].astype(bool)].sum()),
+        squared_forces=float(columns["squared_forces"][mine].sum()),
         element_counts={z: int(counts[z]) for z in np.flatnonzero(counts).tolist()},
     )
+
+
+def merge(parts: Iterable[SumsByHead]) -> SumsByHead:
+    """The sums over all parts, by head."""
+    merged: SumsByHead = {}
+    for part in parts:
+        for head, sums in part.items():
+            merged[head] = merged.get(head, StatisticsSums()) + sums
+    return merged
 
 
 def _sums_of_parts(values: NDArray[np.float64], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -130,31 +158,23 @@ def _sums_of_parts(values: NDArray[np.float64], offsets: NDArray[np.int64]) -> N
     return np.add.reduceat(values, offsets[:-1]) if len(values) else np.zeros(len(offsets) - 1)
 
 
-def _count_receivers(receivers: NDArray[Any], edge_offsets: NDArray[np.int64]) -> int:
-    """Atoms that receive an edge; receivers ascend within a structure."""
-    if len(receivers) == 0:
-        return 0
-    begins = np.zeros(len(receivers), dtype=bool)
-    begins[1:] = receivers[1:] != receivers[:-1]
-    begins[edge_offsets[:-1][np.diff(edge_offsets) > 0]] = True
-    return int(begins.sum())
-
-
 def compositions(
-    shards: ShardSet, elements: list[int]
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Per shard: atoms of each element [n, n_elements], and energies [n] eV."""
-    column = np.zeros(max(elements) + 1, dtype=np.int64)
+    arrays: Arrays, elements: list[int], head: str | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Atoms of each element [n, n_elements], and energies [n] eV, of one shard and head."""
+    column = np.zeros(256, dtype=np.int64)
     column[elements] = np.arange(len(elements))
-    for shard in range(shards.n_shards):
-        arrays = shards.arrays(shard)
-        n_structures = len(arrays["energy"])
-        rows = np.repeat(np.arange(n_structures), np.diff(arrays["atom_offsets"]))
-        flat = rows * len(elements) + column[arrays["numbers"]]
-        counts = np.bincount(flat, minlength=n_structures * len(elements))
-        labelled = arrays["has_energy"].astype(bool)
-        matrix = counts.reshape(n_structures, len(elements)).astype(np.float64)
-        yield matrix[labelled], arrays["energy"][labelled]
+    n_structures = len(arrays["energy"])
+    rows = np.repeat(np.arange(n_structures), np.diff(arrays["atom_offsets"]))
+    chosen = arrays["has_energy"].astype(bool)
+    if head is not None:
+        names = names_of(arrays, "head")
+        chosen &= np.array([name == head for name in names])[arrays["head"].astype(np.int64)]
+    mine = chosen[rows]
+    flat = rows[mine] * len(elements) + column[arrays["numbers"][mine]]
+    counts = np.bincount(flat, minlength=n_structures * len(elements))
+    matrix = counts.reshape(n_structures, len(elements)).astype(np.float64)
+    return matrix[chosen], arrays["energy"][chosen]
 
 
 @dataclass(frozen=True)
@@ -177,20 +197,33 @@ class SplitCounts:
         )
 
 
+@dataclass(frozen=True)
+class HeadStatistics:
+    """The training structures of one head (level of theory)."""
+
+    n_structures: int
+    E0s: dict[int, float]  # eV, by atomic number
+    E0s_source: str  # isolated, average, given or foundation
+    mean_energy_per_atom: float  # of the interaction energy, eV
+    std_energy_per_atom: float  # eV
+    rms_forces: float  # eV/Å
+
+
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
     """What a model needs to know of its training data, and what the splits hold."""
 
     r_max: float  # Å
     atomic_numbers: list[int]  # sorted, of the training structures
-    E0s: dict[int, float]  # eV, by atomic number
-    E0s_source: str  # isolated, average or given
+    E0s: dict[int, float]  # eV, by atomic number; of the first head
+    E0s_source: str  # isolated, average, given or foundation
     avg_num_neighbors: float
     mean_energy_per_atom: float  # of the interaction energy, eV
     std_energy_per_atom: float  # eV
     rms_forces: float  # eV/Å
     element_counts: dict[int, int]  # atoms of the training structures by atomic number
     splits: dict[str, SplitCounts]
+    heads: dict[str, HeadStatistics]
 
     @property
     def dataset_hash(self) -> str:
@@ -229,6 +262,9 @@ class Statistics:
         try:
             for name in ("E0s", "element_counts"):
                 content[name] = {int(z): value for z, value in content[name].items()}
+            for head in content["heads"].values():
+                head["E0s"] = {int(z): value for z, value in head["E0s"].items()}
+            content["heads"] = {k: HeadStatistics(**v) for k, v in content["heads"].items()}
             content["splits"] = {k: SplitCounts(**v) for k, v in content["splits"].items()}
             return cls(**content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -239,25 +275,52 @@ def _not_statistics(path: Path, what: str) -> InputError:
     return InputError(f"{path} is no statistics of mace-train ({what}); run preprocess again")
 
 
-def statistics_of(
-    splits: Mapping[str, ShardSet], E0s: Mapping[int, float], E0s_source: str
-) -> Statistics:
-    """The statistics of ``splits["train"]``, merged over its shards, with counts of all splits."""
+E0sOfHeads = Mapping[str, tuple[Mapping[int, float], str]]
+
+
+def statistics_of(splits: Mapping[str, ShardSet], E0s: E0sOfHeads) -> Statistics:
+    """The statistics of ``splits["train"]``, with counts of all splits.
+
+    Args:
+        splits: By name.
+        E0s: By head: E0s (eV by atomic number), and where they are from.
+    """
     train = splits["train"]
-    sums = StatisticsSums()
-    for shard in range(train.n_shards):
-        sums += sums_of_shard(train.arrays(shard), E0s)
+    energies = {head: values for head, (values, _) in E0s.items()}
+    parts = (sums_of_shard(train.arrays(k), energies) for k in range(train.n_shards))
+    return statistics_from(merge(parts), splits, E0s)
+
+
+def statistics_from(
+    by_head: SumsByHead, splits: Mapping[str, ShardSet], E0s: E0sOfHeads
+) -> Statistics:
+    """The same from sums that are known."""
+    train = splits["train"]
+    sums = sum((by_head[head] for head in sorted(by_head)), StatisticsSums())
+    heads = {
+        head: HeadStatistics(
+            n_structures=by_head[head].n_structures,
+            E0s=dict(E0s[head][0]),
+            E0s_source=E0s[head][1],
+            mean_energy_per_atom=by_head[head].energies.mean,
+            std_energy_per_atom=by_head[head].energies.std,
+            rms_forces=by_head[head].rms_forces,
+        )
+        for head in sorted(by_head)
+    }
+    first = next(iter(heads.values()))
     return Statistics(
         r_max=train.r_max,
         atomic_numbers=list(train.elements),
-        E0s=dict(E0s),
-        E0s_source=E0s_source,
+        E0s=first.E0s,
+        E0s_source=first.E0s_source,
         avg_num_neighbors=sums.avg_num_neighbors,
         mean_energy_per_atom=sums.energies.mean,
         std_energy_per_atom=sums.energies.std,
         rms_forces=sums.rms_forces,
         element_counts=dict(sums.element_counts),
         splits={name: SplitCounts.of(shards) for name, shards in splits.items()},
+        heads=heads,
     )
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from ase import Atoms
 from numpy.typing import NDArray
 
-from mace_train.errors import InputError
+from mace_train.data.frame import Described
+from mace_train.errors import InvalidStructureError
 from mace_train.settings import DataSettings, EvaluateSettings
 
 LOGGER = logging.getLogger("mace_train")
@@ -46,6 +46,7 @@ class Structure:
     forces_weight: float = 1.0
     stress_weight: float = 1.0
     config_type: str = "Default"
+    head: str = "Default"  # which level of theory its labels are of
     source: str = ""  # where it was read, for messages
 
     @property
@@ -62,6 +63,7 @@ class LabelKeys:
     forces: str
     stress: str
     virials: str
+    head: str = "head"
 
     @classmethod
     def of(cls, settings: DataSettings | EvaluateSettings) -> Self:
@@ -71,19 +73,23 @@ class LabelKeys:
             forces=settings.forces_key,
             stress=settings.stress_key,
             virials=settings.virials_key,
+            head=settings.head_key if isinstance(settings, DataSettings) else "head",
         )
 
 
 class Notes:
     """Announcements about a set of files: each kind is logged once, at its first structure."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
         self._announced: set[str] = set()
+        self._silent = silent
 
     def once(self, kind: str, source: str, message: str) -> None:
         """Log ``message`` as a warning, unless one of its ``kind`` was logged before."""
         if kind not in self._announced:
             self._announced.add(kind)
+            if self._silent:
+                return
             LOGGER.warning("%s: %s (announced once for these files)", source, message)
 
 
@@ -93,19 +99,20 @@ def is_isolated(structure: Structure) -> bool:
     return structure.n_atoms == 1 and bool(alone)
 
 
-def names_in(atoms: Atoms) -> set[str]:
+def names_in(atoms: Described) -> set[str]:
     """The names of all values that ``atoms`` has beside its geometry."""
     results: Mapping[str, Any] = getattr(atoms.calc, "results", {})
     return {*atoms.info, *atoms.arrays, *results} - {"numbers", "positions"}
 
 
 def structure_from_atoms(
-    atoms: Atoms,
+    atoms: Described,
     keys: LabelKeys,
     source: str,
     notes: Notes | None = None,
     *,
     require_energy: bool = True,
+    head: str = "Default",
 ) -> Structure:
     """The checked structure that ``atoms`` describes.
 
@@ -115,17 +122,18 @@ def structure_from_atoms(
         source: File and index, to begin messages with.
         notes: Collects announcements over many structures, so that each is made once.
         require_energy: Refuse a structure without energy; else its energy is None.
+        head: Of a structure that does not name its own.
 
     Raises:
-        InputError: no atoms, or no energy where one is required; a value that is not finite or
-            has a wrong shape; an unknown element; a cell that cannot be repeated along its
-            periodic directions.
+        InvalidStructureError: no atoms, or no energy where one is required; a value that is not
+            finite or has a wrong shape; an unknown element; a cell that cannot be repeated along
+            its periodic directions.
     """
     reader = _Labels(atoms, keys, source, notes or Notes())
     numbers = np.array(atoms.numbers, dtype=np.int64)
     positions = np.array(atoms.positions, dtype=np.float64)
     pbc = np.array(atoms.pbc, dtype=bool)
-    cell = np.array(atoms.cell.array if pbc.any() else np.zeros((3, 3)), dtype=np.float64)
+    cell = np.array(atoms.cell if pbc.any() else np.zeros((3, 3)), dtype=np.float64)
     _check_geometry(numbers, positions, cell, pbc, source)
     structure = Structure(
         numbers=numbers,
@@ -140,6 +148,7 @@ def structure_from_atoms(
         forces_weight=reader.weight("config_forces_weight"),
         stress_weight=reader.weight("config_stress_weight"),
         config_type=str(atoms.info.get("config_type", "Default")),
+        head=str(atoms.info.get(keys.head, head)),
         source=source,
     )
     if structure.forces is None and is_isolated(structure):
@@ -161,18 +170,22 @@ def _check_geometry(
     source: str,
 ) -> None:
     if len(numbers) == 0:
-        raise InputError(f"{source}: no atoms; remove this structure from the file")
+        raise InvalidStructureError(
+            "no atoms", f"{source}: no atoms; remove this structure from the file"
+        )
     if numbers.min() < 1 or numbers.max() > HIGHEST_ATOMIC_NUMBER:
         atom = int(np.argmax((numbers < 1) | (numbers > HIGHEST_ATOMIC_NUMBER)))
-        raise InputError(
+        raise InvalidStructureError(
+            "unknown element",
             f"{source}: atom {atom} has atomic number {numbers[atom]}; "
-            f"real elements have 1 to {HIGHEST_ATOMIC_NUMBER}, correct the file"
+            f"real elements have 1 to {HIGHEST_ATOMIC_NUMBER}, correct the file",
         )
     if not np.isfinite(positions).all():
         atom = int(np.argmin(np.isfinite(positions).all(axis=1)))
-        raise InputError(
+        raise InvalidStructureError(
+            "position not finite",
             f"{source}: position of atom {atom} is {positions[atom].tolist()}; "
-            "correct the file or remove this structure"
+            "correct the file or remove this structure",
         )
     if pbc.any():
         _check_cell(cell, pbc, source)
@@ -188,16 +201,17 @@ def _check_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_], source: str) 
         volume = np.sqrt(max(np.linalg.det(directions @ directions.T), 0.0))
         singular = volume < SINGULAR_CELL
     if singular:
-        raise InputError(
+        raise InvalidStructureError(
+            "singular cell",
             f"{source}: periodic along {pbc.tolist()} but the cell {cell.tolist()} does not "
-            "span these directions; correct the Lattice, or set pbc to F where there is none"
+            "span these directions; correct the Lattice, or set pbc to F where there is none",
         )
 
 
 class _Labels:
     """The labels of one ``Atoms``, each looked up under its key and checked."""
 
-    def __init__(self, atoms: Atoms, keys: LabelKeys, source: str, notes: Notes) -> None:
+    def __init__(self, atoms: Described, keys: LabelKeys, source: str, notes: Notes) -> None:
         self.atoms, self.keys, self.source, self.notes = atoms, keys, source, notes
         self.results: Mapping[str, Any] = getattr(atoms.calc, "results", {})
 
@@ -206,15 +220,17 @@ class _Labels:
         if value is None and not required:
             return None
         if value is None:
-            raise InputError(
+            raise InvalidStructureError(
+                "no energy",
                 f"{self.source}: no energy under {self.keys.energy!r} and none that ASE parsed; "
-                f"found {self._found()}; name the right one with energy_key"
+                f"found {self._found()}; name the right one with energy_key",
             )
         array = self._numbers(value, self.keys.energy)
         if array.size != 1:
-            raise InputError(
+            raise InvalidStructureError(
+                "shape of a label",
                 f"{self.source}: energy {self.keys.energy!r} has shape {array.shape}; "
-                "one number (total energy, eV) is needed, correct the file"
+                "one number (total energy, eV) is needed, correct the file",
             )
         return float(array.reshape(()))
 
@@ -225,9 +241,10 @@ class _Labels:
         array = self._numbers(value, self.keys.forces)
         n_atoms = len(self.atoms)
         if array.shape != (n_atoms, 3):
-            raise InputError(
+            raise InvalidStructureError(
+                "shape of a label",
                 f"{self.source}: forces {self.keys.forces!r} have shape {array.shape} for "
-                f"{n_atoms} atoms, which need ({n_atoms}, 3); correct the file or remove them"
+                f"{n_atoms} atoms, which need ({n_atoms}, 3); correct the file or remove them",
             )
         return array
 
@@ -262,9 +279,10 @@ class _Labels:
             return 1.0
         array = self._numbers(value, key)
         if array.size != 1 or array.min() < 0:
-            raise InputError(
+            raise InvalidStructureError(
+                "weight",
                 f"{self.source}: {key}={value} must be one number that is not negative; "
-                "correct the file (0 keeps a structure out of the loss)"
+                "correct the file (0 keeps a structure out of the loss)",
             )
         return float(array.reshape(()))
 
@@ -289,15 +307,17 @@ class _Labels:
                 raise TypeError
             array = np.array(value, dtype=np.float64)
         except (TypeError, ValueError):
-            raise InputError(
-                f"{self.source}: {name!r} is {value!r}, not a number; correct the file"
+            raise InvalidStructureError(
+                "label is not a number",
+                f"{self.source}: {name!r} is {value!r}, not a number; correct the file",
             ) from None
         if not np.isfinite(array).all():
             where = np.argwhere(~np.isfinite(array))[0].tolist()
-            raise InputError(
+            raise InvalidStructureError(
+                "label not finite",
                 f"{self.source}: {name!r} is not finite ({array[tuple(where)]}"
                 f"{f' at index {where}' if where else ''}); correct the file or remove this "
-                "structure"
+                "structure",
             )
         return array
 
@@ -307,16 +327,18 @@ class _Labels:
         if array.shape == (6,):
             return array[_VOIGT]
         if array.shape not in ((9,), (3, 3)):
-            raise InputError(
+            raise InvalidStructureError(
+                "shape of a label",
                 f"{self.source}: {name!r} has shape {array.shape}; it must have 3x3, 9 or "
-                "(xx, yy, zz, yz, xz, xy) 6 numbers, correct the file"
+                "(xx, yy, zz, yz, xz, xy) 6 numbers, correct the file",
             )
         matrix = array.reshape(3, 3)
         asymmetry = float(np.abs(matrix - matrix.T).max())
         if asymmetry > max(STRESS_ASYMMETRY_FLOOR, STRESS_ASYMMETRY * float(np.abs(matrix).max())):
-            raise InputError(
+            raise InvalidStructureError(
+                "asymmetric stress",
                 f"{self.source}: {name!r} is {matrix.tolist()}, not symmetric "
-                f"(by {asymmetry:.3g}); correct the file or remove it"
+                f"(by {asymmetry:.3g}); correct the file or remove it",
             )
         return 0.5 * (matrix + matrix.T)
 

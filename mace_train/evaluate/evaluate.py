@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from mace_train.balance.costs import Costs
 from mace_train.balance.sampler import evaluation_plan
 from mace_train.checks import as_files, existing_folder, make_folder
+from mace_train.data.batch import Batch
+from mace_train.data.columns import Sample
 from mace_train.data.labels import LabelReport
 from mace_train.data.loading import Kinds, SampleSource, batches, kinds_of
 from mace_train.data.read import read_structures
-from mace_train.data.shards import Sample, sample_of
+from mace_train.data.shards import sample_of
 from mace_train.data.statistics import open_split
 from mace_train.data.structure import LabelKeys, is_isolated
 from mace_train.errors import InputError
@@ -68,6 +70,10 @@ class InMemory:
     def __len__(self) -> int:
         """Number of structures."""
         return len(self.samples)
+
+    def batch(self, ids: NDArray[np.int64]) -> Batch:
+        """The structures ``ids`` as one set of arrays."""
+        return Batch.of_samples([self.samples[i] for i in ids.tolist()])
 
     def sample(self, index: int) -> Sample:
         """One structure with its edges."""

@@ -10,7 +10,7 @@ help text.
 from omegaconf import MISSING
 
 from mace_train.settings.commands import BalanceSettings, EvaluateSettings, TrainSettings
-from mace_train.settings.data import DataSettings, PreprocessSettings
+from mace_train.settings.data import DataSettings, InspectSettings, PreprocessSettings
 from mace_train.settings.learning import (
     LossSettings,
     ModelSettings,
@@ -26,6 +26,7 @@ __all__ = [
     "ClusterSettings",
     "DataSettings",
     "EvaluateSettings",
+    "InspectSettings",
     "LoggerSettings",
     "LossSettings",
     "ModelSettings",

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from mace_train.checks import as_files, check_at_least
+from mace_train.checks import check_at_least, check_choice, files_by_head
 from mace_train.errors import InputError
 
 
@@ -14,7 +14,8 @@ class DataSettings:
     """Input files, the names of their labels, and the energies of isolated atoms."""
 
     train_file: Any = MISSING
-    """File(s) that ASE reads, also patterns like dir/*.xyz; validation: see valid_fraction."""
+    """File(s) that ASE reads, databases, archives, folders or patterns like dir/*.xyz; or a mapping
+    of heads (levels of theory) to these, such as {pbe: [a.xyz,b.xyz], r2scan: c.xyz}."""
     valid_file: Any = None
     """File or files for validation; without them valid_fraction of train_file is split off."""
     test_file: Any = None
@@ -29,21 +30,29 @@ class DataSettings:
     """Name of the stress (eV/Å^3, ASE's sign); falls back to what ASE parsed, announced."""
     virials_key: str = "REF_virials"
     """Name of the virials (eV), read as stress = -virials / volume where there is no stress."""
+    head_key: str = "head"
+    """Name of the head in the files; a structure without one has the head of its file."""
     E0s: Any = None
     """Isolated-atom energies: null takes them from isolated-atom structures in train_file,
-    'average' fits them by least squares, a mapping {1: -13.6, 8: ...} or a JSON file gives them."""
+    'average' fits them by least squares, a mapping {1: -13.6, 8: ...} or a JSON file gives them,
+    'foundation' takes those of foundation_model; or a mapping of heads to these."""
+    foundation_model: str | None = None
+    """A .model file of mace-torch, or the output folder of a training."""
     keep_isolated_atoms: bool = False
     """Train on the isolated-atom structures too, instead of using them for E0s only."""
+    skip_invalid: bool = False
+    """Leave invalid structures out, with the reason in rejects.jsonl; else they are errors."""
 
     def __post_init__(self) -> None:
         for name in ("train_file", "valid_file", "test_file"):
             if getattr(self, name) != MISSING:
-                as_files(f"data.{name}", getattr(self, name))
+                files_by_head(f"data.{name}", getattr(self, name))
         if not 0.0 <= self.valid_fraction < 1.0:
             raise InputError(f"data.valid_fraction={self.valid_fraction} must be in [0, 1)")
         if self.E0s is not None and not isinstance(self.E0s, (str, dict)):
             raise InputError(
-                f"data.E0s={self.E0s!r} must be null, 'average', a JSON file or a mapping {{Z: eV}}"
+                f"data.E0s={self.E0s!r} must be null, 'average', 'foundation', a JSON file or a "
+                "mapping {Z: eV}"
             )
 
 
@@ -61,7 +70,15 @@ class PreprocessSettings:
     structures_per_shard: int = 4096
     """Structures in one HDF5 file."""
     workers: int = 1
-    """Processes that build neighbour lists."""
+    """Processes that read, find neighbours and write; under mpiexec or srun the ranks do."""
+    float32: list[str] = field(default_factory=list)
+    """Fields to store in single precision, of positions, forces, cell and stress."""
+    store_edges: bool = True
+    """Store neighbour lists; else loaders find the neighbours again, for a third of the space."""
+    compression: str | None = None
+    """gzip or lzf, of what belongs to atoms and edges: smaller, and slower to read."""
+    dry_run: bool = False
+    """Print what would be read, and write nothing; --dry-run is the same."""
     overwrite: bool = False
     """Replace an output folder that already holds shards."""
 
@@ -69,3 +86,21 @@ class PreprocessSettings:
         check_at_least("r_max", self.r_max, 0.0, strictly=True)
         check_at_least("structures_per_shard", self.structures_per_shard, 1)
         check_at_least("workers", self.workers, 1)
+        for name in self.float32:
+            check_choice("float32", name, ("positions", "forces", "cell", "stress"))
+        if self.compression is not None:
+            check_choice("compression", self.compression, ("gzip", "lzf"))
+
+
+@dataclass(kw_only=True)
+class InspectSettings:
+    """Print, plot and verify what a folder of shards holds."""
+
+    data_dir: str = MISSING
+    """Folder written by `mace-train preprocess`, or one split of it."""
+    verify: bool = True
+    """Read every byte and compare with the checksums."""
+    plots: bool = True
+    """Draw inspect.png."""
+    output: str | None = None
+    """Folder for the plot; null takes data_dir."""

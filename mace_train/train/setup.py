@@ -108,6 +108,11 @@ def _check_new(output: Path, settings: TrainSettings, world: World) -> None:
 
 def new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
     """A model with random weights from ``settings.seed``, in ``settings.default_dtype``."""
+    if len(statistics.heads) > 1:
+        raise InputError(
+            f"the data have the heads {', '.join(statistics.heads)} and models have one; "
+            "preprocess the structures of one head"
+        )
     model_settings = settings.model
     if model_settings.r_max not in (None, statistics.r_max):
         raise InputError(

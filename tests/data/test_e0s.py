@@ -7,16 +7,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mace_train.data.e0s import IsolatedAtoms, check_covered, fit_E0s, given_E0s
-from mace_train.data.structure import structure_from_atoms
+from mace_train.data.e0s import Form, Forms, IsolatedAtoms, check_covered, fit_E0s, triangle_of
 from mace_train.errors import InputError
-from tests.data.factories import KEYS, isolated
+
+
+def given_E0s(value):
+    return Forms(value).of("Default").given
 
 
 def test_a_setting_that_gives_none():
-    assert given_E0s(None) is None
+    assert Forms(None).of("Default") == Form("isolated")
+    assert Forms("IsolatedAtom").of("Default") == Form("isolated")
     for value in ("average", "Average", "AVERAGE"):
-        assert given_E0s(value) is None
+        assert Forms(value).of("any") == Form("average")
+
+
+def test_every_head_has_its_own(tmp_path):
+    path = tmp_path / "E0s.json"
+    path.write_text('{"H": -1.0}')
+    forms = Forms({"pbe": {1: -13.5}, "r2scan": "average", "hf": None, "cc": str(path)})
+    assert forms.of("pbe") == Form("given", {1: -13.5})
+    assert forms.of("r2scan").source == "average"
+    assert forms.of("hf").source == "isolated"
+    assert forms.of("cc").given == {1: -1.0}
+    assert forms.given(["pbe", "hf", "cc", "other"]) == {"pbe": {1: -13.5}, "cc": {1: -1.0}}
+    with pytest.raises(InputError, match=r"for the heads pbe, r2scan, hf, cc, but .* head Default"):
+        forms.of("Default")
 
 
 @pytest.mark.parametrize("mapping", [{1: -13.5, 8: -2000}, {"1": -13.5, "O": -2000}])
@@ -56,19 +72,17 @@ def test_files_that_hold_no_E0s(tmp_path, content, message):
         given_E0s(str(path))
 
 
-def read(atoms, source):
-    return structure_from_atoms(atoms, KEYS, source)
-
-
 def test_isolated_atoms():
     atoms = IsolatedAtoms()
-    atoms.add(read(isolated("H", -13.5), "a"))
-    atoms.add(read(isolated("O", -2000.0), "b"))
-    atoms.add(read(isolated("H", -13.5 + 1e-9), "c"))
+    atoms.add(1, -13.5, "a")
+    atoms.add(8, -2000.0, "b")
+    atoms.add(1, -13.5 + 1e-9, "c")
     assert atoms.E0s == {1: -13.5, 8: -2000.0}
     assert atoms.n_structures == 3
     with pytest.raises(InputError, match=r"d: isolated atom of H with energy -13.4 eV, but a has"):
-        atoms.add(read(isolated("H", -13.4), "d"))
+        atoms.add(1, -13.4, "d")
+    with pytest.raises(InputError, match="e: an isolated atom without energy"):
+        atoms.add(1, None, "e")
 
 
 def test_coverage():
@@ -91,13 +105,14 @@ def test_chunks_fit_as_one_problem(n, size, seed, full):
         counts[:, 3] = 2 * counts[:, 1]  # these two are not told apart
     energies = counts @ [-13.5, -1026.8, -2037.8, -0.1] + rng.normal(scale=0.1, size=n)
     expected = np.linalg.lstsq(counts, energies, rcond=1e-10)[0]
-    chunks = [(counts[i : i + size], energies[i : i + size]) for i in range(0, n, size)]
-    fitted = fit_E0s(chunks, [1, 6, 8, 9])
+    cuts = [slice(i, i + size) for i in range(0, n, size)]
+    triangles = [triangle_of(counts[cut], energies[cut]) for cut in cuts]
+    fitted = fit_E0s(triangles, n, [1, 6, 8, 9])
     np.testing.assert_allclose(list(fitted.values()), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_what_is_not_determined_is_announced(caplog):
-    fit_E0s([(np.array([[1.0, 1.0]] * 3), np.array([-3.0] * 3))], [1, 8])
+    fit_E0s([triangle_of(np.array([[1.0, 1.0]] * 3), np.array([-3.0] * 3))], 3, [1, 8])
     assert "determine only 1 of 2 E0s" in caplog.text
     assert "Single E0s are not meaningful" in caplog.text
     assert "only their sums over compositions seen in training" in caplog.text

@@ -65,6 +65,29 @@ def test_bins_come_in_order(shards, num_workers):
     assert [graph.ids.tolist() for graph in graphs] == [b.tolist() for b in bins]
 
 
+def test_every_number_of_workers_gives_the_same_bits(shards):
+    """In the order of the bins, whatever is read first; runs and scattered structures alike."""
+    rng = np.random.default_rng(0)
+    bins = [np.arange(i, i + 6) for i in range(0, 18, 6)]
+    bins += [rng.permutation(len(shards))[:7] for _ in range(5)]
+
+    def bits(num_workers):
+        options = {"atomic_numbers": NUMBERS, "dtype": torch.float32, "num_workers": num_workers}
+        return [
+            {name: tensor.numpy().tobytes() for name, tensor in vars(graph).items()}
+            for graph in batches(shards, bins, **options)
+        ]
+
+    expected = bits(0)
+    assert bits(1) == expected
+    assert bits(3) == expected
+    for ids, graph in zip(bins, expected, strict=True):
+        one_by_one = collate(
+            [shards.sample(i) for i in ids], ids, atomic_numbers=NUMBERS, dtype=torch.float32
+        )
+        assert {n: t.numpy().tobytes() for n, t in vars(one_by_one).items()} == graph
+
+
 def test_an_element_the_model_lacks_is_named(shards):
     i = next(i for i in range(len(shards)) if 13 in shards.sample(i).structure.numbers)
     with pytest.raises(InputError, match=r"\[13\]"):

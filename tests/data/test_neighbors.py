@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mace_train.data.neighbors import Edges, neighbor_list
+from mace_train.data.neighbors import DENSE, Edges, neighbor_list
 from mace_train.errors import InputError
 
 NO_PBC = np.zeros(3, dtype=bool)
@@ -135,16 +135,17 @@ def test_long_thin_regions(length, axes):
     assert listed(edges) == brute_force(positions, cell, pbc, 2.0)
 
 
-def test_a_large_flat_molecule():
+@pytest.mark.parametrize("n_atoms", [40, 140])  # all distances, and a search
+def test_a_large_flat_molecule(n_atoms):
     rng = np.random.default_rng(1)
-    positions = rng.uniform(0, 1e4, (40, 3)) * [1, 1, 0]
+    positions = rng.uniform(0, 1e4, (n_atoms, 3)) * [1, 1, 0]
     positions[1] = positions[0] + [1, 0, 0]
     edges = neighbor_list(positions, NO_CELL, NO_PBC, 2.0)
     assert listed(edges) == [(0, 1, 0, 0, 0), (1, 0, 0, 0, 0)]
 
 
 def test_a_region_too_long_to_search():
-    positions = np.array([[0.0, 0, 0], [1e7, 1e7, 0]])
+    positions = np.linspace(0, 1e7, DENSE + 1)[:, None] * [1, 1, 0]
     with pytest.raises(InputError, match="too thin and long"):
         neighbor_list(positions, NO_CELL, NO_PBC, 2.0)
 
@@ -154,3 +155,11 @@ def test_sorting_survives_shifts_of_any_size():
     edges = neighbor_list(positions, np.eye(3) * 4, PBC, 2.0)
     assert listed(edges) == sorted(listed(edges))
     assert edges.n_edges > 0
+
+
+def test_all_distances_equal_a_search(monkeypatch):
+    positions = np.random.default_rng(2).uniform(0, 8, (60, 3))
+    dense = neighbor_list(positions, NO_CELL, NO_PBC, 3.0)
+    monkeypatch.setattr("mace_train.data.neighbors.DENSE", 0)
+    assert listed(dense) == listed(neighbor_list(positions, NO_CELL, NO_PBC, 3.0))
+    assert dense.n_edges > 200

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mace_train.data import shards as shards_module
+from mace_train.data.columns import LAYOUT, Sample
 from mace_train.data.neighbors import Edges
-from mace_train.data.shard_file import LAYOUT
-from mace_train.data.shards import Sample, ShardSet, sample_of, shard_path, write_shard
+from mace_train.data.shards import ShardSet, sample_of, shard_path, write_shard
 from mace_train.data.structure import Structure
 from mace_train.errors import InputError
 from tests.data.factories import random_structure
@@ -199,11 +199,14 @@ def cut(share):
     return change
 
 
-def chunked(path):
-    with h5py.File(path, "r+") as file:
-        array = file["forces"][...]
-        del file["forces"]
-        file.create_dataset("forces", data=array, compression="gzip")
+def chunked(name):
+    def change(path):
+        with h5py.File(path, "r+") as file:
+            array = file[name][...]
+            del file[name]
+            file.create_dataset(name, data=array, compression="gzip")
+
+    return change
 
 
 def remove_attribute(path):
@@ -219,19 +222,19 @@ def remove_attribute(path):
         (cut(0.01), "damaged"),
         (cut(0), "damaged"),
         (lambda path: path.write_bytes(b"no HDF5 at all" * 100), "damaged"),
-        (set_attribute("format_version", 2), "format version 2, this mace-train reads version 1"),
+        (set_attribute("format_version", 1), "format version 1, this mace-train reads version 2"),
         (set_attribute("format", "other"), "not a shard of mace-train"),
         (set_attribute("n_structures", 6), "damaged.*atom_offsets has shape"),
-        (set_attribute("r_max", 3.0), "made with r_max=3.0.*r_max=2.5"),
+        (set_attribute("r_max", 3.0), "its header does not match its checksum"),
         (remove_attribute, "attributes complete are missing"),
         (remove("forces"), "array forces is missing"),
         (replace_array("forces", lambda x: x[:-1]), "forces has shape"),
         (replace_array("forces", lambda x: x.reshape(-1)), "forces has shape"),
-        (replace_array("energy", lambda x: x[:-1]), "energy has shape"),
-        (replace_array("atom_offsets", lambda x: x + 1), "atom_offsets do not fit numbers"),
-        (replace_array("edge_offsets", lambda x: x[::-1].copy()), "edge_offsets do not fit"),
-        (replace_array("config_type_names", lambda x: x[:-2]), "names of config_types"),
-        (chunked, "forces is not contiguous"),
+        (replace_array("structures", lambda x: x[:-1]), "structures has shape"),
+        (replace_array("atom_offsets", lambda x: x + 1), "header does not match"),
+        (replace_array("edge_offsets", lambda x: x[::-1].copy()), "header does not match"),
+        (replace_array("config_type_names", lambda x: x[:-2]), "header does not match"),
+        (chunked("structures"), "structures is not contiguous"),
     ],
 )
 def test_damage_is_found_when_opening(tmp_path, change, message):
@@ -243,16 +246,32 @@ def test_damage_is_found_when_opening(tmp_path, change, message):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["positions", "energy", "senders", "shifts", "sources", "weights"])
-def test_verify_finds_every_changed_byte(tmp_path, name):
+def place_of(header, name):
+    """Offset in the file of an array, or of a field of the first structure."""
+    if name in header.places:
+        return header.places[name][0]
+    offset, rows, _ = header.places["structures"]
+    return offset + rows.fields[name][1]
+
+
+CHANGED = ["positions", "energy", "senders", "shifts", "sources", "weights", "has_forces", "head"]
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_every_changed_byte_is_found(tmp_path, name):
+    """By ``verify``, and by reading the structure; the others can be read."""
     shards = write_shards(tmp_path, random_samples(10))
     shards.verify()
-    offset = shards.headers[1].places[name][0]
     content = bytearray(shard_path(tmp_path, 1).read_bytes())
-    content[offset] ^= 1
+    content[place_of(shards.headers[1], name)] ^= 1
     shard_path(tmp_path, 1).write_bytes(content)
     with pytest.raises(InputError, match=r"shard-00001\.h5 is damaged.*checksum"):
         ShardSet(tmp_path).verify()
+    first = 5 + int(np.argmax(shards.n_edges[5:] > 0)) if name in ("senders", "shifts") else 5
+    for read in (ShardSet.sample, lambda s, i: s.batch(np.array([0, i, 9]))):
+        with pytest.raises(InputError, match=r"structure . does not match its checksum"):
+            read(ShardSet(tmp_path), first)
+    assert_same(ShardSet(tmp_path).sample(9), random_samples(10)[9])
 
 
 def test_folders_that_are_no_shard_sets(tmp_path):

@@ -11,10 +11,12 @@ import pytest
 from rich.console import Console
 
 from mace_train.data.neighbors import neighbor_list
+from mace_train.data.preprocess.progress import stage
 from mace_train.data.read import read_structures
 from mace_train.data.shards import ShardSet
 from mace_train.data.split import counter_hash
 from mace_train.data.statistics import open_split
+from mace_train.data.structure import structure_from_atoms
 from mace_train.errors import InputError
 from tests.data.factories import (
     E_CU,
@@ -167,32 +169,44 @@ def test_overwrite(tmp_path):
     assert statistics_in(tmp_path / "out").r_max == 2.0
 
 
-def test_memory_holds_one_shard_at_a_time(tmp_path, monkeypatch):
-    """Structures are taken from the reader as they are written, not all at first."""
-    taken = []
+def test_memory_holds_one_part_at_a_time(tmp_path, monkeypatch):
+    """Structures are read as they are written, not all at first."""
+    read = []
 
-    def counted(files, keys, **keywords):
-        for structure in read_structures(files, keys, **keywords):
-            taken.append(structure)
-            written = len(list(tmp_path.rglob("shard-*.h5")))
-            assert len(taken) <= 4 * (written + 1) + 1
-            yield structure
+    def counted(described, *arguments, **keywords):
+        read.append(described)
+        written = len(list(tmp_path.rglob("*-0.h5")))
+        assert len(read) <= 4 * (written + 1)
+        return structure_from_atoms(described, *arguments, **keywords)
 
-    monkeypatch.setattr("mace_train.data.preprocess.read_structures", counted)
+    monkeypatch.setattr("mace_train.data.preprocess.block.structure_from_atoms", counted)
     run(tmp_path, molecules(30), E0s="average", structures_per_shard=4)
-    assert len(taken) == 30
+    assert len(read) == 30
 
 
 def test_progress_is_shown_on_terminals(tmp_path, monkeypatch):
     shown = io.StringIO()
-    terminal = partial(Console, file=shown, force_terminal=True)
+    terminal = partial(Console, file=shown, force_terminal=True, width=120)
     monkeypatch.setattr(
-        "mace_train.data.preprocess.Console", lambda **_: terminal(force_interactive=True)
+        "mace_train.data.preprocess.progress.Console", lambda **_: terminal(force_interactive=True)
     )
     output = run(tmp_path, molecules(10), E0s="average")
     assert len(open_split(output, "train")) == 9
     assert "reading train_file" in shown.getvalue()
+    assert "10 structures, " in shown.getvalue()
     assert "writing valid" in shown.getvalue()
+
+
+def test_progress_in_a_log(caplog, monkeypatch):
+    caplog.set_level("INFO", logger="mace_train")
+    times = iter([0.0, 10.0, 31.0, 35.0])
+    monkeypatch.setattr("mace_train.data.preprocess.progress.time.monotonic", lambda: next(times))
+    with stage("reading train_file", 1000) as progress:
+        for _ in range(3):
+            progress.advance(250, 31)
+    assert caplog.messages == [
+        "reading train_file: 50 %, 62 structures, 2 structures/s, 0.5 min to go"
+    ]
 
 
 def test_real_acac(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mace_train.data.preprocess import preprocess
-from mace_train.data.read import read_structures
 from mace_train.data.statistics import open_split
+from mace_train.data.structure import structure_from_atoms
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings, PreprocessSettings
 from tests.data.factories import (
@@ -61,7 +61,7 @@ def test_a_key_that_nothing_has(tmp_path, key):
     with pytest.raises(InputError, match=r"'foo'.*REF_forces") as error:
         run(tmp_path, structures, E0s={"Cu": E_CU}, **{key: "foo"})
     assert key in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["train.xyz"]
+    assert visible(tmp_path) == ["train.xyz"]
 
 
 def test_a_key_that_something_has(tmp_path, caplog):
@@ -118,12 +118,11 @@ def test_an_unknown_element_stops_at_its_structure(tmp_path, monkeypatch, name):
     """The rest of a long file is not read before the error."""
     read = []
 
-    def counted(*arguments, **keywords):
-        for structure in read_structures(*arguments, **keywords):
-            read.append(structure.source)
-            yield structure
+    def counted(described, keys, source, *arguments, **keywords):
+        read.append(source)
+        return structure_from_atoms(described, keys, source, *arguments, **keywords)
 
-    monkeypatch.setattr("mace_train.data.preprocess.read_structures", counted)
+    monkeypatch.setattr("mace_train.data.preprocess.block.structure_from_atoms", counted)
     path = write_xyz(tmp_path / "long.xyz", [*molecules(2), crystal(), *molecules(5)])
     files = {"train_file": path}
     if name == "test":
@@ -168,6 +167,10 @@ BAD = {
 }
 
 
+def visible(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 IN_WORKERS = ("coincident", "nan")  # found while workers run; the rest before or after
 
 
@@ -178,7 +181,7 @@ def test_bad_input_leaves_nothing(tmp_path, name, workers):
     structures, changes, message = BAD[name]
     with pytest.raises(InputError, match=message):
         run(tmp_path, structures, workers=workers, **changes)
-    assert [path.name for path in tmp_path.iterdir()] == ["train.xyz"]
+    assert visible(tmp_path) == ["train.xyz"]
 
 
 @pytest.mark.parametrize("name", ["valid", "test"])

@@ -77,12 +77,21 @@ def test_patterns(tmp_path, caplog):
         check_files([str(tmp_path / "*.cif")])
 
 
-def test_folders(tmp_path):
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match=r"folder is a folder; give files, such as \[.*a\.xyz,"):
-        structures_of(tmp_path / "folder")
-    with pytest.raises(InputError, match="folder is a folder"):
-        structures_of(tmp_path / "fold*")
+def test_folders(tmp_path, caplog):
+    caplog.set_level("INFO", logger="mace_train")
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"folder is a folder without files that are known"):
+        structures_of(folder)
+    write_xyz(folder / "b.xyz", [molecule(-1.0)])
+    write_xyz(folder / "below" / "a.xyz", [molecule(-2.0)])
+    (folder / "README.md").write_text("no structures")
+    assert [s.energy for s in structures_of(folder)] == [-1.0, -2.0]
+    assert f"{folder} holds 2 files with structures and 1 others" in caplog.text
+    (folder / "OUTCAR").write_text("vasp")
+    (folder / "vasprun.xml").write_text("<modeling>")
+    with pytest.raises(InputError, match="holds OUTCAR and vasprun, which describe the same"):
+        structures_of(folder)
     ase.io.write(tmp_path / "a.bundle", crystal(), format="bundletrajectory")  # a format of ASE
     assert check_files([str(tmp_path / "a.bundle")]) == [str(tmp_path / "a.bundle")]
 

@@ -1,0 +1,1 @@
+"""Shards as data sets of other libraries."""

@@ -1,0 +1,1 @@
+"""Sharing tasks among processes of one machine or MPI ranks of many."""

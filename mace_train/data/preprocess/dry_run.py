@@ -1,0 +1,139 @@
+"""``--dry-run``: what would be read, without checking labels against each other or writing data."""
+
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from ase.data import chemical_symbols
+from rich.console import Console
+from rich.table import Table
+
+from mace_train.data.parallel.crew import Crew
+from mace_train.data.preprocess.plan import Block, InputFile, make_blocks
+from mace_train.data.preprocess.progress import stage
+from mace_train.data.preprocess.work_folder import UNPACKED
+from mace_train.data.read.formats import parses_of, read_errors
+from mace_train.data.structure import LabelKeys, Notes, names_in, structure_from_atoms
+from mace_train.errors import InputError, InvalidStructureError
+from mace_train.settings import MISSING, PreprocessSettings
+
+
+@dataclass
+class Found:
+    """What a set of structures holds."""
+
+    n_structures: int = 0
+    n_periodic: int = 0  # in all three directions
+    n_atoms: Counter[int] = field(default_factory=Counter)  # structures by their number of atoms
+    elements: Counter[int] = field(default_factory=Counter)  # structures that hold an element
+    names: Counter[str] = field(default_factory=Counter)  # structures that have a value
+    heads: Counter[str] = field(default_factory=Counter)
+    config_types: Counter[str] = field(default_factory=Counter)
+    invalid: Counter[str] = field(default_factory=Counter)  # by kind
+    first_invalid: str | None = None
+
+    def add(self, other: "Found") -> None:
+        """Take in another set, which comes after this one."""
+        self.n_structures += other.n_structures
+        self.n_periodic += other.n_periodic
+        for name in ("n_atoms", "elements", "names", "heads", "config_types", "invalid"):
+            getattr(self, name).update(getattr(other, name))
+        self.first_invalid = self.first_invalid or other.first_invalid
+
+
+def survey(files: Sequence[InputFile], settings: PreprocessSettings, crew: Crew) -> None:
+    """Print what the files hold."""
+    place = Path.cwd() if settings.output == MISSING else Path(settings.output).resolve().parent
+    with tempfile.TemporaryDirectory(prefix=".mace-train-", dir=place) as folder:
+        (Path(folder) / UNPACKED).mkdir()
+        blocks = make_blocks(files, Path(folder), crew, settings.structures_per_shard)
+        keys = LabelKeys.of(settings.data)
+        with stage("looking", len(blocks)) as progress:
+            found = crew.map(
+                partial(look_at, keys=keys),
+                blocks,
+                lambda result: progress.advance(1, result.n_structures),
+            )
+    console = Console(width=100)
+    for split in dict.fromkeys(file.split for file in files):
+        total = Found()
+        for block, result in zip(blocks, found, strict=True):
+            if block.split == split:
+                total.add(result)
+        names = [file.path for file in files if file.split == split]
+        _print(console, split, names, total)
+
+
+def look_at(block: Block, keys: LabelKeys) -> Found:
+    """Parse a block and count what is in it."""
+    found, notes = Found(), Notes(silent=True)
+    for part in block.parts:
+        parses = parses_of(part.path, part.shown, part.format, part.piece)
+        for index, parse in enumerate(parses, start=part.piece.first):
+            source = f"{part.shown}, structure {index}"
+            found.n_structures += 1
+            try:
+                with read_errors(part.shown, index):
+                    described = parse()
+                found.n_atoms[len(described)] += 1
+                found.elements.update(set(np.asarray(described.numbers).tolist()))
+                found.names.update(names_in(described))
+                structure = structure_from_atoms(described, keys, source, notes, head=block.head)
+            except InputError as error:
+                kind = error.kind if isinstance(error, InvalidStructureError) else "unreadable"
+                found.invalid[kind] += 1
+                found.first_invalid = found.first_invalid or str(error)
+                continue
+            found.n_periodic += bool(structure.pbc.all())
+            found.heads[structure.head] += 1
+            found.config_types[structure.config_type] += 1
+    return found
+
+
+def _print(console: Console, split: str, files: list[str], found: Found) -> None:
+    shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    console.print(f"[bold]{split}[/bold]: {found.n_structures} structures in {shown}")
+    table = Table()
+    table.add_column("what")
+    table.add_column("found", overflow="fold")
+    table.add_row("periodic", f"{found.n_periodic}")
+    symbols = {
+        chemical_symbols[z] if 0 <= z < 119 else str(z): n
+        for z, n in sorted(found.elements.items())
+    }
+    table.add_row("elements", _counts(symbols))
+    table.add_row("values", _counts(dict(sorted(found.names.items()))))
+    table.add_row("heads", _counts(found.heads))
+    table.add_row("config_type", _counts(dict(found.config_types.most_common(12))))
+    table.add_row("invalid", _counts(found.invalid) or "none")
+    if found.first_invalid:
+        table.add_row("first invalid", found.first_invalid)
+    console.print(table)
+    for line in histogram(found.n_atoms):
+        console.print(line, highlight=False)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.items())
+
+
+def histogram(sizes: Counter[int], width: int = 50) -> list[str]:
+    """Structures by number of atoms, in doubling classes.
+
+    >>> histogram(Counter({1: 2, 3: 4}), width=4)
+    ['     1 to 1      atoms ##   2', '     2 to 3      atoms #### 4']
+    """
+    classes: Counter[int] = Counter()
+    for n_atoms, count in sizes.items():
+        classes[int(math.log2(max(n_atoms, 1)))] += count
+    most = max(classes.values(), default=1)
+    return [
+        f"{2**k:6d} to {2 ** (k + 1) - 1:<6d} atoms "
+        f"{'#' * math.ceil(width * classes[k] / most):<{width}} {classes[k]}"
+        for k in range(min(classes, default=0), max(classes, default=-1) + 1)
+    ]

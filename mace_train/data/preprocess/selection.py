@@ -1,0 +1,171 @@
+"""What is known once the training blocks are read: isolated atoms, elements, heads, the split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mace_train.data.e0s import REMEDY, Forms, IsolatedAtoms, check_covered
+from mace_train.data.labels import LabelReport
+from mace_train.data.preprocess.block import Reading, Summary, part_paths
+from mace_train.data.preprocess.plan import Block
+from mace_train.data.split import ElementSets, split_off
+from mace_train.data.structure import LOGGER, LabelKeys, Notes
+from mace_train.errors import InputError
+from mace_train.settings import DataSettings
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part file and which of its structures are taken."""
+
+    path: Path
+    rows: NDArray[np.int32]
+
+
+class Selection:
+    """Structures of finished blocks, in order; number i is the i-th that is kept."""
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        summaries: Sequence[Summary],
+        reading: Reading,
+        *,
+        drop_isolated: bool,
+    ) -> None:
+        self.summaries = summaries
+        self.isolated: dict[str, IsolatedAtoms] = {}
+        self.n_isolated = 0
+        self.elements: dict[str, ElementSets] = {}  # by head
+        heads: list[NDArray[np.int32]] = []
+        self.heads: list[str] = []
+        self._sources: list[Source] = []
+        for block, summary in zip(blocks, summaries, strict=True):
+            self._take_isolated(summary)
+            keep = np.ones(summary.n_structures, dtype=bool)
+            if drop_isolated:
+                keep[summary.isolated] = False
+            heads.append(self._take_kept(summary, keep))
+            paths = part_paths(reading.folder, reading.key(block), len(summary.sizes))
+            ends = np.cumsum(summary.sizes)
+            for path, end, size in zip(paths, ends, summary.sizes, strict=True):
+                rows = np.flatnonzero(keep[end - size : end]).astype(np.int32)
+                self._sources.append(Source(path, rows))
+        self._head_of = np.concatenate([np.zeros(0, dtype=np.int32), *heads])
+        counts = [len(source.rows) for source in self._sources]
+        self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def _take_isolated(self, summary: Summary) -> None:
+        for head, element, energy, source in summary.isolated_atoms:
+            self.isolated.setdefault(head, IsolatedAtoms()).add(element, energy, source)
+            self.n_isolated += 1
+
+    def _take_kept(self, summary: Summary, keep: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """The head of every structure that is kept; its elements are noted."""
+        known = []
+        for head in summary.heads:
+            if head not in self.heads:
+                self.heads.append(head)
+            known.append(self.heads.index(head))
+        for index in np.flatnonzero(keep).tolist():
+            head = summary.heads[summary.head[index]]
+            elements = self.elements.setdefault(head, ElementSets())
+            elements.add_set(summary.element_sets[summary.element_set[index]])
+        return np.array([known[i] for i in summary.head], dtype=np.int32)[keep]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def part_files(self) -> list[Path]:
+        """The files that structures come from."""
+        return [source.path for source in self._sources]
+
+    @property
+    def all_elements(self) -> list[int]:
+        """Sorted atomic numbers of all heads."""
+        return sorted({z for sets in self.elements.values() for z in sets.elements})
+
+    def split(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Numbers for training and for validation, each head divided on its own."""
+        train, valid = [], []
+        for head, sets in self.elements.items():
+            mine = np.flatnonzero(self._head_of == self.heads.index(head))
+            chosen = split_off(sets, fraction, seed)
+            train.append(mine[chosen[0]])
+            valid.append(mine[chosen[1]])
+        return np.sort(np.concatenate(train)), np.sort(np.concatenate(valid))
+
+    def sources(self, numbers: NDArray[np.int64]) -> list[Source]:
+        """Where the structures ``numbers`` (ascending) are."""
+        of = np.searchsorted(self._starts, numbers, side="right") - 1
+        return [
+            Source(
+                self._sources[k].path,
+                self._sources[k].rows[numbers[of == k] - self._starts[k]],
+            )
+            for k in np.unique(of).tolist()
+        ]
+
+
+def check_training(
+    selection: Selection, data: DataSettings, forms: Forms, n_lonely: int, r_max: float
+) -> None:
+    """Announce isolated atoms; InputError without structures to train on or without E0s.
+
+    ``n_lonely`` counts single periodic atoms without neighbours, which may be meant as isolated.
+    """
+    n_isolated = selection.n_isolated
+    if n_isolated:
+        use = "used for E0s" if data.E0s is None else "not used for E0s (data.E0s sets them)"
+        kept = "and kept for training" if data.keep_isolated_atoms else "not trained on"
+        LOGGER.info("train_file: %d isolated atoms, %s, %s", n_isolated, use, kept)
+    if len(selection) == 0:
+        raise InputError(
+            f"data.train_file={data.train_file} holds only isolated atoms "
+            f"({n_isolated}); give structures to train on"
+        )
+    for head, sets in sorted(selection.elements.items()):
+        form = forms.of(head)
+        of_head = "" if head == "Default" else f" of the head {head}"
+        if form.source == "isolated" and head not in selection.isolated:
+            hint = (
+                f", but {n_lonely} single periodic atoms without neighbours within r_max={r_max} "
+                "Å: config_type=IsolatedAtom marks them as isolated"
+                if n_lonely
+                else ""
+            )
+            raise InputError(
+                f"data.train_file holds no isolated atoms{of_head} to take E0s from{hint}; {REMEDY}"
+            )
+        if form.source != "average":
+            known_E0s(selection, forms, head, sets.elements)
+
+
+def known_E0s(
+    selection: Selection, forms: Forms, head: str, elements: list[int]
+) -> dict[int, float]:
+    """The E0s of ``elements`` where no fit makes them."""
+    given = forms.of(head).given
+    if given is not None:
+        remedy = "add it there, or set data.E0s=average"
+        return check_covered(given, elements, "data.E0s", remedy=remedy)
+    isolated = selection.isolated[head].E0s
+    return check_covered(isolated, elements, "isolated atoms of data.train_file")
+
+
+def report_labels(summaries: Sequence[Summary], data: DataSettings, split: str) -> None:
+    """Announce fallbacks and missing labels of one split; InputError for a key nobody has."""
+    labels, notes = LabelReport(LabelKeys.of(data)), Notes()
+    for summary in summaries:
+        for kind, source, message in summary.notes:
+            notes.once(kind, source, message)
+        for name, count in summary.labels.items():
+            setattr(labels.counts, name, getattr(labels.counts, name) + count)
+        labels.names |= set(summary.names)
+    if split == "train":
+        labels.check_given_keys("data.train_file")
+    labels.warn_missing(f"data.{split}_file")

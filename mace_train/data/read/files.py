@@ -1,0 +1,69 @@
+"""The files that a setting names: paths, patterns and folders, in a fixed order."""
+
+import glob
+import os
+from pathlib import Path
+
+from ase.io.bundletrajectory import BundleTrajectory
+
+from mace_train.data.read.names import is_structure_file
+from mace_train.data.structure import LOGGER
+from mace_train.errors import InputError
+
+
+def check_files(files: list[str]) -> list[str]:
+    """``files``, with patterns such as ``folder/*.xyz`` and folders replaced by what they hold.
+
+    Raises:
+        InputError: one is not there or empty, a pattern that matches nothing, or a folder without
+            structures.
+    """
+    expanded = [path for file in files for found in _expanded(file) for path in _in_folder(found)]
+    for file in expanded:
+        path = Path(file)
+        if not path.exists():
+            raise InputError(f"{file}: no such file; correct its path (from {Path.cwd()})")
+        if path.is_file() and path.stat().st_size == 0:
+            raise InputError(f"{file} is empty; give a file with structures")
+    return expanded
+
+
+def _expanded(file: str) -> list[str]:
+    """The files that a pattern matches, sorted; a name that is no pattern, or a file, alone."""
+    if not set(file) & set("*?") or Path(file).exists():
+        return [file]
+    matched = sorted(glob.glob(file, recursive=True))
+    if not matched:
+        raise InputError(f"{file}: no file matches this pattern (from {Path.cwd()}); correct it")
+    LOGGER.info("%s matches %d files", file, len(matched))
+    return matched
+
+
+def _in_folder(path: str) -> list[str]:
+    """The structure files in and below a folder, sorted; anything else alone."""
+    if not os.path.isdir(path) or BundleTrajectory.is_bundle(path):
+        return [path]
+    taken: list[str] = []
+    others: list[str] = []
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(names):
+            (taken if is_structure_file(name) else others).append(os.path.join(folder, name))
+        _check_one_of_a_kind(folder, names)
+    if not taken:
+        raise InputError(
+            f"{path} is a folder without files that are known to hold structures; name them with a "
+            f"pattern, such as {Path(path) / '*.out'}"
+        )
+    LOGGER.info("%s holds %d files with structures and %d others", path, len(taken), len(others))
+    return taken
+
+
+def _check_one_of_a_kind(folder: str, names: list[str]) -> None:
+    """One VASP run writes the same structures to several files."""
+    found = sorted({s for s in ("OUTCAR", "XDATCAR", "vasprun") for n in names if n.startswith(s)})
+    if len(found) > 1:
+        raise InputError(
+            f"{folder} holds {' and '.join(found)}, which describe the same structures; name one "
+            f"kind with a pattern, such as {Path(folder) / found[-1]}*"
+        )

@@ -1,0 +1,136 @@
+"""What a file is, how it is cut into pieces, and how a piece is read.
+
+Extended XYZ, trajectories and databases are cut, so that several processes share one file; every
+other format of ASE is read from its beginning to its end by one process.
+"""
+
+import os
+import sqlite3
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from lzma import LZMAError
+from pathlib import Path
+
+import ase.io
+from ase.io import ParseError
+from ase.io.formats import UnknownFileTypeError, filetype
+
+from mace_train.data.frame import Parse, ready
+from mace_train.data.read import databases, extxyz
+from mace_train.data.read.piece import Limit, Piece
+from mace_train.errors import InputError
+
+# what readers raise on files that are damaged or of another format than they look
+_READ_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,  # a damaged length asks for more than there is
+    NotImplementedError,
+    OSError,
+    ParseError,
+    RecursionError,
+    RuntimeError,
+    StopIteration,
+    SyntaxError,
+    TypeError,
+    UnknownFileTypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    LZMAError,
+    sqlite3.Error,
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How to cut and read a file of one kind."""
+
+    pieces: Callable[[str, str, Limit], list[Piece]]
+    parses: Callable[[str, Piece], Iterator[Parse]]
+
+
+def _counted(count: Callable[[str], int]) -> Callable[[str, str, Limit], list[Piece]]:
+    def pieces(path: str, shown: str, limit: Limit) -> list[Piece]:
+        return databases.cut(count(path), limit, os.path.getsize(path))
+
+    return pieces
+
+
+FORMATS: dict[str, Format] = {
+    "extxyz": Format(extxyz.pieces, extxyz.frames),
+    "traj": Format(_counted(databases.count_trajectory), databases.trajectory),
+    "db": Format(_counted(databases.count_database), databases.database),
+    "lmdb": Format(_counted(databases.count_lmdb), databases.lmdb),
+    "mace_hdf5": Format(_counted(databases.count_mace_hdf5), databases.mace_hdf5),
+}
+_BY_SUFFIX = {".lmdb": "lmdb", ".aselmdb": "lmdb", ".h5": "mace_hdf5", ".hdf5": "mace_hdf5"}
+
+
+def format_of(path: str) -> str:
+    """Name of the format, ours or ASE's, by suffix, name and content."""
+    known = _BY_SUFFIX.get(Path(path).suffix)
+    if known is not None:
+        return known
+    name: str = filetype(path)
+    return "db" if name == "json" else name
+
+
+def cut_file(path: str, shown: str, limit: Limit) -> tuple[str, list[Piece]]:
+    """The format of a file, and its pieces in order.
+
+    Raises:
+        InputError: the file cannot be read, or is not whole.
+    """
+    with read_errors(shown, 0):
+        name = format_of(path)
+        if name in FORMATS:
+            return name, FORMATS[name].pieces(path, shown, limit)
+        return name, [Piece(size=_size(path))]
+
+
+def parses_of(path: str, shown: str, name: str, piece: Piece) -> Iterator[Parse]:
+    """What makes the structures of a piece, one after the other; errors name the structure."""
+    index = piece.first
+    with read_errors(shown, index):
+        parses = FORMATS[name].parses(path, piece) if name in FORMATS else _by_ase(path, name)
+    while True:
+        with read_errors(shown, index):
+            parse = next(parses, None)
+        if parse is None:
+            return
+        yield parse
+        index += 1
+
+
+def _by_ase(path: str, name: str) -> Iterator[Parse]:
+    # parallel=False: under MPI, ASE would otherwise broadcast what rank 0 reads
+    for atoms in ase.io.iread(
+        path, index=":", format=name, parallel=False, do_not_split_by_at_sign=True
+    ):
+        yield ready(atoms)
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path)
+
+
+@contextmanager
+def read_errors(shown: str, index: int) -> Iterator[None]:
+    """Turn what readers raise into an InputError that names the structure."""
+    try:
+        yield
+    except InputError:
+        raise
+    except _READ_ERRORS as error:
+        raise InputError(
+            f"{shown}, structure {index}: cannot be read ({type(error).__name__}: {error}); check "
+            "that the file is complete and that its name ends in what ASE calls its format"
+        ) from error

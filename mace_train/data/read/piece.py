@@ -1,0 +1,21 @@
+"""Piece: a run of structures in one file, the unit in which reading is shared."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Structures ``first`` to ``first + count`` of a file."""
+
+    first: int = 0
+    count: int | None = None  # None: to the end, of a file whose structures cannot be counted
+    offset: int = 0  # byte where the piece begins, in files that have such places
+    size: int = 0  # bytes, the measure of progress where structures are not counted
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How large a piece may be."""
+
+    structures: int
+    size: int = 8 << 20  # bytes

@@ -1,0 +1,66 @@
+"""Structures from files, one at a time, checked."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mace_train.data.labels import LabelReport
+from mace_train.data.read.files import check_files
+from mace_train.data.read.formats import cut_file, parses_of, read_errors
+from mace_train.data.read.piece import Limit
+from mace_train.data.read.unpack import is_packed, unpack
+from mace_train.data.structure import LabelKeys, Notes, Structure, structure_from_atoms
+from mace_train.errors import InputError
+
+_WHOLE_FILE = Limit(structures=1 << 62, size=1 << 62)
+
+
+def read_structures(
+    files: list[str],
+    keys: LabelKeys,
+    *,
+    require_energy: bool = True,
+    labels: LabelReport | None = None,
+) -> Iterator[Structure]:
+    """Every structure of ``files``, in order; ``source`` counts from 0 in each file.
+
+    Args:
+        files: Paths, patterns or folders, see ``check_files``.
+        keys: Names of the labels.
+        require_energy: Refuse structures without energy; else their energy is None.
+        labels: Takes up what every structure has.
+
+    Raises:
+        InputError: a file that is missing, empty, damaged or of unknown format, or a structure
+            that ``structure_from_atoms`` refuses; the message names file and structure.
+    """
+    notes = Notes()
+    for file in check_files(files):
+        for path, shown in _plain(file):
+            name, pieces = cut_file(path, shown, _WHOLE_FILE)
+            n_read = 0
+            for piece in pieces:
+                for parse in parses_of(path, shown, name, piece):
+                    source = f"{shown}, structure {n_read}"
+                    with read_errors(shown, n_read):
+                        atoms = parse()
+                    structure = structure_from_atoms(
+                        atoms, keys, source, notes, require_energy=require_energy
+                    )
+                    if labels is not None:
+                        labels.add(atoms, structure)
+                    yield structure
+                    n_read += 1
+            if n_read == 0:
+                raise InputError(f"{shown} holds no structures; give a file that does")
+
+
+def _plain(file: str) -> Iterator[tuple[str, str]]:
+    """(path, name to show) of the plain files behind ``file``; copies last until the next one."""
+    if not is_packed(file):
+        yield file, file
+        return
+    with tempfile.TemporaryDirectory(prefix="mace-train-") as folder:
+        with read_errors(file, 0):
+            plain = unpack(file, file, Path(folder))
+        yield from plain

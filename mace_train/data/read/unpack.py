@@ -1,0 +1,115 @@
+"""Compressed files and archives -> plain files, once, so that pieces of them can be shared.
+
+gz, bz2, xz and zst hold one file each; tar (also compressed) and zip hold members, of which those
+with a known name are taken, in the order of the archive. A plain copy is what makes random access
+possible: ASE seeks backwards, which is slow in a compressed stream.
+"""
+
+import bz2
+import gzip
+import lzma
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from mace_train.data.read.names import is_structure_file
+from mace_train.data.structure import LOGGER
+from mace_train.errors import InputError
+
+_COPY = 1 << 22  # bytes
+
+
+def _open_zstd(path: Path, mode: str) -> IO[bytes]:
+    return zstandard.open(path, mode)
+
+
+_DECOMPRESSORS: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}
+_ARCHIVES = (".tar", ".zip", ".tgz", ".tbz2", ".txz")
+UNPACK_ERRORS = (zstandard.ZstdError, tarfile.TarError, zipfile.BadZipFile)
+
+
+def is_packed(path: str) -> bool:
+    """Whether ``path`` must be unpacked before it is read."""
+    return Path(path).suffix in (*_DECOMPRESSORS, *_ARCHIVES)
+
+
+def unpack(path: str, shown: str, folder: Path) -> list[tuple[str, str]]:
+    """Plain copies in ``folder`` of what ``path`` holds: (path, name to show), in order.
+
+    Raises:
+        InputError: an archive without structures.
+        OSError, EOFError, ValueError, zlib.error, lzma.LZMAError: it is damaged.
+    """
+    try:
+        return _unpack(path, shown, folder)
+    except UNPACK_ERRORS as error:
+        raise OSError(f"damaged archive: {error}") from error
+
+
+def _unpack(path: str, shown: str, folder: Path) -> list[tuple[str, str]]:
+    suffixes = Path(path).suffixes
+    if suffixes[-1] in (".tar", ".tgz", ".tbz2", ".txz") or suffixes[-2:-1] == [".tar"]:
+        return _members(_tar_members(path), shown, folder)
+    if suffixes[-1] == ".zip":
+        return _members(_zip_members(path), shown, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / Path(path).stem
+    with _DECOMPRESSORS[suffixes[-1]](Path(path), "rb") as packed, copy.open("wb") as plain:
+        shutil.copyfileobj(packed, plain, length=_COPY)
+    return [(str(copy), shown)]
+
+
+def _members(
+    members: Iterator[tuple[str, IO[bytes]]], shown: str, folder: Path
+) -> list[tuple[str, str]]:
+    plain: list[tuple[str, str]] = []
+    ignored: list[str] = []
+    for number, (name, content) in enumerate(members):
+        if not is_structure_file(name):
+            ignored.append(name)
+            continue
+        place = folder / f"{number:06d}"
+        place.mkdir(parents=True, exist_ok=True)
+        copy = place / Path(name).name
+        with copy.open("wb") as file:
+            shutil.copyfileobj(content, file, length=_COPY)
+        label = f"{shown}/{name}"
+        plain += unpack(str(copy), label, place / "in") if is_packed(name) else [(str(copy), label)]
+    if not plain:
+        raise InputError(
+            f"{shown} holds no structures (members: {ignored[:3]}); give one that does"
+        )
+    if ignored:
+        LOGGER.info("%s: %d members are no structures, such as %s", shown, len(ignored), ignored[0])
+    return plain
+
+
+def _tar_members(path: str) -> Iterator[tuple[str, IO[bytes]]]:
+    with _plain_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.isfile() else None
+            if content is not None:
+                yield member.name, content
+
+
+def _plain_stream(path: str) -> IO[bytes]:
+    """The bytes of a tar file; tarfile itself knows all compressions but zstd."""
+    return _open_zstd(Path(path), "rb") if path.endswith(".zst") else Path(path).open("rb")
+
+
+def _zip_members(path: str) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if not member.is_dir():
+                with archive.open(member) as content:
+                    yield member.filename, content

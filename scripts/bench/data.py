@@ -1,0 +1,255 @@
+"""Preprocessing and loading against mace-torch: same files and structures, one process each.
+
+    python scripts/bench/data.py --data FOLDER [--json data.json] [--structures 1000]
+
+FOLDER holds the real sets (botnet_3BPA, mattersim_bench, ...) as extended XYZ. Three parts:
+
+preprocessing   mace_prepare_data, its imports not counted, without and with statistics, against
+                mace-train preprocess, which always finds neighbours and takes statistics
+random access   HDF5Dataset of mace-torch against ShardSet.sample and against bins as the trainer
+                reads them (Graphs of 32 scattered structures)
+epoch           all bins of an epoch in file order, in bytes per second, against reading the same
+                files with read(2), page cache warm for both; what the rest of the time is spent on
+
+CPU time of the process where both are one process (the machine may be shared), medians of 3.
+Needs the extra "interop".
+"""
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+
+from mace_train.data.loading import batches
+from mace_train.data.preprocess import preprocess
+from mace_train.data.shards import ShardSet
+from mace_train.settings import DataSettings, PreprocessSettings
+
+R_MAX = 5.0
+SETS = {
+    "3BPA": ("botnet_3BPA/train_300K", "botnet_3BPA/train_mixedT"),
+    "mixed": (
+        "botnet_3BPA/train_300K",
+        "mattersim_bench/mptrj-random-1k",
+        "mattersim_bench/alexandria-random-1k",
+        "polymlp_AgAu/polymlp_AgAu",
+        "pynep_C/pynep_C_train",
+        "qm7_qml/qm7_qml",
+        "zeo22_sample/zeo22_sample",
+    ),
+}
+# mace_prepare_data in a process that imports first and says what the run itself takes
+PEER = """
+import sys, time, warnings
+warnings.simplefilter("ignore")
+from mace import tools
+from mace.cli.preprocess_data import run
+arguments = tools.build_preprocess_arg_parser().parse_args(sys.argv[1:])
+import os
+before = sum(os.times()[:4])
+run(arguments)
+print("seconds", sum(os.times()[:4]) - before)
+"""
+
+
+def main() -> int:
+    """Measure, print, and compare with the goals."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--structures", type=int, default=1000, help="of each set")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for label, files in SETS.items():
+            xyz = folder / f"{label}.xyz"
+            n = collect(
+                [arguments.data / f"{f}.extxyz.gz" for f in files], xyz, arguments.structures
+            )
+            rows += preprocessing(label, xyz, n, arguments.repeats)
+            rows += random_access(label, folder / label, arguments.repeats)
+            rows += epoch(label, folder / label, arguments.repeats)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0 if all(row["ratio"] >= row["at_least"] for row in rows) else 1
+
+
+def collect(files: list[Path], target: Path, n_structures: int) -> int:
+    """Write the same number of structures of every file to one; how many it holds."""
+    per_file, written = n_structures // len(files), 0
+    with target.open("w") as out:
+        for file in files:
+            with gzip.open(file, "rt") as lines:
+                for _ in range(per_file):
+                    count = lines.readline()
+                    if not count.strip():
+                        break
+                    frame = [count, *(lines.readline() for _ in range(int(count) + 1))]
+                    frame[1] = frame[1].replace("IsolatedAtom", "Default")
+                    out.writelines(frame)
+                    written += 1
+    return written
+
+
+def row(
+    name: str, ours: float, peer: float, at_least: float, unit: str, **more: Any
+) -> dict[str, Any]:
+    """One printed comparison of rates."""
+    ratio = ours / peer
+    print(f"{name}: ours {ours:.4g} {unit}, peer {peer:.4g}, ratio {ratio:.2f} (goal {at_least})")
+    sys.stdout.flush()
+    return {"name": name, "ours": ours, "peer": peer, "ratio": ratio, "at_least": at_least, **more}
+
+
+def preprocessing(label: str, xyz: Path, n: int, repeats: int) -> list[dict[str, Any]]:
+    """Structures per CPU second of both programs."""
+
+    def ours() -> None:
+        data = DataSettings(train_file=str(xyz), E0s="average", valid_fraction=0.1)
+        output = str(xyz.with_suffix(""))
+        preprocess(PreprocessSettings(data=data, output=output, r_max=R_MAX, overwrite=True))
+
+    ours()  # first use of everything
+    mine = n / cpu_seconds(ours, repeats)
+    rows = []
+    for statistics_too, at_least in ((False, 1.0), (True, 10.0)):
+        theirs = n / statistics.median(
+            peer_seconds(xyz, statistics_too) for _ in range(max(1, repeats - 2))
+        )
+        kind = "with" if statistics_too else "without"
+        name = f"{label}: preprocessing, mace_prepare_data {kind} statistics"
+        rows.append(row(name, mine, theirs, at_least, "structures/s", n_structures=n))
+    return rows
+
+
+def peer_seconds(xyz: Path, statistics_too: bool) -> float:
+    """CPU seconds of mace_prepare_data and its worker, after its imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", PEER, f"--train_file={xyz}", "--valid_fraction=0.1"]
+        command += [
+            f"--r_max={R_MAX}",
+            f"--h5_prefix={folder}/",
+            "--num_process=1",
+            "--E0s=average",
+        ]
+        command += ["--energy_key=REF_energy", "--forces_key=REF_forces", "--seed=1"]
+        command += ["--compute_statistics"] if statistics_too else []
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode:
+            raise SystemExit(f"mace_prepare_data failed:\n{done.stderr[-3000:]}")
+        return float(done.stdout.split("seconds ")[1])
+
+
+def random_access(label: str, prepared: Path, repeats: int) -> list[dict[str, Any]]:
+    """Structures per second in random order."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    import h5py
+    from mace.data import HDF5Dataset
+    from mace.data.utils import Configuration, save_configurations_as_HDF5
+    from mace.tools import AtomicNumberTable
+
+    shards = ShardSet(prepared / "train")
+    order = np.random.default_rng(0).permutation(len(shards))
+    structures = [shards.sample(i).structure for i in range(len(shards))]
+    labels = [{"energy": s.energy, "forces": s.forces, "stress": s.stress} for s in structures]
+    configurations = [
+        Configuration(
+            atomic_numbers=s.numbers,
+            positions=s.positions,
+            properties={name: value for name, value in of.items() if value is not None},
+            property_weights={name: float(value is not None) for name, value in of.items()},
+            cell=s.cell,
+            pbc=tuple(s.pbc.tolist()),
+        )
+        for s, of in zip(structures, labels, strict=True)
+    ]
+    path = prepared / "mace.h5"
+    with h5py.File(path, "w") as file:
+        save_configurations_as_HDF5(configurations, 0, file)
+    theirs = HDF5Dataset(str(path), r_max=R_MAX, z_table=AtomicNumberTable(list(shards.elements)))
+    some = order[: min(len(order), 300)].tolist()
+    peer = len(some) / cpu_seconds(lambda: [theirs[i] for i in some], repeats)
+    bins = [order[i : i + 32] for i in range(0, len(order), 32)]
+
+    def graphs() -> None:
+        numbers = shards.elements
+        for _ in batches(shards, bins, atomic_numbers=numbers, dtype=torch.float32):
+            pass
+
+    n, mean_edges = len(order), float(shards.n_edges.mean())
+    sample = n / cpu_seconds(lambda: [shards.sample(i) for i in order.tolist()], repeats)
+    graph = n / cpu_seconds(graphs, repeats)
+    path.unlink()
+    edges = {"edges_per_s": graph * mean_edges, "peer_edges_per_s": peer * mean_edges}
+    return [
+        row(f"{label}: random structures, HDF5Dataset", sample, peer, 30.0, "structures/s"),
+        row(
+            f"{label}: random bins as Graphs, HDF5Dataset",
+            graph,
+            peer,
+            30.0,
+            "structures/s",
+            **edges,
+        ),
+    ]
+
+
+def epoch(label: str, prepared: Path, repeats: int) -> list[dict[str, Any]]:
+    """Bytes per second of an epoch, and of reading the files."""
+    shards = ShardSet(prepared / "train")
+    size = sum(header.path.stat().st_size for header in shards.headers)
+    bins = [np.arange(i, min(i + 32, len(shards))) for i in range(0, len(shards), 32)]
+
+    def read() -> None:
+        for header in shards.headers:
+            with open(header.path, "rb", buffering=0) as file:
+                while file.read(1 << 20):
+                    pass
+
+    def graphs() -> None:
+        numbers = shards.elements
+        for _ in batches(shards, bins, atomic_numbers=numbers, dtype=torch.float32):
+            pass
+
+    plain = size / cpu_seconds(read, repeats)
+    rate = size / cpu_seconds(graphs, repeats)
+    parts = {
+        "checksums": size / cpu_seconds(lambda: [shards._runs(ids) for ids in bins], repeats),
+        "gathering": size / cpu_seconds(lambda: [shards.batch(ids) for ids in bins], repeats),
+    }
+    print(f"  of it, MB/s: {', '.join(f'{k} {v / 1e6:.0f}' for k, v in parts.items())}")
+    name = f"{label}: epoch in file order, read(2)"
+    return [row(name, rate / 1e6, plain / 1e6, 0.0, "MB/s", **parts)]
+
+
+def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Median CPU time."""
+    found = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return statistics.median(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

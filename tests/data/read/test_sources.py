@@ -1,0 +1,204 @@
+"""Archives, compressed files, databases and other programs' data sets give the same structures."""
+
+import bz2
+import gzip
+import io
+import lzma
+import sys
+import tarfile
+import zipfile
+
+import ase.db
+import ase.io
+import h5py
+import numpy as np
+import pytest
+import zstandard
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from mace_train.data.read import read_structures
+from mace_train.data.read.formats import cut_file, parses_of
+from mace_train.data.read.piece import Limit
+from mace_train.errors import InputError
+from tests.data.factories import KEYS, crystal, molecule, write_xyz
+
+
+def energies(path):
+    return [s.energy for s in read_structures([str(path)], KEYS)]
+
+
+@pytest.fixture
+def text(tmp_path):
+    write_xyz(tmp_path / "a.xyz", [molecule(-1.0), crystal(-2.0)])
+    return (tmp_path / "a.xyz").read_bytes()
+
+
+PACK = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_compressed(tmp_path, text, suffix):
+    path = tmp_path / f"b.xyz.{suffix}"
+    path.write_bytes(PACK[suffix](text))
+    assert energies(path) == [-1.0, -2.0]
+    path.write_bytes(PACK[suffix](text)[:-9])
+    with pytest.raises(InputError, match=rf"b\.xyz\.{suffix}, structure 0: cannot be read"):
+        energies(path)
+
+
+MEMBERS = ["below/b.xyz", "README.md", "c.xyz.zst", "a.xyz", "nested.tar.gz"]
+
+
+def tar(text, mode):
+    content = dict.fromkeys(MEMBERS, text)
+    content["c.xyz.zst"] = PACK["zst"](text)
+    if mode != "nested":
+        content["nested.tar.gz"] = tar(text, "nested")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz" if mode == "nested" else "w") as archive:
+        for name in MEMBERS[: 3 if mode == "nested" else None]:
+            member = tarfile.TarInfo(name)
+            member.size = len(content[name])
+            archive.addfile(member, io.BytesIO(content[name]))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.zst", "tar.xz"])
+def test_tar(tmp_path, text, suffix, caplog):
+    caplog.set_level("INFO", logger="mace_train")
+    plain = tar(text, "plain")
+    path = tmp_path / f"b.{suffix}"
+    path.write_bytes(PACK.get(suffix[4:], bytes)(plain))
+    found = list(read_structures([str(path)], KEYS))
+    assert [s.energy for s in found] == [-1.0, -2.0] * 5
+    assert found[0].source == f"{path}/below/b.xyz, structure 0"
+    assert found[-1].source == f"{path}/nested.tar.gz/c.xyz.zst, structure 1"
+    assert "1 members are no structures, such as README.md" in caplog.text
+
+
+def test_zip(tmp_path, text):
+    path = tmp_path / "b.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("x/", "x/a.xyz", "b.extxyz", "notes.txt"):
+            archive.writestr(name, b"" if name.endswith("/") else text)
+    assert energies(path) == [-1.0, -2.0] * 2
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", b"")
+    with pytest.raises(InputError, match="holds no structures"):
+        energies(path)
+    path.write_bytes(b"PK nothing")
+    with pytest.raises(InputError, match="cannot be read"):
+        energies(path)
+
+
+@pytest.mark.parametrize("suffix", ["db", "json"])
+def test_ase_databases_with_their_values(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    with ase.db.connect(path) as database:
+        for i in range(5):
+            atoms = crystal()
+            atoms.calc = SinglePointCalculator(atoms, forces=np.full((2, 3), float(i)))
+            database.write(atoms, REF_energy=-float(i), data={"REF_stress": np.eye(3) * i})
+    structures = list(read_structures([str(path)], KEYS))
+    assert [s.energy for s in structures] == [-0.0, -1.0, -2.0, -3.0, -4.0]
+    np.testing.assert_array_equal(structures[3].stress, np.eye(3) * 3)
+    np.testing.assert_array_equal(structures[4].forces, np.full((2, 3), 4.0))
+    assert read_in_pieces(path, 2) == [-0.0, -1.0, -2.0, -3.0, -4.0]
+
+
+def read_in_pieces(path, per_piece):
+    name, pieces = cut_file(str(path), str(path), Limit(per_piece))
+    assert [piece.count for piece in pieces] == [2, 2, 1]
+    parses = [p for piece in pieces for p in parses_of(str(path), str(path), name, piece)]
+    return [parse().info["REF_energy"] for parse in parses]
+
+
+def test_trajectories_in_pieces(tmp_path):
+    path = tmp_path / "a.traj"
+    ase.io.write(path, [crystal(-float(i)) for i in range(5)])
+    assert read_in_pieces(path, 2) == [-float(i) for i in range(5)]
+
+
+def test_lmdb_of_fairchem(tmp_path, monkeypatch):
+    backend = pytest.importorskip("ase_db_backends.aselmdb", reason="extra 'lmdb' is missing")
+    path = tmp_path / "a.aselmdb"
+    with backend.LMDBDatabase(str(path)) as database:
+        for i in range(5):
+            atoms = crystal()
+            atoms.info.clear()
+            atoms.calc = SinglePointCalculator(
+                atoms, energy=-float(i), forces=np.full((2, 3), float(i)), stress=np.ones(6)
+            )
+            database.write(atoms, data={"REF_energy": -float(i)})
+    path.chmod(0o444)
+    structures = list(read_structures([str(path)], KEYS))
+    assert [s.energy for s in structures] == [-float(i) for i in range(5)]
+    np.testing.assert_array_equal(structures[4].forces, np.full((2, 3), 4.0))
+    assert read_in_pieces(path, 2) == [-float(i) for i in range(5)]
+    for module in ("ase_db_backends.aselmdb", "mace.tools.fairchem_dataset.lmdb_dataset_tools"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match="pip install ase-db-backends"):
+        energies(path)
+
+
+def test_a_file_that_is_no_lmdb(tmp_path):
+    pytest.importorskip("ase_db_backends.aselmdb", reason="extra 'lmdb' is missing")
+    path = tmp_path / "a.aselmdb"
+    path.write_bytes(b"nothing" * 2000)
+    with pytest.raises(InputError, match=r"a\.aselmdb, structure 0: cannot be read"):
+        energies(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lmdb_of_mace_torch(tmp_path):
+    tools = pytest.importorskip(
+        "mace.tools.fairchem_dataset.lmdb_dataset_tools", reason="mace-torch is not installed"
+    )
+    path = tmp_path / "a.lmdb"
+    with tools.LMDBDatabase(str(path)) as database:
+        for i in range(3):
+            database.write(crystal(-float(i)), data={})  # it writes into ASE's default argument
+    structures = list(read_structures([str(path)], KEYS))
+    assert [s.energy for s in structures] == [-0.0, -1.0, -2.0]
+    np.testing.assert_array_equal(structures[1].forces, np.zeros((2, 3)))
+    np.testing.assert_array_equal(structures[1].stress, np.diag([0.1, 0.2, 0.3]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hdf5_of_mace_torch(tmp_path):
+    utils = pytest.importorskip("mace.data.utils", reason="mace-torch is not installed")
+    keys = utils.KeySpecification(
+        info_keys={"energy": "REF_energy", "stress": "REF_stress"},
+        arrays_keys={"forces": "REF_forces"},
+    )
+    frames = [molecule(-float(i), config_type=f"kind{i}") for i in range(11)]
+    frames.append(crystal(-50.0))
+    frames[3].arrays.pop("REF_forces")
+    frames[4].info["config_weight"] = 0.25
+    path = tmp_path / "train_0.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["drop_last"] = False
+        configs = [utils.config_from_atoms(atoms, key_specification=keys) for atoms in frames]
+        utils.save_configurations_as_HDF5(configs, 0, file)
+    structures = list(read_structures([str(path)], KEYS))
+    assert [s.energy for s in structures] == [-float(i) for i in range(11)] + [-50.0]
+    assert [s.config_type for s in structures[:3]] == ["kind0", "kind1", "kind2"]
+    assert [s.forces is None for s in structures] == [i == 3 for i in range(12)]
+    assert structures[4].weight == 0.25
+    assert not structures[0].pbc.any()
+    np.testing.assert_array_equal(structures[-1].stress, np.diag([0.1, 0.2, 0.3]))
+    np.testing.assert_array_equal(structures[5].forces, frames[5].arrays["REF_forces"])
+    name, pieces = cut_file(str(path), str(path), Limit(5))
+    assert [piece.count for piece in pieces] == [5, 5, 2]
+    parses = parses_of(str(path), str(path), name, pieces[1])
+    assert [parse().calc.results["energy"] for parse in parses] == [-float(i) for i in range(5, 10)]
+
+
+def test_shards_are_not_input(prepared):
+    with pytest.raises(InputError, match=r"is HDF5, but a shard of mace-train; shards are used"):
+        energies(sorted((prepared / "train").glob("*.h5"))[0])

@@ -1,6 +1,6 @@
 """The command line: ``mace-train COMMAND key=value ...``, composed and swept by Hydra.
 
-Every command is one dataclass of settings (settings.py), one YAML file of the same name with the
+Every command is one dataclass of settings (settings/), one YAML file of the same name with the
 config groups it uses (configs/), and one function. What a user can get wrong ends in one message
 on stderr and exit code 2.
 """

@@ -1,0 +1,36 @@
+"""The one schema of all settings: every name, type, default, unit and limit stands here.
+
+Settings of the data, of what is learned, of how it runs, and of the commands are modules; all
+names are imported from this package. YAML files under ``configs/`` state differences from these
+defaults, the command line overrides both, and ``mace-train COMMAND --help`` prints this schema.
+Names follow ``mace_run_train`` wherever the concept is the same. The string under a field is its
+help text.
+"""
+
+from omegaconf import MISSING
+
+from mace_train.settings.commands import BalanceSettings, EvaluateSettings, TrainSettings
+from mace_train.settings.data import DataSettings, PreprocessSettings
+from mace_train.settings.learning import (
+    LossSettings,
+    ModelSettings,
+    OptimizerSettings,
+    SchedulerSettings,
+)
+from mace_train.settings.running import BatchingSettings, ClusterSettings, LoggerSettings
+
+__all__ = [
+    "MISSING",
+    "BalanceSettings",
+    "BatchingSettings",
+    "ClusterSettings",
+    "DataSettings",
+    "EvaluateSettings",
+    "LoggerSettings",
+    "LossSettings",
+    "ModelSettings",
+    "OptimizerSettings",
+    "PreprocessSettings",
+    "SchedulerSettings",
+    "TrainSettings",
+]

@@ -1,0 +1,120 @@
+"""The settings of the commands that use preprocessed data."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from mace_train.checks import as_files, check_at_least, check_choice
+from mace_train.errors import InputError
+from mace_train.settings.learning import (
+    LossSettings,
+    ModelSettings,
+    OptimizerSettings,
+    SchedulerSettings,
+)
+from mace_train.settings.running import BatchingSettings, ClusterSettings, LoggerSettings
+
+
+@dataclass(kw_only=True)
+class TrainSettings:
+    """Train a model on preprocessed shards."""
+
+    data_dir: str = MISSING
+    """Folder written by `mace-train preprocess`."""
+    output: str = "runs/mace"
+    """Folder for checkpoints, metrics and the resolved settings."""
+    name: str = "mace"
+    """Name of the run."""
+    seed: int = 123
+    """Seed of initial weights and of the order of structures."""
+    default_dtype: str = "float32"
+    """float32 or float64, of weights and features; energies of isolated atoms stay float64."""
+    max_num_epochs: int = 200
+    """Epochs to train."""
+    patience: int = 2048
+    """Validations without improvement after which training stops."""
+    eval_interval: int = 1
+    """Epochs between validations."""
+    clip_grad: float | None = 10.0
+    """Limit of the gradient norm over all parameters; null for none."""
+    ema: bool = True
+    """Keep an exponential moving average of the weights, used for validation and in best."""
+    ema_decay: float = 0.99
+    """Decay per step of the moving average."""
+    restart_latest: bool = False
+    """Continue from the last checkpoint in output, if there is one."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    batching: BatchingSettings = field(default_factory=BatchingSettings)
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+
+    def __post_init__(self) -> None:
+        check_choice("default_dtype", self.default_dtype, ("float32", "float64"))
+        for name in ("max_num_epochs", "patience", "eval_interval"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("clip_grad", self.clip_grad, 0.0, strictly=True)
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise InputError(f"ema_decay={self.ema_decay} must be in [0, 1)")
+
+
+@dataclass(kw_only=True)
+class BalanceSettings:
+    """Report how evenly the packers fill the GPUs, before any GPU is used."""
+
+    data_dir: str = MISSING
+    """Folder written by `mace-train preprocess`."""
+    split: str = "train"
+    """Which part of it: train, valid or test."""
+    gpus: int = 8
+    """Number of GPUs to plan for."""
+    seed: int = 123
+    """Seed of the order of structures."""
+    output: str | None = None
+    """Folder for balance.json and balance.png; null prints the table only."""
+    batching: BatchingSettings = field(default_factory=BatchingSettings)
+
+    def __post_init__(self) -> None:
+        check_choice("split", self.split, ("train", "valid", "test"))
+        check_at_least("gpus", self.gpus, 1)
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings:
+    """Error tables, parity plots and predictions of a trained model."""
+
+    checkpoint: str = MISSING
+    """best.safetensors or last.safetensors, or the output folder of a training."""
+    test_file: Any = None
+    """File or files that ASE reads; or give data_dir."""
+    data_dir: str | None = None
+    """Folder written by `mace-train preprocess`; or give test_file."""
+    split: str = "valid"
+    """Which part of a preprocessed folder: train, valid or test."""
+    output: str = "evaluation"
+    """Folder for errors.json, errors.txt, parity plots and predictions.extxyz."""
+    energy_key: str = "REF_energy"
+    """Name of the energy (eV) in files that ASE reads."""
+    forces_key: str = "REF_forces"
+    """Name of the forces (eV/Å)."""
+    stress_key: str = "REF_stress"
+    """Name of the stress (eV/Å^3)."""
+    virials_key: str = "REF_virials"
+    """Name of the virials (eV)."""
+    default_dtype: str | None = None
+    """float32 or float64; null takes the checkpoint's."""
+    plots: bool = True
+    """Draw parity plots."""
+    predictions: bool = True
+    """Write predictions.extxyz."""
+    batching: BatchingSettings = field(default_factory=BatchingSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+
+    def __post_init__(self) -> None:
+        as_files("test_file", self.test_file)
+        check_choice("split", self.split, ("train", "valid", "test"))
+        if self.default_dtype is not None:
+            check_choice("default_dtype", self.default_dtype, ("float32", "float64"))

@@ -1,0 +1,75 @@
+"""Where and in which portions it runs: batching, logging, processes and devices."""
+
+from dataclasses import dataclass
+
+from mace_train.checks import check_at_least, check_choice
+
+
+@dataclass(kw_only=True)
+class BatchingSettings:
+    """Which structures share one step of one GPU."""
+
+    packer: str = "algorithm1"
+    """algorithm1 (arXiv 2504.10700, balanced bins) or fixed_count (batch_size each)."""
+    batch_size: int = 10
+    """Structures per GPU and step: exactly (fixed_count), or on average when max_atoms is null."""
+    valid_batch_size: int = 10
+    """The same for validation and evaluation; it changes no result."""
+    max_atoms: int | None = None
+    """Capacity of one GPU and step, atoms; null: batch_size mean structures plus 10 %."""
+    max_edges: int | None = None
+    """Capacity of one GPU and step, edges; null derives it from max_atoms."""
+
+    def __post_init__(self) -> None:
+        check_choice("batching.packer", self.packer, ("algorithm1", "fixed_count"))
+        for name in ("batch_size", "valid_batch_size", "max_atoms", "max_edges"):
+            check_at_least(f"batching.{name}", getattr(self, name), 1)
+
+
+@dataclass(kw_only=True)
+class LoggerSettings:
+    """Where metrics go, beside metrics.jsonl and metrics.csv, which are always written."""
+
+    progress: bool = True
+    """Show a progress bar (rank 0, terminals only; otherwise one line per epoch)."""
+    tensorboard: bool = False
+    """Write TensorBoard event files to OUTPUT/tensorboard."""
+    wandb: bool = False
+    """Log to Weights & Biases from rank 0."""
+    wandb_project: str = "mace-train"
+    """Project of the run."""
+    wandb_entity: str | None = None
+    """Team or user of the run."""
+    wandb_name: str | None = None
+    """Name of the run; null takes the training's name."""
+    wandb_mode: str = "offline"
+    """offline (synchronise later with `wandb sync`), online or disabled."""
+
+    def __post_init__(self) -> None:
+        check_choice("logger.wandb_mode", self.wandb_mode, ("offline", "online", "disabled"))
+
+
+@dataclass(kw_only=True)
+class ClusterSettings:
+    """Processes, devices and how they talk to each other."""
+
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu or cuda."""
+    backend: str = "auto"
+    """Collectives: auto (nccl on CUDA, gloo on CPU), nccl or gloo."""
+    timeout_s: int = 600
+    """Seconds after which a collective that a rank does not join is an error."""
+    kernels: str = "auto"
+    """Fused operations: auto (compiled where possible), cpp (CPU, compiled) or reference."""
+    num_threads: int | None = None
+    """CPU threads per process; null leaves PyTorch's choice, divided by the ranks of the host."""
+    num_workers: int = 0
+    """Processes per rank that read and batch structures ahead of the step."""
+
+    def __post_init__(self) -> None:
+        check_choice("cluster.device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("cluster.backend", self.backend, ("auto", "nccl", "gloo"))
+        check_choice("cluster.kernels", self.kernels, ("auto", "cpp", "reference"))
+        check_at_least("cluster.timeout_s", self.timeout_s, 1)
+        check_at_least("cluster.num_threads", self.num_threads, 1)
+        check_at_least("cluster.num_workers", self.num_workers, 0)

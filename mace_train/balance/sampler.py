@@ -46,6 +46,11 @@ class BinSampler:
             self._planned = (epoch, plan)
         return self._planned[1]
 
+    def plan_rest(self, epoch: int, ids: Ids) -> Plan:
+        """A plan of the structures ``ids`` alone, whose index i means structure ids[i]."""
+        costs = Costs(self.costs.n_atoms[ids], self.costs.n_edges[ids])
+        return make_plan(costs, self.packer, self.capacity, self.world_size, self.seed, epoch)
+
     def bins(self, epoch: int, start_step: int = 0) -> Iterator[Ids]:
         """This rank's bins of an epoch from a step on."""
         return self.plan(epoch).of_rank(self.rank, start_step)
@@ -64,7 +69,7 @@ class BinSampler:
         if self.step == self.plan(self.epoch).n_steps:
             self.epoch, self.step = self.epoch + 1, 0
 
-    def _origin(self) -> dict[str, Any]:
+    def origin(self) -> dict[str, Any]:
         """What the plan of an epoch depends on."""
         return {
             "seed": self.seed,
@@ -78,7 +83,7 @@ class BinSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what the plan depends on; numbers and strings only."""
-        return {"epoch": self.epoch, "step": self.step, **self._origin()}
+        return {"epoch": self.epoch, "step": self.step, **self.origin()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position.
@@ -90,7 +95,7 @@ class BinSampler:
         step = int(state["step"])
         changed = [
             f"{name}={now} (the checkpoint has {state[name]})"
-            for name, now in self._origin().items()
+            for name, now in self.origin().items()
             if state[name] != now
         ]
         if step and changed:

@@ -12,25 +12,35 @@ from omegaconf import MISSING
 from mace_train.settings.commands import BalanceSettings, EvaluateSettings, TrainSettings
 from mace_train.settings.data import DataSettings, PreprocessSettings
 from mace_train.settings.learning import (
+    FinishSettings,
     LossSettings,
     ModelSettings,
     OptimizerSettings,
     SchedulerSettings,
+    StageTwoSettings,
 )
-from mace_train.settings.running import BatchingSettings, ClusterSettings, LoggerSettings
+from mace_train.settings.running import (
+    BatchingSettings,
+    CheckpointSettings,
+    ClusterSettings,
+    LoggerSettings,
+)
 
 __all__ = [
     "MISSING",
     "BalanceSettings",
     "BatchingSettings",
+    "CheckpointSettings",
     "ClusterSettings",
     "DataSettings",
     "EvaluateSettings",
+    "FinishSettings",
     "LoggerSettings",
     "LossSettings",
     "ModelSettings",
     "OptimizerSettings",
     "PreprocessSettings",
     "SchedulerSettings",
+    "StageTwoSettings",
     "TrainSettings",
 ]

@@ -19,10 +19,12 @@ class BatchingSettings:
     """Capacity of one GPU and step, atoms; null: batch_size mean structures plus 10 %."""
     max_edges: int | None = None
     """Capacity of one GPU and step, edges; null derives it from max_atoms."""
+    accumulate: int = 1
+    """Bins of every rank whose gradients add up to one step of the optimizer."""
 
     def __post_init__(self) -> None:
         check_choice("batching.packer", self.packer, ("algorithm1", "fixed_count"))
-        for name in ("batch_size", "valid_batch_size", "max_atoms", "max_edges"):
+        for name in ("batch_size", "valid_batch_size", "max_atoms", "max_edges", "accumulate"):
             check_at_least(f"batching.{name}", getattr(self, name), 1)
 
 
@@ -44,6 +46,9 @@ class LoggerSettings:
     """Name of the run; null takes the training's name."""
     wandb_mode: str = "offline"
     """offline (synchronise later with `wandb sync`), online or disabled."""
+    noise_scale: bool = False
+    """Measure the gradient noise scale (arXiv 1812.06162): structures per step above which larger
+    steps hardly pay; needs at least two ranks."""
 
     def __post_init__(self) -> None:
         check_choice("logger.wandb_mode", self.wandb_mode, ("offline", "online", "disabled"))
@@ -73,3 +78,22 @@ class ClusterSettings:
         check_at_least("cluster.timeout_s", self.timeout_s, 1)
         check_at_least("cluster.num_threads", self.num_threads, 1)
         check_at_least("cluster.num_workers", self.num_workers, 0)
+
+
+@dataclass(kw_only=True)
+class CheckpointSettings:
+    """When the state of a training is written, and how long it is kept."""
+
+    every_minutes: float | None = 30.0
+    """Minutes between checkpoints within an epoch; the end of an epoch always gives one."""
+    every_steps: int | None = None
+    """Steps between checkpoints, beside those."""
+    keep: int = 2
+    """Newest checkpoints that are kept; at least two, so that one may be damaged."""
+    keep_every: int | None = None
+    """Epochs between checkpoints that are kept for good, as epoch-N.safetensors."""
+
+    def __post_init__(self) -> None:
+        check_at_least("checkpoint.every_minutes", self.every_minutes, 0.0, strictly=True)
+        for name, least in (("every_steps", 1), ("keep", 2), ("keep_every", 1)):
+            check_at_least(f"checkpoint.{name}", getattr(self, name), least)

@@ -9,21 +9,23 @@ import os
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interruption:
-    """Within a ``with`` block, remembers the first signal instead of dying of it."""
+    """Within ``with`` blocks, which may be nested, remembers the first signal and lives on."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._before: list[dict[int, Any]] = []
 
     def __enter__(self) -> "Interruption":
         """Take the signals over, in the main thread; elsewhere there are none to take."""
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        in_main = threading.current_thread() is threading.main_thread()
+        numbers = SIGNALS if in_main else ()
+        self._before.append({number: signal.signal(number, self._note) for number in numbers})
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -31,7 +33,7 @@ class Interruption:
 
     def __exit__(self, *exception: object) -> None:
         """Give the signals back."""
-        for number, handler in self._before.items():
+        for number, handler in self._before.pop().items():
             signal.signal(number, handler)
 
 

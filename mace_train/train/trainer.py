@@ -6,7 +6,6 @@ rank 0 and broadcast, so ranks never part ways.
 
 import logging
 import math
-from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -35,10 +34,10 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     Raises ``SystemExit`` after a checkpoint when a signal asked for it, ``InputError`` with the
     rank at fault when one dies or hangs.
     """
-    with open_world(settings.cluster) as world:
+    with Interruption() as interruption, open_world(settings.cluster) as world:
         try:
             run = set_up(settings, world)
-            return fit(run)
+            return fit(run, interruption)
         except RuntimeError as error:
             explained = world.explain(error)
             if explained is None:
@@ -46,15 +45,14 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             raise explained from error
 
 
-def fit(run: Run) -> dict[str, Any]:
+def fit(run: Run, interruption: Interruption | None = None) -> dict[str, Any]:
     """Train until the last epoch, until early stopping, or until a signal asks to stop."""
     record: dict[str, Any] = {}
-    with ExitStack() as stack:
-        interruption = stack.enter_context(Interruption())
+    with interruption or Interruption() as asked:
         log = _start_log(run)
         code = 1
         try:
-            record, interrupted = _epochs(run, log, interruption)
+            record, interrupted = _epochs(run, log, asked)
             run.archive.close()
             code = 0
         finally:

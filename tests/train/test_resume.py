@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from mace_train.settings import BatchingSettings, CheckpointSettings, TrainSettings
+from mace_train.settings import (
+    BatchingSettings,
+    CheckpointSettings,
+    FinishSettings,
+    OptimizerSettings,
+    StageTwoSettings,
+    TrainSettings,
+)
 from mace_train.train.checkpoint import read
 from mace_train.train.epoch import EpochLoop
 from mace_train.train.part import Part, as_bits, from_bits
@@ -84,10 +91,13 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "adam": {},
-    "plateau, exponential, accumulation": {
+    "accumulation": {
         "batching": BatchingSettings(batch_size=2, accumulate=3),
         "ema": False,
     },
+    "stage two": {"stage_two": StageTwoSettings(enabled=True, start=1)},
+    "schedule-free": {"optimizer": OptimizerSettings(optimizer="schedulefree", lr=0.005)},
+    "finish with L-BFGS": {"finish": FinishSettings(optimizer="lbfgs", epochs=1, lr=1.0)},
 }
 
 
@@ -112,14 +122,25 @@ def test_resume_within_an_epoch_is_bit_for_bit(recipe, prepared, tmp_path):
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_another_number_of_ranks_trains_the_rest_of_the_epoch_once(prepared, tmp_path):
-    settings = small(prepared, tmp_path / "run", max_num_epochs=2)
+@pytest.mark.parametrize(
+    "sessions",
+    [
+        ((2, 3), (1, 1000)),
+        pytest.param(((4, 2), (2, 2), (8, 2), (3, 1000)), marks=pytest.mark.slow),
+    ],
+)
+def test_another_number_of_ranks_trains_the_rest_of_the_epoch_once(sessions, prepared, tmp_path):
+    batching = BatchingSettings(batch_size=1 if len(sessions) > 2 else 3)
+    settings = small(prepared, tmp_path / "run", max_num_epochs=2, batching=batching)
     n = len(set_up(settings, World()).train.shards)
     trained: list[int] = []
-    for n_ranks, n_steps in ((3, 2), (2, 2), (1, 1000)):
-        results = run_ranks(n_ranks, train_until_killed, tmp_path, settings, n_steps)
+    for n_ranks, n_steps in sessions:
+        if n_ranks == 1:
+            results = [train_until_killed(World(), settings, n_steps)]
+        else:
+            results = run_ranks(n_ranks, train_until_killed, tmp_path, settings, n_steps)
         # the step that was not followed by a checkpoint is lost, and trained again
-        kept = [steps[: n_steps - 1] if n_ranks > 1 else steps for steps in results]
+        kept = [steps[: n_steps - 1] if n_steps < 1000 else steps for steps in results]
         trained += [i for steps in kept for ids in steps for i in ids]
     assert sorted(trained) == sorted(2 * list(range(n)))
     losses = [record["train_loss"] for record in records(tmp_path / "run")]

@@ -19,6 +19,7 @@ mace-train: train MACE interatomic potentials on whole clusters
   mace-train balance     data_dir=prepared gpus=8
   mace-train train       data_dir=prepared model=small output=runs/first
   mace-train evaluate    checkpoint=runs/first test_file=test.xyz output=runs/first/test
+  mace-train compare     runs/first runs/second output=comparison
 
   torchrun --nproc-per-node 4 -m mace_train train ...   on several GPUs (or CPU processes)
   mace-train train --multirun seed=1,2,3 ...            a Hydra sweep

@@ -9,7 +9,12 @@ help text.
 
 from omegaconf import MISSING
 
-from mace_train.settings.commands import BalanceSettings, EvaluateSettings, TrainSettings
+from mace_train.settings.commands import (
+    BalanceSettings,
+    CompareSettings,
+    EvaluateSettings,
+    TrainSettings,
+)
 from mace_train.settings.data import DataSettings, PreprocessSettings
 from mace_train.settings.learning import (
     FinishSettings,
@@ -32,6 +37,7 @@ __all__ = [
     "BatchingSettings",
     "CheckpointSettings",
     "ClusterSettings",
+    "CompareSettings",
     "DataSettings",
     "EvaluateSettings",
     "FinishSettings",

@@ -61,7 +61,7 @@ class TrainSettings:
     loss: LossSettings = field(default_factory=LossSettings)
     stage_two: StageTwoSettings = field(default_factory=StageTwoSettings)
     finish: FinishSettings = field(default_factory=FinishSettings)
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     batching: BatchingSettings = field(default_factory=BatchingSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
@@ -133,3 +133,17 @@ class EvaluateSettings:
         check_choice("split", self.split, ("train", "valid", "test"))
         if self.default_dtype is not None:
             check_choice("default_dtype", self.default_dtype, ("float32", "float64"))
+
+
+@dataclass(kw_only=True)
+class CompareSettings:
+    """Compare trainings: `mace-train compare RUN RUN ... [output=FOLDER]`."""
+
+    runs: Any = MISSING
+    """Output folders of trainings."""
+    output: str | None = None
+    """Folder for compare.json and compare.png; null prints the table only."""
+
+    def __post_init__(self) -> None:
+        if self.runs != MISSING and not as_files("runs", self.runs):
+            raise InputError("compare needs at least one run: mace-train compare RUN RUN ...")

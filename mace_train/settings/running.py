@@ -94,6 +94,6 @@ class CheckpointSettings:
     """Epochs between checkpoints that are kept for good, as epoch-N.safetensors."""
 
     def __post_init__(self) -> None:
-        check_at_least("checkpoint.every_minutes", self.every_minutes, 0.0, strictly=True)
+        check_at_least("checkpoints.every_minutes", self.every_minutes, 0.0, strictly=True)
         for name, least in (("every_steps", 1), ("keep", 2), ("keep_every", 1)):
-            check_at_least(f"checkpoint.{name}", getattr(self, name), least)
+            check_at_least(f"checkpoints.{name}", getattr(self, name), least)

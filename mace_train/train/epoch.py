@@ -78,7 +78,7 @@ class EpochLoop:
 
     def _wishes(self) -> tuple[float, float]:
         """(stop, write a checkpoint), as this rank sees it."""
-        settings, step = self.run.settings.checkpoint, self.run.progress.step + 1
+        settings, step = self.run.settings.checkpoints, self.run.progress.step + 1
         due = settings.every_steps is not None and step % settings.every_steps == 0
         if settings.every_minutes is not None and self.run.world.is_main:
             due = due or time.monotonic() - self._saved > 60 * settings.every_minutes

@@ -4,12 +4,14 @@ Compute ends when the gradient's norm is known, which waits for a GPU. On a GPU 
 run beside the backward pass, and what they take beyond it counts as compute.
 """
 
+import resource
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from mace_train.world import World
 
@@ -59,9 +61,15 @@ class Phases:
         gathered = world.gather_all((own, np.array(self.compute_of_step)))
         mean = np.mean([seconds for seconds, _ in gathered], axis=0)
         steps = np.stack([compute for _, compute in gathered])  # [ranks, steps]
-        result: dict[str, Any] = {
-            f"{name}_s": float(value) for name, value in zip(PHASES, mean, strict=True)
-        }
+        result: dict[str, Any] = {"memory_MB": max(world.gather_all(peak_memory_mb(world)))}
+        result |= {f"{name}_s": float(value) for name, value in zip(PHASES, mean, strict=True)}
         total = steps.mean(axis=0).sum()
         result["straggler"] = float(steps.max(axis=0).sum() / total) if total > 0 else 1.0
         return result
+
+
+def peak_memory_mb(world: World) -> float:
+    """Largest memory so far, in MB: allocated on the GPU, or resident of this process."""
+    if world.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(world.device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # kB on Linux

@@ -3,9 +3,8 @@
 shards + statistics -> model -> optimizer, schedule, average -> (resume from a checkpoint).
 """
 
-import json
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +28,7 @@ from mace_train.train.gradients import Gradients
 from mace_train.train.loss import TERMS
 from mace_train.train.optim import freeze, make_optimizer
 from mace_train.train.part import Part
+from mace_train.train.record import write_record
 from mace_train.train.run import Progress, Run, Split, Tally
 from mace_train.train.schedule import Schedule
 from mace_train.train.stages import stages_of
@@ -44,7 +44,7 @@ def set_up(settings: TrainSettings, world: World) -> Run:
     statistics = Statistics.read(folder / "statistics.json")
     train, valid = _splits(settings, folder, statistics)
     output = Path(settings.output)
-    rules = settings.checkpoint
+    rules = settings.checkpoints
     archive = Archive(output / "checkpoints", rules.keep, rules.keep_every)
     _check_new(archive, settings, world)
     model = new_model(settings, statistics).to(world.device)
@@ -229,6 +229,5 @@ def start_output(run: Run) -> IO[str]:
     """Make the output folder with the resolved settings, locked for this run (rank 0)."""
     make_folder("output", run.output / "checkpoints")
     lock = lock_folder("output", run.output)
-    text = json.dumps(asdict(run.settings), indent=1)
-    (run.output / "settings.json").write_text(text + "\n")
+    write_record(run)
     return lock

@@ -219,7 +219,7 @@ def _load_average(run: Run, tensors: dict[str, Tensor], n_updates: int) -> None:
 def _announce_changes(run: Run, header: dict[str, Any]) -> None:
     """Log settings that changed; forget the best loss where it cannot be compared."""
     before, now = _flat(header["settings"]), _flat(_as_json(asdict(run.settings)))
-    ignored = ("output", "data_dir", "restart_latest", "logger", "cluster", "checkpoint")
+    ignored = ("output", "data_dir", "restart_latest", "logger", "cluster", "checkpoints")
     changed = [
         f"{name} {before.get(name)} -> {value}"
         for name, value in now.items()

@@ -198,7 +198,7 @@ def torchrun(n_ranks: int, prepared: Path, output: Path, *more: str) -> list[str
         f"--nproc-per-node={n_ranks}",
         *("-m", "mace_train", "train", f"data_dir={prepared}", f"output={output}"),
         *("default_dtype=float64", "batching.batch_size=2", "loss=stress", "cluster=cpu"),
-        *("checkpoint.every_steps=2", REFERENCE, *TINY_MODEL, *more),
+        *("checkpoints.every_steps=2", REFERENCE, *TINY_MODEL, *more),
     ]
 
 

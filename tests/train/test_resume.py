@@ -61,7 +61,7 @@ def small(prepared: Path, output: Path, **changes: Any) -> TrainSettings:
         **{
             "max_num_epochs": 3,
             "restart_latest": True,
-            "checkpoint": CheckpointSettings(every_steps=1),
+            "checkpoints": CheckpointSettings(every_steps=1),
             **changes,
         },
     )

@@ -223,21 +223,18 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds r
 @LINUX
 @pytest.mark.parametrize("n_ranks", [2, 8])
 def test_torchrun_restarts_a_killed_rank_and_the_end_is_the_same(n_ranks, prepared, tmp_path):
-    epochs = f"max_num_epochs={8 if n_ranks == 2 else 40}"
+    epochs = f"max_num_epochs={8 if n_ranks == 2 else 10}"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = torchrun(n_ranks, prepared, whole, epochs)
     subprocess.run(command, check=True, env=environment, capture_output=True)
-    log = open(tmp_path / "log.txt", "w")  # noqa: SIM115
-    process = subprocess.Popen(
-        torchrun(n_ranks, prepared, killed, epochs), env=environment, stdout=log, stderr=log
-    )
-    for n_records in (1, 3):  # killed twice, once each of two ranks
+    command = torchrun(n_ranks, prepared, killed, epochs)
+    with open(tmp_path / "log.txt", "w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    for n_records in (1, 3):  # killed twice
         wait_for(lambda n=n_records: len(records(killed)) > n, process)
         os.kill(workers(process.pid)[-1], signal.SIGKILL)
-        wait_for(lambda n=n_records: len(workers(process.pid)) == n_ranks, process)
-    assert process.wait(timeout=300) == 0, (tmp_path / "log.txt").read_text()[-3000:]
-    log.close()
+    assert process.wait(timeout=400) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert "resumed from" in (tmp_path / "log.txt").read_text()
     assert_same_end(whole, killed)
     tensors = json.loads((killed / "checkpoints" / "last.json").read_text())

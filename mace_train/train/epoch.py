@@ -33,6 +33,7 @@ class EpochLoop:
     noise: NoiseScale = field(default_factory=NoiseScale)
     norm: float = math.nan
     lr: float = math.nan
+    n_seen: int = 0  # structures of the epoch that steps have taken, over all sessions and ranks
     predicted: float = math.nan  # straggler ratio of the plan
     interrupted: bool = False  # a checkpoint was written because a rank was told to stop
 
@@ -124,6 +125,7 @@ class EpochLoop:
         if not self.interrupted:
             seen = run.world.sum_later(tally.seen)()
             n = len(run.sampler.costs)
+            self.n_seen = int(seen[0])
             expected = [n, int(fingerprints(torch.arange(n)).sum())]
             assert seen.tolist() == expected, "a structure was lost or trained twice"
             run.tally, run.progress.part_step = Tally.zero(run.world.device), 0

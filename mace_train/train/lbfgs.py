@@ -39,7 +39,7 @@ class LbfgsLoop(EpochLoop):
         set_lr(run.optimizer, self.lr)
         run.optimizer.step(closure)  # type: ignore[arg-type]
         self.norm = run.gradients.norm()
-        self.predicted = part.plan.straggler
+        self.predicted, self.n_seen = part.plan.straggler, len(part.plan.ids)
         self.phases.step_done()
         run.progress.step += 1
         run.tally = Tally.zero(run.world.device)

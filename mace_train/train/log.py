@@ -39,6 +39,7 @@ CSV_COLUMNS = (
     "atoms_per_s",
     "structures_per_s",
     "edges_per_s",
+    "structures",
     "imbalance",
     "straggler",
     "data_s",

@@ -213,7 +213,7 @@ def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
         "stage": run.stage.name,
         "train_loss": float(sums.loss(run.stage.loss)),
         "valid_loss": None,
-        "structures": len(run.train.shards),
+        "structures": loop.n_seen,
         "atoms_per_s": run.train.costs.n_atoms.sum() / seconds,
         "edges_per_s": run.train.costs.n_edges.sum() / seconds,
         "structures_per_s": len(run.train.shards) / seconds,

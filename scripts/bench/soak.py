@@ -1,10 +1,11 @@
 """Training under steady fire: a random fault every --interval seconds, and nothing is lost.
 
 Trains on --ranks gloo ranks (torchrun) for --minutes. Every interval one of these happens: a rank
-is killed (SIGKILL); a rank is stopped for some seconds and continued; a rank gets SIGUSR1, all write
-a checkpoint and end, and the training is started again as a queue would; the newest checkpoint is
-cut in half and a rank is killed. Then the training is completed, and done again undisturbed: each
-epoch must have seen every structure exactly once, and the last metrics must be the same.
+is killed (SIGKILL); a rank is stopped for some seconds and continued; a rank gets SIGUSR1, all
+write a checkpoint and end, and the training is started again as a queue would; the newest
+checkpoint is cut in half and a rank is killed. Then the training is completed, and done again
+undisturbed: each epoch must have seen every structure exactly once, and the last metrics must be
+the same.
 
     python scripts/bench/soak.py --ranks 8 --minutes 30 --json soak.json
     python scripts/bench/soak.py --ranks 4 --minutes 3 --interval 20      (a short one)

@@ -21,6 +21,9 @@ class BatchingSettings:
     """Capacity of one GPU and step, edges; null derives it from max_atoms."""
     accumulate: int = 1
     """Bins of every rank whose gradients add up to one step of the optimizer."""
+    static_shapes: bool = False
+    """Fill every bin up to the capacity with atoms that change nothing, so that all steps have one
+    shape; costs the time of what is filled up."""
 
     def __post_init__(self) -> None:
         check_choice("batching.packer", self.packer, ("algorithm1", "fixed_count"))

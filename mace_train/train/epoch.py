@@ -11,6 +11,7 @@ import torch
 
 from mace_train.data.graph import Graph
 from mace_train.data.loading import batches
+from mace_train.data.padding import Shape, padded
 from mace_train.train.log import EpochProgress
 from mace_train.train.loss import LossSums
 from mace_train.train.noise import NoiseScale
@@ -92,6 +93,7 @@ class EpochLoop:
         run.progress.part_step = after
         self.phases.step_done()
         ids = torch.cat([graph.ids for graph in graphs])
+        ids = ids[ids >= 0]  # without what was filled up
         if outcome.trouble is not None:
             run.tally.add(LossSums.zero(run.world.device), ids)
             return
@@ -163,5 +165,18 @@ def groups(run: Run, part: Part, first: int, m: int) -> Iterator[list[Graph]]:
         num_workers=run.settings.cluster.num_workers,
         pin_memory=run.world.device.type == "cuda",
     )
+    if run.settings.batching.static_shapes:
+        shape = shape_of_bins(run, part)
+        graphs = (padded(graph, shape, run.model.data.r_max) for graph in graphs)
     while group := list(islice(graphs, m)):
         yield group
+
+
+def shape_of_bins(run: Run, part: Part) -> Shape:
+    """Room for every bin: the capacity, or what a bin of the part takes where that is more."""
+    capacity, plan = run.sampler.capacity, part.plan
+    return Shape(
+        n_graphs=int(plan.n_structures.max()) + 1,
+        n_atoms=max(capacity.max_atoms, int(plan.n_atoms.max())) + 1,
+        n_edges=max(capacity.max_edges, int(plan.n_edges.max())),
+    )

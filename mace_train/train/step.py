@@ -93,7 +93,7 @@ def accumulate(
     counts = sum(
         (label_counts(graph, loss.loss) for graph in graphs), torch.zeros(4, dtype=torch.float64)
     )
-    n_structures = sum(graph.n_graphs for graph in graphs)
+    n_structures = sum(int((graph.ids >= 0).sum()) for graph in graphs)
     more = torch.tensor([n_structures, *wishes], dtype=torch.float64)
     waiting = run.world.sum_later(torch.cat((counts, more)))
     run.gradients.begin(own_norm=run.settings.logger.noise_scale)
@@ -150,7 +150,7 @@ def _trouble(run: Run, graphs: list[Graph], sums: LossSums, failure: str | None)
     """What went wrong on every rank."""
     if run.world.device.type == "cuda":
         torch.cuda.empty_cache()
-    ids = [int(i) for graph in graphs for i in graph.ids]
+    ids = [int(i) for graph in graphs for i in graph.ids if i >= 0]
     own = None
     if failure is not None:
         own = Trouble("memory", ids, failure)

@@ -112,12 +112,11 @@ class Soak:
             before = self._step()
             self.n_faults += 1
             getattr(self, f"_{kind}")()
-            seconds = self._wait_for_step(before + 1)
+            seconds = self._wait_for_step(max(before, self._step()) + 1)
             survived[kind] += 1
             print(f"{kind}: at step {before}, trained on after {seconds:.0f} s", flush=True)
             time.sleep(max(0.0, self.arguments.interval - (time.monotonic() - started)))
-        self._usr1()
-        self.process.wait()
+        self._end()
         self.log.close()
         return survived
 
@@ -133,9 +132,7 @@ class Soak:
         start = time.monotonic()
         while self._step() < step:
             code = self.process.poll()
-            if code == 0:
-                self.process = self._start()  # ended on request: queued and started again
-            elif code is not None:
+            if code:
                 raise SystemExit(f"the training failed with code {code}, see {self.log.name}")
             if time.monotonic() - start > LONGEST_RECOVERY_S:
                 raise SystemExit(f"no step for {LONGEST_RECOVERY_S:.0f} s, see {self.log.name}")
@@ -162,6 +159,11 @@ class Soak:
         os.kill(pid, signal.SIGCONT)
 
     def _usr1(self) -> None:
+        self._end()
+        self.process = self._start()
+
+    def _end(self) -> None:
+        """Ask for a checkpoint and the end, and wait for it."""
         self._signal(signal.SIGUSR1)
         try:
             self.process.wait(timeout=LONGEST_RECOVERY_S)

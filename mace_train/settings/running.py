@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mace_train.checks import check_at_least, check_choice
+from mace_train.errors import InputError
 
 
 @dataclass(kw_only=True)
@@ -21,12 +22,21 @@ class BatchingSettings:
     """Capacity of one GPU and step, edges; null derives it from max_atoms."""
     accumulate: int = 1
     """Bins of every rank whose gradients add up to one step of the optimizer."""
+    capacity: str = "given"
+    """given (by batch_size, max_atoms, max_edges), or auto: what the memory of the device holds,
+    measured before the first step."""
+    memory_GB: float | None = None
+    """auto: memory of one rank; null takes what its device has."""
     static_shapes: bool = False
     """Fill every bin up to the capacity with atoms that change nothing, so that all steps have one
     shape; costs the time of what is filled up."""
 
     def __post_init__(self) -> None:
         check_choice("batching.packer", self.packer, ("algorithm1", "fixed_count"))
+        check_choice("batching.capacity", self.capacity, ("given", "auto"))
+        check_at_least("batching.memory_GB", self.memory_GB, 0.0, strictly=True)
+        if self.capacity == "auto" and self.packer == "fixed_count":
+            raise InputError("batching.capacity=auto cannot be kept with packer=fixed_count")
         for name in ("batch_size", "valid_batch_size", "max_atoms", "max_edges", "accumulate"):
             check_at_least(f"batching.{name}", getattr(self, name), 1)
 

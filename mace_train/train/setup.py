@@ -26,6 +26,7 @@ from mace_train.train.archive import Archive
 from mace_train.train.average import Average
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import TERMS
+from mace_train.train.memory import calibrate
 from mace_train.train.optim import freeze, make_optimizer
 from mace_train.train.part import Part
 from mace_train.train.record import write_record
@@ -72,6 +73,8 @@ def set_up(settings: TrainSettings, world: World) -> Run:
     run.optimizer = run.new_optimizer(run.stage.optimizer)
     if world.broadcast(bool(archive.steps())):
         resume(run)
+    elif settings.batching.capacity == "auto":
+        run.sampler.capacity = calibrate(run)
     run.progress.n_starts += 1
     _check_same_on_all_ranks(run)
     return run

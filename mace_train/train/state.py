@@ -128,10 +128,11 @@ def _load_optimizer(run: Run, tensors: dict[str, Tensor], numbers: dict[str, Any
 
 
 def _load_capacity(run: Run, header: dict[str, Any]) -> None:
-    """The capacity that an earlier session had to lower, unless the settings have changed."""
+    """The capacity that an earlier session measured or lowered, unless the settings changed."""
     before = header["sampler"]
     same = header["settings"]["batching"] == _as_json(asdict(run.settings.batching))
-    if run.progress.n_out_of_memory and same:
+    kept = run.progress.n_out_of_memory > 0 or run.settings.batching.capacity == "auto"
+    if kept and same:
         names = ("max_atoms", "max_edges", "batch_size")
         run.sampler.capacity = Capacity(**{name: before[name] for name in names})
 

@@ -96,10 +96,11 @@ def test_gradient_does_not_depend_on_ranks_or_bins(prepared, tmp_path):
                 torch.testing.assert_close(gradient, alone[name], rtol=1e-12, atol=1e-12 * scale)
 
 
-def test_validation_counts_every_structure_once_on_any_number_of_ranks(prepared, tmp_path):
+@pytest.mark.parametrize("sizes", [(3,), pytest.param((2, 4, 8), marks=pytest.mark.slow)])
+def test_validation_counts_every_structure_once_on_any_number_of_ranks(sizes, prepared, tmp_path):
     settings = settings_for(prepared, tmp_path / "run")
     expected = validate(set_up(settings, World()))
-    for n_ranks in (2, 3):
+    for n_ranks in sizes:
         for loss, table in run_ranks(n_ranks, validation_of, tmp_path, settings):
             assert loss == pytest.approx(expected[0], rel=1e-12)
             assert [row["name"] for row in table] == [row["name"] for row in expected[1]]

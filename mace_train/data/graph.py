@@ -5,6 +5,8 @@ structure. Edges point from sender to receiver, are sorted by receiver, and
 
     vectors = positions[receivers] - positions[senders] + shifts @ cell        (Å)
 
+Every edge has a reverse with the opposite vector; both are one pair, and what depends on the
+distance alone is computed once for it.
 Missing labels are zero and masked by ``has_energy``, ``has_forces`` and ``has_stress``. A batch of
 no structures is legal: a rank whose bin is empty in the last step of an epoch needs one.
 """
@@ -24,6 +26,8 @@ class Graph:
     elements: Tensor  # [n_atoms] int64, index into the model's atomic_numbers
     senders: Tensor  # [n_edges] int64
     receivers: Tensor  # [n_edges] int64, ascending
+    pairs: Tensor  # [n_edges] int64, the pair that an edge forms with its reverse
+    first_of_pair: Tensor  # [n_pairs] int64, the first edge of every pair, ascending
     shifts: Tensor  # [n_edges, 3] multiples of the lattice vectors
     cell: Tensor  # [n_graphs, 3, 3] rows are lattice vectors, Å
     pbc: Tensor  # [n_graphs, 3] bool

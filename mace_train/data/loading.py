@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mace_train.data.graph import Graph
+from mace_train.data.pairs import pair_edges
 from mace_train.data.shards import Sample
 from mace_train.errors import InputError
 
@@ -128,6 +129,9 @@ def collate(
         return torch.as_tensor(np.concatenate([np.zeros(0, dtype=np.int64), *arrays]))
 
     zero = np.zeros((3, 3))
+    pairs = [pair_edges(x.edges, x.structure.source) for x in samples]
+    n_pairs = np.array([len(first) for _, first in pairs], dtype=np.int64)
+    first_pair, first_edge = np.cumsum(n_pairs) - n_pairs, np.cumsum(n_edges) - n_edges
     return Graph(
         positions=floats([s.positions for s in structures], 3),
         elements=_elements(samples, atomic_numbers),
@@ -136,6 +140,10 @@ def collate(
         ),
         receivers=integers(
             [x.edges.receivers + first for x, first in zip(samples, first_atom, strict=True)]
+        ),
+        pairs=integers([own + start for (own, _), start in zip(pairs, first_pair, strict=True)]),
+        first_of_pair=integers(
+            [first + start for (_, first), start in zip(pairs, first_edge, strict=True)]
         ),
         shifts=floats([x.edges.shifts for x in samples], 3),
         cell=floats([s.cell[None] for s in structures], 3, 3),

@@ -79,7 +79,7 @@ def neighbor_list(
     if len(keep) == 0:
         return _no_edges()
     _check_separation(distances, senders, receivers, source)
-    keep = keep[_order(senders[keep], receivers[keep], shifts[keep], len(positions))]
+    keep = keep[edge_order(senders[keep], receivers[keep], shifts[keep], len(positions))]
     return Edges(senders[keep], receivers[keep], shifts[keep])
 
 
@@ -159,7 +159,7 @@ def _check_separation(
         )
 
 
-def _order(
+def edge_order(
     senders: NDArray[np.int64],
     receivers: NDArray[np.int64],
     shifts: NDArray[np.int64],

@@ -90,7 +90,7 @@ class SymmetricContraction(nn.Module):
             if rows.shape[0] > 0:
                 terms = features.index_select(1, rows.like(x)) * higher
                 tables = _left_multiply(couple.like(x), terms)
-                tables = tables.view(len(x), 2 * degree + 1, *x.shape[1:])
+                tables = tables.view(x.shape[0], 2 * degree + 1, *x.shape[1:])
                 result = result + (tables * x.unsqueeze(1)).sum(2)
             outputs.append(result)
         return torch.cat(outputs, dim=1)
@@ -119,4 +119,4 @@ class SymmetricContraction(nn.Module):
 
 def _left_multiply(matrix: Tensor, x: Tensor) -> Tensor:
     """Products matrix @ x[n] for every n, without copies of either."""
-    return torch.bmm(matrix.expand(len(x), -1, -1), x)
+    return torch.bmm(matrix.expand(x.shape[0], -1, -1), x)

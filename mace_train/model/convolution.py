@@ -32,14 +32,22 @@ EDGES_PER_BLOCK = 8
 class EdgeBlocks:
     """Edges cut into blocks of one receiver each; a slot is a place of a block, filled or not."""
 
-    n_atoms: int
     slot_of_edge: Tensor  # [n_edges] int64
     senders: Tensor  # [n_blocks * EDGES_PER_BLOCK] int64; the receiver itself in empty slots
     receiver_of_block: Tensor  # [n_blocks] int64, ascending
+    pairs: Tensor  # [n_slots] int64: row of what an edge and its reverse share; the last if empty
+    first_of_pair: Tensor  # [n_pairs] int64: the first edge of every pair
 
     @classmethod
-    def of(cls, senders: Tensor, receivers: Tensor, n_atoms: int) -> "EdgeBlocks":
-        """Blocks of edges that are sorted by receiver; waits for the device once."""
+    def of(
+        cls,
+        senders: Tensor,
+        receivers: Tensor,
+        n_atoms: int,
+        pairs: Tensor | None = None,
+        first_of_pair: Tensor | None = None,
+    ) -> "EdgeBlocks":
+        """Blocks of edges that are sorted by receiver; without pairs every edge is alone."""
         assert bool((receivers[1:] >= receivers[:-1]).all()), "edges must be sorted by receiver"
         n_edges = torch.bincount(receivers, minlength=n_atoms)
         n_blocks = (n_edges + EDGES_PER_BLOCK - 1) // EDGES_PER_BLOCK
@@ -50,28 +58,31 @@ class EdgeBlocks:
         first_slot = (n_blocks.cumsum(0) - n_blocks) * EDGES_PER_BLOCK
         edges = torch.arange(len(receivers), device=receivers.device)
         slot_of_edge = edges + (first_slot - first_edge).index_select(0, receivers)
-        filled = receiver_of_block.repeat_interleave(EDGES_PER_BLOCK)
-        filled = filled.index_copy(0, slot_of_edge, senders)
-        return cls(n_atoms, slot_of_edge, filled, receiver_of_block)
+        in_slots = receiver_of_block.repeat_interleave(EDGES_PER_BLOCK)
+        in_slots = in_slots.index_copy(0, slot_of_edge, senders)
+        if pairs is None or first_of_pair is None:
+            pairs = first_of_pair = edges
+        rows = torch.full_like(in_slots, len(first_of_pair)).index_copy(0, slot_of_edge, pairs)
+        return cls(slot_of_edge, in_slots, receiver_of_block, rows, first_of_pair)
 
-    def spread(self, values: Tensor, empty: Tensor) -> Tensor:
-        """Values [n_edges, d] in their slots [n_slots, d], and ``empty`` [d] in the others."""
-        slots = empty.expand(len(self.senders), -1)
-        return slots.index_copy(0, self.slot_of_edge, values)
+    def is_reverse(self) -> Tensor:
+        """[n_slots] bool: edges that are not the first of their pair, and empty slots."""
+        is_first = torch.zeros_like(self.senders, dtype=torch.bool)
+        return ~is_first.index_fill(0, self.slot_of_edge.index_select(0, self.first_of_pair), True)
 
-    def sum_to_receivers(self, values: Tensor) -> Tensor:
+    def sum_to_receivers(self, values: Tensor, n_atoms: int) -> Tensor:
         """Sums [n_atoms, ...] of block values [n_blocks, ...]."""
-        total = values.new_zeros(self.n_atoms, *values.shape[1:])
+        total = values.new_zeros(n_atoms, *values.shape[1:])
         return total.index_add(0, self.receiver_of_block, values)
 
 
 @dataclass(frozen=True)
 class Edges:
-    """What all layers need of the edges: per slot of the blocks, or per edge if there are none."""
+    """What all layers need of the edges; a place is an edge, or a slot of blocks."""
 
     places: EdgeBlocks | EdgeIndex
-    harmonics: list[Tensor]  # [n_places, 2l + 1] for each degree
-    radial: Tensor  # [n_places, n_basis], zero in empty slots
+    harmonics: Tensor  # [n_places, (l_edges + 1)^2]
+    radial: Tensor  # [n_pairs, n_basis], with blocks one row of zeros more, for empty slots
 
 
 class Convolution:
@@ -97,20 +108,24 @@ class Convolution:
         to weights of the paths.
         """
         if isinstance(edges.places, EdgeIndex):
-            harmonics = torch.cat(edges.harmonics, dim=1)
-            return self._fused(x, harmonics, network.stacked(edges.radial), edges.places)
+            return self._fused(x, edges.harmonics, network.stacked(edges.radial), edges.places)
         return self._in_blocks(x, edges.harmonics, network(edges.radial), edges.places)
 
     def _in_blocks(
-        self, x: Tensor, harmonics: Sequence[Tensor], weights: Sequence[Tensor], blocks: EdgeBlocks
+        self, x: Tensor, harmonics: Tensor, weights: Sequence[Tensor], blocks: EdgeBlocks
     ) -> list[Tensor]:
-        """The reference. Harmonics and weights are per slot; weights are zero in empty slots."""
+        """The reference. Harmonics are per slot, weights per pair."""
+        of_degree = torch.split(
+            harmonics, [2 * degree + 1 for degree in range(self.l_edges + 1)], 1
+        )
         sent = split_degrees(x.index_select(0, blocks.senders))
         n_channels = x.shape[2]
         messages: list[list[Tensor]] = [[] for _ in range(self.l_edges + 1)]
         for (l1, l2, l3), table, weight in zip(self.paths, self._tables, weights, strict=True):
             rows = EDGES_PER_BLOCK * (2 * l1 + 1)
-            coupling = (harmonics[l2] @ table.like(x)).view(-1, rows, 2 * l3 + 1)
-            weighted = (sent[l1] * weight.unsqueeze(1)).view(-1, rows, n_channels)
+            coupling = (of_degree[l2] @ table.like(x)).view(-1, rows, 2 * l3 + 1)
+            of_slots = weight.index_select(0, blocks.pairs).unsqueeze(1)
+            weighted = (sent[l1] * of_slots).view(-1, rows, n_channels)
             messages[l3].append(torch.bmm(coupling.transpose(1, 2), weighted))
-        return [blocks.sum_to_receivers(torch.cat(of_degree, dim=2)) for of_degree in messages]
+        joined = (torch.cat(to_degree, dim=2) for to_degree in messages)
+        return [blocks.sum_to_receivers(to_degree, x.shape[0]) for to_degree in joined]

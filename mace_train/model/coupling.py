@@ -47,7 +47,10 @@ class Constant:
         dtype = other.dtype if self._values.is_floating_point() else torch.int64
         key = (dtype, other.device)
         if key not in self._copies:
-            self._copies[key] = self._values.to(dtype=dtype, device=other.device)
+            copy = self._values.to(dtype=dtype, device=other.device)
+            if type(copy) is not Tensor:  # while PyTorch traces
+                return copy
+            self._copies[key] = copy
         return self._copies[key]
 
     @property

@@ -44,15 +44,36 @@ def predict(
         vectors = graph.vectors()
         if need_gradient and not vectors.requires_grad:
             vectors.requires_grad_()
-        interaction = model(vectors, graph.elements, graph.senders, graph.receivers)
+        interaction = model(
+            vectors,
+            graph.elements,
+            graph.senders,
+            graph.receivers,
+            graph.pairs,
+            graph.first_of_pair,
+        )
         gradient = None
         if need_gradient:
             (gradient,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=create_graph)
             if not create_graph:
                 vectors, interaction = vectors.detach(), interaction.detach()
+    return assemble(model.E0s, graph, vectors, interaction, gradient, stress=stress, forces=forces)
+
+
+def assemble(
+    E0s: Tensor,
+    graph: Graph,
+    vectors: Tensor,
+    interaction: Tensor,
+    gradient: Tensor | None,
+    *,
+    stress: bool,
+    forces: bool = True,
+) -> Prediction:
+    """The prediction from interaction energies [n_atoms] and their gradient [n_edges, 3]."""
     in_float64 = interaction.double()
     interaction_energy = _sum_to_graphs(in_float64, graph)
-    node_energy = in_float64 + model.E0s.index_select(0, graph.elements)
+    node_energy = in_float64 + E0s.index_select(0, graph.elements)
     strain_gradient = _strain_gradient(vectors, gradient, graph) if stress else None
     return Prediction(
         energy=_sum_to_graphs(node_energy, graph),

@@ -96,6 +96,6 @@ class FusedConvolution:
         blocks = convolution.convolution(x, harmonics, weights, index, self.key)
         sizes = [2 * degree + 1 for degree in range(len(blocks))]
         return [
-            block.view(len(x), size, block.shape[1] // size * block.shape[2])
+            block.view(x.shape[0], size, block.shape[1] // size * block.shape[2])
             for block, size in zip(blocks, sizes, strict=True)
         ]

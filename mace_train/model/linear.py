@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mace_train.ops.grouped_matmul import grouped_matmul
+
 
 def split_degrees(features: Tensor) -> list[Tensor]:
     """Degrees [n_atoms, 2l + 1, n_channels] of features [n_atoms, (l_max + 1)^2, n_channels]."""
@@ -48,17 +50,15 @@ class ElementGroups:
 
     order: Tensor  # [n_atoms] int64: atoms, sorted by element
     rank: Tensor  # [n_atoms] int64: place of each atom in order
-    present: list[int]  # elements of the batch, ascending; [0] if the batch is empty
-    counts: list[int]  # atoms of each present element
+    first: Tensor  # [n_elements + 1] int64, into order; on the CPU
 
     @classmethod
     def of(cls, elements: Tensor, n_elements: int) -> "ElementGroups":
         """Groups of elements [n_atoms]; waits for the device once."""
-        counts = torch.bincount(elements, minlength=n_elements).tolist()
-        # an empty batch keeps one empty group, which ties the weights to the result
-        present = [z for z, count in enumerate(counts) if count] or [0]
+        counts = torch.bincount(elements, minlength=n_elements).cpu()
         order = torch.argsort(elements, stable=True)
-        return cls(order, torch.argsort(order), present, [counts[z] for z in present])
+        first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        return cls(order, torch.argsort(order), first)
 
 
 class ElementLinear(nn.Module):
@@ -73,10 +73,10 @@ class ElementLinear(nn.Module):
         """Features [n_atoms, n_degrees^2, n_channels] from features of at least these degrees."""
         n_degrees, n_channels, n_elements, _ = self.shape
         norm = (n_channels * n_elements) ** -0.5
-        matrices = self.weight.view(self.shape).unbind(2)
+        matrices = (norm * self.weight.view(self.shape)).transpose(1, 2).unbind(0)
         rows = features[:, : n_degrees**2].index_select(0, groups.order)
-        outputs = []
-        for z, of_element in zip(groups.present, torch.split(rows, groups.counts), strict=True):
-            degrees = zip(split_degrees(of_element), (norm * matrices[z]).unbind(0), strict=True)
-            outputs.append(torch.cat([degree @ matrix for degree, matrix in degrees], dim=1))
-        return torch.cat(outputs).index_select(0, groups.rank)
+        outputs = [
+            grouped_matmul(degree, of_degree, groups.first)
+            for degree, of_degree in zip(split_degrees(rows), matrices, strict=True)
+        ]
+        return torch.cat(outputs, dim=1).index_select(0, groups.rank)

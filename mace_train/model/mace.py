@@ -15,6 +15,7 @@ nothing else. Energies of isolated atoms stay in float64 whatever the model is c
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from mace_train.model.blocks import (
     Sizes,
 )
 from mace_train.model.convolution import EdgeBlocks, Edges
+from mace_train.model.coupling import Constant
 from mace_train.model.linear import ElementGroups
 from mace_train.model.radial import RadialBasis
 from mace_train.model.spherical import SphericalHarmonics
@@ -68,6 +70,15 @@ class ModelData:
             )
 
 
+@dataclass(frozen=True)
+class Places:
+    """Integers of a batch that steer the layers: which rows of features meet which."""
+
+    edges: EdgeBlocks | EdgeIndex
+    groups: ElementGroups
+    elements: Tensor | Chunks
+
+
 class MACE(nn.Module):
     """The model; see the module's docstring."""
 
@@ -86,6 +97,8 @@ class MACE(nn.Module):
         self.register_buffer("_E0_bits", bits, persistent=False)
         n_elements = len(data.atomic_numbers)
         self._harmonics = SphericalHarmonics(settings.max_ell)
+        degrees = np.arange(settings.max_ell + 1)
+        self._parity = Constant(np.repeat((-1.0) ** degrees, 2 * degrees + 1))
         self._radial = RadialBasis(data.r_max, settings.num_radial_basis, settings.num_cutoff_basis)
         self.node_embedding = NodeEmbedding(n_elements, settings.num_channels)
         layers = [_sizes(settings, data, layer) for layer in range(settings.num_interactions)]
@@ -114,37 +127,67 @@ class MACE(nn.Module):
         return self.node_embedding.linear.weight.dtype
 
     def forward(
-        self, vectors: Tensor, elements: Tensor, senders: Tensor, receivers: Tensor
+        self,
+        vectors: Tensor,
+        elements: Tensor,
+        senders: Tensor,
+        receivers: Tensor,
+        pairs: Tensor | None = None,
+        first_of_pair: Tensor | None = None,
     ) -> Tensor:
         """Interaction energies [n_atoms], eV, without those of isolated atoms.
 
         Takes edge vectors [n_edges, 3] (Å, sender to receiver, in the model's dtype), elements
-        [n_atoms], senders and receivers [n_edges], int64; receivers ascending.
+        [n_atoms], senders and receivers [n_edges], int64; receivers ascending. With pairs (see
+        ``Graph``) only the vector of the first edge of each pair is used; without them, all are.
         """
-        assert vectors.dtype == self.dtype, f"vectors are {vectors.dtype}, model {self.dtype}"
+        places = self.places(elements, senders, receivers, pairs, first_of_pair)
+        return self.energies(vectors, elements, places)
+
+    def places(
+        self,
+        elements: Tensor,
+        senders: Tensor,
+        receivers: Tensor,
+        pairs: Tensor | None = None,
+        first_of_pair: Tensor | None = None,
+    ) -> Places:
+        """What ``energies`` needs to know of a batch; made anew for every batch."""
         n_elements = len(self.data.atomic_numbers)
-        index_edges, index_elements = METHODS[method_of(self.kernels, vectors.device)]
-        edges = self._edges(vectors, index_edges(senders, receivers, len(elements)))
-        groups = ElementGroups.of(elements, n_elements)
-        elements_of_product = index_elements(elements, n_elements)
+        index_edges, index_elements = METHODS[method_of(self.kernels, elements.device)]
+        return Places(
+            index_edges(senders, receivers, len(elements), pairs, first_of_pair),
+            ElementGroups.of(elements, n_elements),
+            index_elements(elements, n_elements),
+        )
+
+    def energies(self, vectors: Tensor, elements: Tensor, places: Places) -> Tensor:
+        """The same as ``forward``: operations on tensors alone, which PyTorch can trace."""
+        assert vectors.dtype == self.dtype, f"vectors are {vectors.dtype}, model {self.dtype}"
+        edges = self._edges(vectors, places.edges)
         x = self.node_embedding(elements)
         energies = torch.zeros_like(x[:, 0, 0])
         for interaction, product, readout in zip(
             self.interactions, self.products, self.readouts, strict=True
         ):
-            message, skip = interaction(x, edges, groups)
-            x = product(message, skip, elements_of_product)
+            message, skip = interaction(x, edges, places.groups)
+            x = product(message, skip, places.elements)
             energies = energies + readout(x)
         return self.data.scale * energies + self.data.shift
 
     def _edges(self, vectors: Tensor, places: EdgeBlocks | EdgeIndex) -> Edges:
-        if isinstance(places, EdgeBlocks):
-            # an empty slot holds an edge beyond r_max, which the cutoff gives weight zero
-            beyond = vectors.new_tensor([0.0, 2.0 * self.data.r_max, 0.0])
-            vectors = places.spread(vectors, beyond)
+        """Lengths and what depends on them per pair; Y_l(-v) = (-1)^l Y_l(v) for the reverse."""
+        vectors = vectors.index_select(0, places.first_of_pair)
         lengths = vectors.square().sum(1).sqrt()
-        harmonics = self._harmonics(vectors / lengths.unsqueeze(1))
-        return Edges(places, harmonics, self._radial(lengths))
+        of_pairs = torch.cat(self._harmonics(vectors / lengths.unsqueeze(1)), dim=1)
+        is_reverse = places.is_reverse().unsqueeze(1)
+        signs = torch.where(is_reverse, self._parity.like(of_pairs), 1.0)
+        radial = self._radial(lengths)
+        if isinstance(places, EdgeBlocks):  # one row more, of zeros, for the empty slots
+            of_pairs, radial = (
+                torch.nn.functional.pad(t, (0, 0, 0, 1)) for t in (of_pairs, radial)
+            )
+        return Edges(places, of_pairs.index_select(0, places.pairs) * signs, radial)
 
 
 def _sizes(settings: ModelSettings, data: ModelData, layer: int) -> Sizes:

@@ -76,7 +76,7 @@ class RadialNetwork(nn.Module):
     def stacked(self, basis: Tensor) -> Tensor:
         """The same as one tensor [n_edges, n_paths, n_channels]."""
         hidden, last = self._hidden(basis)
-        shape = (len(basis), last.shape[1] // self.n_channels, self.n_channels)
+        shape = (basis.shape[0], last.shape[1] // self.n_channels, self.n_channels)
         return (hidden @ last).view(shape)
 
     def _hidden(self, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,12 @@
 """The convolution over edges as an operator with first and second derivatives.
 
-    out_b[n, row, k] = sum_{edges e to n} F_row(x[sender_e, :, k], y[e], r[e, :, k])
+    out_b[n, row, k] = sum_{edges e to n} F_row(x[sender_e, :, k], y[e], r[pair_e, :, k])
 
 for the channel-wise product F of ``convolution_program``: gathering, coupling and summing are one
-kernel. Edges are sorted by receiver, so that a receiver's sums belong to one thread; gradients of x
-are written per edge and summed in the order of senders. Nothing is atomic, everything repeatable.
+kernel. An edge may share its row of r with its reverse. Edges are sorted by receiver, so that a
+receiver's sums belong to one thread; gradients of x are written per edge and summed in the order of
+senders; in those of r the second of two edges adds to what the first one wrote, or writes elsewhere
+where another thread may be at work on the first. Nothing is atomic, everything repeatable.
 """
 
 import hashlib
@@ -21,6 +23,7 @@ from mace_train.ops.native import pad, padded_channels, unpad
 from mace_train.ops.torch_library import (
     in_common_precision,
     no_context,
+    operator,
     refuse_forward_mode,
     refuse_third_derivative,
     wanted,
@@ -29,25 +32,63 @@ from mace_train.ops.torch_library import (
 
 @dataclass(frozen=True)
 class EdgeIndex:
-    """Edges sorted by receiver, and their order by sender."""
+    """Edges sorted by receiver, their order by sender, and the rows that they share."""
 
     first: Tensor  # [n_atoms + 1] int64: edges first[n]..first[n + 1] go to atom n
     senders: Tensor  # [n_edges] int64
     by_sender: Tensor  # [n_edges] int64: edges in the order of their senders
     first_by_sender: Tensor  # [n_atoms + 1] int64, into by_sender
+    pairs: Tensor  # [n_edges] int64: row of r; the same for an edge and its reverse
+    first_of_pair: Tensor  # [n_pairs] int64: the first edge of every pair
 
     @classmethod
-    def of(cls, senders: Tensor, receivers: Tensor, n_atoms: int) -> "EdgeIndex":
-        """The index of edges whose receivers ascend."""
+    def of(
+        cls,
+        senders: Tensor,
+        receivers: Tensor,
+        n_atoms: int,
+        pairs: Tensor | None = None,
+        first_of_pair: Tensor | None = None,
+    ) -> "EdgeIndex":
+        """The index of edges whose receivers ascend; without pairs every edge has its own row."""
         assert bool((receivers[1:] >= receivers[:-1]).all()), "edges must be sorted by receiver"
         assert len(senders) == 0 or 0 <= int(senders.min()) <= int(senders.max()) < n_atoms
         assert len(receivers) == 0 or 0 <= int(receivers[0]) <= int(receivers[-1]) < n_atoms
+        if pairs is None or first_of_pair is None:
+            pairs = first_of_pair = torch.arange(len(senders), device=senders.device)
+        else:
+            _check_pairs(senders, receivers, pairs, first_of_pair)
         return cls(
             _offsets(receivers, n_atoms),
             senders.contiguous(),
             torch.argsort(senders, stable=True),
             _offsets(senders, n_atoms),
+            pairs.contiguous(),
+            first_of_pair.contiguous(),
         )
+
+    def is_reverse(self) -> Tensor:
+        """[n_edges] bool: edges that are not the first of their pair."""
+        edges = torch.arange(len(self.pairs), device=self.pairs.device)
+        return self.first_of_pair.index_select(0, self.pairs) != edges
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it, in order."""
+        return tuple(vars(self).values())
+
+
+def _check_pairs(senders: Tensor, receivers: Tensor, pairs: Tensor, first: Tensor) -> None:
+    """AssertionError unless rows belong to an edge, or to an edge and one in its reverse."""
+    edges = torch.arange(len(senders), device=senders.device)
+    of_edge = first.index_select(0, pairs)
+    is_first = of_edge == edges
+    opposite = (senders.index_select(0, of_edge) == receivers) & (
+        receivers.index_select(0, of_edge) == senders
+    )
+    assert bool((is_first | (opposite & (of_edge < edges))).all()), "edges paired with no reverse"
+    assert int(is_first.sum()) == len(first), "pairs without edges"
+    assert len(pairs) == 0 or int(torch.bincount(pairs).max()) <= 2, "more than two edges of a pair"
 
 
 def _offsets(atoms: Tensor, n_atoms: int) -> Tensor:
@@ -80,17 +121,17 @@ def kernels_of(key: str) -> ConvolutionKernels:
 def convolution(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> list[Tensor]:
     """One tensor [n_atoms, n_rows, n_channels] per output of the product.
 
-    Takes x [n_atoms, n_x, n_channels], y [n_edges, n_y], r [n_edges, n_weights, n_channels].
+    Takes x [n_atoms, n_x, n_channels], y [n_edges, n_y], r [n_pairs, n_weights, n_channels].
     """
     refuse_forward_mode("convolution", x, y, r)
     x, y, r = in_common_precision(x, y, r)
-    out = _forward(x, y, r, edges.first, edges.senders, edges.by_sender, edges.first_by_sender, key)
+    out = _forward(x, y, r, *edges.tensors, key)
     n_rows = _KERNELS[key].product.n_rows
-    blocks = torch.split(out, [n * len(x) for n in n_rows])
-    return [block.view(len(x), n, x.shape[2]) for block, n in zip(blocks, n_rows, strict=True)]
+    blocks = torch.split(out, [n * x.shape[0] for n in n_rows])
+    return [block.view(x.shape[0], n, x.shape[2]) for block, n in zip(blocks, n_rows, strict=True)]
 
 
-@torch.library.custom_op("mace_train::convolution", mutates_args=())
+@operator("convolution")
 def _forward(
     x: Tensor,
     y: Tensor,
@@ -99,17 +140,20 @@ def _forward(
     senders: Tensor,
     by_sender: Tensor,
     first_by_sender: Tensor,
+    pairs: Tensor,
+    first_of_pair: Tensor,
     key: str,
 ) -> Tensor:
     kernels = _KERNELS[key]
     padded = padded_channels(x.shape[2], x.dtype)
     out = x.new_empty(kernels.n_out * len(x), padded)
     inputs = [_ready(t, padded) for t in (x, y, r)]
-    kernels.forward.run(len(x), [first, senders], inputs, _blocks(kernels, out), padded)
+    index = [first, senders, pairs, first_of_pair]
+    kernels.forward.run(len(x), index, inputs, _blocks(kernels, out), padded)
     return unpad(out, x.shape[2])
 
 
-@torch.library.custom_op("mace_train::convolution_backward", mutates_args=())
+@operator("convolution_backward")
 def _backward(
     x: Tensor,
     y: Tensor,
@@ -119,15 +163,17 @@ def _backward(
     senders: Tensor,
     by_sender: Tensor,
     first_by_sender: Tensor,
+    pairs: Tensor,
+    first_of_pair: Tensor,
     key: str,
     names: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = _KERNELS[key]
-    index = EdgeIndex(first, senders, by_sender, first_by_sender)
+    index = EdgeIndex(first, senders, by_sender, first_by_sender, pairs, first_of_pair)
     return _edge_gradients(kernels, (x, y, r, g), {}, index, names)
 
 
-@torch.library.custom_op("mace_train::convolution_double_backward", mutates_args=())
+@operator("convolution_double_backward")
 def _double(
     x: Tensor,
     y: Tensor,
@@ -140,12 +186,14 @@ def _double(
     senders: Tensor,
     by_sender: Tensor,
     first_by_sender: Tensor,
+    pairs: Tensor,
+    first_of_pair: Tensor,
     key: str,
     cotangents: str,
     names: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernels = _KERNELS[key]
-    index = EdgeIndex(first, senders, by_sender, first_by_sender)
+    index = EdgeIndex(first, senders, by_sender, first_by_sender, pairs, first_of_pair)
     given = {"x": vx, "y": vy, "r": vr}
     v = {name: given[name] for name in cotangents}
     hx, hy, hr = _edge_gradients(kernels, (x, y, r, g), v, index, names.replace("g", ""))
@@ -155,7 +203,8 @@ def _double(
     inputs = [_ready(t, padded) for t in (x, y, r, *v.values())]
     hg = g.new_empty(len(g), padded)
     blocks = _blocks(kernels, hg)
-    kernels.double_g(cotangents).run(len(x), [first, senders], inputs, blocks, padded)
+    rows = [first, senders, pairs, first_of_pair]
+    kernels.double_g(cotangents).run(len(x), rows, inputs, blocks, padded)
     return hx, hy, hr, unpad(hg, x.shape[2])
 
 
@@ -176,10 +225,15 @@ def _edge_gradients(
     padded = padded_channels(x.shape[2], x.dtype)
     inputs = [_ready(t, padded) for t in (x, y, r)]
     inputs += [*_blocks(kernels, pad(g, padded)), *[_ready(t, padded) for t in v.values()]]
-    shapes = {"x": (len(y), x.shape[1], padded), "y": y.shape, "r": (*r.shape[:2], padded)}
+    n_pairs = len(r)
+    shapes = {"x": (len(y), x.shape[1], padded), "y": y.shape}
+    shapes["r"] = (2 * n_pairs, r.shape[1], padded)
     found = {name: x.new_empty(shapes[name]) for name in names}
     kernel = kernels.double("".join(v), names) if v else kernels.backward(names)
-    kernel.run(len(x), [index.first, index.senders], inputs, list(found.values()), padded)
+    rows = [index.first, index.senders, index.pairs, index.first_of_pair, torch.tensor([n_pairs])]
+    ranges = kernel.run(len(x), rows, inputs, list(found.values()), padded)
+    if "r" in found:
+        found["r"] = _sum_pairs(found["r"], index, ranges)
     if "x" in found:
         total = x.new_empty(len(x), x.shape[1], padded)
         rows = [index.by_sender, index.first_by_sender, index.first_by_sender]
@@ -187,6 +241,20 @@ def _edge_gradients(
         found["x"] = total
     gx, gy, gr = (found.get(name, x.new_empty(0)) for name in EDGE_OPERANDS)
     return _unpad(gx, x), gy, _unpad(gr, x)
+
+
+def _sum_pairs(halves: Tensor, index: EdgeIndex, ranges: list[int]) -> Tensor:
+    """Gradients of r from both halves: the second holds what crosses from one range to another."""
+    n_pairs = len(halves) // 2
+    total = halves[:n_pairs]
+    if len(ranges) > 2:
+        atoms = torch.arange(ranges[-1])
+        range_of = torch.bucketize(atoms, torch.tensor(ranges[1:-1]), right=True)
+        of_receiver = torch.repeat_interleave(range_of, index.first.diff())
+        is_far = of_receiver != range_of.index_select(0, index.senders)
+        rows = index.pairs[is_far & index.is_reverse()]
+        total.index_add_(0, rows, halves[n_pairs:].index_select(0, rows))
+    return total
 
 
 def _ready(tensor: Tensor, n_channels: int) -> Tensor:
@@ -213,6 +281,8 @@ def _(
     senders: Tensor,
     by_sender: Tensor,
     first_by_sender: Tensor,
+    pairs: Tensor,
+    first_of_pair: Tensor,
     key: str,
 ) -> Tensor:
     return x.new_empty(_KERNELS[key].n_out * x.shape[0], x.shape[2])
@@ -228,6 +298,8 @@ def _(
     senders: Tensor,
     by_sender: Tensor,
     first_by_sender: Tensor,
+    pairs: Tensor,
+    first_of_pair: Tensor,
     key: str,
     names: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,6 +320,8 @@ def _(
     senders: Tensor,
     by_sender: Tensor,
     first_by_sender: Tensor,
+    pairs: Tensor,
+    first_of_pair: Tensor,
     key: str,
     cotangents: str,
     names: str,
@@ -261,27 +335,27 @@ def _fake(like: Tensor, is_computed: bool) -> Tensor:
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:7])
-    ctx.key = inputs[7]
+    *tensors, ctx.key = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _forward_gradient(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, y, r, *index = ctx.saved_tensors
     names = _wanted_names(ctx, "xyr")
     found = _backward(x, y, r, g, *index, ctx.key, names)
-    return *_named(found, "xyr", names), *[None] * 5
+    return *_named(found, "xyr", names), *[None] * 7
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:8])
-    ctx.key, ctx.names = inputs[8:]
+    *tensors, ctx.key, ctx.names = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward_gradient(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
     x, y, r, g, *index = ctx.saved_tensors
     names = _wanted_names(ctx, "xyrg")
     found = _double(x, y, r, g, *v, *index, ctx.key, ctx.names, names)
-    return *_named(found, "xyrg", names), *[None] * 6
+    return *_named(found, "xyrg", names), *[None] * 8
 
 
 def _wanted_names(ctx: Any, operands: str) -> str:

@@ -3,8 +3,8 @@
 With F the convolution (trilinear in x, y, r) and g its cotangent, the backward pass takes gradients
 of Phi = <g, F>, the double backward pass those of <vx, gx> + <vy, gy> + <vr, gr>, in two kernels:
 the gradient with respect to g sums over the edges of a receiver, as F does; those with respect to
-x, y and r belong to single edges, as the gradients of Phi do. Gradients of x per edge are then
-summed over the edges of a sender.
+x, y and r belong to edges, as the gradients of Phi do. Gradients of x per edge are then summed over
+the edges of a sender; those of r are summed over an edge and its reverse, which share a row of it.
 """
 
 from functools import cache, cached_property
@@ -99,12 +99,12 @@ class ConvolutionKernels:
             *self._rows("g"),
             *self._edge_inputs("v", cotangents),
         )
-        roles = {"x": Role.EDGE, "y": Role.UNIFORM, "r": Role.EDGE}
+        roles = {"x": Role.EDGE, "y": Role.UNIFORM, "r": Role.PAIR}
         outputs = (Operand(f"{prefix}{name}", roles[name], self._n[name]) for name in wanted)
         return Kernel(loop, program, inputs, tuple(outputs))
 
     def _edge_inputs(self, prefix: str, names: str = "xyr") -> tuple[Operand, ...]:
-        roles = {"x": Role.SENDER, "y": Role.UNIFORM, "r": Role.EDGE}
+        roles = {"x": Role.SENDER, "y": Role.UNIFORM, "r": Role.PAIR}
         return tuple(Operand(f"{prefix}{name}", roles[name], self._n[name]) for name in names)
 
     def _rows(self, prefix: str) -> tuple[Operand, ...]:

@@ -24,6 +24,7 @@ enum : int64_t {{ K = {channels}, LANES = {width} / sizeof(T) }};
 static inline V load(const T* p) {{ return *(const V*)p; }}
 static inline void store(T* p, V v) {{ *(V*)p = v; }}
 static inline void add(T* p, V v) {{ *(V*)p += v; }}
+static inline void put(T* p, V v, bool again) {{ *(V*)p = again ? *(V*)p + v : v; }}
 // sums of neighbouring lanes: those of a, then those of b
 static inline V pairs(V a, V b) {{
   return __builtin_shufflevector(a, b, {even}) + __builtin_shufflevector(a, b, {odd});
@@ -34,6 +35,10 @@ _SIGNATURE = """\
 extern "C" void run(int64_t lo, int64_t hi, const int64_t* const* index, const T* const* in,
                     T* const* out) {
 """
+
+_EDGE_INDEX = """\
+const int64_t *first = index[0], *senders = index[1], *pairs_of = index[2], *first_of = index[3];
+const int64_t last = first[hi] - 1;"""
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,10 @@ def _rows(kernel: Kernel) -> list[str]:
 
 
 def _receivers(kernel: Kernel) -> list[str]:
-    """Receiver n has the edges index[0][n]..index[0][n + 1]; index[1] has their senders."""
+    """Sums over the edges of each receiver, a few edges and a few outputs at a time."""
     shared = uniform_slots(kernel.program)
     lines = [
-        "const int64_t *first = index[0], *senders = index[1];",
+        _EDGE_INDEX,
         f"alignas(64) T shared[{EDGES_AT_A_TIME} * {max(len(shared), 1)}];",
         "for (int64_t row = lo; row < hi; ++row) {",
         *_pointers(kernel, (Role.ROW,), "row_", "row"),
@@ -131,8 +136,9 @@ def _receiver_pass(kernel: Kernel, program: Program, shared: dict[int, int]) -> 
         "const int64_t edge = e0 + j;",
         f"const T* u = shared + j * {len(shared)};",
         *_edge_pointers(kernel),
+        *_later(kernel, 2),
         *_shifted(kernel, program),
-        *_ahead(kernel, program),
+        *_prefetches(kernel, program, outputs=False),
         *body.lines(),
         "}",
         *[f"store({where[s]}, {v});" for s, v in names.items()],
@@ -155,7 +161,7 @@ def _edges(kernel: Kernel, n_lanes: int) -> list[str]:
 
     body = Body(kernel.program, put, shared, sums)
     return [
-        "const int64_t *first = index[0], *senders = index[1];",
+        _EDGE_INDEX,
         f"alignas(64) T u[{max(len(shared), 1)}];",
         "for (int64_t row = lo; row < hi; ++row) {",
         *_pointers(kernel, (Role.ROW,), "row_", "row"),
@@ -163,10 +169,12 @@ def _edges(kernel: Kernel, n_lanes: int) -> list[str]:
         *_uniform_pointers(kernel),
         *uniform_lines(kernel.program, shared),
         *_edge_pointers(kernel),
+        *_pair_pointers(kernel),
+        *_later(kernel, 1),
         *[f"V {name} = {{}};" for name in sums.values()],
         "for (int64_t k = 0; k < K; k += LANES) {",
         *_shifted(kernel),
-        *_prefetches(kernel),
+        *_prefetches(kernel, kernel.program, outputs=True),
         *body.lines(),
         *_zeros(kernel),
         "}",
@@ -175,29 +183,32 @@ def _edges(kernel: Kernel, n_lanes: int) -> list[str]:
     ]
 
 
-def _ahead(kernel: Kernel, program: Program) -> list[str]:
-    """Hints to fetch what one pass reads of a later edge."""
-    segments_of = {o.name: o.n_segments for o in kernel.inputs if o.role is Role.EDGE}
-    return [
-        f"__builtin_prefetch({s.operand} + {2 * segments_of[s.operand] + s.number} * K);"
-        for s in program.inputs()
-        if s.operand in segments_of
+def _later(kernel: Kernel, distance: int) -> list[str]:
+    """Pointers to what a later edge reads and writes of the operands PAIR and EDGE."""
+    lines = [
+        f"const int64_t later = edge + {distance} < last ? edge + {distance} : last;",
+        "const int64_t later_pair = pairs_of[later];",
     ]
-
-
-def _prefetches(kernel: Kernel) -> list[str]:
-    """Hints to fetch what the next edge reads and writes: too many streams for the hardware."""
-    lines = []
-    read = {segment.operand for segment in kernel.program.inputs()}
-    inputs = [o for o in kernel.inputs if o.name in read]
-    for operands, writes in ((inputs, 0), (kernel.outputs, 1)):
-        for o in operands:
-            if o.role is Role.EDGE:
-                start = f"{o.name} + {o.n_segments} * K"
-                lines += [
-                    f"__builtin_prefetch({start} + {i} * K, {writes});" for i in range(o.n_segments)
-                ]
+    for kind, operands in (("in", kernel.inputs), ("out", kernel.outputs)):
+        for number, o in enumerate(operands):
+            if o.role in (Role.PAIR, Role.EDGE):
+                row = "later_pair" if o.role is Role.PAIR else "later"
+                place = f"{kind}[{number}] + {row} * {o.n_segments} * K"
+                lines.append(f"const T* later_{o.name} = {place};")
     return lines
+
+
+def _prefetches(kernel: Kernel, program: Program, *, outputs: bool) -> list[str]:
+    """Hints to fetch the channels at hand of a later edge: too many streams for the hardware."""
+    of_edges = {o.name: o for o in kernel.inputs if o.role is Role.PAIR}
+    segments = [(segment, 0) for segment in program.inputs() if segment.operand in of_edges]
+    if outputs:
+        written = [o for o in kernel.outputs if o.role in (Role.PAIR, Role.EDGE)]
+        segments += [(Segment(o.name, i), 1) for o in written for i in range(o.n_segments)]
+    return [
+        f"__builtin_prefetch(later_{name} + {number} * K + k, {writes});"
+        for (name, number), writes in segments
+    ]
 
 
 def _channel_sums(kernel: Kernel, sums: dict[Segment, str], n_lanes: int) -> list[str]:
@@ -251,15 +262,18 @@ def _output(kernel: Kernel, segment: Segment) -> Operand:
 
 def _store(kernel: Kernel, output: tuple[Segment, str]) -> str:
     segment, value = output
-    function = "add" if _output(kernel, segment).role is Role.CHUNK else "store"
-    return f"{function}({segment.operand} + {segment.number} * K, {value});"
+    role = _output(kernel, segment).role
+    place = f"{segment.operand} + {segment.number} * K"
+    if role is Role.PAIR:
+        return f"put({place}, {value}, again);"
+    return f"{'add' if role is Role.CHUNK else 'store'}({place}, {value});"
 
 
 def _zeros(kernel: Kernel) -> list[str]:
     """Zero in the segments that no input reaches."""
     lines = []
     for o in kernel.outputs:
-        if o.role in (Role.ROW, Role.EDGE):
+        if o.role in (Role.ROW, Role.EDGE, Role.PAIR):
             base = f"row_{o.name} + k" if kernel.loop is Loop.RECEIVERS else o.name
             absent = [
                 i for i in range(o.n_segments) if Segment(o.name, i) not in kernel.program.outputs
@@ -282,10 +296,31 @@ def _pointers(kernel: Kernel, roles: tuple[Role, ...], prefix: str, row: str) ->
 
 
 def _edge_pointers(kernel: Kernel) -> list[str]:
-    return [
+    lines = [
+        "const int64_t sender = senders[edge], pair = pairs_of[edge];",
         *_pointers(kernel, (Role.EDGE,), "edge_", "edge"),
-        *_pointers(kernel, (Role.SENDER,), "sender_", "senders[edge]"),
+        *_pointers(kernel, (Role.SENDER,), "sender_", "sender"),
     ]
+    for number, o in enumerate(kernel.inputs):
+        if o.role is Role.PAIR:
+            lines.append(f"const T* pair_{o.name} = in[{number}] + pair * {o.n_segments} * K;")
+    return lines
+
+
+def _pair_pointers(kernel: Kernel) -> list[str]:
+    """Where an edge adds to what its reverse has written, or writes what nobody has."""
+    numbers = [i for i, o in enumerate(kernel.outputs) if o.role is Role.PAIR]
+    if not numbers:
+        return []
+    lines = [
+        "const bool is_second = first_of[pair] != edge, is_near = lo <= sender && sender < hi;",
+        "const bool again = is_second && is_near;",
+        "const int64_t place = is_second && !is_near ? pair + index[4][0] : pair;",
+    ]
+    for i in numbers:
+        o = kernel.outputs[i]
+        lines.append(f"T* pair_{o.name} = out[{i}] + place * {o.n_segments} * K;")
+    return lines
 
 
 def _uniform_pointers(kernel: Kernel) -> list[str]:

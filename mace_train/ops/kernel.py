@@ -4,10 +4,15 @@ Tensors are [n, n_segments, n_channels], channels contiguous; a uniform operand 
 The loop (``Loop``) visits rows, or edges sorted by receiver; a role says which row of a tensor an
 operand is at each place of the loop, or how results are gathered:
 
-    loop           inputs                                outputs
-    ROWS           ROW, INDEXED (by the chunk's index)   ROW, CHUNK (summed over the chunk)
-    RECEIVERS      ROW (receiver), SENDER, EDGE, UNIFORM ROW (summed over the receiver's edges)
-    EDGES          ROW (receiver), SENDER, EDGE, UNIFORM EDGE, UNIFORM (summed over channels)
+    loop       inputs                                 outputs
+    ROWS       ROW, INDEXED (by the chunk's index)    ROW, CHUNK (summed over the chunk)
+    RECEIVERS  ROW (receiver), SENDER, PAIR, UNIFORM  ROW (summed over the receiver's edges)
+    EDGES      ROW (receiver), SENDER, PAIR, UNIFORM  EDGE, UNIFORM (summed over channels), PAIR
+
+A row of PAIR belongs to an edge and to its reverse, or to one edge alone. Loops over edges take as
+index: the first edge of every receiver, then one more; the senders; the row of PAIR of every edge;
+the first edge of every such row. An output of PAIR is summed over both edges and has twice as many
+rows as there are pairs: the second half is for what comes from another range of receivers.
 """
 
 from dataclasses import dataclass
@@ -32,6 +37,7 @@ class Role(Enum):
     CHUNK = "chunk"
     SENDER = "sender"
     EDGE = "edge"
+    PAIR = "pair"
     UNIFORM = "uniform"
 
 

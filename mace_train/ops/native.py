@@ -8,7 +8,7 @@ threads and any split.
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -40,15 +40,18 @@ class NativeKernel:
         """The compiled function for tensors of a dtype and a padded number of channels."""
         key = (dtype, n_channels)
         if key not in self._functions:
-            target = Target(_SCALARS[dtype], compiler.register_width(), n_channels)
             folder = folder or compiler.cache_folder()
-            recipe = f"{self.recipe} {target}"
-            source = compiler.source_of(recipe, lambda: emit_cpp(self.build(), target), folder)
-            function = compiler.library(source, folder).run
+            function = compiler.library(self.source(dtype, n_channels, folder), folder).run
             function.argtypes = [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 3]
             function.restype = None
             self._functions[key] = function
         return self._functions[key]
+
+    def source(self, dtype: torch.dtype, n_channels: int, folder: Path) -> str:
+        """The C++ for tensors of a dtype and a padded number of channels."""
+        target = Target(_SCALARS[dtype], compiler.register_width(), n_channels)
+        recipe = f"{self.recipe} {target}"
+        return compiler.source_of(recipe, lambda: emit_cpp(self.build(), target), folder)
 
     def run(
         self,
@@ -57,15 +60,63 @@ class NativeKernel:
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
         n_channels: int,
-    ) -> None:
-        """Fill the outputs; floating tensors are contiguous, with ``n_channels``, padded."""
+    ) -> list[int]:
+        """Fill the outputs; floating tensors are contiguous, with ``n_channels``, padded.
+
+        Returns where the ranges of items begin that the work was split into, and the end.
+        """
+        if _REQUESTS is not None:
+            _REQUESTS.append((self, outputs[0].dtype, n_channels))
+            for out in outputs:
+                out.zero_()
+            return [0]
         if n_items == 0:
-            return
+            return [0]
         assert all(t.is_contiguous() for t in (*index, *inputs, *outputs))
         assert all(t.dtype == torch.int64 for t in index)
         function = self.prepare(outputs[0].dtype, n_channels)
         arguments = [_pointers(tensors) for tensors in (index, inputs, outputs)]
-        _in_threads(n_items, lambda lo, hi: function(lo, hi, *arguments))
+        return _in_threads(n_items, lambda lo, hi: function(lo, hi, *arguments))
+
+
+Request = tuple[NativeKernel, torch.dtype, int]
+_REQUESTS: list[Request] | None = None
+
+
+def requests_of(work: Callable[[], object]) -> list[Request]:
+    """The kernels, dtypes and padded channels that some work runs; it computes with zeros."""
+    global _REQUESTS
+    found: list[Request] = []
+    _REQUESTS = found
+    try:
+        work()
+    finally:
+        _REQUESTS = None
+    unique = {(id(kernel), *rest): (kernel, *rest) for kernel, *rest in found}
+    return list(unique.values())
+
+
+def compile_all(requests: Sequence[Request], progress: Callable[[int, int], None]) -> None:
+    """Compile what the cache lacks, as many kernels at a time as there are cores.
+
+    Sources are made one after the other, while compilers run beside. ``progress`` gets the numbers
+    of finished and of all kernels.
+    """
+    folder = compiler.cache_folder()
+    with ThreadPoolExecutor(_n_cores()) as pool:
+        waiting = []
+        for kernel, dtype, n_channels in requests:
+            source = kernel.source(dtype, n_channels, folder)
+            waiting.append(pool.submit(compiler.library, source, folder))
+        for n_done, job in enumerate(as_completed(waiting), 1):
+            job.result()
+            progress(n_done, len(waiting))
+    for kernel, dtype, n_channels in requests:
+        kernel.prepare(dtype, n_channels)
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def padded_channels(n_channels: int, dtype: torch.dtype) -> int:
@@ -89,14 +140,15 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
-def _in_threads(n_items: int, work: Callable[[int, int], None]) -> None:
+def _in_threads(n_items: int, work: Callable[[int, int], None]) -> list[int]:
     n_threads = min(torch.get_num_threads(), n_items)
     if n_threads == 1:
         work(0, n_items)
-        return
+        return [0, n_items]
     n_ranges = min(n_items, n_threads * _RANGES_PER_THREAD)
     bounds = [n_items * i // n_ranges for i in range(n_ranges + 1)]
     list(_pool(n_threads, os.getpid()).map(work, bounds[:-1], bounds[1:]))
+    return bounds
 
 
 @cache

@@ -73,10 +73,13 @@ class Polynomial:
             values[output] = total
         return values
 
-    def program(self) -> Program:
-        """A program with products of common beginnings shared, and nothing cleverer."""
+    def program(self, uniform_later: frozenset[str] = frozenset()) -> Program:
+        """A program with products of common beginnings shared, and nothing cleverer.
+
+        ``uniform_later`` names uniform operands that derivatives will bring in.
+        """
         uniform = {name for name, kind in self.operands.items() if kind is Kind.UNIFORM}
-        graph = Graph(frozenset(uniform))
+        graph = Graph(uniform_later | uniform)
         outputs = {}
         for output, terms in self.terms.items():
             parts = []

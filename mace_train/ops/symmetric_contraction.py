@@ -24,6 +24,7 @@ from mace_train.ops.program import Float, Program
 from mace_train.ops.torch_library import (
     in_common_precision,
     no_context,
+    operator,
     refuse_forward_mode,
     refuse_third_derivative,
     wanted,
@@ -141,7 +142,7 @@ def symmetric_contraction(x: Tensor, w: Tensor, chunks: Chunks, key: str) -> Ten
     return result
 
 
-@torch.library.custom_op("mace_train::symmetric_contraction", mutates_args=())
+@operator("symmetric_contraction")
 def _forward(x: Tensor, w: Tensor, order: Tensor, first: Tensor, index: Tensor, key: str) -> Tensor:
     kernels = _KERNELS[key]
     n_channels, padded = x.shape[2], padded_channels(x.shape[2], x.dtype)
@@ -151,7 +152,7 @@ def _forward(x: Tensor, w: Tensor, order: Tensor, first: Tensor, index: Tensor, 
     return unpad(out, n_channels)
 
 
-@torch.library.custom_op("mace_train::symmetric_contraction_backward", mutates_args=())
+@operator("symmetric_contraction_backward")
 def _backward(
     x: Tensor,
     w: Tensor,
@@ -175,7 +176,7 @@ def _backward(
     return unpad(gx, n_channels), unpad(_sum_chunks(partial, index, len(w)), n_channels)
 
 
-@torch.library.custom_op("mace_train::symmetric_contraction_double_backward", mutates_args=())
+@operator("symmetric_contraction_double_backward")
 def _double(
     x: Tensor,
     w: Tensor,

@@ -1,9 +1,10 @@
-"""What our operators share towards torch: which gradients are wanted, and what is not offered.
+"""What our operators share towards torch: registration, which gradients are wanted, refusals.
 
 Operators come in chains (value, gradient, gradient of the gradient), each registered as the
 derivative of the one before. After the last, and in forward mode, there is an error.
 """
 
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, NoReturn
 
@@ -11,21 +12,59 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+# private; without it gradients that nobody uses are computed and dropped
+_WILL_EXECUTE = getattr(torch._C, "_will_engine_execute_node", None)
+
+
+class Operator:
+    """An operator ``mace_train::name``, made of the decorated function.
+
+    Does what ``torch.library.custom_op`` does, but for that one's import of torch._dynamo at the
+    first call, which takes seconds.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self._name = f"mace_train::{name}"
+        schema = torch.library.infer_schema(function, mutates_args=())
+        torch.library.define(self._name, schema)
+        torch.library.impl(self._name, "default")(function)
+        self.overload: Callable[..., Any] = getattr(torch.ops.mace_train, name).default
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run it."""
+        return self.overload(*arguments)
+
+    def register_fake(self, function: Callable[..., Any]) -> None:
+        """Results without values, for tracing."""
+        torch.library.register_fake(self._name, function)
+
+    def register_autograd(
+        self, backward: Callable[..., Any], *, setup_context: Callable[..., None]
+    ) -> None:
+        """The derivative."""
+        torch.library.register_autograd(self._name, backward, setup_context=setup_context)
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+    """Decorator that makes an ``Operator`` of a function of tensors without side effects."""
+    return lambda function: Operator(name, function)
+
 
 def wanted(ctx: Any, position: int) -> bool:
     """Whether the running backward pass uses the gradient of an input.
 
     ``needs_input_grad`` says only that some pass might: it is true for weights also while forces
-    are computed. ``position`` counts the operator's tensor arguments, which come first.
+    are computed. ``position`` counts the operator's tensor arguments, which come first, alone or
+    in a list.
     """
-    if not ctx.needs_input_grad[position]:
+    needs = ctx.needs_input_grad
+    if not (needs[0] if isinstance(needs[0], (list, tuple)) else needs)[position]:
         return False
     node = ctx.next_functions[position][0]
     if node is None:
         return False
-    # torch cannot tell for leaves
-    is_leaf = node.name() == "torch::autograd::AccumulateGrad"
-    return is_leaf or bool(torch._C._will_engine_execute_node(node))
+    is_leaf = not node.next_functions  # for which torch cannot tell
+    return is_leaf or _WILL_EXECUTE is None or bool(_WILL_EXECUTE(node))
 
 
 def refuse_forward_mode(name: str, *tensors: Tensor) -> None:

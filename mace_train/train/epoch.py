@@ -175,8 +175,9 @@ def groups(run: Run, part: Part, first: int, m: int) -> Iterator[list[Graph]]:
 def shape_of_bins(run: Run, part: Part) -> Shape:
     """Room for every bin: the capacity, or what a bin of the part takes where that is more."""
     capacity, plan = run.sampler.capacity, part.plan
+    n_edges = max(capacity.max_edges, int(plan.n_edges.max()))
     return Shape(
         n_graphs=int(plan.n_structures.max()) + 1,
         n_atoms=max(capacity.max_atoms, int(plan.n_atoms.max())) + 1,
-        n_edges=max(capacity.max_edges, int(plan.n_edges.max())),
+        n_edges=n_edges + n_edges % 2,
     )

@@ -19,6 +19,7 @@ from mace_train.data.shards import ShardSet
 from mace_train.data.statistics import Statistics, open_split
 from mace_train.errors import InputError
 from mace_train.model.mace import MACE, ModelData
+from mace_train.model.prepare import prepare
 from mace_train.ops.methods import announcement
 from mace_train.settings import ClusterSettings, LossSettings, ModelSettings, TrainSettings
 from mace_train.train import checkpoint
@@ -49,8 +50,9 @@ def set_up(settings: TrainSettings, world: World) -> Run:
     archive = Archive(output / "checkpoints", rules.keep, rules.keep_every)
     _check_new(archive, settings, world)
     model = new_model(settings, statistics).to(world.device)
-    freeze(model, settings.optimizer.frozen())
     choose_kernels(model, settings.cluster, world)
+    prepare(model, show_progress=world.is_main)
+    freeze(model, settings.optimizer.frozen())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     run = Run(
         settings=settings,

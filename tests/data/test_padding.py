@@ -26,7 +26,7 @@ def test_predictions_losses_and_gradients_are_those_without_padding(
     run = set_up(settings_for(prepared, tmp_path / "run", default_dtype=dtype), World())
     run.model.kernels = kernels
     graph = graph_of(run, [0, 3, 7])
-    shape = Shape(graph.n_graphs + 3, graph.n_atoms + 5, graph.n_edges + 101)
+    shape = Shape(graph.n_graphs + 3, graph.n_atoms + 5, graph.n_edges + 102)
     full = padded(graph, shape, run.model.data.r_max)
     assert (full.n_graphs, full.n_atoms, full.n_edges) == (
         shape.n_graphs,
@@ -60,7 +60,7 @@ def test_predictions_losses_and_gradients_are_those_without_padding(
 def test_what_does_not_fit_is_an_error(prepared, tmp_path):
     run = set_up(settings_for(prepared, tmp_path / "run"), World())
     graph = graph_of(run, [0, 3])
-    for change in ((2, 99, 999), (9, graph.n_atoms, 999), (9, 99, graph.n_edges - 1)):
+    for change in ((2, 99, 999), (9, graph.n_atoms, 999), (9, 99, graph.n_edges - 2)):
         with pytest.raises(InputError, match="leaves no room"):
             padded(graph, Shape(*change), 4.0)
 

@@ -106,16 +106,18 @@ def test_first_and_second_derivatives():
 def test_operator_registrations():
     product, (x, y, r), senders, receivers = case(1, 6, 2)
     key, index = register(product), EdgeIndex.of(senders, receivers, 9)
-    indices = (index.first, index.senders, index.by_sender, index.first_by_sender)
-    torch.library.opcheck(operator._forward, (x, y, r, *indices, key))
+    indices = index.tensors
+    torch.library.opcheck(operator._forward.overload, (x, y, r, *indices, key))
     g = torch.randn(sum(product.n_rows) * 9, 2, dtype=torch.float64)
     checks = {"test_utils": ("test_schema", "test_faketensor")}
     for names in ("xyr", "yr", "r", ""):
-        torch.library.opcheck(operator._backward, (x, y, r, g, *indices, key, names), **checks)
+        torch.library.opcheck(
+            operator._backward.overload, (x, y, r, g, *indices, key, names), **checks
+        )
     v = (torch.randn_like(x), torch.randn_like(y), torch.randn_like(r))
     for cotangents, names in (("xyr", "xyrg"), ("yr", "g"), ("x", "r")):
         arguments = (x, y, r, g, *v, *indices, key, cotangents, names)
-        torch.library.opcheck(operator._double, arguments, **checks)
+        torch.library.opcheck(operator._double.overload, arguments, **checks)
 
 
 def test_non_contiguous_inputs():
@@ -149,6 +151,73 @@ def test_edges_must_be_sorted_and_name_atoms_that_exist():
         EdgeIndex.of(torch.tensor([0, 1]), torch.tensor([1, 0]), 2)
     with pytest.raises(AssertionError):
         EdgeIndex.of(torch.tensor([0, 5]), torch.tensor([0, 1]), 2)
+
+
+def paired(n_atoms=9, n_bonds=60, n_alone=7, n_channels=16, dtype=torch.float64):
+    """Like ``case`` with edges in both directions that share rows of r, and some that do not."""
+    torch.manual_seed(0)
+    product = mace_product(1, 3)
+    ends = torch.randint(0, n_atoms - 1, (2, n_bonds))
+    alone = torch.randint(0, n_atoms - 1, (2, n_alone))
+    senders, receivers = torch.cat([ends, ends.flip(0), alone], dim=1)
+    rows = torch.cat([torch.arange(n_bonds).repeat(2), n_bonds + torch.arange(n_alone)])
+    order = torch.argsort(receivers, stable=True)
+    senders, receivers, rows = senders[order], receivers[order], rows[order]
+    first = torch.full((n_bonds + n_alone,), len(rows)).scatter_reduce(
+        0, rows, torch.arange(len(rows)), "amin"
+    )
+    x = torch.randn(n_atoms, product.n_x, n_channels, dtype=dtype)
+    y = torch.randn(len(rows), product.n_y, dtype=dtype)
+    r = torch.randn(len(first), product.n_weights, n_channels, dtype=dtype)
+    return product, [t.requires_grad_() for t in (x, y, r)], (senders, receivers, rows, first)
+
+
+def compiled_with_pairs(product, senders, receivers, rows, first, n_atoms=9):
+    key, index = register(product), EdgeIndex.of(senders, receivers, n_atoms, rows, first)
+    return lambda x, y, r: torch.cat(convolution(x, y, r, index, key), dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("differentiated", [(0, 1, 2), (1, 2), (2,)])
+def test_an_edge_and_its_reverse_share_a_row(differentiated, dtype):
+    product, inputs, (senders, receivers, rows, first) = paired(dtype=dtype)
+    function = compiled_with_pairs(product, senders, receivers, rows, first)
+    found = everything(function, inputs, differentiated)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    slow = einsum(product, senders, receivers)
+    expected = everything(lambda x, y, r: slow(x, y, r[rows]), exact, differentiated)
+    assert_same(found, expected, TOLERANCE[dtype])
+
+
+def test_shared_rows_are_bitwise_equal_for_any_number_of_threads():
+    product, inputs, edges = paired(dtype=torch.float32)
+    function = compiled_with_pairs(product, *edges)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for n_threads in (1, 2, 3, 64, 1):
+            torch.set_num_threads(n_threads)
+            results.append(everything(function, inputs))
+            torch.set_num_threads(1)
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rows", "first", "words"),
+    [
+        ([0, 0, 1, 2], [0, 2, 3], "no reverse"),  # both from 1 to 0
+        ([0, 1, 0, 0], [0, 1], "more than two"),
+        ([0, 1, 0, 2], [0, 1, 2], "no reverse"),  # row 2 claims an edge of row 0
+        ([1, 0, 1, 0], [1, 0, 2], "without edges"),
+    ],
+)
+def test_wrong_pairs_are_refused(rows, first, words):
+    senders, receivers = torch.tensor([1, 1, 0, 0]), torch.tensor([0, 0, 1, 1])
+    with pytest.raises(AssertionError, match=words):
+        EdgeIndex.of(senders, receivers, 2, torch.tensor(rows), torch.tensor(first))
 
 
 def test_edge_index():

@@ -103,16 +103,16 @@ def test_operator_registrations():
     key = register(mace_coupling(2, 1, 3))
     chunks = Chunks.of(torch.tensor([0, 2, 2, 0]), 3)
     arguments = (x, w, chunks.order, chunks.first, chunks.index, key)
-    torch.library.opcheck(operator._forward, arguments)
+    torch.library.opcheck(operator._forward.overload, arguments)
     g = torch.randn_like(function(x, w).detach()).requires_grad_()
     for need_w in (True, False):
         torch.library.opcheck(
-            operator._backward,
+            operator._backward.overload,
             (x, w, g, *arguments[2:], need_w),
             test_utils=("test_schema", "test_faketensor"),
         )
     torch.library.opcheck(
-        operator._double,
+        operator._double.overload,
         (x, w, g, torch.randn_like(x), *arguments[2:]),
         test_utils=("test_schema", "test_faketensor"),
     )

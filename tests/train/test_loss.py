@@ -32,6 +32,8 @@ def batch(missing: bool) -> Graph:
         elements=torch.zeros(n_atoms, dtype=torch.int64),
         senders=none,
         receivers=none,
+        pairs=none,
+        first_of_pair=none,
         shifts=torch.zeros(0, 3, dtype=torch.float64),
         cell=torch.eye(3, dtype=torch.float64) * 4 + 0.1 * random(n, 3, 3),
         pbc=torch.ones(n, 3, dtype=torch.bool),

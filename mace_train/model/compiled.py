@@ -1,0 +1,164 @@
+"""The model as one graph of operations: for torch.compile (training too) and torch.export.
+
+``torch.compile`` cannot differentiate a compiled function twice, which training on forces needs. So
+energies and their gradient are traced first, and the graph of both, an ordinary function of the
+weights, is compiled; its derivative is a first one. Fused kernels are single nodes of the graph.
+
+    compiled = CompiledMACE(model)
+    prediction = compiled(graph, stress=False)           # differentiable in model.parameters()
+
+The graph serves batches of all sizes: it is traced on one whose sizes equal no other size.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from mace_train.data.graph import Graph
+from mace_train.model.convolution import EdgeBlocks
+from mace_train.model.derivatives import Prediction, assemble
+from mace_train.model.linear import ElementGroups
+from mace_train.model.mace import MACE, Places
+from mace_train.ops.convolution import EdgeIndex
+from mace_train.ops.symmetric_contraction import Chunks
+
+KINDS = (Places, EdgeBlocks, EdgeIndex, ElementGroups, Chunks)
+for _kind in KINDS:
+    torch.export.register_dataclass(_kind, serialized_type_name=f"mace_train.{_kind.__name__}")
+torch.serialization.add_safe_globals(list(KINDS))  # torch.export.load reads example inputs
+
+Parameters = Mapping[str, Tensor]
+Energies = Callable[[Parameters, Tensor, Tensor, Places], tuple[Tensor, Tensor]]
+
+
+class CompiledMACE:
+    """Predictions of a model by a graph that is traced and compiled at the first call."""
+
+    def __init__(self, model: MACE, backend: str = "inductor") -> None:
+        self.model = model
+        self.backend = backend  # any that torch.compile knows
+        self._graphs: dict[tuple[torch.dtype, torch.device, str], tuple[Energies, Energies]] = {}
+
+    def __call__(self, graph: Graph, *, stress: bool) -> Prediction:
+        """As ``derivatives.predict`` with create_graph."""
+        model, vectors = self.model, graph.vectors()
+        places = model.places(
+            graph.elements, graph.senders, graph.receivers, graph.pairs, graph.first_of_pair
+        )
+        traced, compiled = self._graph(vectors.device)
+        # torch takes sizes 0 and 1 for constants, which are not worth a compilation
+        is_small = any(0 in t.shape[:1] or 1 in t.shape[:1] for t in _tensors((vectors, places)))
+        parameters = dict(model.named_parameters())
+        found = (traced if is_small else compiled)(parameters, vectors, graph.elements, places)
+        return assemble(model.E0s, graph, vectors, *found, stress=stress)
+
+    def _graph(self, device: torch.device) -> tuple[Energies, Energies]:
+        """The trace for the model as it is now, and its compiled form."""
+        key = (self.model.dtype, device, self.model.kernels)
+        if key not in self._graphs:
+            traced = trace(self.model)
+            self._graphs[key] = traced, torch.compile(traced, backend=self.backend, dynamic=True)
+        return self._graphs[key]
+
+
+def trace(model: MACE) -> GraphModule:
+    """The graph of interaction energies [n_atoms] and their gradient [n_edges, 3].
+
+    A function of (parameters by name, vectors, elements, places): of all numbers of atoms and
+    edges, of the model's present dtype, device and kernels. Later changes of the parameters count.
+    """
+    inputs = example(model)
+    with torch.no_grad():
+        model.energies(*inputs)  # tables are made and kernels compiled outside of the trace
+    energies = _Energies(model)
+
+    def both(
+        parameters: Parameters, vectors: Tensor, elements: Tensor, places: Places
+    ) -> tuple[Tensor, Tensor]:
+        named = {f"model.{name}": value for name, value in parameters.items()}
+        with torch.enable_grad():
+            vectors = vectors.detach().requires_grad_()
+            result = functional_call(energies, named, (vectors, elements, places))
+            (gradient,) = torch.autograd.grad(result.sum(), vectors, create_graph=True)
+        return result, gradient
+
+    make = make_fx(both, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+    traced: GraphModule = make(dict(model.named_parameters()), *inputs)
+    return traced
+
+
+def export(model: MACE, *, forces: bool = True) -> torch.export.ExportedProgram:
+    """``trace`` with the weights inside; without ``forces`` energies alone.
+
+    A function of (vectors, elements, places), with ``places`` from ``MACE.places``. Where the
+    graph is loaded again, a model of this architecture must have been made for fused kernels.
+    """
+    inputs = example(model)
+    shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in _tensors(inputs):
+        if tensor is not inputs[2].groups.first:
+            shapes[tensor] = {0: torch.export.Dim.AUTO}
+    module = _WithGradient(model) if forces else _Energies(model)
+    with torch.no_grad():
+        dynamic = shapes.dynamic_shapes(module, inputs)  # type: ignore[no-untyped-call]
+        return torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
+
+
+class _Energies(nn.Module):
+    """``MACE.energies`` as the forward of a module."""
+
+    def __init__(self, model: MACE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, vectors: Tensor, elements: Tensor, places: Places) -> Tensor:
+        """Energies [n_atoms]."""
+        return self.model.energies(vectors, elements, places)
+
+
+class _WithGradient(nn.Module):
+    """A trace and its weights as a module."""
+
+    def __init__(self, model: MACE) -> None:
+        super().__init__()
+        self._graph = [trace(model)]  # no submodule: export loses the buffers of one
+        self.names = [name for name, _ in model.named_parameters()]
+        self.weights = nn.ParameterList(model.parameters())
+
+    def forward(self, vectors: Tensor, elements: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """Energies [n_atoms] and their gradient [n_edges, 3]."""
+        parameters = dict(zip(self.names, self.weights, strict=True))
+        result: tuple[Tensor, Tensor] = self._graph[0](parameters, vectors, elements, places)
+        return result
+
+
+def example(model: MACE) -> tuple[Tensor, Tensor, Places]:
+    """Vectors, elements and places of a batch whose sizes equal no other size of the model."""
+    parameter = next(model.parameters())
+    device, n_elements = parameter.device, len(model.data.atomic_numbers)
+    others = {size for p in model.parameters() for size in p.shape} | set(range(64))
+    n_atoms = 2 * max(others) + 101
+    atoms = torch.arange(n_atoms, device=device)
+    # a chain of atoms, the first 20 of which all see each other
+    chain = torch.stack((atoms[1:], atoms[:-1]), dim=1)
+    pairs = torch.unique(torch.cat((chain, torch.combinations(atoms[:20]).flip(1))), dim=0)
+    senders, receivers = torch.cat((pairs, pairs.flip(1))).unbind(1)
+    order = torch.argsort(receivers * n_atoms + senders)
+    senders, receivers = senders[order], receivers[order]
+    first_of_pair = (senders > receivers).nonzero().squeeze(1)
+    code = torch.minimum(senders, receivers) * n_atoms + torch.maximum(senders, receivers)
+    pair_of_edge = torch.searchsorted(code[first_of_pair], code)
+    vectors = torch.linspace(0.3, 0.9, 3 * len(receivers), dtype=parameter.dtype, device=device)
+    elements = atoms % n_elements
+    places = model.places(elements, senders, receivers, pair_of_edge, first_of_pair)
+    return vectors.view(-1, 3), elements, places
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors inside."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

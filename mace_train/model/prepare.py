@@ -1,0 +1,52 @@
+"""Compiles the kernels that training a model needs, all at once, before the first step.
+
+Which ones depends on the model and on the gradients that a step asks for. So a step on three
+atoms is taken with kernels that only note their names; then all that the cache on disk lacks are
+compiled, as many at a time as there are cores.
+"""
+
+import torch
+from torch import Tensor
+
+from mace_train.model.mace import MACE
+from mace_train.ops.methods import method_of
+from mace_train.ops.native import Request, compile_all, requests_of
+
+
+def prepare(model: MACE, *, show_progress: bool = False) -> int:
+    """Compile for the model's present dtype and kernels; the number of kernels, 0 if none."""
+    device = next(model.parameters()).device
+    if method_of(model.kernels, device) != "cpp":
+        return 0
+    requests = training_kernels(model)
+    if not show_progress:
+        compile_all(requests, lambda done, total: None)
+        return len(requests)
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("compiling kernels", total=len(requests))
+        compile_all(requests, lambda done, total: bar.update(task, completed=done))
+    return len(requests)
+
+
+def training_kernels(model: MACE) -> list[Request]:
+    """The kernels of a step on energies and forces, which include those of a prediction."""
+
+    def work() -> None:
+        vectors, *places = _three_atoms(model)
+        energy = model(vectors, *places).sum()
+        (force,) = torch.autograd.grad(energy, vectors, create_graph=True)
+        torch.autograd.grad(force.sum() + energy, list(model.parameters()), allow_unused=True)
+
+    with torch.enable_grad():
+        return requests_of(work)
+
+
+def _three_atoms(model: MACE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Vectors, elements, senders and receivers of a triangle."""
+    receivers = torch.tensor([0, 0, 1, 1, 2, 2])
+    senders = torch.tensor([1, 2, 0, 2, 0, 1])
+    corners = torch.eye(3, dtype=model.dtype)
+    vectors = (corners[receivers] - corners[senders]).requires_grad_()
+    return vectors, torch.zeros(3, dtype=torch.int64), senders, receivers

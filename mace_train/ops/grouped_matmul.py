@@ -1,0 +1,80 @@
+"""Matrix products of rows with the matrix of their group, as operators that PyTorch can trace.
+
+    out[n] = x[n] @ w[group of n]            for rows sorted by group
+
+The group sizes are data, so a trace that sees one product per group would be wrong for the next
+batch; here they stay behind the operator. Its gradients are operators of the same two kinds, so it
+is differentiable any number of times, on every device.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mace_train.ops.torch_library import in_common_precision, operator, wanted
+
+
+def grouped_matmul(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
+    """Products [n_rows, n, n_out].
+
+    Takes x [n_rows, n, n_in], w [n_groups, n_in, n_out] and first [n_groups + 1], int64 on the
+    CPU: rows first[g]..first[g + 1] belong to group g.
+    """
+    x, w = in_common_precision(x, w)
+    result: Tensor = _matmul(x, w, first)
+    return result
+
+
+@operator("grouped_matmul")
+def _matmul(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
+    out = x.new_empty(*x.shape[:2], w.shape[2])
+    for group, rows in _groups(first):
+        torch.matmul(x[rows], w[group], out=out[rows])
+    return out
+
+
+@operator("grouped_matmul_weights")
+def _weights(x: Tensor, g: Tensor, first: Tensor) -> Tensor:
+    """Sums [n_groups, n_in, n_out] of x[n]^T @ g[n] over the rows of each group."""
+    out = x.new_zeros(len(first) - 1, x.shape[2], g.shape[2])
+    for group, rows in _groups(first):
+        torch.mm(x[rows].flatten(0, 1).T, g[rows].flatten(0, 1), out=out[group])
+    return out
+
+
+def _groups(first: Tensor) -> list[tuple[int, slice]]:
+    """Groups that have rows, and which."""
+    bounds = first.tolist()
+    return [(g, slice(lo, hi)) for g, (lo, hi) in enumerate(pairwise(bounds)) if lo < hi]
+
+
+@_matmul.register_fake
+def _(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1], w.shape[2])
+
+
+@_weights.register_fake
+def _(x: Tensor, g: Tensor, first: Tensor) -> Tensor:
+    return x.new_empty(first.shape[0] - 1, x.shape[2], g.shape[2])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _matmul_gradient(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, w, first = ctx.saved_tensors
+    gx = _matmul(g, w.transpose(1, 2), first) if wanted(ctx, 0) else None
+    return gx, _weights(x, g, first) if wanted(ctx, 1) else None, None
+
+
+def _weights_gradient(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    x, g, first = ctx.saved_tensors
+    gx = _matmul(g, v.transpose(1, 2), first) if wanted(ctx, 0) else None
+    return gx, _matmul(x, v, first) if wanted(ctx, 1) else None, None
+
+
+_matmul.register_autograd(_matmul_gradient, setup_context=_save)
+_weights.register_autograd(_weights_gradient, setup_context=_save)

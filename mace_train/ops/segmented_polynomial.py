@@ -1,0 +1,269 @@
+"""Any polynomial over rows as one operator of PyTorch, with first and second derivatives.
+
+    out_s[n, k] = sum_t c_t x_(a_t)[n, k] x_(b_t)[n, k] ...        (``polynomial``)
+
+Tensors by the kind of their operand:
+
+    ROW       [n_rows, n_segments, n_channels]
+    INDEXED   [n_indices, n_segments, n_channels], row index[n] of it for row n
+    CONSTANT  [1, n_segments, n_channels]
+    UNIFORM   [n_rows, n_segments], the same for all channels; outputs of this kind are sums over
+              channels
+
+Methods: ``reference`` evaluates the program by PyTorch, differentiable any number of times, on
+every device; ``cpp`` runs generated kernels on the CPU, up to second derivatives. They are equal to
+rounding.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mace_train.ops.methods import method_of
+from mace_train.ops.native import pad, padded_channels, unpad
+from mace_train.ops.polynomial import Kind
+from mace_train.ops.program import Segment
+from mace_train.ops.segmented_kernels import Operation, SegmentedKernels
+from mace_train.ops.torch_library import (
+    in_common_precision,
+    no_context,
+    operator,
+    refuse_forward_mode,
+    refuse_third_derivative,
+    wanted,
+)
+
+_KERNELS: dict[str, SegmentedKernels] = {}
+
+
+def register(operation: Operation) -> str:
+    """The key of an operation for ``segmented_polynomial``; the same one in every process."""
+    polynomial = operation.polynomial
+    terms = sorted((output, sorted(of.items())) for output, of in polynomial.terms.items())
+    kinds = [(name, kind.name) for name, kind in polynomial.operands.items()]
+    shapes = (sorted(operation.n_segments.items()), sorted(operation.summed), operation.outputs)
+    key = hashlib.sha256(repr((kinds, terms, shapes)).encode()).hexdigest()[:32]
+    if key not in _KERNELS:
+        _KERNELS[key] = SegmentedKernels(operation, key)
+    return key
+
+
+def segmented_polynomial(
+    key: str, inputs: Mapping[str, Tensor], index: Tensor | None = None, method: str = "auto"
+) -> dict[str, Tensor]:
+    """Outputs by name, from operands by name (shapes above).
+
+    ``index`` [n_rows], int64, belongs to the INDEXED operands. Takes the widest dtype of the
+    inputs, at least float32. Raises ValueError for shapes that do not fit, InputError for a
+    method that cannot run here.
+    """
+    operation = _KERNELS[key].operation
+    tensors = list(in_common_precision(*[inputs[name] for name in operation.inputs]))
+    n_rows = _n_rows(operation, tensors, index)
+    for i, name in enumerate(operation.inputs):
+        if operation.kind(name) is Kind.CONSTANT:
+            tensors[i] = tensors[i].expand(n_rows, -1, -1)
+    if index is None:
+        index = torch.zeros(n_rows, dtype=torch.int64, device=tensors[0].device)
+    if method_of(method, tensors[0].device) == "cpp":
+        refuse_forward_mode("segmented_polynomial", *tensors)
+        results = _forward(tensors, index, key)
+    else:
+        results = _reference(_KERNELS[key], tensors, index)
+    return dict(zip(operation.outputs, results, strict=True))
+
+
+def _n_rows(operation: Operation, tensors: Sequence[Tensor], index: Tensor | None) -> int:
+    """The number of rows, after checking all shapes."""
+    sizes: dict[Kind, set[int]] = {kind: set() for kind in Kind}
+    n_channels = set()
+    for name, tensor in zip(operation.inputs, tensors, strict=True):
+        kind = operation.kind(name)
+        sizes[kind].add(tensor.shape[0])
+        n_dims = 2 if kind is Kind.UNIFORM else 3
+        if tensor.dim() != n_dims or tensor.shape[1] != operation.n_segments[name]:
+            raise ValueError(
+                f"{name} ({kind.value}) is {tuple(tensor.shape)}, not {n_dims}-dimensional with "
+                f"{operation.n_segments[name]} segments"
+            )
+        if n_dims == 3:
+            n_channels.add(tensor.shape[2])
+    rows = sizes[Kind.ROW] | sizes[Kind.UNIFORM] | ({len(index)} if index is not None else set())
+    if len(rows) != 1 or len(n_channels) != 1 or sizes[Kind.CONSTANT] - {1}:
+        raise ValueError(f"operands disagree: {[tuple(t.shape) for t in tensors]}")
+    if sizes[Kind.INDEXED]:
+        if index is None or index.dtype != torch.int64:
+            raise ValueError("an operand is indexed: an int64 index is needed")
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < min(sizes[Kind.INDEXED]):
+            raise ValueError("index names rows that do not exist")
+    return rows.pop()
+
+
+def _reference(kernels: SegmentedKernels, tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+    """The program node by node; values are [n_rows, n_channels], or [n_rows, 1] if uniform."""
+    operation, program = kernels.operation, kernels.program
+    rows = {}
+    for name, tensor in zip(operation.inputs, tensors, strict=True):
+        kind = operation.kind(name)
+        rows[name] = tensor.unsqueeze(2) if kind is Kind.UNIFORM else tensor
+        if kind is Kind.INDEXED:
+            rows[name] = tensor.index_select(0, index)
+    values: dict[int, Tensor] = {}
+    for number in program.live():
+        node = program.graph.nodes[number]
+        if isinstance(node, Segment):
+            values[number] = rows[node.operand][:, node.number]
+        else:
+            terms = (c * (values[a] * values[b] if b >= 0 else values[a]) for c, a, b in node)
+            values[number] = sum(terms, start=torch.zeros_like(values[node[0].a]))
+    n_channels = max(r.shape[2] for r in rows.values())
+    zero = tensors[0].new_zeros(len(index), n_channels)
+    results = []
+    for name in operation.outputs:
+        segments = [Segment(name, i) for i in range(operation.n_segments[name])]
+        parts = [values[program.outputs[s]] if s in program.outputs else zero for s in segments]
+        stacked = torch.stack(parts, dim=1)
+        results.append(stacked.sum(2) if name in operation.summed else stacked)
+    return results
+
+
+@operator("segmented_polynomial")
+def _forward(tensors: Sequence[Tensor], index: Tensor, key: str) -> list[Tensor]:
+    kernels = _KERNELS[key]
+    return _run(kernels, kernels.forward, tensors, index, kernels.operation.outputs)
+
+
+@operator("segmented_polynomial_backward")
+def _backward(tensors: Sequence[Tensor], index: Tensor, key: str, names: str) -> list[Tensor]:
+    """Gradients of the named operands, from operands and cotangents of the outputs."""
+    kernels = _KERNELS[key]
+    of = _split(names)
+    if not of:
+        return []
+    found = _run(kernels, kernels.backward(of), tensors, index, of)
+    return _sum_indexed(kernels, of, found, tensors, index)
+
+
+@operator("segmented_polynomial_double_backward")
+def _double(
+    tensors: Sequence[Tensor], index: Tensor, key: str, cotangents: str, names: str
+) -> list[Tensor]:
+    """Gradients of the named operands and cotangents; ``tensors`` ends with the v_i."""
+    kernels = _KERNELS[key]
+    of = _split(names)
+    if not of:
+        return []
+    kernel = kernels.double(_split(cotangents), of)
+    found = _run(kernels, kernel, tensors, index, of)
+    return _sum_indexed(kernels, of, found, tensors, index)
+
+
+def _run(
+    kernels: SegmentedKernels, kernel: Any, tensors: Sequence[Tensor], index: Tensor, names: Any
+) -> list[Tensor]:
+    """Results per row for the names of operands or outputs."""
+    operation, n_rows, like = kernels.operation, len(index), tensors[0]
+    n_channels = next(t.shape[2] for t in tensors if t.dim() == 3)
+    padded = padded_channels(n_channels, like.dtype)
+    inputs = [t.contiguous() if t.dim() == 2 else pad(t, padded) for t in tensors]
+    outputs = []
+    for name in names:
+        shape = [n_rows, operation.n_segments[name]]
+        uniform = operation.kind(name) is Kind.UNIFORM
+        outputs.append(like.new_empty(shape if uniform else [*shape, padded]))
+    first = torch.arange(n_rows + 1)
+    kernel.run(n_rows, [first, index.contiguous()], inputs, outputs, padded)
+    return [out if out.dim() == 2 else unpad(out, n_channels) for out in outputs]
+
+
+def _sum_indexed(
+    kernels: SegmentedKernels,
+    names: Sequence[str],
+    found: list[Tensor],
+    tensors: Sequence[Tensor],
+    index: Tensor,
+) -> list[Tensor]:
+    """The gradients, those of indexed operands summed over the rows of each index, in order."""
+    operation = kernels.operation
+    sizes = dict(zip(operation.inputs, tensors, strict=False))
+    return [
+        torch.zeros_like(sizes[name], memory_format=torch.contiguous_format).index_add_(0, index, t)
+        if operation.kind(name) is Kind.INDEXED
+        else t
+        for name, t in zip(names, found, strict=True)
+    ]
+
+
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(filter(None, names.split(",")))
+
+
+@_forward.register_fake
+def _(tensors: Sequence[Tensor], index: Tensor, key: str) -> list[Tensor]:
+    operation = _KERNELS[key].operation
+    n_channels = next(t.shape[2] for t in tensors if t.dim() == 3)
+    results = []
+    for name in operation.outputs:
+        shape = [index.shape[0], operation.n_segments[name]]
+        shape += [] if name in operation.summed else [n_channels]
+        results.append(tensors[0].new_empty(shape))
+    return results
+
+
+@_backward.register_fake
+def _(tensors: Sequence[Tensor], index: Tensor, key: str, names: str) -> list[Tensor]:
+    return _like(key, tensors, names)
+
+
+@_double.register_fake
+def _(
+    tensors: Sequence[Tensor], index: Tensor, key: str, cotangents: str, names: str
+) -> list[Tensor]:
+    return _like(key, tensors, names)
+
+
+def _like(key: str, tensors: Sequence[Tensor], names: str) -> list[Tensor]:
+    operation = _KERNELS[key].operation
+    of = dict(zip([*operation.inputs, *operation.outputs], tensors, strict=False))
+    return [of[name].new_empty(of[name].shape) for name in _split(names)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    tensors, index, ctx.key, *ctx.names = inputs
+    ctx.save_for_backward(index, *tensors)
+
+
+def _forward_gradient(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
+    index, *tensors = ctx.saved_tensors
+    operation = _KERNELS[ctx.key].operation
+    names = _wanted_names(ctx, operation.inputs)
+    found = _backward([*tensors, *gradients], index, ctx.key, ",".join(names))
+    return _in_order(operation.inputs, names, found), None, None
+
+
+def _backward_gradient(ctx: Any, v: Sequence[Tensor]) -> tuple[Any, ...]:
+    index, *tensors = ctx.saved_tensors
+    operation = _KERNELS[ctx.key].operation
+    arguments = [*operation.inputs, *operation.outputs]
+    names = _wanted_names(ctx, arguments)
+    found = _double([*tensors, *v], index, ctx.key, ctx.names[0], ",".join(names))
+    return _in_order(arguments, names, found), None, None, None
+
+
+def _wanted_names(ctx: Any, names: Sequence[str]) -> list[str]:
+    return [name for i, name in enumerate(names) if wanted(ctx, i)]
+
+
+def _in_order(
+    arguments: Sequence[str], names: Sequence[str], found: Sequence[Tensor]
+) -> list[Tensor | None]:
+    by_name = dict(zip(names, found, strict=True))
+    return [by_name.get(name) for name in arguments]
+
+
+_forward.register_autograd(_forward_gradient, setup_context=_save)
+_backward.register_autograd(_backward_gradient, setup_context=_save)
+_double.register_autograd(refuse_third_derivative, setup_context=no_context)

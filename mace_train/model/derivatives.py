@@ -31,6 +31,10 @@ class Prediction:
     virials: Tensor | None  # [n_graphs, 3, 3] eV
 
 
+# DDP with a static graph must find the tensors in what it returns
+torch.export.register_dataclass(Prediction)
+
+
 def predict(
     model: MACE, graph: Graph, *, stress: bool, create_graph: bool, forces: bool = True
 ) -> Prediction:

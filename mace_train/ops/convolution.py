@@ -69,7 +69,7 @@ class EdgeIndex:
 
     def is_reverse(self) -> Tensor:
         """[n_edges] bool: edges that are not the first of their pair."""
-        edges = torch.arange(len(self.pairs), device=self.pairs.device)
+        edges = torch.arange(self.pairs.shape[0], device=self.pairs.device)
         return self.first_of_pair.index_select(0, self.pairs) != edges
 
     @property

@@ -60,11 +60,16 @@ class Names:
             value = f"T({abs(term.coefficient)!r})*{value}"
         return sign, value
 
+    def _is_shared(self, term: Term) -> bool:
+        return all(self.program.graph.is_uniform[factor] for factor in term.factors)
+
     def line(self, instruction: Instruction, into: str | None = None) -> str:
         """The statement of an instruction; ``into`` is a sum that exists already."""
         sign, value = self.term(instruction.term)
         if into is not None:
             return f"{into} {sign}= {value};"
+        if instruction.is_first and self._is_shared(instruction.term) and self.kind == "V":
+            return f"V t{instruction.target} = V{{}} {sign} {value};"  # from scalars alone
         if instruction.is_first:
             return f"{self.kind} t{instruction.target} = {sign if sign == '-' else ''}{value};"
         return f"t{instruction.target} {sign}= {value};"

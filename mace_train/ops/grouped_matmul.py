@@ -1,10 +1,10 @@
-"""Matrix products of rows with the matrix of their group, as operators that PyTorch can trace.
+"""Matrix products of rows with the matrix of their group, which PyTorch can trace.
 
     out[n] = x[n] @ w[group of n]            for rows sorted by group
 
 The group sizes are data, so a trace that sees one product per group would be wrong for the next
-batch; here they stay behind the operator. Its gradients are operators of the same two kinds, so it
-is differentiable any number of times, on every device.
+batch. Where sizes are not known, while tracing, they stay behind an operator; its gradients are
+operators of the same two kinds, so it is differentiable any number of times, on every device.
 """
 
 from itertools import pairwise
@@ -22,17 +22,21 @@ def grouped_matmul(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
     Takes x [n_rows, n, n_in], w [n_groups, n_in, n_out] and first [n_groups + 1], int64 on the
     CPU: rows first[g]..first[g + 1] belong to group g.
     """
-    x, w = in_common_precision(x, w)
-    result: Tensor = _matmul(x, w, first)
+    if type(first) is Tensor:
+        return _products(x, w, first)
+    result: Tensor = _matmul(*in_common_precision(x, w), first)
     return result
+
+
+def _products(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
+    # no rows keep one empty product, which ties the weights to the result
+    groups = _groups(first) or [(0, slice(0, 0))]
+    return torch.cat([x[rows] @ w[group] for group, rows in groups])
 
 
 @operator("grouped_matmul")
 def _matmul(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
-    out = x.new_empty(*x.shape[:2], w.shape[2])
-    for group, rows in _groups(first):
-        torch.matmul(x[rows], w[group], out=out[rows])
-    return out
+    return _products(x, w, first)
 
 
 @operator("grouped_matmul_weights")

@@ -92,8 +92,7 @@ def requests_of(work: Callable[[], object]) -> list[Request]:
         work()
     finally:
         _REQUESTS = None
-    unique = {(id(kernel), *rest): (kernel, *rest) for kernel, *rest in found}
-    return list(unique.values())
+    return list({(id(request[0]), *request[1:]): request for request in found}.values())
 
 
 def compile_all(requests: Sequence[Request], progress: Callable[[int, int], None]) -> None:

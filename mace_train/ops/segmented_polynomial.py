@@ -51,6 +51,11 @@ def register(operation: Operation) -> str:
     return key
 
 
+def kernels_of(key: str) -> SegmentedKernels:
+    """The kernels behind a key."""
+    return _KERNELS[key]
+
+
 def segmented_polynomial(
     key: str, inputs: Mapping[str, Tensor], index: Tensor | None = None, method: str = "auto"
 ) -> dict[str, Tensor]:
@@ -174,8 +179,8 @@ def _run(
         shape = [n_rows, operation.n_segments[name]]
         uniform = operation.kind(name) is Kind.UNIFORM
         outputs.append(like.new_empty(shape if uniform else [*shape, padded]))
-    first = torch.arange(n_rows + 1)
-    kernel.run(n_rows, [first, index.contiguous()], inputs, outputs, padded)
+    rows = torch.arange(n_rows + 1)  # every row is an edge of its own receiver and its own pair
+    kernel.run(n_rows, [rows, index.contiguous(), rows, rows], inputs, outputs, padded)
     return [out if out.dim() == 2 else unpad(out, n_channels) for out in outputs]
 
 

@@ -1,6 +1,8 @@
 """Operators outside of MACE: a tensor product of e3nn, and coefficients that a user brings."""
 
 import os
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -129,3 +131,16 @@ def test_contraction_with_coefficients_of_the_user():
     expected = torch.einsum("mij,njk,nik,njk->nmk", torch.as_tensor(table), of_row[:, :4], x, x)
     expected = expected + of_row[:, 4:] * x[:, :2]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_example_of_the_readme(capsys):
+    text = (pathlib.Path(__file__).parents[2] / "kernels" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, "kernels/README.md", "exec"), names)
+    assert "out[0] = +0.707107 w[0] x1[1] x2[2]" in capsys.readouterr().out
+    x1, x2, w = (names[name].detach() for name in ("x1", "x2", "w"))
+    # sqrt(2 l + 1) / sqrt(6) times the cross product
+    expected = 0.5**0.5 * torch.linalg.cross(x1, x2.unsqueeze(2).expand_as(x1), dim=1) * w
+    torch.testing.assert_close(names["y"].detach(), expected, rtol=1e-5, atol=1e-5)
+    assert names["w"].grad is not None

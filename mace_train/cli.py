@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "balance": (settings.BalanceSettings, "mace_train.balance.report", "balance"),
     "train": (settings.TrainSettings, "mace_train.train.trainer", "train"),
     "evaluate": (settings.EvaluateSettings, "mace_train.evaluate.evaluate", "evaluate"),
+    "compare": (settings.CompareSettings, "mace_train.evaluate.compare", "compare"),
 }
 
 
@@ -59,7 +60,15 @@ def main(arguments: list[str] | None = None) -> None:
     elif {"--help", "-h"} & set(arguments[1:]):
         print(command_help(command, COMMANDS[command][0], CONFIGS))
     else:
-        _run(command, arguments[1:])
+        _run(command, _named_runs(arguments[1:]) if command == "compare" else arguments[1:])
+
+
+def _named_runs(arguments: list[str]) -> list[str]:
+    """``RUN RUN key=value`` as Hydra takes it: runs=[...] and the rest."""
+    runs = [word for word in arguments if "=" not in word and not word.startswith("-")]
+    quoted = ",".join("'" + run.replace("'", "\\'") + "'" for run in runs)
+    rest = [word for word in arguments if word not in runs]
+    return [f"runs=[{quoted}]", *rest] if runs else rest
 
 
 def _run(command: str, overrides: list[str]) -> None:
@@ -134,7 +143,7 @@ class _Task:
 def _check_launch(command: str, overrides: list[str]) -> None:
     """Refuse what several ranks cannot do."""
     n_ranks = int(os.environ.get("WORLD_SIZE") or "1")
-    if n_ranks > 1 and command in ("preprocess", "balance"):
+    if n_ranks > 1 and command in ("preprocess", "balance", "compare"):
         hint = ""
         if command == "preprocess":
             hint = "; use workers=N for several processes, or mpiexec or srun for several nodes"

@@ -1,6 +1,7 @@
 """The command line: commands, help, sweeps, printed settings, exit codes of the real program."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def test_a_failing_job_does_not_end_a_sweep(prepared, tmp_path, monkeypatch, cap
         assert path.exists() == finished
 
 
-def test_sigterm_ends_like_an_exception(prepared, tmp_path):
+def test_sigterm_ends_with_a_checkpoint(prepared, tmp_path):
     settings = [f"data_dir={prepared}", f"output={tmp_path / 'run'}", "max_num_epochs=10000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mace_train", "train", *settings, "cluster=cpu", *TINY_MODEL],
@@ -80,13 +81,15 @@ def test_sigterm_ends_like_an_exception(prepared, tmp_path):
         text=True,
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert message.rstrip().endswith("mace-train: terminated")
+    _, message = process.communicate(timeout=240)
+    assert process.returncode == os.EX_TEMPFAIL
+    assert "stopped by signal 15 after step" in message
+    last = json.loads((tmp_path / "run" / "checkpoints" / "last.json").read_text())
+    assert f"after step {last['progress']['step']};" in message
     assert "Traceback" not in message
 
 

@@ -83,6 +83,11 @@ class Costs:
         memory = np.zeros_like(self.n_atoms) if self.memory is None else self.memory
         return self.n_atoms, self.n_edges, memory
 
+    def subset(self, ids: NDArray[np.integer[Any]]) -> "Costs":
+        """The costs of some structures, which get new ids in the order of ``ids``."""
+        memory = None if self.memory is None else self.memory[ids]
+        return replace(self, n_atoms=self.n_atoms[ids], n_edges=self.n_edges[ids], memory=memory)
+
     def sizes(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Atoms, edges and memory of some structures, [n, 3]."""
         sizes = np.zeros((len(ids), 3), np.int64)

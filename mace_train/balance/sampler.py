@@ -34,18 +34,22 @@ class BinSampler:
             raise InputError(f"rank={rank} of world_size={world_size}: must be in [0, world_size)")
         self.costs = with_cost_model(costs, settings)
         self.packer = settings.packer
-        self.capacity = capacity_of(self.costs, settings)
         self.world_size = world_size
         self.rank = rank
         self.seed = seed
         self.epoch = 0
         self.step = 0
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="mace-train-plan")
+        self.use(capacity_of(self.costs, settings))
+
+    def use(self, capacity: Capacity) -> None:
+        """Plan with a capacity from now on."""
+        self.capacity = capacity
+        self._plans: dict[int, Future[Plan]] = {}  # of the last two epochs asked for
         self.usual_steps: int | None = None
         """Steps of an epoch before those for structures that found no room; balanced only."""
         if self.packer == "balanced":
-            self.usual_steps = usual_steps(self.costs, self.capacity, world_size)
-        self._plans: dict[int, Future[Plan]] = {}  # of the last two epochs asked for
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="mace-train-plan")
+            self.usual_steps = usual_steps(self.costs, capacity, self.world_size)
 
     def prepare(self, epoch: int) -> None:
         """Start to make the plan of an epoch in the background."""
@@ -67,6 +71,11 @@ class BinSampler:
         """The plan of an epoch; waits for it if it is being made."""
         self.prepare(epoch)
         return self._plans[epoch].result()
+
+    def plan_rest(self, epoch: int, ids: Ids) -> Plan:
+        """A plan of the structures ``ids`` alone, whose index i means structure ids[i]."""
+        costs = self.costs.subset(ids)
+        return make_plan(costs, self.packer, self.capacity, self.world_size, self.seed, epoch)
 
     def bins(self, epoch: int, start_step: int = 0) -> Iterator[Ids]:
         """This rank's bins of an epoch from a step on."""
@@ -95,7 +104,7 @@ class BinSampler:
         if may_be_last and self.step == self.plan(self.epoch).n_steps:
             self.epoch, self.step = self.epoch + 1, 0
 
-    def _origin(self) -> dict[str, Any]:
+    def origin(self) -> dict[str, Any]:
         """What the plan of an epoch depends on."""
         return {
             "seed": self.seed,
@@ -110,7 +119,7 @@ class BinSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what the plan depends on; numbers and strings only."""
-        return {"epoch": self.epoch, "step": self.step, **self._origin()}
+        return {"epoch": self.epoch, "step": self.step, **self.origin()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position.
@@ -122,7 +131,7 @@ class BinSampler:
         step = int(state["step"])
         changed = [
             f"{name}={now} (the checkpoint has {state[name]})"
-            for name, now in self._origin().items()
+            for name, now in self.origin().items()
             if state[name] != now
         ]
         if step and changed:

@@ -9,23 +9,38 @@ help text.
 
 from omegaconf import MISSING
 
-from mace_train.settings.commands import BalanceSettings, EvaluateSettings, TrainSettings
+from mace_train.settings.commands import (
+    BalanceSettings,
+    CompareSettings,
+    EvaluateSettings,
+    TrainSettings,
+)
 from mace_train.settings.data import DataSettings, InspectSettings, PreprocessSettings
 from mace_train.settings.learning import (
+    FinishSettings,
     LossSettings,
     ModelSettings,
     OptimizerSettings,
     SchedulerSettings,
+    StageTwoSettings,
 )
-from mace_train.settings.running import BatchingSettings, ClusterSettings, LoggerSettings
+from mace_train.settings.running import (
+    BatchingSettings,
+    CheckpointSettings,
+    ClusterSettings,
+    LoggerSettings,
+)
 
 __all__ = [
     "MISSING",
     "BalanceSettings",
     "BatchingSettings",
+    "CheckpointSettings",
     "ClusterSettings",
+    "CompareSettings",
     "DataSettings",
     "EvaluateSettings",
+    "FinishSettings",
     "InspectSettings",
     "LoggerSettings",
     "LossSettings",
@@ -33,5 +48,6 @@ __all__ = [
     "OptimizerSettings",
     "PreprocessSettings",
     "SchedulerSettings",
+    "StageTwoSettings",
     "TrainSettings",
 ]

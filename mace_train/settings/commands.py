@@ -8,12 +8,19 @@ from omegaconf import MISSING
 from mace_train.checks import as_files, check_at_least, check_choice
 from mace_train.errors import InputError
 from mace_train.settings.learning import (
+    FinishSettings,
     LossSettings,
     ModelSettings,
     OptimizerSettings,
     SchedulerSettings,
+    StageTwoSettings,
 )
-from mace_train.settings.running import BatchingSettings, ClusterSettings, LoggerSettings
+from mace_train.settings.running import (
+    BatchingSettings,
+    CheckpointSettings,
+    ClusterSettings,
+    LoggerSettings,
+)
 
 FABRICS = ("slingshot-11", "infiniband-hdr", "infiniband-ndr", "ethernet-100", "ethernet-10")
 
@@ -41,21 +48,29 @@ class TrainSettings:
     clip_grad: float | None = 10.0
     """Limit of the gradient norm over all parameters; null for none."""
     ema: bool = True
-    """Keep an exponential moving average of the weights, used for validation and in best."""
+    """Keep an exponential moving average of the weights, used for validation and in best; not in
+    the optimizers schedulefree, which has its own, and lbfgs."""
     ema_decay: float = 0.99
     """Decay per step of the moving average."""
     restart_latest: bool = False
     """Continue from the last checkpoint in output, if there is one."""
+    non_finite: str = "stop"
+    """What to do when the gradient of a step is NaN or infinite: stop, or skip the step; ten in a
+    row stop in any case."""
     model: ModelSettings = field(default_factory=ModelSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    stage_two: StageTwoSettings = field(default_factory=StageTwoSettings)
+    finish: FinishSettings = field(default_factory=FinishSettings)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     batching: BatchingSettings = field(default_factory=BatchingSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
     def __post_init__(self) -> None:
         check_choice("default_dtype", self.default_dtype, ("float32", "float64"))
+        check_choice("non_finite", self.non_finite, ("stop", "skip"))
         for name in ("max_num_epochs", "patience", "eval_interval"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("clip_grad", self.clip_grad, 0.0, strictly=True)
@@ -132,3 +147,17 @@ class EvaluateSettings:
         check_choice("split", self.split, ("train", "valid", "test"))
         if self.default_dtype is not None:
             check_choice("default_dtype", self.default_dtype, ("float32", "float64"))
+
+
+@dataclass(kw_only=True)
+class CompareSettings:
+    """Compare trainings: `mace-train compare RUN RUN ... [output=FOLDER]`."""
+
+    runs: Any = MISSING
+    """Output folders of trainings."""
+    output: str | None = None
+    """Folder for compare.json and compare.png; null prints the table only."""
+
+    def __post_init__(self) -> None:
+        if self.runs != MISSING and not as_files("runs", self.runs):
+            raise InputError("compare needs at least one run: mace-train compare RUN RUN ...")

@@ -64,7 +64,8 @@ class OptimizerSettings:
     """Optimizer and its parameter groups (weight decay as in mace-torch)."""
 
     optimizer: str = "adam"
-    """adam (L2 in the gradient, as in mace-torch) or adamw (decoupled)."""
+    """adam (L2 in the gradient, as in mace-torch), adamw (decoupled), schedulefree (AdamW without
+    a schedule, arXiv 2405.15682) or lbfgs (one step over all data per epoch)."""
     lr: float = 0.01
     """Learning rate."""
     weight_decay: float = 5e-7
@@ -75,14 +76,54 @@ class OptimizerSettings:
     """Second-moment decay of Adam."""
     amsgrad: bool = True
     """Use the AMSGrad variant."""
+    lr_params_factors: Any = None
+    """Learning rate relative to lr by group, such as {readouts: 2, embedding: 0.1}; the groups are
+    embedding, interactions, products and readouts."""
+    freeze: Any = None
+    """Parts of the model that stay as they are, such as [node_embedding, interactions.0]."""
+    lr_scaling: str = "none"
+    """How lr follows the structures of a step over all ranks, n: none, linear (times
+    n / lr_structures) or sqrt (the root of it)."""
+    lr_structures: float = 10.0
+    """Structures per step for which lr was chosen; only lr_scaling uses it."""
 
     def __post_init__(self) -> None:
-        check_choice("optimizer.optimizer", self.optimizer, ("adam", "adamw"))
+        kinds = ("adam", "adamw", "schedulefree", "lbfgs")
+        check_choice("optimizer.optimizer", self.optimizer, kinds)
+        check_choice("optimizer.lr_scaling", self.lr_scaling, ("none", "linear", "sqrt"))
+        check_at_least("optimizer.lr_structures", self.lr_structures, 0.0, strictly=True)
+        self.factors()
+        self.frozen()
         check_at_least("optimizer.lr", self.lr, 0.0, strictly=True)
         check_at_least("optimizer.weight_decay", self.weight_decay, 0.0)
         for name in ("beta", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"optimizer.{name}={getattr(self, name)} must be in [0, 1)")
+
+    def factors(self) -> dict[str, float]:
+        """Learning rate of every group of parameters, relative to lr."""
+        groups = ("embedding", "interactions", "products", "readouts")
+        given = {} if self.lr_params_factors is None else self.lr_params_factors
+        right = isinstance(given, dict) and all(
+            name in groups and isinstance(value, (int, float)) and value >= 0
+            for name, value in given.items()
+        )
+        if not right:
+            raise InputError(
+                f"optimizer.lr_params_factors={given!r} must map {', '.join(groups)} to numbers "
+                "that are not negative, such as '{readouts: 2}'"
+            )
+        return {name: float(given.get(name, 1.0)) for name in groups}
+
+    def frozen(self) -> list[str]:
+        """Names of the parts that are not trained."""
+        given = [] if self.freeze is None else self.freeze
+        if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+            raise InputError(
+                f"optimizer.freeze={given!r} must be a list of parts of the model, such as "
+                "'[node_embedding, interactions.0]'"
+            )
+        return list(given)
 
 
 @dataclass(kw_only=True)
@@ -116,8 +157,13 @@ class SchedulerSettings:
 
 @dataclass(kw_only=True)
 class LossSettings:
-    """Weighted squared errors of energy per atom, forces, stress and virials per atom."""
+    """What is made small: errors of energy per atom, forces, stress and virials per atom."""
 
+    loss: str = "weighted"
+    """weighted (squared errors), huber, universal (huber, with forces above 100 eV/Å counting less)
+    or l1l2 (absolute energy error, length of the force error); all as in mace-torch."""
+    huber_delta: float = 0.01
+    """huber and universal: error above which the loss grows linearly."""
     energy_weight: float = 1.0
     """Weight of the squared error of the energy per atom, (eV/atom)^2."""
     forces_weight: float = 100.0
@@ -132,8 +178,17 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         names = ("energy_weight", "forces_weight", "stress_weight", "virials_weight")
+        check_choice("loss.loss", self.loss, ("weighted", "huber", "universal", "l1l2"))
+        check_at_least("loss.huber_delta", self.huber_delta, 0.0, strictly=True)
         for name in names:
             check_at_least(f"loss.{name}", getattr(self, name), 0.0)
+        for name in ("stress_weight", "virials_weight") if self.loss == "l1l2" else ():
+            if getattr(self, name) > 0:
+                raise InputError(f"loss.{name}: the loss l1l2 has no such term; set it to 0")
+        if self.loss in ("huber", "universal") and self.virials_weight > 0:
+            raise InputError(
+                f"loss.virials_weight: the loss {self.loss} has no such term; use stress_weight"
+            )
         for kind, weight in self.weights_by_type().items():
             check_at_least(f"loss.config_type_weights.{kind}", weight, 0.0)
         if not any(getattr(self, name) > 0 for name in names):
@@ -151,3 +206,50 @@ class LossSettings:
                 "'{bulk: 2, surface: 0.5}'"
             )
         return {str(kind): float(weight) for kind, weight in given.items()}
+
+
+@dataclass(kw_only=True)
+class StageTwoSettings:
+    """Second stage of a training with weights of its own (mace-torch's stage two, or SWA).
+
+    The first stage's best weights are kept beside those of the second; where patience runs out in
+    the first, the second begins.
+    """
+
+    enabled: bool = False
+    """Train a second stage."""
+    start: int | None = None
+    """Epoch, from 0, with which it starts; null: after three quarters of the epochs."""
+    lr: float = 1e-3
+    """Constant learning rate."""
+    energy_weight: float = 1000.0
+    """As in loss."""
+    forces_weight: float = 100.0
+    """As in loss."""
+    stress_weight: float = 10.0
+    """As in loss; 0 where the first stage has no term in the stress."""
+    virials_weight: float = 10.0
+    """As in loss; 0 where the first stage has no term in the virials."""
+
+    def __post_init__(self) -> None:
+        check_at_least("stage_two.start", self.start, 1)
+        check_at_least("stage_two.lr", self.lr, 0.0, strictly=True)
+        for name in ("energy_weight", "forces_weight", "stress_weight", "virials_weight"):
+            check_at_least(f"stage_two.{name}", getattr(self, name), 0.0)
+
+
+@dataclass(kw_only=True)
+class FinishSettings:
+    """Last epochs with another optimizer, which starts from the best weights so far."""
+
+    optimizer: str = "none"
+    """none, schedulefree or lbfgs (see optimizer.optimizer)."""
+    epochs: int = 10
+    """Epochs of it, the last ones of max_num_epochs."""
+    lr: float = 1e-3
+    """Constant learning rate; lbfgs searches along the line from there, and wants about 1."""
+
+    def __post_init__(self) -> None:
+        check_choice("finish.optimizer", self.optimizer, ("none", "schedulefree", "lbfgs"))
+        check_at_least("finish.epochs", self.epochs, 1)
+        check_at_least("finish.lr", self.lr, 0.0, strictly=True)

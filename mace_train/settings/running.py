@@ -24,19 +24,33 @@ class BatchingSettings:
     max_edges: int | None = None
     """Capacity of one GPU and step, edges; null derives it from max_atoms."""
     max_memory_gb: float | None = None
-    """Capacity of one GPU and step, GB (10^9 bytes), by the memory of cost_model; null: none."""
+    """Capacity of one GPU and step, GB (10^9 bytes): by the memory of cost_model, null: no limit;
+    with capacity=auto as measured, null: what the device has."""
     cost_model: str | None = None
     """JSON file with measured time and memory per atom and edge (scripts/measure_costs.py)."""
+    accumulate: int = 1
+    """Bins of every rank whose gradients add up to one step of the optimizer."""
+    capacity: str = "given"
+    """given (by batch_size, max_atoms, max_edges), or auto: what the memory of the device holds,
+    measured before the first step."""
+    static_shapes: bool = False
+    """Fill every bin up to the capacity with atoms that change nothing, so that all steps have one
+    shape; costs the time of what is filled up."""
 
     def __post_init__(self) -> None:
         check_choice("batching.packer", self.packer, PACKERS)
-        for name in ("batch_size", "valid_batch_size", "max_atoms", "max_edges"):
+        check_choice("batching.capacity", self.capacity, ("given", "auto"))
+        if self.capacity == "auto" and self.packer == "fixed_count":
+            raise InputError("batching.capacity=auto cannot be kept with packer=fixed_count")
+        for name in ("batch_size", "valid_batch_size", "max_atoms", "max_edges", "accumulate"):
             check_at_least(f"batching.{name}", getattr(self, name), 1)
         check_at_least("batching.max_memory_gb", self.max_memory_gb, 0.0, strictly=True)
-        if self.max_memory_gb is not None and self.cost_model is None:
+        is_measured = self.capacity == "auto" or self.cost_model is not None
+        if self.max_memory_gb is not None and not is_measured:
             raise InputError(
-                "batching.max_memory_gb needs batching.cost_model, the file that says how much "
-                "memory atoms and edges take; scripts/measure_costs.py writes it"
+                "batching.max_memory_gb needs batching.capacity=auto, or batching.cost_model, the "
+                "file that says how much memory atoms and edges take; scripts/measure_costs.py "
+                "writes it"
             )
 
 
@@ -58,6 +72,9 @@ class LoggerSettings:
     """Name of the run; null takes the training's name."""
     wandb_mode: str = "offline"
     """offline (synchronise later with `wandb sync`), online or disabled."""
+    noise_scale: bool = False
+    """Measure the gradient noise scale (arXiv 1812.06162): structures per step above which larger
+    steps hardly pay; needs at least two ranks."""
 
     def __post_init__(self) -> None:
         check_choice("logger.wandb_mode", self.wandb_mode, ("offline", "online", "disabled"))
@@ -87,3 +104,22 @@ class ClusterSettings:
         check_at_least("cluster.timeout_s", self.timeout_s, 1)
         check_at_least("cluster.num_threads", self.num_threads, 1)
         check_at_least("cluster.num_workers", self.num_workers, 0)
+
+
+@dataclass(kw_only=True)
+class CheckpointSettings:
+    """When the state of a training is written, and how long it is kept."""
+
+    every_minutes: float | None = 30.0
+    """Minutes between checkpoints within an epoch; the end of an epoch always gives one."""
+    every_steps: int | None = None
+    """Steps between checkpoints, beside those."""
+    keep: int = 2
+    """Newest checkpoints that are kept; at least two, so that one may be damaged."""
+    keep_every: int | None = None
+    """Epochs between checkpoints that are kept for good, as epoch-N.safetensors."""
+
+    def __post_init__(self) -> None:
+        check_at_least("checkpoints.every_minutes", self.every_minutes, 0.0, strictly=True)
+        for name, least in (("every_steps", 1), ("keep", 2), ("keep_every", 1)):
+            check_at_least(f"checkpoints.{name}", getattr(self, name), least)

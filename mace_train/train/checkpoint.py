@@ -1,12 +1,11 @@
 """Checkpoints: tensors as safetensors with a JSON header inside, never a pickle.
 
-``best.safetensors`` holds the weights to use (the moving average, where there is one);
-``last.safetensors`` holds besides them the raw weights, the average and the optimizer's state, all
-that a resumed run needs. The header names architecture, E0s, statistics, settings and progress; a
-readable copy lies beside each file as ``best.json`` and ``last.json``. A file is replaced in one
+The header names architecture, E0s, statistics, settings and progress; a readable copy lies beside
+each file. A checksum over header and tensors is verified at every load. A file is replaced in one
 atomic step, so a run killed while writing leaves the one before.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -24,7 +23,11 @@ from mace_train.model.mace import MACE, ModelData
 from mace_train.settings import ModelSettings
 
 FORMAT = "mace-train checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+
+class DamagedError(InputError):
+    """The file is not what was written."""
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -39,7 +42,8 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None
     text = json.dumps(header, indent=1, allow_nan=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={"header": text})
+    metadata = {"header": text, "checksum": checksum(contiguous, text)}
+    save_file(contiguous, temporary, metadata=metadata)
     with open(temporary, "rb") as handle:
         os.fsync(handle.fileno())
     os.replace(temporary, path)
@@ -55,14 +59,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path}: no such checkpoint file")
     try:
         with safe_open(path, framework="pt") as handle:
-            text = (handle.metadata() or {}).get("header")
+            metadata = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(
+        header = json.loads(metadata.get("header", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedError(
             f"{path}: not a readable safetensors file ({error}); it may be truncated, "
-            "use the other checkpoint (best or last) or train again"
+            "use another checkpoint or train again"
         ) from None
-    header = json.loads(text) if text else {}
     if header.get("format") != FORMAT:
         raise InputError(f"{path}: a safetensors file, but not a mace-train checkpoint")
     if header["format_version"] != FORMAT_VERSION:
@@ -71,7 +75,21 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"reads format {FORMAT_VERSION}; use the release that wrote it "
             f"({header['mace_train_version']})"
         )
+    if checksum(tensors, metadata["header"]) != metadata.get("checksum"):
+        raise DamagedError(
+            f"{path}: the checksum does not fit, so its content has changed since it was written; "
+            "use another checkpoint or train again"
+        )
     return tensors, header
+
+
+def checksum(tensors: dict[str, Tensor], header: str) -> str:
+    """32 hex digits over the header and every tensor with its name, type and shape."""
+    digest = hashlib.blake2b(header.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def model_header(model: MACE) -> dict[str, Any]:
@@ -119,30 +137,3 @@ def load_parameters(model: nn.Module, tensors: dict[str, Tensor], prefix: str, p
 def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under ``prefix + name``."""
     return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as ``optimizer.PARAMETER.NAME``."""
-    return {
-        f"optimizer.{name}.{key}": torch.as_tensor(value)
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
-) -> None:
-    """Put back what ``optimizer_tensors`` took from an Adam."""
-    for name, parameter in model.named_parameters():
-        prefix = f"optimizer.{name}."
-        state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        if not state:
-            continue
-        if any(group["amsgrad"] for group in optimizer.param_groups):  # switched on since, perhaps
-            state.setdefault("max_exp_avg_sq", state["exp_avg_sq"].clone())
-        # Adam keeps its step count on the CPU and its moments where the parameter is.
-        optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device)
-            for key, value in state.items()
-        }

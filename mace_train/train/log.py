@@ -1,7 +1,8 @@
-"""Where the numbers of a run go: console, metrics.jsonl, metrics.csv, wandb and TensorBoard.
+"""Where the numbers of a run go: console, metrics.jsonl, metrics.csv, plot, wandb, TensorBoard.
 
 Only rank 0 makes a MetricsLog. JSON lines are the record (complete lines, flushed), the CSV is
-their table for spreadsheets and plots, and train.log keeps what the console shows.
+their table for spreadsheets, learning.png their plot (drawn at most once a minute, and at the end),
+and train.log keeps what the console shows.
 """
 
 import csv
@@ -21,11 +22,13 @@ from rich.table import Column
 
 from mace_train.errors import InputError
 from mace_train.settings import LoggerSettings
+from mace_train.train.curves import draw_learning
 
 LOGGER = logging.getLogger("mace_train")
 CSV_COLUMNS = (
     "epoch",
     "step",
+    "stage",
     "lr",
     "train_loss",
     "valid_loss",
@@ -35,11 +38,23 @@ CSV_COLUMNS = (
     "grad_norm",
     "atoms_per_s",
     "structures_per_s",
+    "edges_per_s",
+    "structures",
     "imbalance",
+    "straggler",
+    "data_s",
+    "compute_s",
+    "communication_s",
+    "optimizer_s",
+    "memory_MB",
+    "noise_scale",
+    "n_skipped",
     "epoch_s",
+    "total_s",
     "time_to_go_s",
 )
 
+_SECONDS_BETWEEN_PLOTS = 60.0
 _Item = TypeVar("_Item")
 
 
@@ -55,6 +70,7 @@ class MetricsLog:
         self._csv = output / "metrics.csv"
         self._wandb = _start_wandb(settings, output, name, config) if settings.wandb else None
         self._board: Any = None
+        self._name, self._drawn = name, time.monotonic()
         self._text = logging.FileHandler(output / "train.log")
         LOGGER.addHandler(self._text)
 
@@ -89,10 +105,18 @@ class MetricsLog:
             csv.DictWriter(handle, CSV_COLUMNS, extrasaction="ignore").writerow(record)
         numbers = {k: v for k, v in record.items() if isinstance(v, (int, float))}
         if self._wandb is not None:
-            self._wandb.log(numbers, step=record["step"])
+            self._wandb.log(numbers)
         if self._board is not None:
             for key, value in numbers.items():
                 self._board.add_scalar(key, value, record["step"])
+        if time.monotonic() - self._drawn > _SECONDS_BETWEEN_PLOTS:
+            self._draw()
+
+    def _draw(self) -> None:
+        records = self.records()
+        if records:
+            draw_learning({self._name: records}, self._output / "learning.png")
+        self._drawn = time.monotonic()
 
     def _write_csv(self, records: list[dict[str, Any]]) -> None:
         with open(self._csv, "w", newline="") as handle:
@@ -102,6 +126,7 @@ class MetricsLog:
 
     def close(self, exit_code: int = 0) -> None:
         """Flush and finish; a non-zero ``exit_code`` marks the wandb run as failed."""
+        self._draw()
         LOGGER.removeHandler(self._text)
         self._text.close()
         if self._wandb is not None:
@@ -131,7 +156,7 @@ def _start_wandb(settings: LoggerSettings, output: Path, name: str, config: dict
     if not remembered.exists():
         remembered.write_text(secrets.token_hex(4))
     try:
-        return wandb.init(
+        run = wandb.init(
             project=settings.wandb_project,
             entity=settings.wandb_entity,
             name=settings.wandb_name or name,
@@ -141,6 +166,9 @@ def _start_wandb(settings: LoggerSettings, output: Path, name: str, config: dict
             mode=cast(Any, settings.wandb_mode),
             config=config,
         )
+        run.define_metric("step")  # not wandb's own count, which a resumed run could not repeat
+        run.define_metric("*", step_metric="step")
+        return run
     except wandb.Error as error:
         raise InputError(
             f"logger.wandb_mode={settings.wandb_mode}: wandb cannot start ({error}); run "

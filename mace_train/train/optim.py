@@ -1,20 +1,29 @@
-"""Optimizer with mace-torch's parameter groups, learning-rate schedules and weight averaging."""
+"""Optimizers over mace-torch's parameter groups, and their state as tensors and numbers."""
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mace_train.settings import OptimizerSettings, SchedulerSettings
+from mace_train.errors import InputError
+from mace_train.settings import OptimizerSettings
 
 _DECAYED_IN_INTERACTIONS = ("linear.weight", "skip_tp_full.weight")
+_LBFGS: dict[str, Any] = {  # as mace-torch
+    "history_size": 200,
+    "max_iter": 20,
+    "line_search_fn": "strong_wolfe",
+}
+# what a schedule-free optimizer counts in its groups rather than in the state of a parameter
+_GROUP_STATE = ("k", "weight_sum", "lr_max", "scheduled_lr", "train_mode")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """mace-torch's five groups: decay on the mixing linears and the products, none elsewhere."""
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """mace-torch's five groups: decay on the mixing linears and the products, none elsewhere.
+
+    ``lr_factor`` of a group is its learning rate relative to ``lr``. Parameters that do not
+    require a gradient are in no group.
+    """
     groups: dict[str, list[nn.Parameter]] = {
         "embedding": [],
         "interactions_decay": [],
@@ -23,16 +32,22 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         "readouts": [],
     }
     for name, parameter in model.named_parameters():
-        groups[_group_of(name)].append(parameter)
-    decayed = ("interactions_decay", "products")
+        if parameter.requires_grad:
+            groups[_group_of(name)].append(parameter)
+    decayed, factors = ("interactions_decay", "products"), settings.factors()
     return [
-        {"name": name, "params": members, "weight_decay": weight_decay if name in decayed else 0.0}
+        {
+            "name": name,
+            "params": members,
+            "weight_decay": settings.weight_decay if name in decayed else 0.0,
+            "lr_factor": factors[name.split("_")[0]],
+        }
         for name, members in groups.items()
     ]
 
 
 def _group_of(name: str) -> str:
-    part = name.removeprefix("module.").split(".", 1)[0]
+    part = name.split(".", 1)[0]
     if part == "interactions":
         decayed = any(suffix in name for suffix in _DECAYED_IN_INTERACTIONS)
         return "interactions_decay" if decayed else "interactions_no_decay"
@@ -43,111 +58,129 @@ def _group_of(name: str) -> str:
     raise AssertionError(f"parameter {name} belongs to no group")
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Adam or AdamW over the parameter groups."""
+def freeze(model: nn.Module, names: list[str]) -> None:
+    """Train only what no name covers; ``InputError`` for a name that covers nothing, or for all."""
+    parameters = dict(model.named_parameters())
+    for name in names:
+        covered = [p for key, p in parameters.items() if key == name or key.startswith(f"{name}.")]
+        if not covered:
+            parts = sorted({".".join(key.split(".")[:2]) for key in parameters})
+            raise InputError(
+                f"optimizer.freeze names {name!r}, which is no part of the model; its parts are "
+                f"{', '.join(parts)}, and what lies in them"
+            )
+        for parameter in covered:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise InputError("optimizer.freeze leaves nothing to train; name fewer parts")
+
+
+def make_optimizer(
+    model: nn.Module, settings: OptimizerSettings, kind: str | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer ``kind`` (default: that of the settings) over the parameters that train."""
+    kind = kind or settings.optimizer
+    if kind == "lbfgs":
+        members = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.LBFGS([{"params": members, "lr_factor": 1.0}], lr=1.0, **_LBFGS)
+    groups, betas = parameter_groups(model, settings), (settings.beta, settings.beta2)
+    if kind == "schedulefree":
+        return _schedule_free()([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[settings.optimizer](
-        parameter_groups(model, settings.weight_decay),
-        lr=settings.lr,
-        betas=(settings.beta, settings.beta2),
-        amsgrad=settings.amsgrad,
-    )
+    return kinds[kind](groups, lr=settings.lr, betas=betas, amsgrad=settings.amsgrad)
 
 
-class Schedule:
-    """Learning rate = base * warm-up * schedule, as functions of the time t in epochs.
-
-    plateau     factor^reductions, one more after ``scheduler_patience`` validations without a
-                relative improvement of 1e-4 (torch's and mace-torch's ReduceLROnPlateau)
-    exponential gamma^floor(t)
-    cosine      from 1 to min_lr_factor between the end of the warm-up and the last epoch
-    """
-
-    _THRESHOLD = 1e-4
-
-    def __init__(self, settings: SchedulerSettings, base_lr: float, max_num_epochs: int) -> None:
-        self.settings = settings
-        self.base_lr = base_lr
-        self.max_num_epochs = max_num_epochs
-        self.factor = 1.0
-        self.best = math.inf
-        self.bad_validations = 0
-
-    def lr(self, epoch: int, step: int, n_steps: int) -> float:
-        """The learning rate of step ``step`` of the ``n_steps`` of ``epoch``, from 0."""
-        settings = self.settings
-        time, warmup = epoch + step / n_steps, settings.warmup_epochs
-        rate = self.base_lr
-        if warmup > 0:
-            rate *= min(1.0, (time + 1 / n_steps) / warmup)
-        if settings.scheduler == "exponential":
-            return rate * settings.lr_scheduler_gamma**epoch
-        if settings.scheduler == "cosine":
-            span = max(self.max_num_epochs - warmup, 1e-9)
-            share = min(max((time - warmup) / span, 0.0), 1.0)
-            low = settings.min_lr_factor
-            return rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share)))
-        return rate * self.factor
-
-    def validated(self, loss: float) -> None:
-        """Take note of a validation loss; only the plateau schedule reacts."""
-        if self.settings.scheduler != "plateau":
-            return
-        if loss < self.best * (1 - self._THRESHOLD):
-            self.best, self.bad_validations = loss, 0
-            return
-        self.bad_validations += 1
-        if self.bad_validations > self.settings.scheduler_patience:
-            self.factor *= self.settings.lr_factor
-            self.bad_validations = 0
-
-    def forget(self) -> None:
-        """Start anew with the comparison of losses, which now mean something else."""
-        self.best, self.bad_validations = math.inf, 0
-
-    def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs."""
-        best = self.best if math.isfinite(self.best) else -1.0
-        return {"factor": self.factor, "best": best, "bad_validations": self.bad_validations}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue where ``state`` was taken."""
-        self.factor = state["factor"]
-        self.best = state["best"] if state["best"] >= 0 else math.inf
-        self.bad_validations = int(state["bad_validations"])
+def _schedule_free() -> Any:
+    try:
+        from schedulefree import AdamWScheduleFree
+    except ImportError:
+        raise InputError(
+            "the optimizer schedulefree needs the package of that name; "
+            "pip install 'mace-train[schedulefree]'"
+        ) from None
+    return AdamWScheduleFree
 
 
-class Average:
-    """Exponential moving average of the weights, with a short memory in the first steps.
-
-    shadow += (1 - d) (weight - shadow) with d = min(decay, (1 + n) / (10 + n)) after n updates.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.n_updates = 0
-        self.shadow = {name: value.detach().clone() for name, value in model.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step."""
-        self.n_updates += 1
-        decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
-        weights = [value.detach() for value in model.parameters()]
-        torch._foreach_lerp_(list(self.shadow.values()), weights, 1.0 - decay)
-
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """Within the block ``model`` holds the average; its own weights come back afterwards."""
-        own = {name: value.detach().clone() for name, value in model.named_parameters()}
-        _fill(model, self.shadow)
-        try:
-            yield
-        finally:
-            _fill(model, own)
+def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
+    """True for an optimizer that switches the weights between training and evaluation."""
+    return any("train_mode" in group for group in optimizer.param_groups)
 
 
-@torch.no_grad()
-def _fill(model: nn.Module, values: dict[str, Tensor]) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def evaluation_weights(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> dict[str, Tensor] | None:
+    """The weights to use of a schedule-free optimizer: y + (1 - 1/beta) (z - y); None of others."""
+    if not is_schedule_free(optimizer):
+        return None
+    beta = optimizer.param_groups[0]["betas"][0]
+    weights = {}
+    for name, value in model.named_parameters():
+        z = optimizer.state.get(value, {}).get("z")
+        y = value.detach()
+        weights[name] = y.clone() if z is None else torch.lerp(y, z, 1 - 1 / beta)
+    return weights
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, numbers) by ``PARAMETER.NAME``; a list of tensors has one entry for each."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
-        parameter.copy_(values[name])
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}.{key}"] = value
+            elif isinstance(value, list):
+                numbers[f"{name}.{key}"] = {"length": len(value)}
+                members = {f"{name}.{key}.{i}": member for i, member in enumerate(value)}
+                tensors |= {k: torch.as_tensor(v) for k, v in members.items() if v is not None}
+            else:
+                numbers[f"{name}.{key}"] = value
+    groups = [
+        {key: group[key] for key in _GROUP_STATE if key in group}
+        for group in optimizer.param_groups
+    ]
+    return tensors, {"state": numbers, "groups": groups}
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    numbers: dict[str, Any],
+) -> None:
+    """Put back what ``optimizer_state`` took from an optimizer of the same kind."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        state = _state_of(name, tensors, numbers["state"], parameter.device)
+        if state and any(group.get("amsgrad") for group in optimizer.param_groups):
+            state.setdefault("max_exp_avg_sq", state["exp_avg_sq"].clone())  # on since, perhaps
+        if state:
+            optimizer.state[parameter] = state
+    for group, values in zip(optimizer.param_groups, numbers["groups"], strict=False):
+        group.update(values)
+
+
+def _state_of(
+    name: str, tensors: dict[str, Tensor], numbers: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """The state of one parameter; counts of steps stay on the CPU, where Adam keeps them."""
+    prefix = f"{name}."
+    found = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
+    given = {key.removeprefix(prefix): v for key, v in numbers.items() if key.startswith(prefix)}
+    placed = {key: v if key == "step" else v.to(device) for key, v in found.items()}
+    state: dict[str, Any] = {key: v for key, v in placed.items() if "." not in key}
+    for key, value in given.items():
+        if isinstance(value, dict):
+            state[key] = [placed.get(f"{key}.{i}") for i in range(value["length"])]
+        else:
+            state[key] = value
+    return state

@@ -10,13 +10,18 @@ from torch import Tensor, nn
 
 from mace_train.balance.costs import Costs
 from mace_train.balance.sampler import BinSampler
-from mace_train.data.graph import Graph
 from mace_train.data.shards import ShardSet
 from mace_train.data.statistics import Statistics
-from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE
 from mace_train.settings import TrainSettings
-from mace_train.train.optim import Average, Schedule
+from mace_train.train.archive import Archive
+from mace_train.train.average import Average
+from mace_train.train.gradients import Gradients
+from mace_train.train.loss import LossSums
+from mace_train.train.optim import evaluation_weights, is_schedule_free, make_optimizer
+from mace_train.train.part import Part
+from mace_train.train.schedule import Schedule
+from mace_train.train.stages import Stage
 from mace_train.world import World
 
 
@@ -41,22 +46,44 @@ class Progress:
 
     epoch: int = -1  # last completed epoch, from 0
     step: int = 0  # optimizer steps so far
+    part_step: int = 0  # bins of every rank done in the running part of the next epoch
+    stage: int = 0  # index of the stage
     best_epoch: int = -1
+    best_step: int = -1
     best_loss: float | None = None  # validation loss of the best checkpoint
     bad_validations: int = 0  # validations since the best one
+    seconds: float = 0.0  # spent training so far, in all sessions
+    epoch_seconds: float = 0.0  # of these in the running epoch
+    n_skipped: int = 0  # steps whose gradient was not finite
+    n_skipped_in_row: int = 0
+    n_out_of_memory: int = 0  # times that the capacity was lowered
+    n_starts: int = 0  # sessions so far
 
 
-class ForceField(nn.Module):
-    """The model with its derivatives as one module, which is what DDP wraps."""
+@dataclass
+class Tally:
+    """What one rank has done in the running epoch."""
 
-    def __init__(self, model: MACE, stress: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.stress = stress
+    sums: LossSums
+    seen: Tensor  # [2] int64: structures, and the sum of their fingerprints modulo 2^64
 
-    def forward(self, graph: Graph) -> Prediction:
-        """Energy, forces and, where the loss needs it, stress; differentiable in the weights."""
-        return predict(self.model, graph, stress=self.stress, create_graph=True)
+    @staticmethod
+    def zero(device: torch.device) -> "Tally":
+        """Nothing yet."""
+        return Tally(LossSums.zero(device), torch.zeros(2, dtype=torch.int64))
+
+    def add(self, sums: LossSums, ids: Tensor) -> None:
+        """Take in a step that counts, with this rank's ids in it."""
+        self.sums = self.sums + sums
+        self.seen = self.seen + torch.stack((torch.tensor(len(ids)), fingerprints(ids).sum()))
+
+
+def fingerprints(ids: Tensor) -> Tensor:
+    """[n] int64, well mixed (the finaliser of splitmix64), so that sums tell sets apart."""
+    x = (ids.cpu() + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15 as int64; products wrap
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 @dataclass
@@ -68,14 +95,18 @@ class Run:
     train: Split
     valid: Split | None
     model: MACE
-    force_field: nn.Module  # ForceField, wrapped by DDP where there are several ranks
+    gradients: Gradients
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     average: Average | None
     sampler: BinSampler
+    stages: list[Stage]
+    archive: Archive
     progress: Progress
     output: Path
     statistics: Statistics
+    tally: Tally
+    part: Part | None = None  # of the epoch that a resumed run stands in
     last_errors: str | None = None  # RMSEs of the last validation, for people to watch
 
     @property
@@ -84,16 +115,34 @@ class Run:
         return getattr(torch, self.settings.default_dtype)
 
     @property
-    def last_checkpoint(self) -> Path:
-        """What a resumed run starts from."""
-        return self.output / "checkpoints" / "last.safetensors"
-
-    @property
-    def best_checkpoint(self) -> Path:
-        """The weights to use."""
-        return self.output / "checkpoints" / "best.safetensors"
+    def stage(self) -> Stage:
+        """The stage that the run is in."""
+        return self.stages[self.progress.stage]
 
     @property
     def stopped(self) -> bool:
         """Early stopping has ended the run."""
-        return self.progress.bad_validations >= self.settings.patience
+        last = self.progress.stage == len(self.stages) - 1
+        return last and self.progress.bad_validations >= self.settings.patience
+
+    @cached_property
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The weights that are not frozen."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def lr(self, begin: float, end: float) -> float:
+        """The learning rate of a step that lasts from ``begin`` to ``end``, in epochs from 0."""
+        return self.schedule.lr(begin, end) if self.stage.lr is None else self.stage.lr
+
+    def new_optimizer(self, kind: str) -> torch.optim.Optimizer:
+        """An optimizer of that kind over the weights that train."""
+        optimizer = make_optimizer(self.model, self.settings.optimizer, kind)
+        if is_schedule_free(optimizer):
+            optimizer.train()  # type: ignore[attr-defined]
+        return optimizer
+
+    def weights_to_use(self) -> dict[str, Tensor] | None:
+        """The weights to validate and to keep, where they are not the model's own."""
+        if self.average is not None and self.stage.optimizer in ("adam", "adamw"):
+            return self.average.shadow
+        return evaluation_weights(self.optimizer, self.model)

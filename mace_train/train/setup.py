@@ -3,16 +3,14 @@
 shards + statistics -> model -> optimizer, schedule, average -> (resume from a checkpoint).
 """
 
-import inspect
-import json
 import logging
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from mace_train.balance.sampler import BinSampler
 from mace_train.checks import existing_folder, lock_folder, make_folder
@@ -24,9 +22,18 @@ from mace_train.model.mace import MACE, ModelData
 from mace_train.model.prepare import prepare
 from mace_train.ops.methods import announcement
 from mace_train.settings import ClusterSettings, LossSettings, ModelSettings, TrainSettings
-from mace_train.train.loss import TERMS, needs_stress
-from mace_train.train.optim import Average, Schedule, make_optimizer
-from mace_train.train.run import ForceField, Progress, Run, Split
+from mace_train.train import checkpoint
+from mace_train.train.archive import Archive
+from mace_train.train.average import Average
+from mace_train.train.gradients import Gradients
+from mace_train.train.loss import TERMS
+from mace_train.train.memory import calibrate
+from mace_train.train.optim import freeze, make_optimizer
+from mace_train.train.part import Part
+from mace_train.train.record import write_record
+from mace_train.train.run import Progress, Run, Split, Tally
+from mace_train.train.schedule import Schedule
+from mace_train.train.stages import stages_of
 from mace_train.train.state import resume
 from mace_train.world import World
 
@@ -39,33 +46,48 @@ def set_up(settings: TrainSettings, world: World) -> Run:
     statistics = Statistics.read(folder / "statistics.json")
     train, valid = _splits(settings, folder, statistics)
     output = Path(settings.output)
-    _check_new(output, settings, world)
+    rules = settings.checkpoints
+    archive = Archive(output / "checkpoints", rules.keep, rules.keep_every)
+    _check_new(archive, settings, world)
     model = new_model(settings, statistics).to(world.device)
     choose_kernels(model, settings.cluster, world)
     compile_kernels(model, world)
-    force_field: nn.Module = ForceField(model, needs_stress(settings.loss))
-    if world.size > 1:
-        force_field = _distributed(force_field, world)
-    sampler = BinSampler(train.costs, settings.batching, world.size, world.rank, settings.seed)
+    freeze(model, settings.optimizer.frozen())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     run = Run(
         settings=settings,
         world=world,
         train=train,
         valid=valid,
         model=model,
-        force_field=force_field,
+        gradients=Gradients(trained, world),
         optimizer=make_optimizer(model, settings.optimizer),
-        schedule=Schedule(settings.scheduler, settings.optimizer.lr, settings.max_num_epochs),
+        schedule=_schedule(settings),
         average=Average(model, settings.ema_decay) if settings.ema else None,
-        sampler=sampler,
+        sampler=BinSampler(train.costs, settings.batching, world.size, world.rank, settings.seed),
+        stages=stages_of(settings),
+        archive=archive,
         progress=Progress(),
         output=output,
         statistics=statistics,
+        tally=Tally.zero(world.device),
     )
-    if world.broadcast(settings.restart_latest and run.last_checkpoint.exists()):
+    run.optimizer = run.new_optimizer(run.stage.optimizer)
+    if world.broadcast(bool(archive.steps())):
         resume(run)
+    elif settings.batching.capacity == "auto":
+        run.sampler.use(calibrate(run))
+    run.progress.n_starts += 1
     _check_same_on_all_ranks(run)
     return run
+
+
+def _schedule(settings: TrainSettings) -> Schedule:
+    """The schedule; a schedule-free optimizer has warm-up alone."""
+    scheduler = settings.scheduler
+    if settings.optimizer.optimizer == "schedulefree":
+        scheduler = replace(scheduler, scheduler="constant")
+    return Schedule(scheduler, settings.optimizer.lr, settings.max_num_epochs)
 
 
 def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None:
@@ -85,24 +107,13 @@ def compile_kernels(model: MACE, world: World) -> None:
         prepare(model)
 
 
-def _distributed(module: nn.Module, world: World) -> nn.Module:
-    """The module under DDP; its buffers are constants, equal on all ranks, and never sent."""
-    wrapper = nn.parallel.DistributedDataParallel
-    new_name = "forward_sync_buffers"  # which newer releases of torch want instead
-    known = new_name in inspect.signature(wrapper).parameters
-    options: dict[str, Any] = {new_name if known else "broadcast_buffers": False}
-    if world.device.type == "cuda":
-        options["device_ids"] = [world.device.index]
-    return wrapper(module, **options)
-
-
-def _check_new(output: Path, settings: TrainSettings, world: World) -> None:
+def _check_new(archive: Archive, settings: TrainSettings, world: World) -> None:
     """InputError on all ranks if ``output`` holds a training that is not to be continued."""
-    last = output / "checkpoints" / "last.safetensors"
-    if world.broadcast(last.exists()) and not settings.restart_latest:
+    held = world.broadcast(bool(archive.steps()))
+    if held and not (settings.restart_latest or world.restarted):
         raise InputError(
-            f"output={output} already holds a training ({last}); add restart_latest=true to "
-            "continue it, or choose another output"
+            f"output={settings.output} already holds a training ({archive.path('last')}); add "
+            "restart_latest=true to continue it, or choose another output"
         )
 
 
@@ -215,8 +226,9 @@ def _check_same_on_all_ranks(run: Run) -> None:
     facts = {
         "training data": run.statistics.dataset_hash,
         "validation data": None if run.valid is None else run.valid.shards.dataset_hash,
-        "plan": run.sampler.plan(run.progress.epoch + 1).fingerprint,
-        "last epoch": run.progress.epoch,
+        "plan": (run.part or Part.whole(run.sampler, run.progress.epoch + 1)).plan.fingerprint,
+        "last step": run.progress.step,
+        "weights": checkpoint.checksum(_on_host(run.model), ""),
     }
     for rank, others in enumerate(run.world.gather_all(facts)):
         different = [name for name, value in facts.items() if others[name] != value]
@@ -228,10 +240,13 @@ def _check_same_on_all_ranks(run: Run) -> None:
             )
 
 
+def _on_host(model: MACE) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in model.named_parameters()}
+
+
 def start_output(run: Run) -> IO[str]:
     """Make the output folder with the resolved settings, locked for this run (rank 0)."""
     make_folder("output", run.output / "checkpoints")
     lock = lock_folder("output", run.output)
-    text = json.dumps(asdict(run.settings), indent=1)
-    (run.output / "settings.json").write_text(text + "\n")
+    write_record(run)
     return lock

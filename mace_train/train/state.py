@@ -1,4 +1,9 @@
-"""Saving a run and continuing it: last.safetensors, best.safetensors, and what must not change.
+"""The state of a run as tensors and a header, and back again, at any step.
+
+At the same number of ranks a resumed run goes on bit for bit: weights, average, optimizer,
+schedule, stage, counters, this rank's sums of the running epoch, and the position in it; random
+numbers need no state, they follow from (seed, step, rank). At another number of ranks, or with
+other batches, the structures of the epoch that are still to come are planned anew, each once.
 
 A run continues only with the model and the training data it began with. Settings of the optimizer,
 the schedule or the batches may change, announced. If the loss or the validation data change, the
@@ -11,35 +16,69 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from mace_train.balance.costs import Capacity
 from mace_train.errors import InputError
 from mace_train.train import checkpoint
-from mace_train.train.run import Progress, Run
+from mace_train.train.loss import LossSums
+from mace_train.train.optim import evaluation_weights, load_optimizer_state, optimizer_state
+from mace_train.train.part import Part, as_bits, from_bits
+from mace_train.train.provenance import provenance
+from mace_train.train.run import Progress, Run, Tally
 
 LOGGER = logging.getLogger("mace_train")
 
 
-def save_last(run: Run) -> None:
-    """Write checkpoints/last.safetensors: all that a resumed run needs."""
+def save_state(run: Run, part: Part | None = None) -> None:
+    """Write a checkpoint that a run can be resumed from; called by all ranks together.
+
+    ``part`` is the part of the epoch the run is in, None between epochs.
+    """
+    tallies = run.world.gather([t.cpu() for t in (*_sums(run.tally), run.tally.seen)])
+    if not run.world.is_main:
+        return
     tensors = checkpoint.with_prefix("model.", dict(run.model.named_parameters()))
-    if run.average is not None:
-        tensors |= checkpoint.with_prefix("average.", run.average.shadow)
-    tensors |= checkpoint.optimizer_tensors(run.optimizer, run.model)
+    shadow = run.average.shadow if run.average is not None else None
+    shadow = shadow or evaluation_weights(run.optimizer, run.model)
+    if shadow is not None:
+        tensors |= checkpoint.with_prefix("average.", shadow)
+    state, numbers = optimizer_state(run.optimizer, run.model)
+    tensors |= checkpoint.with_prefix("optimizer.", state)
     header = _header(run) | {
         "schedule": run.schedule.state_dict(),
         "average_updates": run.average.n_updates if run.average is not None else 0,
+        "optimizer": {"kind": run.stage.optimizer, **numbers},
+        "sampler": run.sampler.origin(),
     }
-    checkpoint.save(run.last_checkpoint, tensors, header)
+    if part is not None:
+        for name, values in zip(
+            ("numerators", "counts", "seen"), zip(*tallies, strict=True), strict=True
+        ):
+            tensors[f"tally.{name}"] = torch.stack(values)
+        tensors["part.remaining"] = _bits(part.remaining(run.progress.part_step), part)
+        if part.pool is not None:
+            tensors["part.pool"] = _bits(part.pool, part)
+        header["plan"] = part.plan.fingerprint
+    run.archive.save(tensors, header)
+
+
+def _sums(tally: Tally) -> tuple[Tensor, Tensor]:
+    return tally.sums.numerators, tally.sums.counts
+
+
+def _bits(ids: Any, part: Part) -> Tensor:
+    return torch.from_numpy(as_bits(ids, part.n_structures))
 
 
 def save_best(run: Run) -> None:
-    """Write checkpoints/best.safetensors: the weights that were just validated."""
-    tensors: dict[str, Tensor] = dict(run.model.named_parameters())
-    if run.average is not None:
-        tensors = run.average.shadow
-    header = _header(run)
-    checkpoint.save(run.best_checkpoint, checkpoint.with_prefix("model.", tensors), header)
+    """Write the weights that were just validated."""
+    if not run.world.is_main:
+        return
+    tensors = run.weights_to_use() or dict(run.model.named_parameters())
+    name = "best_of_stage_one" if run.stage.name == "one" and len(run.stages) > 1 else "best"
+    run.archive.save_best(checkpoint.with_prefix("model.", tensors), _header(run), name)
 
 
 def _header(run: Run) -> dict[str, Any]:
@@ -50,24 +89,96 @@ def _header(run: Run) -> dict[str, Any]:
         "dataset_hash": run.statistics.dataset_hash,
         "valid_hash": None if run.valid is None else run.valid.shards.dataset_hash,
         "settings": asdict(run.settings),
+        "provenance": provenance(),
     }
 
 
 def resume(run: Run) -> None:
-    """Continue from last.safetensors exactly.
+    """Continue from the newest checkpoint that is whole; rank 0 reads it for all.
 
-    Raises ``InputError`` when the file is damaged, or of another model or other training data.
+    Raises ``InputError`` when none is, or if it is of another model or other training data.
     """
-    path = run.last_checkpoint
-    tensors, header = checkpoint.read(path)
+    tensors, header, path = run.world.from_main(run.archive.newest)
     _check_same_origin(run, header, path)
     checkpoint.load_parameters(run.model, tensors, "model.", path)
-    checkpoint.load_optimizer(run.optimizer, run.model, tensors)
     _load_average(run, tensors, header["average_updates"])
     run.schedule.load_state_dict(header["schedule"])
     run.progress = Progress(**header["progress"])
+    run.progress.stage = min(run.progress.stage, len(run.stages) - 1)
+    _load_optimizer(run, tensors, header["optimizer"])
+    _load_capacity(run, header)
+    _load_part(run, tensors, header)
     _announce_changes(run, header)
-    LOGGER.info("resumed from %s after epoch %d", path, run.progress.epoch + 1)
+    time = 1.0 + run.progress.epoch
+    if run.part is not None:
+        time = run.part.time(run.progress.part_step)
+    LOGGER.info("resumed from %s after step %d, %.2f epochs", path, run.progress.step, time)
+
+
+def _load_optimizer(run: Run, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    kind = run.stage.optimizer
+    run.optimizer = run.new_optimizer(kind)
+    before = numbers["kind"]
+    if kind != before and {kind, before} != {"adam", "adamw"}:
+        LOGGER.warning("the optimizer was %s and is %s now: it starts anew", before, kind)
+        return
+    prefix = "optimizer."
+    state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    load_optimizer_state(run.optimizer, run.model, state, numbers)
+
+
+def _load_capacity(run: Run, header: dict[str, Any]) -> None:
+    """The capacity that an earlier session measured or lowered, unless the settings changed."""
+    before = header["sampler"]
+    same = header["settings"]["batching"] == _as_json(asdict(run.settings.batching))
+    kept = run.progress.n_out_of_memory > 0 or run.settings.batching.capacity == "auto"
+    if kept and same:
+        names = ("max_atoms", "max_edges", "batch_size", "max_memory")
+        run.sampler.use(Capacity(**{name: before[name] for name in names}))
+
+
+def _load_part(run: Run, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Where in the epoch the run stands: the same plan at the same step, or a plan of the rest."""
+    if "part.remaining" not in tensors:
+        return
+    n, epoch = len(run.sampler.costs), run.progress.epoch + 1
+
+    def ids(name: str) -> Any:
+        return from_bits(tensors[name].numpy(), n)
+
+    before, now = header["sampler"], _as_json(run.sampler.origin())
+    changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+    if not changed:
+        part = Part.whole(run.sampler, epoch)
+        if "part.pool" in tensors:
+            part = Part.rest(run.sampler, epoch, ids("part.pool"))
+        if part.plan.fingerprint == header["plan"]:
+            run.part = part
+        else:
+            changed = ["another version of the packer"]
+    if changed:
+        remaining = ids("part.remaining")
+        run.part, run.progress.part_step = Part.rest(run.sampler, epoch, remaining), 0
+        LOGGER.warning(
+            "the %d structures left of epoch %d are planned anew (%s)",
+            len(remaining),
+            epoch + 1,
+            ", ".join(changed),
+        )
+    _load_tally(run, tensors)
+
+
+def _load_tally(run: Run, tensors: dict[str, Tensor]) -> None:
+    """This rank's own sums; at another number of ranks the first one takes them all."""
+    parts = [tensors[f"tally.{name}"] for name in ("numerators", "counts", "seen")]
+    if len(parts[0]) == run.world.size:
+        numerators, counts, seen = (part[run.world.rank] for part in parts)
+    elif run.world.is_main:
+        numerators, counts, seen = (part.sum(0) for part in parts)
+    else:
+        return
+    device = run.world.device
+    run.tally = Tally(LossSums(numerators.to(device), counts.to(device)), seen)
 
 
 def _check_same_origin(run: Run, header: dict[str, Any], path: Path) -> None:
@@ -109,7 +220,7 @@ def _load_average(run: Run, tensors: dict[str, Tensor], n_updates: int) -> None:
 def _announce_changes(run: Run, header: dict[str, Any]) -> None:
     """Log settings that changed; forget the best loss where it cannot be compared."""
     before, now = _flat(header["settings"]), _flat(_as_json(asdict(run.settings)))
-    ignored = ("output", "data_dir", "restart_latest", "logger", "cluster")
+    ignored = ("output", "data_dir", "restart_latest", "logger", "cluster", "checkpoints")
     changed = [
         f"{name} {before.get(name)} -> {value}"
         for name, value in now.items()

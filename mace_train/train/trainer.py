@@ -1,4 +1,4 @@
-"""The training loop: epochs of balanced steps, validation, checkpoints, early stopping.
+"""The training loop: epochs of balanced steps, stages, validation, checkpoints, early stopping.
 
 Every decision (best so far, stop, go on) is taken from numbers that are equal on all ranks or by
 rank 0 and broadcast, so ranks never part ways.
@@ -9,19 +9,19 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from mace_train.balance.plan import Plan
-from mace_train.data.graph import Graph
-from mace_train.data.loading import batches
 from mace_train.errors import InputError
 from mace_train.settings import TrainSettings
-from mace_train.train.log import EpochProgress, MetricsLog, Stopwatch, epoch_line, rmse_text
-from mace_train.train.loss import LossSums, label_counts, loss_sums
+from mace_train.train import checkpoint
+from mace_train.train.average import fill
+from mace_train.train.epoch import EpochLoop
+from mace_train.train.lbfgs import LbfgsLoop
+from mace_train.train.log import MetricsLog, Stopwatch, epoch_line, rmse_text
 from mace_train.train.run import Run
 from mace_train.train.setup import set_up, start_output
-from mace_train.train.state import save_best, save_last
+from mace_train.train.signals import Interruption, exit_code
+from mace_train.train.stages import stage_of
+from mace_train.train.state import save_best, save_state
+from mace_train.train.trouble import what_is_left
 from mace_train.train.validation import validate
 from mace_train.world import open_world
 
@@ -29,38 +29,77 @@ LOGGER = logging.getLogger("mace_train")
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
-    """Train as ``settings`` say; the last record of metrics (on rank 0, {} elsewhere)."""
-    with open_world(settings.cluster) as world:
-        run = set_up(settings, world)
-        return fit(run)
+    """Train as ``settings`` say; the last record of metrics (on rank 0, {} elsewhere).
+
+    Raises ``SystemExit`` after a checkpoint when a signal asked for it, ``InputError`` with the
+    rank at fault when one dies or hangs.
+    """
+    with Interruption() as interruption, open_world(settings.cluster) as world:
+        try:
+            run = set_up(settings, world)
+            return fit(run, interruption)
+        except RuntimeError as error:
+            explained = world.explain(error)
+            if explained is None:
+                raise
+            raise explained from error
 
 
-def fit(run: Run) -> dict[str, Any]:
-    """Train until the last epoch or until early stopping."""
+def fit(run: Run, interruption: Interruption | None = None) -> dict[str, Any]:
+    """Train until the last epoch, until early stopping, or until a signal asks to stop."""
+    record: dict[str, Any] = {}
+    with interruption or Interruption() as asked:
+        log = _start_log(run)
+        code = 1
+        try:
+            record, interrupted = _epochs(run, log, asked)
+            run.archive.close()
+            code = 0
+        finally:
+            if log is not None:
+                log.close(code)
+    if interrupted:
+        raise SystemExit(exit_code())
+    return record
+
+
+def _epochs(
+    run: Run, log: MetricsLog | None, interruption: Interruption
+) -> tuple[dict[str, Any], bool]:
+    """(last record, whether a signal ended it) of all epochs that are left."""
     settings, progress = run.settings, run.progress
-    log = _start_log(run)
     record: dict[str, Any] = {}
     watch, first_epoch = Stopwatch(), progress.epoch + 1
-    exit_code = 1
-    try:
-        for epoch in range(first_epoch, settings.max_num_epochs):
-            if run.world.broadcast(run.stopped):
-                break
-            record = _one_epoch(run, epoch)
-            done = epoch + 1 - first_epoch
-            remaining = settings.max_num_epochs - epoch - 1
-            record["time_to_go_s"] = watch.seconds() / done * remaining
-            if log is not None:
-                save_last(run)
-                log.write(record)
-                LOGGER.info("%s", epoch_line(record, settings.max_num_epochs))
-            run.world.barrier()  # no rank runs ahead of a checkpoint it may have to go back to
-        _announce_end(run, record)
-        exit_code = 0
-    finally:
+    while progress.epoch + 1 < settings.max_num_epochs and not run.stopped:
+        _enter_stage(run)
+        loop = (LbfgsLoop if run.stage.optimizer == "lbfgs" else EpochLoop)(run, interruption)
+        new = _one_epoch(run, loop)
+        if loop.interrupted:
+            return record, _announce_interruption(run, interruption)
+        record = new
+        _end_stage_early(run)
+        done = max(progress.epoch + 1 - first_epoch, 1)
+        record["time_to_go_s"] = (
+            watch.seconds() / done * (settings.max_num_epochs - progress.epoch - 1)
+        )
+        save_state(run)
         if log is not None:
-            log.close(exit_code)
-    return record
+            log.write(record)
+            LOGGER.info("%s", epoch_line(record, settings.max_num_epochs))
+        wishes = run.world.gather_all(interruption.signal is not None)
+        if any(wishes) and progress.epoch + 1 < settings.max_num_epochs:
+            return record, _announce_interruption(run, interruption)
+    _announce_end(run, record)
+    return record, False
+
+
+def _announce_interruption(run: Run, interruption: Interruption) -> bool:
+    LOGGER.warning(
+        "stopped by signal %s after step %d; restart_latest=true continues from here",
+        interruption.signal or "of another rank",
+        run.progress.step,
+    )
+    return True
 
 
 def _start_log(run: Run) -> MetricsLog | None:
@@ -72,11 +111,13 @@ def _start_log(run: Run) -> MetricsLog | None:
     log.on_close(lock.close)
     log.keep_until(run.progress.epoch, run.progress.step)
     n_weights = sum(parameter.numel() for parameter in run.model.parameters())
+    n_frozen = n_weights - sum(parameter.numel() for parameter in run.trained_parameters)
     LOGGER.info(
-        "%s: %d weights (%s), %d training structures, %d ranks on %s; packer %s, at most %d atoms "
-        "and %d edges per rank and step",
+        "%s: %d weights%s (%s), %d training structures, %d ranks on %s; packer %s, at most %d "
+        "atoms and %d edges per rank and step",
         run.model.settings.model,
         n_weights,
+        f", {n_frozen} of them frozen" if n_frozen else "",
         run.settings.default_dtype,
         len(run.train.shards),
         run.world.size,
@@ -105,135 +146,107 @@ def _announce_end(run: Run, record: dict[str, Any]) -> None:
         "best epoch %d%s: %s",
         progress.best_epoch + 1,
         "" if loss is None else f" (validation loss {loss:.4g})",
-        run.best_checkpoint,
+        run.archive.path("best"),
     )
 
 
-def _one_epoch(run: Run, epoch: int) -> dict[str, Any]:
+def _enter_stage(run: Run) -> None:
+    """Begin the stage that the next epoch belongs to, if it has not begun."""
+    progress = run.progress
+    index = stage_of(run.stages, progress.epoch + 1)
+    if index == progress.stage:
+        return
+    before, progress.stage = run.stage, index
+    stage = run.stage
+    LOGGER.info(
+        "stage %s begins with epoch %d: %s, lr %s",
+        stage.name,
+        progress.epoch + 2,
+        stage.optimizer,
+        stage.lr,
+    )
+    if stage.loss != before.loss:
+        progress.best_loss = None  # losses of two stages cannot be compared
+    progress.bad_validations = 0
+    if stage.optimizer != before.optimizer or stage.name == "finish":
+        _start_from_best(run)
+        run.optimizer = run.new_optimizer(stage.optimizer)
+
+
+def _start_from_best(run: Run) -> None:
+    """Take the best weights so far into the model."""
+    path = run.archive.path(f"best-{run.progress.best_step:010d}")
+
+    def read() -> dict[str, Any]:
+        run.archive.wait()
+        return checkpoint.read(path)[0]
+
+    tensors = run.world.from_main(read)
+    fill(run.model, {name.removeprefix("model."): value for name, value in tensors.items()})
+
+
+def _end_stage_early(run: Run) -> None:
+    """Where patience runs out in a stage that is not the last, the next one begins."""
+    progress = run.progress
+    out = progress.bad_validations >= run.settings.patience
+    if out and progress.stage + 1 < len(run.stages):
+        following = run.stages[progress.stage + 1]
+        LOGGER.info(
+            "%d validations without improvement end stage %s",
+            progress.bad_validations,
+            run.stage.name,
+        )
+        progress.epoch = max(progress.epoch, following.start - 1)
+
+
+def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
     """Train one epoch, validate, and note the outcome in the run's progress."""
     settings, progress = run.settings, run.progress
-    plan = run.sampler.plan(epoch)
-    watch = Stopwatch()
-    sums, norm = train_epoch(run, epoch, plan)
-    seconds = watch.seconds()
-    progress.epoch = epoch
+    sums = loop.train()
+    if loop.interrupted:
+        return {}
+    epoch = progress.epoch = progress.epoch + 1
+    seconds, progress.epoch_seconds = progress.epoch_seconds, 0.0
     record: dict[str, Any] = {
         "epoch": epoch,
         "step": progress.step,
-        "lr": run.schedule.lr(epoch, plan.n_steps - 1, plan.n_steps),
-        "train_loss": float(sums.loss(settings.loss)),
+        "stage": run.stage.name,
+        "train_loss": float(sums.loss(run.stage.loss)),
         "valid_loss": None,
-        "grad_norm": norm,
+        "structures": loop.n_seen,
         "atoms_per_s": run.train.costs.n_atoms.sum() / seconds,
+        "edges_per_s": run.train.costs.n_edges.sum() / seconds,
         "structures_per_s": len(run.train.shards) / seconds,
-        "imbalance": plan.straggler,
         "epoch_s": seconds,
+        "total_s": progress.seconds,
+        "n_skipped": progress.n_skipped,
+        **loop.record(),
     }
-    last_epoch = epoch + 1 == settings.max_num_epochs
     if run.valid is None:
-        progress.best_epoch = epoch
-        if run.world.is_main:
-            save_best(run)
-    elif (epoch + 1) % settings.eval_interval == 0 or last_epoch:
+        progress.best_epoch, progress.best_step = epoch, progress.step
+        save_best(run)
+    elif (epoch + 1) % settings.eval_interval == 0 or epoch + 1 == settings.max_num_epochs:
+        run.world.signal_life(progress.step, "validation")
         record |= _validate(run, epoch)
     return record
 
 
 def _validate(run: Run, epoch: int) -> dict[str, Any]:
     """Validation errors; keeps the best weights and decides on early stopping."""
-    assert run.valid is not None
     progress = run.progress
     loss, errors = validate(run)
     if not math.isfinite(loss):
         raise InputError(
             f"the validation loss after epoch {epoch + 1} is {loss}; lower optimizer.lr, and "
-            f"check the labels of the validation data; {_what_is_left(run)}"
+            f"check the labels of the validation data; {what_is_left(run)}"
         )
     run.schedule.validated(loss)
     if progress.best_loss is None or loss < progress.best_loss:
         progress.best_loss, progress.best_epoch, progress.bad_validations = loss, epoch, 0
-        if run.world.is_main:
-            save_best(run)
+        progress.best_step = progress.step
+        save_best(run)
     else:
         progress.bad_validations += 1
     run.last_errors = rmse_text(errors[0])
     numbers = {key: value for key, value in errors[0].items() if "_rmse_" in key or "_mae_" in key}
     return {"valid_loss": loss} | {f"valid_{key}": value for key, value in numbers.items()}
-
-
-def train_epoch(run: Run, epoch: int, plan: Plan) -> tuple[LossSums, float]:
-    """(sums of the loss over all ranks, last gradient norm) of one pass over the data."""
-    world = run.world
-    bins = list(plan.of_rank(world.rank))
-    graphs = batches(
-        run.train.shards,
-        bins,
-        atomic_numbers=run.model.data.atomic_numbers,
-        dtype=run.dtype,
-        num_workers=run.settings.cluster.num_workers,
-        pin_memory=world.device.type == "cuda",
-    )
-    if epoch + 1 < run.settings.max_num_epochs:
-        run.sampler.prepare(epoch + 1)  # after the loader's processes were forked
-    bar = EpochProgress(run.settings.logger.progress and world.is_main)
-    total = LossSums(*torch.zeros(2, 4, dtype=torch.float64, device=world.device))
-    norm, n_atoms, watch = math.nan, 0, Stopwatch()
-    latest = "" if run.last_errors is None else f"  RMSE {run.last_errors}"
-    for step, graph in enumerate(bar.over(graphs, len(bins), f"epoch {epoch + 1}")):
-        lr = run.schedule.lr(epoch, step, plan.n_steps)
-        sums, norm = train_step(run, graph.to(world.device), lr)
-        total += sums
-        n_atoms += graph.n_atoms * world.size
-        if bar.enabled:
-            bar.note(
-                f"loss {float(total.loss(run.settings.loss)):.3g}  "
-                f"{n_atoms / watch.seconds():.0f} atoms/s  imbalance {plan.straggler:.2f}{latest}"
-            )
-    reduced = world.sum(torch.stack((total.numerators, total.counts)))
-    return LossSums(reduced[0], reduced[1]), norm
-
-
-def train_step(run: Run, graph: Graph, lr: float) -> tuple[LossSums, float]:
-    """One optimizer step on all ranks; (this rank's loss sums in float64, gradient norm)."""
-    settings, world = run.settings, run.world
-    counts = world.sum(label_counts(graph))
-    prediction = run.force_field(graph)
-    weight = run.train.weight_of[graph.ids.cpu()].to(graph.weight)
-    sums = loss_sums(prediction, graph, structure_weight=weight)
-    loss = sums.loss(settings.loss, counts.to(run.dtype))
-    run.optimizer.zero_grad(set_to_none=True)
-    # DDP takes the mean over ranks; we need the sum. Gradients of the edge vectors are not needed
-    torch.autograd.backward(loss * world.size, inputs=list(run.model.parameters()))
-    limit = settings.clip_grad or math.inf
-    norm = float(nn.utils.clip_grad_norm_(run.model.parameters(), limit))
-    if not math.isfinite(norm):
-        _stop_non_finite(run, graph, loss)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    run.optimizer.step()
-    if run.average is not None:
-        run.average.update(run.model)
-    run.progress.step += 1
-    numerators, seen = (part.detach().to(torch.float64) for part in (sums.numerators, sums.counts))
-    return LossSums(numerators, seen), norm
-
-
-def _stop_non_finite(run: Run, graph: Graph, loss: Tensor) -> None:
-    """Stop all ranks together (the norm is equal on all) and name the structures at fault."""
-    local = [] if torch.isfinite(loss) else graph.ids.tolist()
-    ids = [i for others in run.world.gather_all(local) for i in others]
-    named = ", ".join(run.train.shards.sample(i).structure.source for i in ids[:5])
-    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-    where = f"; its bins with a non-finite loss hold {named}{more}" if ids else ""
-    raise InputError(
-        f"step {run.progress.step} (epoch {run.progress.epoch + 2}): the gradient is not "
-        f"finite{where}; lower optimizer.lr or clip_grad, and check the labels of these "
-        f"structures; {_what_is_left(run)}"
-    )
-
-
-def _what_is_left(run: Run) -> str:
-    """Where a run that had to stop can be continued from."""
-    if run.progress.epoch < 0 or not run.last_checkpoint.exists():
-        return "no checkpoint was written"
-    return f"{run.last_checkpoint} is from the last good epoch, restart_latest=true continues it"

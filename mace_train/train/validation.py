@@ -1,6 +1,5 @@
 """Errors of a model on a split, every structure exactly once whatever the number of ranks."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from mace_train.balance.sampler import evaluation_plan
 from mace_train.data.loading import batches
 from mace_train.model.derivatives import predict
 from mace_train.settings import BatchingSettings
+from mace_train.train.average import holding
 from mace_train.train.loss import LossSums, loss_sums
 from mace_train.train.metrics import ErrorSums
 from mace_train.train.run import Run
@@ -22,7 +22,7 @@ def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
     split, world, model = run.valid, run.world, run.model
     bins = _bins(run)
     errors = ErrorSums(split.config_types, model.data.atomic_numbers, world.device)
-    total = LossSums(*torch.zeros(2, 4, dtype=torch.float64, device=world.device))
+    total = LossSums.zero(world.device)
     graphs = batches(
         split.shards,
         bins,
@@ -32,18 +32,18 @@ def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
         pin_memory=world.device.type == "cuda",
     )
     stress = bool(split.shards.has_stress.any())
-    with run.average.applied(model) if run.average is not None else nullcontext():
+    with holding(model, run.weights_to_use()):
         for graph in graphs:
             graph = graph.to(world.device)
             prediction = predict(model, graph, stress=stress, create_graph=False)
             ids = graph.ids.cpu()
             weight = split.weight_of[ids].to(graph.weight)
-            sums = loss_sums(prediction, graph, structure_weight=weight)
-            total += LossSums(*(part.detach().double() for part in (sums.numerators, sums.counts)))
+            sums = loss_sums(prediction, graph, run.stage.loss, structure_weight=weight)
+            total = total + sums.detached()
             errors.add(prediction, graph, split.config_type_of[ids].to(world.device))
     errors.sums = world.sum(errors.sums)
     reduced = world.sum(torch.stack((total.numerators, total.counts)))
-    return float(LossSums(reduced[0], reduced[1]).loss(run.settings.loss)), errors.table()
+    return float(LossSums(reduced[0], reduced[1]).loss(run.stage.loss)), errors.table()
 
 
 def evaluation_capacity(costs: Costs, settings: BatchingSettings) -> Capacity:

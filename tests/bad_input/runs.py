@@ -199,8 +199,8 @@ def resume_with_other_data(place):
 
 def resume_from_a_truncated_checkpoint(place):
     trained = place.copy_trained()
-    last = trained / "checkpoints" / "last.safetensors"
-    last.write_bytes(last.read_bytes()[:1000])
+    for path in (trained / "checkpoints").glob("step-*.safetensors"):
+        path.write_bytes(path.read_bytes()[:1000])
     return [*place.train("restart_latest=true"), f"output={trained}"]
 
 
@@ -276,7 +276,7 @@ CASES = {
     preprocess_in_two_ranks: ("workers=N",),
     sweep_in_two_ranks: ("--multirun", "torchrun once per job"),
     resume_with_other_data: ("other data",),
-    resume_from_a_truncated_checkpoint: ("last.safetensors", "truncated"),
+    resume_from_a_truncated_checkpoint: ("no checkpoint", "truncated", "choose another output"),
     evaluate_without_a_checkpoint: ("best.safetensors",),
     evaluate_something_that_is_no_checkpoint: ("train.xyz", "safetensors"),
     evaluate_an_unknown_element: ("copper.xyz", "29"),

@@ -16,12 +16,14 @@ from mace_train.world import World, open_world
 Function = Callable[..., Any]
 
 
-def run_ranks(n_ranks: int, function: Function, folder: Path, *arguments: Any) -> list[Any]:
+def run_ranks(
+    n_ranks: int, function: Function, folder: Path, *arguments: Any, timeout_s: int = 240
+) -> list[Any]:
     """``[function(world, *arguments) for each rank]``; results travel through ``folder``."""
     port = free_port()
     multiprocessing.start_processes(
         _enter,
-        args=(n_ranks, port, function, str(folder), arguments),
+        args=(n_ranks, port, function, str(folder), arguments, timeout_s),
         nprocs=n_ranks,
         start_method="spawn",
     )
@@ -42,7 +44,13 @@ def free_port() -> int:
 
 
 def _enter(
-    rank: int, n_ranks: int, port: int, function: Function, folder: str, arguments: tuple[Any, ...]
+    rank: int,
+    n_ranks: int,
+    port: int,
+    function: Function,
+    folder: str,
+    arguments: tuple[Any, ...],
+    timeout_s: int,
 ) -> None:
     os.environ |= {
         "RANK": str(rank),
@@ -52,7 +60,7 @@ def _enter(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    with open_world(ClusterSettings(device="cpu", timeout_s=60, num_threads=1)) as world:
+    with open_world(ClusterSettings(device="cpu", timeout_s=timeout_s, num_threads=1)) as world:
         result = function(world, *arguments)
     torch.save(result, Path(folder) / f"rank-{n_ranks}-{rank}.pt")
 

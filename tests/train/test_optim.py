@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from mace_train.settings import OptimizerSettings, SchedulerSettings
-from mace_train.train.optim import Average, Schedule, make_optimizer, parameter_groups
+from mace_train.train.average import Average, holding
+from mace_train.train.optim import make_optimizer, parameter_groups
+from mace_train.train.schedule import Schedule
 
 
 def small_network() -> nn.Module:
@@ -27,7 +29,8 @@ def test_plateau_reduces_like_torch():
     for epoch, loss in enumerate(losses):
         ours.validated(loss)
         theirs.step(loss)
-        assert ours.lr(epoch + 1, 0, 7) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        expected = optimizer.param_groups[0]["lr"]
+        assert ours.lr(epoch + 1.0, epoch + 1.1) == pytest.approx(expected, rel=1e-12)
     assert ours.factor < 0.5  # more than one reduction was seen
 
 
@@ -35,10 +38,10 @@ def test_exponential_and_cosine_end_points():
     exponential = Schedule(
         SchedulerSettings(scheduler="exponential", lr_scheduler_gamma=0.9), 1.0, 10
     )
-    assert exponential.lr(3, 4, 5) == pytest.approx(0.9**3)
+    assert exponential.lr(3.8, 4.0) == pytest.approx(0.9**3)
     settings = SchedulerSettings(scheduler="cosine", warmup_epochs=2, min_lr_factor=0.1)
     cosine = Schedule(settings, 1.0, 10)
-    rates = [cosine.lr(epoch, step, 4) for epoch in range(10) for step in range(4)]
+    rates = [cosine.lr(step / 4, (step + 1) / 4) for step in range(40)]
     assert rates[0] == pytest.approx(1 / 8)  # the first of 8 warm-up steps
     assert rates[7] == pytest.approx(1.0)
     assert max(rates) == pytest.approx(1.0)
@@ -57,7 +60,7 @@ def test_schedule_state_survives():
     for loss in (0.5, 0.6, 0.4):
         schedule.validated(loss)
         other.validated(loss)
-        assert other.lr(1, 0, 1) == schedule.lr(1, 0, 1)
+        assert other.lr(1.0, 2.0) == schedule.lr(1.0, 2.0)
 
 
 def test_average_is_its_definition_and_gives_weights_back():
@@ -73,7 +76,7 @@ def test_average_is_its_definition_and_gives_weights_back():
         for name, value in network.named_parameters():
             expected[name] = decay * expected[name] + (1 - decay) * value.detach()
     own = copy.deepcopy(network.state_dict())
-    with average.applied(network):
+    with holding(network, average.shadow):
         for name, value in network.named_parameters():
             torch.testing.assert_close(value, expected[name])
     for name, value in network.state_dict().items():
@@ -110,11 +113,11 @@ def test_parameter_groups_decay_what_mace_torch_decays():
     ]
     model = Named(decayed + free)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, 0.5)
+    groups = parameter_groups(model, OptimizerSettings(weight_decay=0.5))
     seen = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     assert seen == {**dict.fromkeys(decayed, 0.5), **dict.fromkeys(free, 0.0)}
     with pytest.raises(AssertionError, match="belongs to no group"):
-        parameter_groups(Named(["surprise.weight"]), 0.5)
+        parameter_groups(Named(["surprise.weight"]), OptimizerSettings())
 
 
 @pytest.mark.parametrize(

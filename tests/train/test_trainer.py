@@ -16,6 +16,7 @@ import torch
 from mace_train.balance import sampler
 from mace_train.balance.plan import make_plan
 from mace_train.checks import lock_folder
+from mace_train.data.graph import Graph
 from mace_train.data.loading import batches
 from mace_train.data.preprocess import preprocess
 from mace_train.errors import InputError
@@ -30,8 +31,12 @@ from mace_train.settings import (
     TrainSettings,
 )
 from mace_train.train.checkpoint import load_model, read
+from mace_train.train.part import Part
+from mace_train.train.run import Run
 from mace_train.train.setup import set_up
-from mace_train.train.trainer import fit, train, train_step
+from mace_train.train.step import train_step
+from mace_train.train.trainer import fit, train
+from mace_train.train.trouble import handle_trouble
 from mace_train.train.validation import validate
 from mace_train.world import World
 from tests.train.ranks import run_ranks
@@ -63,17 +68,21 @@ def gradient_of_one_step(
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Gradients after one step in which this rank holds ``bins[rank]``, and its loss sums."""
     run = set_up(settings, world)
-    graph = next(
+    outcome = train_step(run, [graph_of(run, bins[world.rank])], lr=0.0)
+    gradients = {name: value.grad.clone() for name, value in run.model.named_parameters()}
+    return gradients, outcome.sums.numerators.tolist()
+
+
+def graph_of(run: Run, ids: list[int]) -> Graph:
+    """The batch of these training structures."""
+    return next(
         batches(
             run.train.shards,
-            [np.array(bins[world.rank], dtype=np.int64)],
+            [np.array(ids, dtype=np.int64)],
             atomic_numbers=run.model.data.atomic_numbers,
             dtype=run.dtype,
         )
     )
-    sums, _ = train_step(run, graph, lr=0.0)
-    gradients = {name: value.grad.clone() for name, value in run.model.named_parameters()}
-    return gradients, sums.numerators.tolist()
 
 
 def test_gradient_does_not_depend_on_ranks_or_bins(prepared, tmp_path):
@@ -90,10 +99,11 @@ def test_gradient_does_not_depend_on_ranks_or_bins(prepared, tmp_path):
                 torch.testing.assert_close(gradient, alone[name], rtol=1e-12, atol=1e-12 * scale)
 
 
-def test_validation_counts_every_structure_once_on_any_number_of_ranks(prepared, tmp_path):
+@pytest.mark.parametrize("sizes", [(3,), pytest.param((2, 4, 8), marks=pytest.mark.slow)])
+def test_validation_counts_every_structure_once_on_any_number_of_ranks(sizes, prepared, tmp_path):
     settings = settings_for(prepared, tmp_path / "run")
     expected = validate(set_up(settings, World()))
-    for n_ranks in (2, 3):
+    for n_ranks in sizes:
         for loss, table in run_ranks(n_ranks, validation_of, tmp_path, settings):
             assert loss == pytest.approx(expected[0], rel=1e-12)
             assert [row["name"] for row in table] == [row["name"] for row in expected[1]]
@@ -183,18 +193,11 @@ def test_a_non_finite_gradient_stops_and_names_the_structures(prepared, tmp_path
     run = set_up(settings_for(prepared, tmp_path / "run"), World())
     with torch.no_grad():
         next(iter(run.model.parameters())).fill_(float("nan"))
-    graph = next(
-        batches(
-            run.train.shards,
-            [np.array([4, 2])],
-            atomic_numbers=run.model.data.atomic_numbers,
-            dtype=run.dtype,
-        )
-    )
-    with pytest.raises(
-        InputError, match=f"{re.escape(run.train.shards.sample(4).structure.source)}"
-    ):
-        train_step(run, graph, lr=0.01)
+    outcome = train_step(run, [graph_of(run, [4, 2])], lr=0.01)
+    part = Part.whole(run.sampler, 0)
+    named = re.escape(run.train.shards.sample(4).structure.source)
+    with pytest.raises(InputError, match=rf"step 1 \(epoch 1\).*{named}"):
+        handle_trouble(run, part, 0, outcome)
 
 
 def test_a_non_finite_validation_loss_stops(prepared, tmp_path):

@@ -1,0 +1,90 @@
+"""Signs of life: what every rank is doing, for the message when one of them hangs.
+
+A thread of every rank writes (count, step, phase) to the store every few seconds. When a collective
+times out, the ranks read each other's signs twice: a rank whose count stands still is stopped or
+dead, one whose count rises but whose step lies behind is stuck in its own code.
+"""
+
+import json
+import os
+import socket
+import threading
+from datetime import timedelta
+from typing import Any
+
+INTERVAL_S = 1.0
+
+
+class Heartbeat:
+    """Signs of life of one rank; ``step`` and ``phase`` are for the training to set."""
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.step, self.phase = 0, "start"
+        self._store, self._rank, self._size = store, rank, size
+        self._count = 0
+        self._stopped = threading.Event()
+        self._beat()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(INTERVAL_S):
+            try:
+                self._beat()
+            except RuntimeError:  # the store has gone with its keeper: nobody can read any more
+                return
+
+    def _beat(self) -> None:
+        self._count += 1
+        who = {"host": socket.gethostname(), "pid": os.getpid()}
+        sign = {"count": self._count, "step": self.step, "phase": self.phase, **who}
+        self._store.set(f"beat/{self._rank}", json.dumps(sign))
+
+    def stop(self) -> None:
+        """No more signs."""
+        self._stopped.set()
+        self._thread.join(timeout=2 * INTERVAL_S)
+
+    def missing(self, patience_s: float = 10.0) -> str:
+        """Which ranks keep the others waiting, as a sentence; takes a few seconds."""
+        box: list[str] = []
+        reader = threading.Thread(target=lambda: box.append(self._read()), daemon=True)
+        reader.start()
+        reader.join(timeout=3 * INTERVAL_S + patience_s)
+        return box[0] if box else "the store does not answer: rank 0 or its host is stopped or gone"
+
+    def _read(self) -> str:
+        try:
+            before = self._signs()
+            self._stopped.wait(2.5 * INTERVAL_S)
+            after = self._signs()
+        except RuntimeError as error:
+            return f"the store does not answer ({error}): rank 0 or its host is gone"
+        silent = [rank for rank, sign in enumerate(after) if sign == before[rank]]
+        silent = [rank for rank in silent if rank != self._rank]
+        if silent:
+            return "; ".join(f"{_name(r, after[r])} is stopped or dead" for r in silent[:8])
+        furthest = max(_place(sign) for sign in after)
+        behind = [rank for rank, sign in enumerate(after) if _place(sign) < furthest]
+        if behind:
+            return "; ".join(
+                f"{_name(r, after[r])} runs but is behind the others (step {furthest})"
+                for r in behind[:8]
+            )
+        return "all ranks run and are at the same step: the network between them is at fault"
+
+    def _signs(self) -> list[dict[str, Any]]:
+        keys = [f"beat/{rank}" for rank in range(self._size)]
+        self._store.wait(keys, timedelta(seconds=5))
+        return [json.loads(self._store.get(key)) for key in keys]
+
+
+def _place(sign: dict[str, Any]) -> int:
+    return int(sign["step"])
+
+
+def _name(rank: int, sign: dict[str, Any]) -> str:
+    return (
+        f"rank {rank} (process {sign['pid']} on {sign['host']}, step {sign['step']}, "
+        f"{sign['phase']})"
+    )

@@ -1,0 +1,185 @@
+"""One epoch of training: parts of a plan, steps, checkpoints on the way, sums at the end."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+
+from mace_train.data.graph import Graph
+from mace_train.data.loading import batches
+from mace_train.data.padding import Shape, padded
+from mace_train.train.log import EpochProgress
+from mace_train.train.loss import LossSums
+from mace_train.train.noise import NoiseScale
+from mace_train.train.part import Part
+from mace_train.train.phases import Phases
+from mace_train.train.run import Run, Tally, fingerprints
+from mace_train.train.signals import Interruption
+from mace_train.train.state import save_state
+from mace_train.train.step import Outcome, train_step
+from mace_train.train.trouble import handle_trouble
+
+
+@dataclass
+class EpochLoop:
+    """What one epoch needs beside the run."""
+
+    run: Run
+    interruption: Interruption
+    phases: Phases = field(default_factory=Phases)
+    noise: NoiseScale = field(default_factory=NoiseScale)
+    norm: float = math.nan
+    lr: float = math.nan
+    n_seen: int = 0  # structures of the epoch that steps have taken, over all sessions and ranks
+    predicted: float = math.nan  # straggler ratio of the plan
+    interrupted: bool = False  # a checkpoint was written because a rank was told to stop
+
+    def __post_init__(self) -> None:
+        self._saved = self._clock = time.monotonic()
+
+    def train(self) -> LossSums:
+        """Train what is left of the epoch; the sums of its loss over all ranks."""
+        run = self.run
+        epoch = run.progress.epoch + 1
+        part: Part | None = run.part or Part.whole(run.sampler, epoch)
+        run.part = None
+        self.predicted = part.plan.straggler if part is not None else math.nan
+        while part is not None:
+            part = self._train_part(part)
+        self._tick()
+        return self._sums()
+
+    def _train_part(self, part: Part) -> Part | None:
+        """Train until the part is done (None), or until the rest is planned anew."""
+        run = self.run
+        m = run.settings.batching.accumulate
+        bar = EpochProgress(run.settings.logger.progress and run.world.is_main)
+        first = run.progress.part_step
+        label = f"epoch {part.epoch + 1}"
+        steps = groups(run, part, first, m)
+        for graphs in bar.over(self.phases.waiting(steps), -(-(part.n_steps - first) // m), label):
+            step = run.progress.part_step
+            after = min(step + m, part.n_steps)
+            lr = run.lr(part.time(step), part.time(after))
+            outcome = train_step(run, graphs, lr, self.phases, self._wishes())
+            if outcome.trouble is not None:
+                rest = handle_trouble(run, part, step, outcome)
+                if rest is not None:
+                    run.progress.part_step = 0
+                    return rest
+            self._note(outcome, graphs, after)
+            if bar.enabled:
+                bar.note(self._line())
+            if after < part.n_steps and self._save_if_wished(outcome, part):
+                return None
+        return None
+
+    def _wishes(self) -> tuple[float, float]:
+        """(stop, write a checkpoint), as this rank sees it."""
+        settings, step = self.run.settings.checkpoints, self.run.progress.step + 1
+        due = settings.every_steps is not None and step % settings.every_steps == 0
+        if settings.every_minutes is not None and self.run.world.is_main:
+            due = due or time.monotonic() - self._saved > 60 * settings.every_minutes
+        return float(self.interruption.signal is not None), float(due)
+
+    def _note(self, outcome: Outcome, graphs: list[Graph], after: int) -> None:
+        """Count a step that was made, or skipped."""
+        run = self.run
+        run.progress.step += 1
+        run.progress.part_step = after
+        self.phases.step_done()
+        ids = torch.cat([graph.ids for graph in graphs])
+        ids = ids[ids >= 0]  # without what was filled up
+        if outcome.trouble is not None:
+            run.tally.add(LossSums.zero(run.world.device), ids)
+            return
+        run.progress.n_skipped_in_row = 0
+        run.tally.add(outcome.sums, ids)
+        self.norm, self.lr = outcome.norm, outcome.lr
+        if outcome.noise is not None:
+            self.noise.add(outcome.noise[0], len(ids), outcome.noise[1], outcome.n_structures)
+
+    def _save_if_wished(self, outcome: Outcome, part: Part) -> bool:
+        """Write a checkpoint if a rank wants one; True if the training is to stop here."""
+        stop, save = (wish > 0 for wish in outcome.wishes)
+        if stop or save:
+            self._tick()
+            save_state(self.run, part)
+            self._saved = time.monotonic()
+        self.interrupted = stop
+        return stop
+
+    def _tick(self) -> None:
+        """Add the time since the last call to the run's."""
+        now = time.monotonic()
+        self.run.progress.seconds += now - self._clock
+        self.run.progress.epoch_seconds += now - self._clock
+        self._clock = now
+
+    def _sums(self) -> LossSums:
+        """Loss sums of the epoch over all ranks; checks that it held every structure once."""
+        run, tally = self.run, self.run.tally
+        sums = run.world.sum(torch.stack((tally.sums.numerators, tally.sums.counts)))
+        if not self.interrupted:
+            seen = run.world.sum_later(tally.seen)()
+            n = len(run.sampler.costs)
+            self.n_seen = int(seen[0])
+            expected = [n, int(fingerprints(torch.arange(n)).sum())]
+            assert seen.tolist() == expected, "a structure was lost or trained twice"
+            run.tally, run.progress.part_step = Tally.zero(run.world.device), 0
+        return LossSums(sums[0], sums[1])
+
+    @property
+    def _measures_noise(self) -> bool:
+        return self.run.settings.logger.noise_scale
+
+    def _line(self) -> str:
+        run = self.run
+        loss = float(run.tally.sums.loss(run.stage.loss))
+        latest = "" if run.last_errors is None else f"  RMSE {run.last_errors}"
+        return f"loss {loss:.3g}  imbalance {self.predicted:.2f}{latest}"
+
+    def record(self) -> dict[str, Any]:
+        """What the epoch's record says about its course; called by all ranks."""
+        return {
+            "lr": self.lr,
+            "grad_norm": self.norm,
+            "imbalance": self.predicted,
+            **self.phases.summary(self.run.world),
+            "noise_scale": self.noise.result(self.run.world) if self._measures_noise else None,
+        }
+
+
+def groups(run: Run, part: Part, first: int, m: int) -> Iterator[list[Graph]]:
+    """This rank's graphs of every optimizer step from the bin ``first`` on, on the host."""
+    bins = list(part.bins(run.world.rank, first))
+    graphs = batches(
+        run.train.shards,
+        bins,
+        atomic_numbers=run.model.data.atomic_numbers,
+        dtype=run.dtype,
+        num_workers=run.settings.cluster.num_workers,
+        pin_memory=run.world.device.type == "cuda",
+    )
+    if part.epoch + 1 < run.settings.max_num_epochs:
+        run.sampler.prepare(part.epoch + 1)  # after the loader's processes were forked
+    if run.settings.batching.static_shapes:
+        shape = shape_of_bins(run, part)
+        graphs = (padded(graph, shape, run.model.data.r_max) for graph in graphs)
+    while group := list(islice(graphs, m)):
+        yield group
+
+
+def shape_of_bins(run: Run, part: Part) -> Shape:
+    """Room for every bin: the capacity, or what a bin of the part takes where that is more."""
+    capacity, plan = run.sampler.capacity, part.plan
+    n_edges = max(capacity.max_edges, int(plan.n_edges.max()))
+    return Shape(
+        n_graphs=int(plan.n_structures.max()) + 1,
+        n_atoms=max(capacity.max_atoms, int(plan.n_atoms.max())) + 1,
+        n_edges=n_edges + n_edges % 2,
+    )

@@ -1,0 +1,114 @@
+"""Gradients in one flat buffer, summed over ranks while the backward pass still runs.
+
+    flat = [ bucket 0 | bucket 1 | ... | last bucket | health ]
+
+Every parameter's gradient is a view of ``flat``. Buckets hold parameters in the order in which the
+backward pass usually finishes them, last layer first; a bucket is sent as soon as it and those
+before it are complete. The last one waits for ``finish``, together with one number, the health:
+0, or NaN from a rank that could not finish its backward pass. So a rank that fails half way never
+leaves the others waiting, and every rank sees from the norm, which it needs anyway, that the step
+is void. (torch's DistributedDataParallel overlaps in the same way, PyTorch Distributed, arXiv
+2006.15704, but a rank that fails half way leaves it waiting, and it cannot tell a rank's own norm.)
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mace_train.world import World
+
+BUCKET_BYTES = 1 << 20
+
+
+class Gradients:
+    """The gradients of ``parameters``, all of one type and on one device."""
+
+    def __init__(
+        self, parameters: list[nn.Parameter], world: World, bucket_bytes: int = BUCKET_BYTES
+    ) -> None:
+        assert parameters, "nothing to train: every parameter is frozen"
+        self._world = world
+        self._parameters = list(reversed(parameters))
+        n_values = sum(parameter.numel() for parameter in parameters)
+        self._flat = self._parameters[0].new_zeros(n_values + 1)
+        self._buckets = self._make_buckets(bucket_bytes)
+        self._sending = False
+        self._works: list[Any] = []
+        self._own_squares: list[Tensor] | None = None
+        if world.size > 1:
+            for parameter in parameters:
+                hooks: Any = parameter
+                hooks.register_post_accumulate_grad_hook(self._done)
+
+    def _make_buckets(self, bucket_bytes: int) -> list[slice]:
+        """Slices of the flat buffer; gradients become views of it."""
+        limit = max(1, bucket_bytes // self._flat.element_size())
+        self._bucket_of: dict[int, int] = {}
+        buckets, first, last = [], 0, 0
+        for parameter in self._parameters:
+            if last > first and last - first + parameter.numel() > limit:
+                buckets.append(slice(first, last))
+                first = last
+            self._bucket_of[id(parameter)] = len(buckets)
+            last += parameter.numel()
+        return [*buckets, slice(first, last + 1)]
+
+    def begin(self, *, own_norm: bool = False) -> None:
+        """Set all gradients to zero; ``own_norm`` also measures this rank's own gradient."""
+        self._flat.zero_()
+        first = 0
+        for parameter in self._parameters:  # again in every step: others may have set it to None
+            last = first + parameter.numel()
+            parameter.grad = self._flat[first:last].view_as(parameter)
+            first = last
+        self._works, self._sending = [], False
+        self._own_squares = [] if own_norm else None
+
+    def send_when_done(self) -> None:
+        """The next backward pass is the last of this step: send buckets as they are complete."""
+        self._sending = self._world.size > 1
+        self._left = [0] * len(self._buckets)
+        for bucket in self._bucket_of.values():
+            self._left[bucket] += 1
+
+    def _done(self, parameter: nn.Parameter) -> None:
+        """A gradient is complete (called by autograd)."""
+        if not self._sending:
+            return
+        self._left[self._bucket_of[id(parameter)]] -= 1
+        while len(self._works) < len(self._buckets) - 1 and self._left[len(self._works)] <= 0:
+            self._send()
+
+    def _send(self) -> None:
+        part = self._flat[self._buckets[len(self._works)]]
+        if self._own_squares is not None:
+            self._own_squares.append(part.square().sum())
+        self._works.append(dist.all_reduce(part, async_op=True) if self._world.size > 1 else None)
+
+    def finish(self, *, failed: bool = False) -> None:
+        """Send the rest and wait for the sums; ``failed`` makes the step void on all ranks."""
+        self._sending = False
+        if failed:
+            self._flat[-1] = math.nan
+        while len(self._works) < len(self._buckets):
+            self._send()
+        for work in self._works:
+            if work is not None:
+                work.wait()
+
+    def own_square(self) -> float:
+        """|g|^2 of this rank's own gradient, before it was summed over ranks."""
+        assert self._own_squares is not None
+        return float(torch.stack(self._own_squares).sum())
+
+    def norm(self) -> float:
+        """The norm of the summed gradient; not finite if the step is void. Equal on all ranks."""
+        return float(torch.linalg.vector_norm(self._flat))
+
+    def clip(self, norm: float, limit: float | None) -> None:
+        """Shorten the gradient to ``limit`` if its ``norm`` is above it."""
+        if limit is not None and norm > limit:
+            self._flat.mul_(limit / (norm + 1e-6))  # as torch's clip_grad_norm_ does

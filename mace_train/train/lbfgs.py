@@ -1,0 +1,84 @@
+"""Epochs of L-BFGS: one step over all training data, with a line search (as mace-torch's lbfgs).
+
+Every evaluation is a pass over the whole epoch, its gradient exact: denominators are those of all
+the data. All ranks see the same loss and gradient, so they take the same decisions.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mace_train.data.graph import Graph
+from mace_train.errors import InputError
+from mace_train.train.epoch import EpochLoop, groups
+from mace_train.train.loss import LossSums, label_counts
+from mace_train.train.optim import set_lr
+from mace_train.train.part import Part
+from mace_train.train.run import Tally
+from mace_train.train.step import backward, out_of_memory, seed_step
+
+
+class LbfgsLoop(EpochLoop):
+    """An epoch that is one step; it cannot be interrupted half way."""
+
+    def train(self) -> LossSums:
+        """One step; the sums of the loss where it began."""
+        run = self.run
+        part = Part.whole(run.sampler, run.progress.epoch + 1)
+        totals = self._totals(part)
+        begun_with: list[LossSums] = []
+        seed_step(run)
+
+        def closure() -> Tensor:
+            sums = self._gradient(part, totals)
+            begun_with.append(sums)
+            return sums.loss(run.stage.loss)
+
+        self.lr = run.lr(part.time(0), part.time(part.n_steps))
+        set_lr(run.optimizer, self.lr)
+        run.optimizer.step(closure)  # type: ignore[arg-type]
+        self.norm = run.gradients.norm()
+        self.predicted, self.n_seen = part.plan.straggler, len(part.plan.bins.ids)
+        self.phases.step_done()
+        run.progress.step += 1
+        run.tally = Tally.zero(run.world.device)
+        self._tick()
+        return begun_with[0]
+
+    def _graphs(self, part: Part) -> Iterator[Graph]:
+        for (graph,) in self.phases.waiting(groups(self.run, part, 0, 1)):
+            yield graph
+
+    def _totals(self, part: Part) -> Tensor:
+        """Labels of all structures, the denominators of the loss."""
+        kind = self.run.stage.loss.loss
+        own = torch.stack([label_counts(graph, kind) for graph in self._graphs(part)])
+        return self.run.world.sum_later(own.sum(0))()
+
+    def _gradient(self, part: Part, totals: Tensor) -> LossSums:
+        """Leave the gradient over all data in the weights; the loss sums over all ranks."""
+        run, failure = self.run, None
+        sums = LossSums.zero(run.world.device)
+        run.gradients.begin()
+        for graph in self._graphs(part):
+            run.world.signal_life(run.progress.step, "compute")
+            try:
+                sums = sums + backward(run, graph, lambda: totals, self.phases)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                failure = str(error).splitlines()[0]
+                break
+        with self.phases("communication"):
+            run.gradients.finish(failed=failure is not None)
+            total = run.world.sum(torch.stack((sums.numerators, sums.counts)))
+        if not run.gradients.norm() < float("inf"):
+            failures = [f for f in run.world.gather_all(failure) if f is not None]
+            raise InputError(
+                f"L-BFGS step of epoch {part.epoch + 1}: "
+                f"{failures[0] if failures else 'the gradient is not finite'}; lower "
+                f"{'batching.max_atoms' if failures else 'the learning rate of this stage'}, "
+                "restart_latest=true continues from the epoch before"
+            )
+        return LossSums(total[0], total[1])

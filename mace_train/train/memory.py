@@ -1,0 +1,179 @@
+"""How much a bin may hold: peak memory measured in a few steps, fitted, and solved for a capacity.
+
+    peak = m_0 + m_a * atoms + m_e * edges,   m >= 0        (non-negative least squares)
+
+Bins grow until a probe takes a third of what is there. At every size one bin is of the structures
+with the fewest edges per atom and one of those with the most, which tells the two slopes apart. The
+capacity keeps MARGIN free and has EDGE_SLACK more edges per atom than the data have on average; it
+is the smallest over all ranks. Memory is what PyTorch allocates on a GPU, or what is resident of
+the process on the CPU (Linux). Cost: some ten forward and backward passes.
+"""
+
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from mace_train.balance.costs import Capacity
+from mace_train.data.graph import Graph
+from mace_train.data.loading import batches
+from mace_train.errors import InputError
+from mace_train.train.loss import label_counts
+from mace_train.train.phases import Phases
+from mace_train.train.run import Run
+from mace_train.train.step import backward, out_of_memory
+from mace_train.world import World
+
+LOGGER = logging.getLogger("mace_train")
+MARGIN = 0.1
+EDGE_SLACK = 1.15
+PROBED_SHARE = 1 / 3
+FEWEST_PROBES, MOST_PROBES = 6, 24
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """Bytes of a step: ``base + per_atom * atoms + per_edge * edges``."""
+
+    base: float
+    per_atom: float
+    per_edge: float
+
+    def bytes(self, n_atoms: int, n_edges: int) -> float:
+        """Peak memory of a step with that many atoms and edges."""
+        return self.base + self.per_atom * n_atoms + self.per_edge * n_edges
+
+    @staticmethod
+    def fitted(probes: NDArray[np.float64]) -> "MemoryModel":
+        """From rows [n, 3] of atoms, edges, bytes."""
+        table = np.column_stack((np.ones(len(probes)), probes[:, :2]))
+        scale = table.max(axis=0)
+        solution, _ = nnls(table / scale, probes[:, 2])
+        return MemoryModel(*(solution / scale))
+
+
+def calibrate(run: Run) -> Capacity:
+    """The capacity that the memory of the smallest device allows; the same on all ranks."""
+    budget = _budget(run)
+    probes = _probe(run, budget)
+    model = MemoryModel.fitted(probes)
+    own = _solve(run, model, budget)
+    all_of_them = run.world.gather_all((own, model, budget))
+    n_atoms, n_edges = (min(one[0][i] for one in all_of_them) for i in range(2))
+    costs = run.train.costs
+    if n_atoms < costs.n_atoms.max() or n_edges < costs.n_edges.max():
+        raise InputError(
+            f"batching.capacity=auto: memory of {budget / 1e9:.2f} GB is enough for {n_atoms} "
+            f"atoms and {n_edges} edges, but a structure has {costs.n_atoms.max()} atoms and one "
+            f"{costs.n_edges.max()} edges; use a smaller model or remove these structures"
+        )
+    LOGGER.info(
+        "memory: %.0f MB + %.1f kB per atom + %.2f kB per edge (%d probes); with %.0f MB and a "
+        "margin of %.0f %% a bin holds at most %d atoms and %d edges",
+        model.base / 1e6,
+        model.per_atom / 1e3,
+        model.per_edge / 1e3,
+        len(probes),
+        budget / 1e6,
+        100 * MARGIN,
+        n_atoms,
+        n_edges,
+    )
+    return Capacity(n_atoms, n_edges)
+
+
+def _solve(run: Run, model: MemoryModel, budget: float) -> tuple[int, int]:
+    """(atoms, edges) that fill the budget but for the margin; no more than one step of all data."""
+    costs = run.train.costs
+    total_atoms, total_edges = int(costs.n_atoms.sum()), int(costs.n_edges.sum())
+    edges_per_atom = EDGE_SLACK * total_edges / total_atoms
+    room = (1.0 - MARGIN) * budget - model.base - _optimizer_bytes(run)
+    n_atoms = int(max(room, 0.0) / max(model.per_atom + model.per_edge * edges_per_atom, 1e-9))
+    most = -(-total_atoms // run.world.size) + int(costs.n_atoms.max())
+    n_atoms = min(n_atoms, most)
+    return n_atoms, int(n_atoms * edges_per_atom)
+
+
+def _optimizer_bytes(run: Run) -> float:
+    """What the first step of the optimizer will add: up to three numbers per weight."""
+    return 3.0 * sum(p.numel() * p.element_size() for p in run.trained_parameters)
+
+
+def _probe(run: Run, budget: float) -> NDArray[np.float64]:
+    """Rows [n, 3] of atoms, edges and peak bytes, in the order of growing bins."""
+    costs = run.train.costs
+    density = costs.n_edges / costs.n_atoms
+    orders = np.argsort(density, kind="stable"), np.argsort(-density, kind="stable")
+    rows: list[tuple[float, float, float]] = []
+    n_atoms = int(costs.n_atoms.max())
+    while len(rows) < MOST_PROBES:
+        bins = [_bin(costs.n_atoms, order, n_atoms) for order in orders]
+        for graph in _graphs(run, bins):
+            try:
+                peak = _peak(run, graph)
+            except RuntimeError as error:
+                if not out_of_memory(error) or len(rows) < 3:
+                    raise
+                return np.array(rows)
+            rows.append((graph.n_atoms, graph.n_edges, peak))
+        if rows[-1][2] > PROBED_SHARE * budget and len(rows) >= FEWEST_PROBES:
+            break
+        n_atoms = int(1.7 * n_atoms) + 1
+    return np.array(rows)
+
+
+def _bin(sizes: NDArray[np.int64], order: NDArray[np.int64], n_atoms: int) -> NDArray[np.int64]:
+    """Ids of about ``n_atoms`` atoms in that order; structures repeat where there are too few."""
+    rounds = -(-n_atoms // int(sizes.sum()))
+    ids = np.tile(order, rounds)
+    return ids[: max(1, int(np.searchsorted(np.cumsum(sizes[ids]), n_atoms, side="right")))]
+
+
+def _graphs(run: Run, bins: list[NDArray[np.int64]]) -> list[Graph]:
+    numbers = run.model.data.atomic_numbers
+    return list(batches(run.train.shards, bins, atomic_numbers=numbers, dtype=run.dtype))
+
+
+def _peak(run: Run, graph: Graph) -> float:
+    """Peak memory, in bytes, of the gradient of one bin."""
+    counts = label_counts(graph, run.stage.loss.loss)
+    run.gradients.begin()
+    reset_peak(run.world)
+    backward(run, graph, lambda: counts, Phases())
+    return peak(run.world)
+
+
+def reset_peak(world: World) -> None:
+    """Measure peaks from here on."""
+    if world.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(world.device)
+        return
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak becomes what is resident now
+
+
+def peak(world: World) -> float:
+    """Largest memory since ``reset_peak``, in bytes."""
+    if world.device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(world.device))
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return 1024.0 * int(found[1])
+
+
+def _budget(run: Run) -> float:
+    """Bytes that a rank may use: as the settings say, or what its device has."""
+    given = run.settings.batching.max_memory_gb
+    if given is not None:
+        return 1e9 * given
+    if run.world.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(run.world.device)
+        return float(free + torch.cuda.memory_reserved(run.world.device))
+    page = os.sysconf("SC_PAGE_SIZE")
+    return float(page * os.sysconf("SC_AVPHYS_PAGES")) / run.world.local_size

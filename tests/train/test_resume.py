@@ -1,0 +1,192 @@
+"""Killed at any step and resumed: bit for bit at the same size, each sample once at another."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mace_train.settings import (
+    BatchingSettings,
+    CheckpointSettings,
+    FinishSettings,
+    OptimizerSettings,
+    StageTwoSettings,
+    TrainSettings,
+)
+from mace_train.train.checkpoint import read
+from mace_train.train.epoch import EpochLoop
+from mace_train.train.part import Part, as_bits, from_bits
+from mace_train.train.setup import set_up
+from mace_train.train.trainer import fit, train
+from mace_train.world import World
+from tests.train.ranks import run_ranks
+from tests.train.test_trainer import settings_for
+
+
+class KilledError(Exception):
+    """Stands for a SIGKILL: nothing of the program runs after it."""
+
+
+def train_until_killed(world: World, settings: TrainSettings, n_steps: int) -> list[list[int]]:
+    """Train; die before step ``n_steps`` of this session. The ids of every step of this rank."""
+    run = set_up(settings, world)
+    trained: list[list[int]] = []
+    note = EpochLoop._note
+
+    def counted(loop: EpochLoop, outcome: Any, graphs: Any, after: int) -> None:
+        note(loop, outcome, graphs, after)
+        trained.append([int(i) for graph in graphs for i in graph.ids])
+        if len(trained) == n_steps:
+            run.archive.close()
+            raise KilledError
+
+    EpochLoop._note = counted  # type: ignore[method-assign]
+    try:
+        fit(run)
+    except KilledError:
+        pass
+    finally:
+        EpochLoop._note = note  # type: ignore[method-assign]
+    return trained
+
+
+def small(prepared: Path, output: Path, **changes: Any) -> TrainSettings:
+    return settings_for(
+        prepared,
+        output,
+        **{
+            "max_num_epochs": 3,
+            "restart_latest": True,
+            "checkpoints": CheckpointSettings(every_steps=1),
+            **changes,
+        },
+    )
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """The last checkpoints and all records of learning are equal, bit for bit."""
+    tensors, headers = zip(
+        *(read(path / "checkpoints" / "last.safetensors") for path in (one, other)), strict=True
+    )
+    assert tensors[0].keys() == tensors[1].keys()
+    for name, value in tensors[0].items():
+        assert torch.equal(value, tensors[1][name]), name
+    clocks = {"seconds", "epoch_seconds", "n_starts"}
+    progress = [
+        {k: v for k, v in header["progress"].items() if k not in clocks} for header in headers
+    ]
+    assert progress[0] == progress[1]
+    keys = ("epoch", "step", "train_loss", "valid_loss", "lr", "stage")
+    first, second = ([[r[key] for key in keys] for r in records(path)] for path in (one, other))
+    assert first == second
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "adam": {},
+    "accumulation": {
+        "batching": BatchingSettings(batch_size=2, accumulate=3),
+        "ema": False,
+    },
+    "stage two": {"stage_two": StageTwoSettings(enabled=True, start=1)},
+    "schedule-free": {"optimizer": OptimizerSettings(optimizer="schedulefree", lr=0.005)},
+    "finish with L-BFGS": {"finish": FinishSettings(optimizer="lbfgs", epochs=1, lr=1.0)},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_resume_within_an_epoch_is_bit_for_bit(recipe, prepared, tmp_path):
+    changes = RECIPES[recipe]
+    train(small(prepared, tmp_path / "whole", **changes))
+    n_steps = records(tmp_path / "whole")[-1]["step"]
+    settings = small(prepared, tmp_path / "killed", **changes)
+    starts = 0
+    while (
+        starts == 0
+        or not (tmp_path / "killed" / "metrics.jsonl").exists()
+        or (
+            records(tmp_path / "killed")[-1:] == [] or records(tmp_path / "killed")[-1]["epoch"] < 2
+        )
+    ):
+        train_until_killed(World(), settings, 3)  # the last of the three steps is lost
+        starts += 1
+        assert starts < n_steps
+    assert starts > 3
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize(
+    "sessions",
+    [
+        ((2, 3), (1, 1000)),
+        pytest.param(((4, 2), (2, 2), (8, 2), (3, 1000)), marks=pytest.mark.slow),
+    ],
+)
+def test_another_number_of_ranks_trains_the_rest_of_the_epoch_once(sessions, prepared, tmp_path):
+    batching = BatchingSettings(batch_size=1 if len(sessions) > 2 else 3)
+    settings = small(prepared, tmp_path / "run", max_num_epochs=2, batching=batching)
+    n = len(set_up(settings, World()).train.shards)
+    trained: list[int] = []
+    for n_ranks, n_steps in sessions:
+        if n_ranks == 1:
+            results = [train_until_killed(World(), settings, n_steps)]
+        else:
+            results = run_ranks(n_ranks, train_until_killed, tmp_path, settings, n_steps)
+        # the step that was not followed by a checkpoint is lost, and trained again
+        kept = [steps[: n_steps - 1] if n_steps < 1000 else steps for steps in results]
+        trained += [i for steps in kept for ids in steps for i in ids]
+    assert sorted(trained) == sorted(2 * list(range(n)))
+    losses = [record["train_loss"] for record in records(tmp_path / "run")]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(prepared, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mace_train"), "propagate", True)
+    train(small(prepared, tmp_path / "whole"))
+    settings = small(prepared, tmp_path / "run")
+    train_until_killed(World(), settings, 5)
+    newest, before = sorted((tmp_path / "run" / "checkpoints").glob("step-*.safetensors"))[::-1]
+    content = bytearray(newest.read_bytes())
+    content[-20] ^= 1  # one bit of a weight
+    newest.write_bytes(content)
+    train(settings)
+    assert "the checksum does not fit" in caplog.text
+    assert f"FALLING BACK to {before}" in caplog.text
+    assert_same_end(tmp_path / "whole", tmp_path / "run")
+    assert newest.with_suffix(".damaged").exists()
+
+
+def test_batches_may_change_within_an_epoch(prepared, tmp_path):
+    settings = small(prepared, tmp_path / "run", max_num_epochs=1)
+    first = train_until_killed(World(), settings, 3)[:2]
+    changed = replace(settings, batching=BatchingSettings(batch_size=5))
+    second = train_until_killed(World(), changed, 1000)
+    n = len(set_up(settings, World()).train.shards)
+    assert sorted(i for ids in first + second for i in ids) == list(range(n))
+
+
+def test_a_part_knows_what_remains_and_what_time_it_is(prepared, tmp_path):
+    run = set_up(small(prepared, tmp_path / "run"), World())
+    whole = Part.whole(run.sampler, 4)
+    assert whole.time(0) == 4.0
+    assert whole.time(whole.n_steps) == 5.0
+    left = whole.remaining(3)
+    done = [i for ids in list(whole.bins(0))[:3] for i in ids]
+    assert sorted([*left, *done]) == list(range(whole.n_structures))
+    rest = Part.rest(run.sampler, 4, left)
+    assert sorted(i for ids in rest.bins(0) for i in ids) == left.tolist()
+    assert rest.time(0) == pytest.approx(4 + len(done) / whole.n_structures)
+    assert rest.time(rest.n_steps) == pytest.approx(5.0)
+    again = Part.rest(run.sampler, 4, rest.remaining(1))
+    assert len(again.plan.costs) == len(left) - len(next(iter(rest.bins(0))))
+    assert (
+        from_bits(as_bits(left, whole.n_structures), whole.n_structures).tolist() == left.tolist()
+    )

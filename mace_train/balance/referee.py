@@ -28,7 +28,7 @@ class Optimum:
 def smallest_largest_bin(
     costs: Costs, capacity: Capacity, n_bins: int, seconds: float, hint: int | None = None
 ) -> Optimum:
-    """The least cost of the most expensive bin, or how far the search came in ``seconds``.
+    """The least cost of the most expensive bin, or how far a search of ``seconds`` came.
 
     ``hint`` is the largest cost of a packing that is known, above which nothing is searched.
     """
@@ -56,7 +56,7 @@ def smallest_largest_bin(
             model.add(in_bin[i][k] == 0)
     model.minimize(largest)
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = seconds
+    solver.parameters.max_deterministic_time = seconds  # the same on a busy machine
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
     status = solver.solve(model)

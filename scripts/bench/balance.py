@@ -236,7 +236,7 @@ def gap(table: Table, n_instances: int = 100) -> None:
         capacity = Capacity(*room)
         packed = pack_window(costs, np.arange(60, dtype=np.int32), capacity.limits, 8, 0, 0, 0)
         hint = None if packed.n_left else packed.largest
-        optimum = smallest_largest_bin(costs, capacity, 8, 1.0, hint)
+        optimum = smallest_largest_bin(costs, capacity, 8, 0.5, hint)
         if optimum.found is None:
             continue  # no packing is known
         n_failed += packed.n_left > 0

@@ -38,7 +38,7 @@ PACKERS = ("fixed_count", "balanced")
 
 
 def curve(prepared: Path, output: Path, packer: str, seed: int, epochs: int) -> list[float]:
-    """Force RMSE on the validation set after every epoch, meV/Å."""
+    """Force RMSE on the validation set after every epoch, eV/Å."""
     train(
         TrainSettings(
             data_dir=str(prepared),
@@ -75,13 +75,13 @@ def main() -> int:
             for packer in PACKERS:
                 output = Path(folder) / f"{packer}-{seed}"
                 curves[packer].append(curve(prepared, output, packer, seed, arguments.epochs))
-                print(f"{packer}, seed {seed}: {curves[packer][-1][-1]:.2f}", flush=True)
+                print(f"{packer}, seed {seed}: {curves[packer][-1][-1]:.4f}", flush=True)
     final = {packer: np.array(curves[packer])[:, -1] for packer in PACKERS}
     ratio = float(final["fixed_count"].mean() / final["balanced"].mean())
     within = bool(final["balanced"].mean() <= final["fixed_count"].max())
     for packer in PACKERS:
         low, high = final[packer].min(), final[packer].max()
-        print(f"{packer}: {final[packer].mean():.2f} ({low:.2f} to {high:.2f})")
+        print(f"{packer}: {final[packer].mean():.4f} ({low:.4f} to {high:.4f})")
     row = {
         "name": f"force error after {arguments.epochs} epochs, random / balanced",
         "ours": float(final["balanced"].mean()),
@@ -107,7 +107,7 @@ def _figure(curves: dict[str, list[list[float]]]) -> Figure:
         axes.fill_between(
             epochs, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2
         )
-    axes.set(xlabel="epoch", ylabel="validation force RMSE, meV/Å")
+    axes.set(xlabel="epoch", ylabel="validation force RMSE, eV/Å")
     axes.legend(title=f"mean and range, {len(curves['balanced'])} seeds")
     return figure
 

@@ -5,10 +5,11 @@
 2, 4, 8 and 16 ranks on this machine share few cores, so computing is emulated: a rank sleeps for
 the time that the cost model gives its bin, then all ranks sum gradients of the given size through
 gloo. Sleeping ranks take no core from each other; the all-reduce is real, and the cores it needs
-are shared: with c cores, G > c ranks transfer G / c times slower. Latency and bandwidth are
-measured at 2 ranks only (all-reduces of two sizes); the rest is predicted by simulate.py. Batches
-of a fixed number of structures (long waits) and balanced ones are both run. Exit code 1 if a
-prediction is more than 15 % off.
+are shared: with c cores, G > c ranks transfer G / c times slower (copying is work, latency is
+waiting). Latency and bandwidth are measured at 2 ranks only (all-reduces of two sizes); the rest is
+predicted by simulate.py. Every epoch is measured three times and the fastest counts, because others
+use this machine. Batches of a fixed number of structures (long waits) and balanced ones are both
+run. Exit code 1 if a prediction is more than 15 % off.
 """
 
 import argparse
@@ -38,7 +39,8 @@ RANKS = (2, 4, 8, 16)
 GRADIENT_BYTES = 2_000_000
 MODEL = CostModel(0.002, 1.2e-5, 4e-7, source="emulated: 80 ms for 3072 atoms, 38 edges each")
 LIMIT = 0.15
-STEPS = 24
+STEPS = 16
+REPEATS = 3
 
 
 def plan_for(packer: str, ranks: int) -> Plan:
@@ -54,10 +56,10 @@ def run(ranks: int, jobs: list[tuple[list[list[float]], int]]) -> list[float]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
     multiprocessing.start_processes(
-        _rank, args=(ranks, port, jobs, results), nprocs=ranks, start_method="spawn"
+        _rank, args=(ranks, port, jobs, results), nprocs=ranks, start_method="fork"
     )
     return results.get()
 
@@ -106,14 +108,16 @@ def main() -> int:
     )
     for ranks in RANKS:
         slower = max(1.0, ranks / cores)
-        shared = Fabric("shared", fabric.bandwidth / slower, fabric.latency_s * slower)
+        shared = Fabric("shared", fabric.bandwidth / slower, fabric.latency_s)
         cluster = Cluster(MODEL, shared, GRADIENT_BYTES)
         plans = {packer: plan_for(packer, ranks) for packer in ("fixed_count", "balanced")}
         jobs = [
             (MODEL.seconds(plan.n_atoms, plan.n_edges).tolist(), GRADIENT_BYTES)
             for plan in plans.values()
         ]
-        for (packer, plan), measured in zip(plans.items(), run(ranks, jobs), strict=True):
+        times = run(ranks, jobs * REPEATS)
+        for i, (packer, plan) in enumerate(plans.items()):
+            measured = min(times[i :: len(plans)])
             epoch = cluster.epoch(plan)
             off = abs(epoch.total_s / measured - 1)
             rows.append(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mace_train.errors import InputError
@@ -53,10 +54,12 @@ class Archive:
             names.append(f"epoch-{progress['epoch'] + 1:05d}")
         self._submit(path, _copies(tensors), header, names)
 
-    def save_best(self, tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> None:
-        """Write weights that are better than all before; ``name`` is a second name of theirs."""
+    def save_best(
+        self, tensors: dict[str, Tensor], header: dict[str, Any], names: list[str]
+    ) -> None:
+        """Write weights that are better than all before, with further ``names``."""
         path = self.path(f"best-{header['progress']['step']:010d}")
-        self._submit(path, _copies(tensors), header, [name])
+        self._submit(path, _copies(tensors), header, names)
 
     def _submit(
         self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any], names: list[str]
@@ -81,7 +84,7 @@ class Archive:
             return
         try:
             pending.result()
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise InputError(
                 f"output: cannot write a checkpoint to {self.folder} ({error}); free space there "
                 "or choose another output, then continue with restart_latest=true"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mace_train.world import World
 
-BUCKET_BYTES = 1 << 20
+BUCKET_BYTES = 1 << 18  # some ten buckets for the usual MACE
 
 
 class Gradients:

@@ -77,8 +77,10 @@ def save_best(run: Run) -> None:
     if not run.world.is_main:
         return
     tensors = run.weights_to_use() or dict(run.model.named_parameters())
-    name = "best_of_stage_one" if run.stage.name == "one" and len(run.stages) > 1 else "best"
-    run.archive.save_best(checkpoint.with_prefix("model.", tensors), _header(run), name)
+    names = ["best"]
+    if run.stage.name == "one" and len(run.stages) > 1:
+        names.append("best_of_stage_one")
+    run.archive.save_best(checkpoint.with_prefix("model.", tensors), _header(run), names)
 
 
 def _header(run: Run) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def test_stage_two_starts_anew_with_the_best_and_keeps_that_of_stage_one(prepare
     assert [row["stage"] for row in rows] == ["one"] * 4 + ["two"] * 2
     assert [row["lr"] for row in rows] == [0.005] * 4 + [1e-4] * 2
     folder = tmp_path / "run" / "checkpoints"
+    assert not (folder / "best.safetensors").samefile(folder / "best_of_stage_one.safetensors")
     best = [read(folder / f"{name}.safetensors")[1] for name in ("best_of_stage_one", "best")]
     assert [header["progress"]["stage"] for header in best] == [0, 1]
     for header, part in zip(best, (rows[:4], rows[4:]), strict=True):

@@ -80,7 +80,9 @@ def _run(command: str, overrides: list[str]) -> None:
         "example_data", lambda name: str(EXAMPLE_DATA / name), replace=True
     )
     task = _Task(command)
-    overrides = [_as_override(command, word) for word in overrides]
+    overrides = ["dry_run=true" if word == "--dry-run" else word for word in overrides]
+    if command == "inspect" and overrides and "=" not in overrides[0] and overrides[0][0] != "-":
+        overrides[0] = f"data_dir='{overrides[0]}'"
     if "dry_run=true" in overrides and not any(word.startswith("output=") for word in overrides):
         overrides.append("output=dry-run")  # which is not written
     sys.argv = [f"mace-train {command}", *overrides]
@@ -100,15 +102,6 @@ def _run(command: str, overrides: list[str]) -> None:
         raise SystemExit(130) from None
     if task.failures:
         _fail("; ".join(f"job {job}: {message}" for job, message in task.failures.items()))
-
-
-def _as_override(command: str, word: str) -> str:
-    """``--dry-run``, and the folder that ``inspect`` takes, as settings."""
-    if word == "--dry-run":
-        return "dry_run=true"
-    if command == "inspect" and "=" not in word and not word.startswith("-"):
-        return f"data_dir='{word}'"
-    return word
 
 
 class _Task:

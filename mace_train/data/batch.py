@@ -51,9 +51,15 @@ class Batch:
             return np.concatenate([np.diff(a[offsets][i : j + 1]) for a, i, j in runs])
 
         return cls(
-            rows=np.concatenate([a["structures"][i:j] for a, i, j in runs]),
+            rows=_joined_rows([a["structures"][i:j] for a, i, j in runs]),
             n_atoms=counts("atom_offsets"),
             n_edges=counts("edge_offsets"),
             **{name: cut(name, "atom_offsets") for name in OF_ATOMS},
             **{name: cut(name, "edge_offsets") for name in OF_EDGES},
         )
+
+
+def _joined_rows(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Rows of one type, as bytes: numpy compares the fields of every part, for 40 µs each."""
+    row_type = parts[0].dtype
+    return np.concatenate([part.view(f"V{row_type.itemsize}") for part in parts]).view(row_type)

@@ -11,6 +11,7 @@ name only when it is complete and on the disk. The page for users of the format 
 
 import hashlib
 import os
+import secrets
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ def write_arrays(
 
     ``durable`` waits until it is on the disk, so that it is whole after a loss of power too.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    # a name of its own: two processes may write equal contents for a file that is given twice
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with h5py.File(
             partial,

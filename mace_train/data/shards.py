@@ -33,7 +33,7 @@ from mace_train.errors import InputError
 
 __all__ = ["Sample", "ShardSet", "sample_of", "shard_path", "write_shard"]
 
-MAX_OPEN = 128  # shards mapped at a time: a map holds a file descriptor
+MAX_OPEN = 512  # shards mapped at a time: a map holds a file descriptor
 _SHARD_NAME = re.compile(r"shard-(\d+)\.h5")
 
 

@@ -70,7 +70,7 @@ def _outcome(function: Callable[[Any], Any], argument: Any) -> tuple[Any, Any]:
     """(result, None), or (None, error); what is not an InputError comes with its trace."""
     try:
         return function(argument), None
-    except InputError as error:
+    except (InputError, OSError) as error:  # of the input, or of the disk
         return None, error
     except Exception:  # the fault is reported by rank 0, which stops the run
         return None, RuntimeError(f"on {os.uname().nodename}:\n{traceback.format_exc()}")

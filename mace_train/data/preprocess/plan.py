@@ -32,11 +32,6 @@ class InputFile:
     head: str
     path: str
 
-    def identity(self) -> list[Any]:
-        """Changes when the file does."""
-        status = os.stat(self.path)
-        return [os.path.abspath(self.path), status.st_size, status.st_mtime_ns]
-
 
 @dataclass(frozen=True)
 class Part:
@@ -77,8 +72,10 @@ def make_blocks(
         InputError: a file that cannot be read, or is not whole.
     """
     limit = Limit(min(structures_per_shard, STRUCTURES_PER_BLOCK))
-    found = crew.map(partial(_cut, folder=folder, limit=limit), files, lambda parts: None)
-    return list(_grouped(files, found, limit))
+    paths = list(dict.fromkeys(file.path for file in files))  # one that is named twice is cut once
+    cut = crew.map(partial(_cut, folder=folder, limit=limit), paths, lambda parts: None)
+    parts_of = dict(zip(paths, cut, strict=True))
+    return list(_grouped(files, [parts_of[file.path] for file in files], limit))
 
 
 def _grouped(
@@ -101,12 +98,13 @@ def _grouped(
         yield Block(*kind, tuple(group))
 
 
-def _cut(file: InputFile, folder: Path, limit: Limit) -> list[Part]:
+def _cut(file: str, folder: Path, limit: Limit) -> list[Part]:
     """The parts of one input file."""
-    identity = file.identity()
-    plain = [(file.path, file.path)]
-    if is_packed(file.path):
-        plain = _unpacked(file.path, folder / UNPACKED / fingerprint(identity))
+    status = os.stat(file)
+    identity = [os.path.abspath(file), status.st_size, status.st_mtime_ns]
+    plain = [(file, file)]
+    if is_packed(file):
+        plain = _unpacked(file, folder / UNPACKED / fingerprint(identity))
     parts = []
     for number, (path, shown) in enumerate(plain):
         name, pieces = cut_file(path, shown, limit)

@@ -9,6 +9,7 @@ it is renamed to the output and the rest removed.
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,7 +131,7 @@ def fingerprint(*parts: Any) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file that is whole or not there."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     partial.write_text(json.dumps(content, allow_nan=False))
     os.replace(partial, path)
 

@@ -159,14 +159,14 @@ def test_signals_end_it_and_it_continues(tmp_path, workers, kind):
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not list(tmp_path.glob(".out.partial/blocks/*.json")) and time.monotonic() < until:
         time.sleep(0.01)
     if kind == signal.SIGINT:
         os.killpg(process.pid, kind)  # as a terminal does: to parent and workers
     else:
         process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == (130 if kind == signal.SIGINT else 143), errors
     assert "Traceback" not in errors
     assert "finished parts are kept" in errors

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,10 +65,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _named_runs(arguments: list[str]) -> list[str]:
-    """``RUN RUN key=value`` as Hydra takes it: runs=[...] and the rest."""
-    runs = [word for word in arguments if "=" not in word and not word.startswith("-")]
+    """``RUN RUN key=value`` as Hydra takes it: the leading words as runs=[...], and the rest."""
+    runs = list(takewhile(lambda word: "=" not in word and not word.startswith("-"), arguments))
     quoted = ",".join("'" + run.replace("'", "\\'") + "'" for run in runs)
-    rest = [word for word in arguments if word not in runs]
+    rest = arguments[len(runs) :]
     return [f"runs=[{quoted}]", *rest] if runs else rest
 
 

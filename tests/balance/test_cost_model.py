@@ -78,5 +78,5 @@ def test_memory_of_a_file_limits_bins(tmp_path):
         capacity_of(with_cost_model(sizes, small), small)
     with pytest.raises(InputError, match="not above what a step takes"):
         capacity_of(costs, BatchingSettings(cost_model=str(path), max_memory_gb=0.05))
-    with pytest.raises(InputError, match=r"needs batching\.cost_model"):
+    with pytest.raises(InputError, match=r"needs batching\.capacity=auto, or batching\.cost_model"):
         BatchingSettings(max_memory_gb=1.0)

@@ -9,7 +9,6 @@ import torch
 from mace_train.model.derivatives import predict
 from mace_train.ops import torch_library
 from mace_train.ops.compiler import find_compiler
-from mace_train.train.run import ForceField
 from tests.model.systems import graph_of, lonely, mixed, model_of, salt, water
 from tests.train.ranks import run_ranks
 
@@ -22,6 +21,17 @@ def case(kernels, dtype=torch.float64, structures=None):
     model = model_of(ELEMENTS, dtype=dtype, max_ell=2, max_L=1)
     model.kernels = kernels
     return model, graph_of(structures or [water(), salt()], R_MAX, ELEMENTS, dtype)
+
+
+class Forces(torch.nn.Module):
+    """A model whose forward gives forces and stress to train on, as DDP wants it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, graph):
+        return predict(self.model, graph, stress=True, create_graph=True)
 
 
 def loss_of(prediction):
@@ -67,9 +77,7 @@ def _ddp_gradients(world, kernels, static_graph):
     found = []
     batches = [[water(), salt()], [lonely(), mixed(ELEMENTS)], [salt(), water()]]
     model, _ = case(kernels)
-    wrapped = torch.nn.parallel.DistributedDataParallel(
-        ForceField(model, stress=True), static_graph=static_graph
-    )
+    wrapped = torch.nn.parallel.DistributedDataParallel(Forces(model), static_graph=static_graph)
     for structures in batches:
         wrapped.zero_grad()
         graph = graph_of([structures[world.rank]], R_MAX, ELEMENTS)

@@ -156,9 +156,12 @@ def test_signals_end_it_and_it_continues(tmp_path, workers, kind):
     command = [sys.executable, "-m", "mace_train", "preprocess", f"data.train_file={data}"]
     command += [f"output={tmp_path / 'out'}", "structures_per_shard=16", f"workers={workers}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # a suite that runs in the background of a shell is started with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )
+    signal.signal(signal.SIGINT, before)
     until = time.monotonic() + 240
     while not list(tmp_path.glob(".out.partial/blocks/*.json")) and time.monotonic() < until:
         time.sleep(0.01)

@@ -11,15 +11,15 @@ from pathlib import Path
 
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # for e3nn 0.4.4
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from e3nn import o3  # noqa: E402
-from mace import modules, tools  # noqa: E402
-from mace.tools import torch_geometric  # noqa: E402
+import numpy as np
+import torch
+from e3nn import o3
+from mace import modules, tools
+from mace.tools import torch_geometric
 
-from mace_train.data.adapters.mace_torch import MaceDataset  # noqa: E402
-from mace_train.data.shards import ShardSet  # noqa: E402
-from mace_train.data.statistics import Statistics  # noqa: E402
+from mace_train.data.adapters.mace_torch import MaceDataset
+from mace_train.data.shards import ShardSet
+from mace_train.data.statistics import Statistics
 
 
 def make_model(statistics: Statistics) -> torch.nn.Module:

@@ -149,8 +149,7 @@ def test_one_rank_is_killed(tmp_path):
     assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "kind"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_signals_end_it_and_it_continues(tmp_path, workers, kind):
     data = pack(tmp_path, 4000)
     command = [sys.executable, "-m", "mace_train", "preprocess", f"data.train_file={data}"]

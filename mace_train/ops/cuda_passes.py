@@ -35,8 +35,7 @@ class Pass:
 def tuning_of(kernel: Kernel, n_bytes: int) -> Tuning:
     """The choices for a kernel with numbers of so many bytes.
 
-    Passes read the inputs again, so in float32, where memory is the bound, there are none, and a
-    few hundred bytes are spilled by the largest kernel (second derivatives to 0e+1o+2e).
+    Passes read the inputs again, so in float32, where memory is the bound, there are none.
     """
     cost = kernel.program.cost()
     if n_bytes == 4:

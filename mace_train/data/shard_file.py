@@ -129,16 +129,16 @@ def _fill(file: h5py.File, arrays: Arrays, r_max: float, storage: Storage) -> No
                 options["compression_opts"] = 1
         file.create_dataset(name, data=array, **options)
     attributes = {
-        "format": FORMAT,
+        "format": np.bytes_(FORMAT),
         "format_version": FORMAT_VERSION,
         "r_max": r_max,
         "n_structures": len(arrays["structures"]),
         "stores_edges": storage.stores_edges,
-        "checksum": checksum(arrays, r_max),
+        "checksum": np.bytes_(checksum(arrays, r_max)),
     }
     file.attrs.update(attributes)
-    file.attrs["header_checksum"] = _header_checksum(dict(file.attrs), arrays)
-    file.attrs["mace_train_version"] = __version__
+    file.attrs["header_checksum"] = _header_checksum(_attributes(file), arrays)
+    file.attrs["mace_train_version"] = np.bytes_(__version__)
     file.attrs["complete"] = True
 
 
@@ -162,6 +162,9 @@ def _header_checksum(attributes: dict[str, Any], arrays: Arrays) -> int:
     for name in _HEADER_ARRAYS:
         crc = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).data, crc)
     return crc
+
+
+_NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ def read_header(path: Path) -> ShardHeader:
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
-            attributes = dict(file.attrs)
+            attributes = _attributes(file)
             _check_format(path, attributes)
             header = _header(path, file, attributes)
             arrays = {name: file[name][()] for name in _HEADER_ARRAYS}
@@ -203,6 +206,22 @@ def read_header(path: Path) -> ShardHeader:
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
         raise damaged(path, f"HDF5 cannot read it: {error}") from error
     return header
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    """Numbers and text of fixed length by name; None for others, which shards do not have.
+
+    HDF5 may never return from text of variable length in a damaged file.
+    """
+    found: dict[str, Any] = {}
+    for name in file.attrs:
+        kind = file.attrs.get_id(name).get_type()
+        is_text = kind.get_class() == h5py.h5t.STRING
+        if is_text and not kind.is_variable_str():
+            found[name] = bytes(file.attrs[name]).decode(errors="replace")
+        else:
+            found[name] = file.attrs[name] if kind.get_class() in _NUMBERS else None
+    return found
 
 
 def _header(path: Path, file: h5py.File, attributes: dict[str, Any]) -> ShardHeader:

@@ -8,6 +8,7 @@ import gzip
 import os
 import random
 import shutil
+import signal
 import tempfile
 import warnings
 from collections import Counter
@@ -27,6 +28,7 @@ from tests.data.factories import crystal, molecules, random_structure, write_xyz
 
 KEYS = LabelKeys("REF_energy", "REF_forces", "REF_stress", "REF_virials")
 R_MAX = 2.5
+SECONDS_PER_CASE = 60  # then it counts as hanging, which is a crash
 STORAGES = {
     "plain": Storage(),
     "float32": Storage(float32=("positions", "forces", "cell", "stress")),
@@ -210,7 +212,9 @@ def run_guarded(first: int, last: int, seed: int) -> Counter[tuple[str, str]]:
             os.close(reading)
             with os.fdopen(writing, "w") as pipe:
                 try:
+                    signal.alarm(SECONDS_PER_CASE)
                     for kind, outcome in run_cases(first, last, seed):
+                        signal.alarm(SECONDS_PER_CASE)
                         pipe.write(f"{kind}\t{outcome}\n".replace("\r", " "))
                         pipe.flush()
                 except BaseException as error:

@@ -92,6 +92,20 @@ def row_type(storage: Storage) -> np.dtype[Any]:
     return np.dtype([*floats, *integers, *([("padding", "u1", (padding,))] if padding else [])])
 
 
+def is_allowed(name: str, dtype: np.dtype[Any]) -> bool:
+    """Whether a shard may hold its array ``name`` in this type."""
+    if name == "structures":
+        choices = (Storage(float32=chosen) for chosen in ((), ("cell",), ("stress",), FLOAT_FIELDS))
+        return dtype in [row_type(storage) for storage in choices]
+    if name in ("positions", "forces"):
+        return dtype in ("<f4", "<f8")
+    if name in OWNED:
+        return dtype == "<i8"
+    if name in OF_EDGES:
+        return dtype.kind == ("i" if name == "shifts" else "u")
+    return dtype == ("<u4" if name == "structure_checksums" else "u1")
+
+
 def with_views(arrays: Arrays) -> dict[str, NDArray[Any]]:
     """``arrays`` with the fields of ``structures`` as arrays of their own."""
     rows = arrays["structures"]

@@ -31,6 +31,7 @@ from mace_train.data.columns import (
     Columns,
     Sample,
     Storage,
+    is_allowed,
     without_edges,
 )
 from mace_train.data.neighbors import neighbor_list
@@ -235,6 +236,7 @@ def _header(path: Path, file: h5py.File, attributes: dict[str, Any]) -> ShardHea
         checksum=str(attributes["checksum"]),
         places={name: _place(path, file, name) for name in stored},
     )
+    _check_types(header)
     _check_shapes(header)
     return header
 
@@ -271,6 +273,13 @@ def _place(
     if offset is None and dataset.size and name not in OF_ATOMS + OF_EDGES:
         raise damaged(path, f"array {name} is not contiguous")
     return offset, dataset.dtype, dataset.shape
+
+
+def _check_types(header: ShardHeader) -> None:
+    """InputError unless every array has a type that shards have."""
+    for name, (_, dtype, _) in header.places.items():
+        if not is_allowed(name, dtype):
+            raise damaged(header.path, f"array {name} has type {dtype}, which no shard has")
 
 
 def _check_shapes(header: ShardHeader) -> None:

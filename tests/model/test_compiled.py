@@ -53,7 +53,7 @@ def check_batches(model, compiled, names=BATCHES):
 @pytest.mark.slow
 @torch_warnings
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_compiled_training_step(kernels, monkeypatch):
+def test_compiled_training_step(kernels):
     """Batches of all sizes by one compilation; changed weights count."""
     torch.compiler.reset()
     model = small_model(kernels)
@@ -62,8 +62,7 @@ def test_compiled_training_step(kernels, monkeypatch):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1
-    with monkeypatch.context() as patch:
-        patch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    with torch.compiler.set_stance("fail_on_recompile"):
         check_batches(model, compiled)
 
 

@@ -81,3 +81,15 @@ def lock_folder(name: str, path: Path) -> IO[str]:
     handle.write(f"process {os.getpid()} on {socket.gethostname()}")
     handle.flush()
     return handle
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds ``path`` (``lock_folder``)."""
+    try:
+        with open(path / ".lock") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -31,6 +32,9 @@ from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
 from mace_train.errors import InputError
 from mace_train.launcher import rank_of_process
+from mace_train.sweep.jobs import quoted_list, single_job, training_words
+from mace_train.sweep.record import job_folders, read_record, recorded
+from mace_train.train.signals import exit_code
 
 # command -> (its settings, module and function that carry it out; imported when called)
 COMMANDS: dict[str, tuple[type, str, str]] = {
@@ -40,6 +44,9 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "train": (settings.TrainSettings, "mace_train.train.trainer", "train"),
     "evaluate": (settings.EvaluateSettings, "mace_train.evaluate.evaluate", "evaluate"),
     "compare": (settings.CompareSettings, "mace_train.evaluate.compare", "compare"),
+    "sweep": (settings.SweepSettings, "mace_train.sweep.summary", "summarise"),
+    "tune": (settings.TuneSettings, "mace_train.sweep.tune", "tune"),
+    "doctor": (settings.DoctorSettings, "mace_train.doctor.report", "examine"),
 }
 
 
@@ -50,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGUSR1, _try_later)
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else "--help"
     if command in ("--version", "-V"):
@@ -61,18 +69,36 @@ def main(arguments: list[str] | None = None) -> None:
     elif {"--help", "-h"} & set(arguments[1:]):
         print(command_help(command, COMMANDS[command][0], CONFIGS))
     else:
-        _run(command, _named_runs(arguments[1:]) if command == "compare" else arguments[1:])
+        try:
+            words = _plain(command, arguments[1:])
+        except (InputError, HydraException) as error:
+            _fail(str(error))
+        _run(command, words, is_job="--job" in arguments)
+
+
+def _plain(command: str, words: list[str]) -> list[str]:
+    """The words of a command line in Hydra's form, where ours is shorter."""
+    if command == "compare":
+        return _named_runs(words)
+    if command == "tune":
+        return training_words(words)
+    if "--job" in words:
+        schema = COMMANDS[command][0]
+        return single_job(words, schema.__dataclass_fields__["output"].default)
+    leading = {"inspect": "data_dir", "sweep": "folder"}.get(command)
+    if leading and words and "=" not in words[0] and words[0][0] != "-":
+        return [f"{leading}='{words[0]}'", *words[1:]]
+    return words
 
 
 def _named_runs(arguments: list[str]) -> list[str]:
     """``RUN RUN key=value`` as Hydra takes it: the leading words as runs=[...], and the rest."""
     runs = list(takewhile(lambda word: "=" not in word and not word.startswith("-"), arguments))
-    quoted = ",".join("'" + run.replace("'", "\\'") + "'" for run in runs)
     rest = arguments[len(runs) :]
-    return [f"runs=[{quoted}]", *rest] if runs else rest
+    return [f"runs={quoted_list(runs)}", *rest] if runs else rest
 
 
-def _run(command: str, overrides: list[str]) -> None:
+def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     """Compose the settings of ``command`` with Hydra and carry it out."""
     schema, _, _ = COMMANDS[command]
     _check_launch(command, overrides)
@@ -80,10 +106,8 @@ def _run(command: str, overrides: list[str]) -> None:
     OmegaConf.register_new_resolver(
         "example_data", lambda name: str(EXAMPLE_DATA / name), replace=True
     )
-    task = _Task(command)
+    task = _Task(command, is_job)
     overrides = ["dry_run=true" if word == "--dry-run" else word for word in overrides]
-    if command == "inspect" and overrides and "=" not in overrides[0] and overrides[0][0] != "-":
-        overrides[0] = f"data_dir='{overrides[0]}'"
     if "dry_run=true" in overrides and not any(word.startswith("output=") for word in overrides):
         overrides.append("output=dry-run")  # which is not written
     sys.argv = [f"mace-train {command}", *overrides]
@@ -101,37 +125,74 @@ def _run(command: str, overrides: list[str]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    if task.failures:
-        _fail("; ".join(f"job {job}: {message}" for job, message in task.failures.items()))
+    _report_failures(overrides, schema)
 
 
 class _Task:
-    """What Hydra calls once, or once for every job of a sweep."""
+    """What Hydra calls once, or once for every job of a sweep, perhaps in another process."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, is_job: bool) -> None:
         self.__name__ = command  # Hydra calls the job so
         self.command = command
+        self.is_job = is_job  # one job of a sweep, which is run alone
         self.started = False
-        self.failures: dict[int, str] = {}  # by number of the job of a sweep
 
     def __call__(self, config: DictConfig) -> None:
         """Check the settings and carry the command out; a failing job does not end a sweep."""
         self.started = True
-        schema, module, function = COMMANDS[self.command]
         _configure_logging()
-        job = HydraConfig.get().job
         in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        if in_sweep:
-            logging.getLogger("mace_train").info("job %d: %s", job.num, job.override_dirname)
         try:
-            checked = _checked(config, self.command, schema)
-            action: Callable[[Any], Any] = getattr(importlib.import_module(module), function)
-            action(checked)
+            if in_sweep or self.is_job:
+                self._record(config)
+            else:
+                self._act(config)
         except InputError as error:
             if not in_sweep:
-                _fail(str(error))
-            self.failures[int(job.num)] = str(error)
-            logging.getLogger("mace_train").error("job %d: %s", job.num, error)
+                _fail(str(error), error.exit_code)
+            logging.getLogger("mace_train").error("%s", error)
+        except Exception:
+            if not in_sweep:
+                raise
+            traceback.print_exc()
+
+    def _act(self, config: DictConfig) -> None:
+        schema, module, function = COMMANDS[self.command]
+        checked = _checked(config, self.command, schema)
+        action: Callable[[Any], Any] = getattr(importlib.import_module(module), function)
+        action(checked)
+
+    def _record(self, config: DictConfig) -> None:
+        """Carry out a job of a sweep and keep how it ends in its folder."""
+        hydra_config = HydraConfig.get()
+        words = list(hydra_config.overrides.task)
+        if _rank() > 0:
+            self._act(config)
+            return
+        folder = _sweep_folder() or Path(str(config.output))
+        logging.getLogger("mace_train").info("job in %s: %s", folder, " ".join(words))
+        with recorded(folder, [word for word in words if not word.startswith("output=")]):
+            self._act(config)
+
+
+def _sweep_folder() -> Path | None:
+    """The folder of the job of a ``--multirun``; None outside of one."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return None
+    return Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir
+
+
+def _report_failures(overrides: list[str], schema: type) -> None:
+    """After a sweep: an error that names the jobs that failed, wherever they ran."""
+    if not {"-m", "--multirun"} & set(overrides):
+        return
+    outputs = [word.partition("=")[2] for word in overrides if word.startswith("output=")]
+    sweep = Path((outputs or [schema.__dataclass_fields__["output"].default])[-1].strip("'\""))
+    records = {folder.name: read_record(folder) or {} for folder in job_folders(sweep)}
+    failures = [f"job {k}: {r['error']}" for k, r in records.items() if r["state"] == "failed"]
+    if failures:
+        _fail("; ".join(failures))
 
 
 def _check_launch(command: str, overrides: list[str]) -> None:
@@ -144,6 +205,8 @@ def _check_launch(command: str, overrides: list[str]) -> None:
         _fail(
             f"{command} is one process, but {n_ranks} were started: run it without torchrun{hint}"
         )
+    if n_ranks > 1 and command in ("sweep", "tune"):
+        _fail(f"{command} is one process; give the launcher of its trainings with launch=...")
     if n_ranks > 1 and {"-m", "--multirun"} & set(overrides):
         _fail(
             f"--multirun in {n_ranks} ranks: a sweep starts its jobs one after the other in one "
@@ -166,9 +229,8 @@ def _checked(config: DictConfig, command: str, schema: type) -> Any:
         checked: Any = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise InputError(explain(error, command, schema, CONFIGS)) from None
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN:
-        folder = Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir
+    folder = _sweep_folder()
+    if folder is not None:
         checked = dataclasses.replace(checked, output=str(folder))  # one folder per job of a sweep
     return checked
 
@@ -218,9 +280,14 @@ def _terminate(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _fail(message: str) -> NoReturn:
-    """Say what is wrong and exit with code 2."""
+def _try_later(number: int, frame: object) -> None:
+    """Asked to stop before there was anything to save."""
+    raise SystemExit(exit_code())
+
+
+def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
+    """Say what is wrong and exit."""
     who = f"[rank {_rank()}] " if _rank() else ""
     sys.stderr.write(f"mace-train: {who}error: {message}\n")  # one write: ranks do not mix
     sys.stderr.flush()
-    raise SystemExit(2)
+    raise SystemExit(code)

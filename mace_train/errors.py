@@ -1,8 +1,19 @@
 """The error a user can cause and mend; the command line prints it as one message, never a trace."""
 
+import os
+from typing import ClassVar
+
 
 class InputError(ValueError):
     """Bad input: the message says what is wrong, where, what was found and the remedy."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class LostRankError(InputError):
+    """A rank, its host or the network failed: the same command may succeed when tried again."""
+
+    exit_code: ClassVar[int] = os.EX_UNAVAILABLE  # 69
 
 
 class InvalidStructureError(InputError):

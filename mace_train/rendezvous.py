@@ -8,6 +8,7 @@ that name. Cost: a few requests per rank, once.
 """
 
 import secrets
+import socket
 import time
 from datetime import timedelta
 from typing import Any
@@ -16,20 +17,51 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from mace_train.errors import InputError
+from mace_train.errors import InputError, LostRankError
+from mace_train.launcher import Launch
 
 _PAUSE_S = 0.01
 
 
-def meet(timeout: timedelta) -> Any:
-    """The store of this attempt, empty and shared by its ranks; needs torchrun's environment.
+def meet(launch: Launch, timeout: timedelta) -> Any:
+    """The store of this attempt, empty and shared by its ranks.
 
-    Raises ``InputError`` when a rank does not come within ``timeout``.
+    Raises ``InputError`` for a meeting place that cannot be used, ``LostRankError`` when a rank
+    does not come within ``timeout``.
     """
-    store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
-    if rank == 0:
-        return PrefixStore(_answer(store, size, timeout), store)
-    return PrefixStore(_ask(store, rank, timeout), store)
+    store = _connect(launch, timeout)
+    if launch.rank == 0:
+        return PrefixStore(_answer(store, launch.size, timeout), store)
+    return PrefixStore(_ask(store, launch.rank, timeout), store)
+
+
+def _connect(launch: Launch, timeout: timedelta) -> Any:
+    """The launcher's store, which torchrun keeps, or rank 0 where there is no torchrun."""
+    place = f"{launch.host}:{launch.port}"
+    try:
+        socket.getaddrinfo(launch.host, launch.port)
+    except OSError as error:
+        raise InputError(
+            f"rank {launch.rank}: the ranks are to meet at {launch.host}, which "
+            f"{socket.gethostname()} cannot resolve ({error.strerror}); set MASTER_ADDR to a name "
+            "or address of the first host that all hosts know"
+        ) from None
+    host = f"[{launch.host}]" if ":" in launch.host else launch.host
+    url = f"tcp://{host}:{launch.port}?rank={launch.rank}&world_size={launch.size}"
+    try:
+        store, _, _ = next(iter(rendezvous(url, timeout=timeout)))
+    except dist.DistNetworkError as error:
+        text = str(error).splitlines()[0][:200]
+        if launch.rank == 0 and "in use" in str(error):
+            raise InputError(
+                f"rank 0 cannot listen at {place}: the port is taken ({text}); set MASTER_PORT to "
+                "another one, the same for all ranks"
+            ) from None
+        raise LostRankError(
+            f"rank {launch.rank} on {socket.gethostname()} cannot reach rank 0 at {place} "
+            f"({text}); is MASTER_ADDR the host of rank 0, and reachable from here?"
+        ) from None
+    return store
 
 
 def _ask(store: Any, rank: int, timeout: timedelta) -> str:
@@ -39,7 +71,7 @@ def _ask(store: Any, rank: int, timeout: timedelta) -> str:
     try:
         store.wait([f"answer/{word}"], timeout)
     except dist.DistStoreError:
-        raise InputError(
+        raise LostRankError(
             f"rank {rank}: rank 0 did not appear within {timeout.total_seconds():.0f} s; see its "
             "output, or raise cluster.timeout_s"
         ) from None
@@ -65,7 +97,7 @@ def _answer(store: Any, size: int, timeout: timedelta) -> str:
                 missing.discard(rank)
         if missing and time.monotonic() > end:
             who = ", ".join(map(str, sorted(missing)[:8]))
-            raise InputError(
+            raise LostRankError(
                 f"ranks {who} of {size} did not appear within {timeout.total_seconds():.0f} s; see "
                 "their output, or raise cluster.timeout_s"
             )

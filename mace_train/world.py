@@ -1,12 +1,11 @@
 """World: the processes of one run, their devices, and the few collectives that training uses.
 
-With launcher.py the only module that reads the launcher's environment. ``torchrun`` sets RANK,
-LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without them the run is one process. A launcher
-that starts several processes without these variables would give independent runs that overwrite
-each other's files, so that is an error.
+launcher.py says which processes belong together. Ranks that share a GPU by mistake, or of which
+only some have one, are an error: they would train, slowly, and nobody would notice.
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
-from mace_train.errors import InputError
+from mace_train.errors import InputError, LostRankError
 from mace_train.heartbeat import Heartbeat
-from mace_train.launcher import launched_tasks
+from mace_train.launcher import Launch, detect, job_gpus
 from mace_train.rendezvous import meet
 from mace_train.settings import ClusterSettings
 
@@ -115,6 +114,14 @@ class World:
             raise InputError(message)
         return value
 
+    def raise_together(self, message: str | None) -> None:
+        """InputError on every rank if any has a message; one small sum if none has."""
+        found = self.sum_later(torch.tensor([int(message is not None)]))()
+        if found.item():
+            messages = [text for text in self.gather_all(message) if text is not None]
+            more = f" (and {len(messages) - 1} ranks more)" if len(messages) > 1 else ""
+            raise InputError(messages[0] + more)
+
     def signal_life(self, step: int, phase: str) -> None:
         """Note for the others what this rank is about to do."""
         if self.heartbeat is not None:
@@ -128,7 +135,7 @@ class World:
         assert self.heartbeat is not None
         waited = "timed out" in text.lower()
         what = f"no answer within cluster.timeout_s={self.timeout_s}" if waited else "a rank died"
-        return InputError(
+        return LostRankError(
             f"{what}: {self.heartbeat.missing()}; restart_latest=true continues from the last "
             f"checkpoint ({text.splitlines()[0][:200]})"
         )
@@ -141,18 +148,19 @@ class World:
 
 @contextmanager
 def open_world(settings: ClusterSettings) -> Iterator[World]:
-    """Join the run that the launcher started; leave it at the end of the block."""
-    rank, local_rank, size, local_size = _ranks()
-    device = _device(settings, local_rank, local_size)
-    torch.set_num_threads(settings.num_threads or max(1, torch.get_num_threads() // local_size))
-    world = World(rank, local_rank, size, local_size, device, settings.timeout_s)
-    if size == 1:
+    """Join the run that the launcher started; leave it, all together, at the end of the block."""
+    launch = detect()
+    device = _device(settings, launch)
+    torch.set_num_threads(_threads(settings, launch))
+    numbers = (launch.rank, launch.local_rank, launch.size, launch.local_size)
+    world = World(*numbers, device, settings.timeout_s)
+    if launch.size == 1:
         yield world
         return
-    yield from _joined(world, settings)
+    yield from _joined(world, launch, settings)
 
 
-def _joined(world: World, settings: ClusterSettings) -> Iterator[World]:
+def _joined(world: World, launch: Launch, settings: ClusterSettings) -> Iterator[World]:
     """The world with its process groups, which are left at the end."""
     backend = settings.backend
     if backend == "auto":
@@ -160,7 +168,7 @@ def _joined(world: World, settings: ClusterSettings) -> Iterator[World]:
     if backend == "nccl" and world.device.type != "cuda":
         raise InputError("cluster.backend=nccl needs cluster.device=cuda; use gloo on the CPU")
     timeout = timedelta(seconds=settings.timeout_s)
-    store = meet(timeout)
+    store = meet(launch, timeout)
     dist.init_process_group(
         backend,
         store=PrefixStore("groups", store),
@@ -171,52 +179,91 @@ def _joined(world: World, settings: ClusterSettings) -> Iterator[World]:
     heartbeat = Heartbeat(store.clone(), world.rank, world.size)
     control = dist.new_group(backend="gloo", timeout=timeout)
     world = replace(world, heartbeat=heartbeat, control=control)
-    attempts = world.gather_all(int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0"))
     try:
-        yield replace(world, restarted=any(attempts))
+        world.raise_together(device_conflict(store, world.rank, _name_of(world.device)))
+        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0")
+        attempts = world.sum_later(torch.tensor([attempt]))()
+        yield replace(world, restarted=bool(attempts.item()))
+        _leave_together(world)
+    except SystemExit as end:
+        if end.code in (0, os.EX_TEMPFAIL):
+            _leave_together(world)
+        raise
     finally:
         heartbeat.stop()
         dist.destroy_process_group()
 
 
-def _ranks() -> tuple[int, int, int, int]:
-    """(rank, local rank, world size, ranks on this host) from the environment."""
-    environment = os.environ
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        missing = {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - environment.keys()
-        if missing:
-            raise InputError(
-                f"RANK and WORLD_SIZE are set but not {', '.join(sorted(missing))}; start with "
-                "`torchrun --nproc-per-node N -m mace_train train ...`, or unset RANK"
-            )
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        rank, local_rank, size = (int(environment[name]) for name in names)
-        return rank, local_rank, size, int(environment.get("LOCAL_WORLD_SIZE", size))
-    tasks = launched_tasks()
-    if tasks is not None:
-        raise InputError(
-            f"{tasks.variable}={tasks.size}: several tasks were started without torchrun's "
-            "variables, each would train alone; start one task per node that runs "
-            "`torchrun --nnodes ... --nproc-per-node ... -m mace_train train ...`"
+def _leave_together(world: World) -> None:
+    """Wait for the slowest: a launcher may end the others some time after the first has left."""
+    try:
+        dist.barrier(group=world.control)
+    except RuntimeError as error:
+        raise world.explain(error) or error from error
+
+
+def device_conflict(store: Any, rank: int, device: str) -> str | None:
+    """What is wrong if this rank shares its GPU with another, or only some ranks have one.
+
+    Each rank claims its device in the store, and the first to claim it has it: two requests a
+    rank, however many there are.
+    """
+    host, kind = socket.gethostname(), device.split()[0]
+    first = store.compare_set("device/kind", "", f"{kind} {rank}").decode().split()
+    if first[0] != kind:
+        return (
+            f"rank {rank} on {host} uses a {kind}, rank {first[1]} a {first[0]}: all ranks must "
+            "use the same; check the driver of that host (nvidia-smi), or use cluster=cpu"
         )
-    return 0, 0, 1, 1
+    if kind == "cpu":
+        return None
+    owner = int(store.compare_set(f"device/{host}/{device}", "", str(rank)).decode())
+    if owner == rank:
+        return None
+    return (
+        f"ranks {owner} and {rank} on {host} share one GPU ({device}); start one rank per GPU: "
+        "srun --ntasks-per-node=GPUS --gpus-per-node=GPUS, or torchrun --nproc-per-node GPUS"
+    )
 
 
-def _device(settings: ClusterSettings, local_rank: int, local_size: int) -> torch.device:
+def _name_of(device: torch.device) -> str:
+    """Kind and identity of a device, the same from every process that can use it."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"{device.type} {torch.cuda.get_device_properties(device).uuid}"
+
+
+def _threads(settings: ClusterSettings, launch: Launch) -> int:
+    """CPU threads of this process: as set, as the launcher says, or a share of the host."""
+    if settings.num_threads is not None:
+        return settings.num_threads
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return max(1, torch.get_num_threads() // launch.local_size)
+
+
+def _device(settings: ClusterSettings, launch: Launch) -> torch.device:
     """The device of this rank: its own GPU, or the CPU."""
     kind = settings.device
+    n_gpus = torch.cuda.device_count()
+    granted = job_gpus()
+    if kind != "cpu" and n_gpus == 0 and granted is not None:
+        raise InputError(
+            f"the job has GPUs ({granted}) but PyTorch {torch.__version__} sees none (CUDA "
+            f"{torch.version.cuda or 'not built in'}); install a PyTorch with CUDA, check "
+            "nvidia-smi on this host, or say cluster=cpu to train on the CPU"
+        )
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cpu":
         return torch.device("cpu")
-    n_gpus = torch.cuda.device_count()
     if n_gpus == 0:
         raise InputError("cluster.device=cuda but PyTorch sees no CUDA device; use device=cpu")
-    if local_size > n_gpus and n_gpus > 1:
+    if launch.local_size > n_gpus > 1:
         raise InputError(
-            f"{local_size} ranks on this host but {n_gpus} visible GPUs; "
-            f"use torchrun --nproc-per-node {n_gpus}"
+            f"{launch.local_size} ranks on this host but {n_gpus} visible GPUs; start one rank per "
+            f"GPU: srun --ntasks-per-node={n_gpus}, or torchrun --nproc-per-node {n_gpus}"
         )
-    device = torch.device("cuda", local_rank % n_gpus)
+    device = torch.device("cuda", launch.local_rank % n_gpus)
     torch.cuda.set_device(device)
     return device

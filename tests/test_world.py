@@ -28,8 +28,8 @@ def test_three_ranks(tmp_path):
     ("variables", "words"),
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
-        ({"SLURM_STEP_NUM_TASKS": "4"}, "torchrun"),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, "torchrun"),
+        ({"SLURM_NTASKS": "4"}, "srun"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "share a host"),
     ],
 )
 def test_a_wrong_launch_is_an_error(variables, words, monkeypatch):

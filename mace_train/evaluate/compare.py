@@ -20,7 +20,7 @@ _NOT_COMPARED = ("output", "name", "restart_latest", "logger.", "cluster.", "che
 def compare(settings: CompareSettings) -> list[dict[str, Any]]:
     """Print the table, write compare.json and compare.png if asked; one row per run."""
     runs = _named([Path(run) for run in settings.runs])
-    records = {name: _records(path) for name, path in runs.items()}
+    records = {name: read_metrics(path) for name, path in runs.items()}
     rows = [_row(name, records[name]) for name in runs]
     different = _different_settings({name: _settings(path) for name, path in runs.items()})
     _print(rows, different)
@@ -43,7 +43,8 @@ def _named(paths: list[Path]) -> dict[str, Path]:
     raise InputError(f"compare: {paths[0]} is given twice; name different runs")
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The epochs of the training in folder ``path``; ``InputError`` if there are none."""
     file = path / "metrics.jsonl"
     if not file.is_file():
         raise InputError(f"{path}: no metrics.jsonl; give the output folder of a training")
@@ -78,12 +79,17 @@ def _different_settings(settings: dict[str, dict[str, Any]]) -> dict[str, dict[s
     }
 
 
-def _row(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The best epoch of a run, and its speed."""
+def best_epoch(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The epoch of the lowest validation loss in the last stage; without validation the last."""
     validated = [record for record in records if record.get("valid_loss") is not None]
     stages = [record["stage"] for record in validated]
     validated = [r for r in validated if r["stage"] == stages[-1]]  # losses of one stage
-    best = min(validated, key=lambda record: record["valid_loss"], default=records[-1])
+    return min(validated, key=lambda record: record["valid_loss"], default=records[-1])
+
+
+def _row(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The best epoch of a run, and its speed."""
+    best = best_epoch(records)
     seconds = sum(record["epoch_s"] for record in records)
     n_structures = sum(record["structures"] for record in records)
     errors = {key: value for key, value in best.items() if key.startswith("valid_")}

@@ -34,7 +34,7 @@ def training_kernels(model: MACE) -> list[Request]:
     """The kernels of a step on energies and forces, which include those of a prediction."""
 
     def work() -> None:
-        vectors, *places = _three_atoms(model)
+        vectors, *places = three_atoms(model)
         energy = model(vectors, *places).sum()
         (force,) = torch.autograd.grad(energy, vectors, create_graph=True)
         torch.autograd.grad(force.sum() + energy, list(model.parameters()), allow_unused=True)
@@ -43,7 +43,7 @@ def training_kernels(model: MACE) -> list[Request]:
         return requests_of(work)
 
 
-def _three_atoms(model: MACE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def three_atoms(model: MACE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Vectors, elements, senders and receivers of a triangle."""
     device = model.E0s.device
     receivers = torch.tensor([0, 0, 1, 1, 2, 2], device=device)

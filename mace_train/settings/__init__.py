@@ -12,8 +12,11 @@ from omegaconf import MISSING
 from mace_train.settings.commands import (
     BalanceSettings,
     CompareSettings,
+    DoctorSettings,
     EvaluateSettings,
+    SweepSettings,
     TrainSettings,
+    TuneSettings,
 )
 from mace_train.settings.data import DataSettings, InspectSettings, PreprocessSettings
 from mace_train.settings.learning import (
@@ -39,6 +42,7 @@ __all__ = [
     "ClusterSettings",
     "CompareSettings",
     "DataSettings",
+    "DoctorSettings",
     "EvaluateSettings",
     "FinishSettings",
     "InspectSettings",
@@ -49,5 +53,7 @@ __all__ = [
     "PreprocessSettings",
     "SchedulerSettings",
     "StageTwoSettings",
+    "SweepSettings",
     "TrainSettings",
+    "TuneSettings",
 ]

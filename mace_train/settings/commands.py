@@ -161,3 +161,56 @@ class CompareSettings:
     def __post_init__(self) -> None:
         if self.runs != MISSING and not as_files("runs", self.runs):
             raise InputError("compare needs at least one run: mace-train compare RUN RUN ...")
+
+
+@dataclass(kw_only=True)
+class SweepSettings:
+    """Summarise a sweep: `mace-train sweep FOLDER`; writes sweep.json, sweep.csv and sweep.png."""
+
+    folder: str = MISSING
+    """Output folder of the sweep, with one folder per job."""
+    by: str = "valid_loss"
+    """Validation error that the jobs are sorted by, such as valid_forces_rmse_eV_per_A."""
+
+
+@dataclass(kw_only=True)
+class TuneSettings:
+    """Search settings with Optuna: `mace-train tune trials=50 output=FOLDER -- TRAINING SETTINGS`.
+
+    Behind `--` stand settings of `mace-train train`; those to be searched have several values
+    (model=tiny,small) or a range (optimizer.lr='tag(log,interval(1e-4,1e-2))'). Several of these
+    commands, on any nodes, share one search.
+    """
+
+    output: str = "runs/tune"
+    """Folder of the search, with one folder per trial."""
+    training: Any = MISSING
+    """Settings of the trainings, as a list; what stands behind `--`."""
+    trials: int = 20
+    """Trials of the whole search, over all commands that share it."""
+    by: str = "valid_loss"
+    """Validation error of the best epoch, which is made small."""
+    seed: int = 123
+    """Seed of the search."""
+    launch: str = ""
+    """Command that starts a training, such as `srun` or `torchrun --nproc-per-node 4 -m`."""
+
+    def __post_init__(self) -> None:
+        check_at_least("trials", self.trials, 1)
+
+
+@dataclass(kw_only=True)
+class DoctorSettings:
+    """Check the environment that a training would have here; start it as you would start one."""
+
+    data_dir: str | None = None
+    """Folder written by `mace-train preprocess`, to measure how fast it is read."""
+    read_seconds: float = 2.0
+    """Seconds to read for."""
+    message_mb: float = 16.0
+    """Size of the sums over ranks that are timed, MB."""
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+
+    def __post_init__(self) -> None:
+        check_at_least("read_seconds", self.read_seconds, 0.0, strictly=True)
+        check_at_least("message_mb", self.message_mb, 0.0, strictly=True)

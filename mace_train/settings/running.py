@@ -96,6 +96,9 @@ class ClusterSettings:
     """CPU threads per process; null leaves PyTorch's choice, divided by the ranks of the host."""
     num_workers: int = 0
     """Processes per rank that read and batch structures ahead of the step."""
+    stage_to: str | None = None
+    """Folder on a disk of each node that data_dir is copied to before the first step and removed
+    from at the end; null reads data_dir where it is."""
 
     def __post_init__(self) -> None:
         check_choice("cluster.device", self.device, ("auto", "cpu", "cuda"))

@@ -40,9 +40,12 @@ from mace_train.world import World
 LOGGER = logging.getLogger("mace_train")
 
 
-def set_up(settings: TrainSettings, world: World) -> Run:
-    """Build a run, resumed from its last checkpoint if the settings say so."""
-    folder = existing_folder("data_dir", settings.data_dir)
+def set_up(settings: TrainSettings, world: World, shards_in: Path | None = None) -> Run:
+    """Build a run, resumed from its last checkpoint if the settings say so.
+
+    ``shards_in`` is a copy of ``settings.data_dir``, if there is one.
+    """
+    folder = shards_in or existing_folder("data_dir", settings.data_dir)
     statistics = Statistics.read(folder / "statistics.json")
     train, valid = _splits(settings, folder, statistics)
     output = Path(settings.output)
@@ -230,14 +233,14 @@ def _check_same_on_all_ranks(run: Run) -> None:
         "last step": run.progress.step,
         "weights": checkpoint.checksum(_on_host(run.model), ""),
     }
-    for rank, others in enumerate(run.world.gather_all(facts)):
-        different = [name for name, value in facts.items() if others[name] != value]
-        if different:
-            raise InputError(
-                f"rank {rank} has another {', '.join(different)} than rank {run.world.rank}; "
-                "data_dir and output must lie on a file system that all nodes share, or be "
-                "the same copy on each"
-            )
+    of_main = run.world.broadcast(facts)
+    different = [name for name, value in facts.items() if of_main[name] != value]
+    run.world.raise_together(
+        f"rank {run.world.rank} has another {', '.join(different)} than rank 0; data_dir and "
+        "output must lie on a file system that all nodes share, or be the same copy on each"
+        if different
+        else None
+    )
 
 
 def _on_host(model: MACE) -> dict[str, Tensor]:

@@ -7,8 +7,12 @@ rank 0 and broadcast, so ranks never part ways.
 import logging
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from mace_train.data.staging import staged
 from mace_train.errors import InputError
 from mace_train.settings import TrainSettings
 from mace_train.train import checkpoint
@@ -34,9 +38,13 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     Raises ``SystemExit`` after a checkpoint when a signal asked for it, ``InputError`` with the
     rank at fault when one dies or hangs.
     """
-    with Interruption() as interruption, open_world(settings.cluster) as world:
+    with (
+        Interruption() as interruption,
+        open_world(settings.cluster) as world,
+        staged(Path(settings.data_dir), settings.cluster.stage_to, world) as shards_in,
+    ):
         try:
-            run = set_up(settings, world)
+            run = set_up(settings, world, shards_in)
             return fit(run, interruption)
         except RuntimeError as error:
             explained = world.explain(error)
@@ -86,8 +94,8 @@ def _epochs(
         if log is not None:
             log.write(record)
             LOGGER.info("%s", epoch_line(record, settings.max_num_epochs))
-        wishes = run.world.gather_all(interruption.signal is not None)
-        if any(wishes) and progress.epoch + 1 < settings.max_num_epochs:
+        wishes = run.world.sum_later(torch.tensor([int(interruption.signal is not None)]))()
+        if wishes.item() and progress.epoch + 1 < settings.max_num_epochs:
             return record, _announce_interruption(run, interruption)
     _announce_end(run, record)
     return record, False

@@ -55,6 +55,7 @@ def connect(tasks: Tasks) -> Any:
 def serve(communicator: Any) -> None:
     """Do the tasks that rank 0 hands out, until it says that there are no more."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # rank 0 reports, the launcher ends the others
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # rank 0 ends all of them in order
     logging.getLogger("mace_train").setLevel(logging.ERROR)
     answer: Any = None
     while True:

@@ -1,0 +1,54 @@
+"""The plot of a sweep: validation error against each setting, one panel per setting."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_FEW = 12  # values of a setting through whose medians a line is drawn
+
+
+def draw_effects(rows: list[dict[str, Any]], names: list[str], by: str, path: Path) -> None:
+    """One panel per setting: a point per job, and a line through the medians of each value."""
+    rows = [row for row in rows if row["error"] is not None]
+    figure = Figure(figsize=(1.0 + 3.6 * len(names), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        _panel(axes, [(row["settings"][name], row["error"]) for row in rows])
+        axes.set_xlabel(name)
+    panels[0].set_ylabel(by.replace("_", " "))
+    if all(row["error"] > 0 for row in rows):
+        panels[0].set_yscale("log")
+    figure.savefig(path, dpi=150)
+
+
+def _panel(axes: Axes, points: list[tuple[str | None, float]]) -> None:
+    numbers = _numbers([value for value, _ in points])
+    if numbers is None:  # names, in the order in which they are met
+        labels = sorted({str(value) for value, _ in points})
+        places = [float(labels.index(str(value))) for value, _ in points]
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xlim(-0.5, len(labels) - 0.5)
+    else:
+        places = numbers
+        if min(numbers) > 0 and max(numbers) / min(numbers) >= 10:
+            axes.set_xscale("log")
+    errors = [error for _, error in points]
+    axes.scatter(places, errors, s=22, alpha=0.7, linewidths=0)
+    values = sorted(set(places))
+    if 1 < len(values) <= _FEW:
+        middle = [
+            median(e for p, e in zip(places, errors, strict=True) if p == value) for value in values
+        ]
+        axes.plot(values, middle, linewidth=1.0, marker="_", markersize=14, color="black")
+    axes.grid(alpha=0.3, linewidth=0.5)
+
+
+def _numbers(values: list[str | None]) -> list[float] | None:
+    """All values as numbers; None if one of them is not a number."""
+    try:
+        return [float(str(value)) for value in values]
+    except ValueError:
+        return None

@@ -21,11 +21,15 @@ mace-train: train MACE interatomic potentials on whole clusters
   mace-train train       data_dir=prepared model=small output=runs/first
   mace-train evaluate    checkpoint=runs/first test_file=test.xyz output=runs/first/test
   mace-train compare     runs/first runs/second output=comparison
+  mace-train sweep       runs/sweep
+  mace-train tune        trials=50 output=runs/tune -- data_dir=prepared model=tiny,small
+  mace-train doctor      data_dir=prepared
 
   mpiexec -n 64 mace-train preprocess ...               over MPI ranks; srun does the same
   mace-train preprocess --dry-run ...                   what would be read
   torchrun --nproc-per-node 4 -m mace_train train ...   on several GPUs (or CPU processes)
-  mace-train train --multirun seed=1,2,3 ...            a Hydra sweep
+  srun --ntasks-per-node=4 mace-train train ...         the same on Slurm; see slurm/README.md
+  mace-train train --multirun seed=1,2,3 ...            a Hydra sweep; --job K runs job K of it
   mace-train train --cfg job ...                        print the settings, run nothing
   mace-train COMMAND --help                             all settings of a command
   mace-train --version"""

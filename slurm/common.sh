@@ -57,18 +57,31 @@ run() {
     case $code in
     0) return 0 ;;
     2) say "bad input, see above" && exit 2 ;;
-    75) back_to_queue ;;
+    75) say "stopped with everything saved" && back_to_queue ;;
     esac
     ((SECONDS - began > 600)) && failures=0
     ((++failures >= MAX_FAILURES)) && say "code $code, $failures failures in a row: giving up" && exit $code
-    say "code $code: starting again"
+    say "code $code: looking at the nodes"
+    nodes_answer || back_to_queue
+    say "starting again"
   done
+}
+
+# Slurm notices a lost node after its SlurmdTimeout (5 minutes by default) and then requeues the job by
+# itself; until then a training that starts again would only fail again.
+nodes_answer() {
+  for _ in {1..20}; do
+    timeout 60 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true && return 0
+    say "a node does not answer"
+    sleep 15
+  done
+  return 1
 }
 
 # The job goes back to the queue with its number and continues when it is its turn; where a site does
 # not allow this, it ends, and the next job of a chain continues.
 back_to_queue() {
-  say "stopped with everything saved, back to the queue"
+  say "back to the queue"
   scontrol requeue "$SLURM_JOB_ID" && sleep 600 # Slurm ends the job meanwhile
   exit 75
 }

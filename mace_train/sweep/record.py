@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mace_train.checks import make_folder
+from mace_train.errors import InputError
 
 FILE = "job.json"
 
@@ -44,6 +45,9 @@ def recorded(folder: Path, overrides: list[str]) -> Iterator[dict[str, Any]]:
         code = getattr(end, "code", None)
         stopped = isinstance(end, KeyboardInterrupt) or code in (0, os.EX_TEMPFAIL)
         record |= {"state": "stopped"} if stopped else {"state": "failed", "error": f"code {code}"}
+        raise
+    except InputError as error:
+        record |= {"state": "failed", "error": str(error)}
         raise
     except BaseException as error:
         last = traceback.format_exception_only(error)[-1].strip().splitlines()[-1]

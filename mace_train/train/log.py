@@ -22,7 +22,6 @@ from rich.table import Column
 
 from mace_train.errors import InputError
 from mace_train.settings import LoggerSettings
-from mace_train.train.curves import draw_learning
 
 LOGGER = logging.getLogger("mace_train")
 CSV_COLUMNS = (
@@ -113,6 +112,8 @@ class MetricsLog:
             self._draw()
 
     def _draw(self) -> None:
+        from mace_train.train.curves import draw_learning  # a second that other ranks save
+
         records = self.records()
         if records:
             draw_learning({self._name: records}, self._output / "learning.png")

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from mace_train.balance.costs import Capacity
 from mace_train.data.graph import Graph
@@ -52,6 +51,8 @@ class MemoryModel:
     @staticmethod
     def fitted(probes: NDArray[np.float64]) -> "MemoryModel":
         """From rows [n, 3] of atoms, edges, bytes."""
+        from scipy.optimize import nnls  # a second that runs with a given capacity save
+
         table = np.column_stack((np.ones(len(probes)), probes[:, :2]))
         scale = table.max(axis=0)
         solution, _ = nnls(table / scale, probes[:, 2])

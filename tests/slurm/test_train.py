@@ -130,7 +130,8 @@ def test_it_continues_exactly_after_everything_that_ends_a_job(
     os.kill(cluster.pids(2, "mace-train train")[-1], signal.SIGKILL)
     assert cluster.wait(job) == ["COMPLETED"], log_of(folder, f"train-{job}.log")
     log = log_of(folder, f"train-{job}.log")
-    assert "stopped with everything saved, back to the queue" in log
+    assert "stopped with everything saved" in log
+    assert "back to the queue" in log
     assert "starting again" in log
     assert cluster.restarts(job) == 2
     assert_same_end(output, undisturbed)

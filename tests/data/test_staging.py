@@ -51,7 +51,7 @@ def test_a_disk_that_is_full_or_refuses_is_an_error(prepared, tmp_path, monkeypa
     usage = staging.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage._replace(free=10))
     with (
-        pytest.raises(InputError, match="GB are needed, 0.0 GB free"),
+        pytest.raises(InputError, match=r"GB are needed, 0\.0 GB free"),
         staged(prepared, str(tmp_path / "disk"), World()),
     ):
         pass

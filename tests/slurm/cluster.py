@@ -111,6 +111,11 @@ class Cluster:
         """Everything on the node is gone at once."""
         subprocess.run([SCRIPT, "power-cut", self.root, str(node)], check=True)
 
+    def set_cable(self, node: int, state: str) -> None:
+        """Pull (``down``) or plug in (``up``) the network cable of a node."""
+        net = (self.root / "net").read_text().strip()
+        subprocess.run(["ip", "link", "set", f"mt{net}v{node}", state], check=True)
+
     def boot(self, node: int) -> None:
         """Switch a node on again."""
         subprocess.run([SCRIPT, "boot", self.root, str(node)], check=True)

@@ -11,13 +11,13 @@ from tests.slurm.cluster import Cluster, why_not
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Three nodes; skipped with the reason where there can be none, unless one is required."""
+    """Four nodes; skipped with the reason where there can be none, unless one is required."""
     reason = why_not()
     if reason is not None:
         if os.environ.get("MACE_TRAIN_REQUIRE_SLURM"):
             pytest.fail(f"MACE_TRAIN_REQUIRE_SLURM is set, but Slurm cannot run here: {reason}")
         pytest.skip(f"no Slurm here: {reason}")
-    cluster = Cluster(3)
+    cluster = Cluster(4)
     yield cluster
     cluster.stop()
 

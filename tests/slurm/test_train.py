@@ -1,6 +1,7 @@
 """slurm/train.sbatch on real Slurm: the training of torchrun, through all that ends a job."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def test_two_nodes_with_two_ranks_each_train_like_torchrun(cluster, prepared, fo
         assert (folder / "run" / name).is_file()
     # the shards were read from the nodes' own disks, and are gone from there
     assert f"to {cluster.scratch}/mace-train-{job}-" in log
-    assert [list(cluster.disk(node).iterdir()) for node in (1, 2, 3)] == [[], [], []]
+    assert not any(list(cluster.disk(node).iterdir()) for node in (1, 2, 3, 4))
 
 
 def test_it_continues_exactly_after_everything_that_ends_a_job(
@@ -152,6 +153,23 @@ def test_the_loss_of_a_node_costs_nothing(cluster, prepared, folder, undisturbed
     finally:
         cluster.boot(lost)
     assert_same_end(output, undisturbed)
+
+
+def test_a_host_that_is_cut_off_is_named_and_the_training_goes_on(
+    cluster, prepared, folder, undisturbed
+):
+    settings = (f"data_dir={prepared}", "max_num_epochs=12", "cluster.timeout_s=4")
+    job = submit(cluster, folder, [*TWO_NODES, "--nodelist=node[3-4]"], *settings)
+    wait_for_epoch(folder / "run", 0)
+    cluster.set_cable(4, "down")
+    try:
+        named = r"no answer within cluster.timeout_s=4: rank 1 \(process \d+ on node4, step \d+"
+        log = folder / f"train-{job}.log"
+        wait_for(lambda: re.search(named, log.read_text()), "the lost rank is not named")
+    finally:
+        cluster.set_cable(4, "up")
+    assert cluster.wait(job, 180) == ["COMPLETED"], log.read_text()
+    assert_same_end(folder / "run", undisturbed)
 
 
 def test_bad_input_is_not_tried_again(cluster, prepared, folder):

@@ -8,7 +8,8 @@ set -uo pipefail
 # task would be bound to a single CPU.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # Each task keeps to its own cores, close to each other, instead of wandering over the node.
-export SLURM_CPU_BIND=${SLURM_CPU_BIND:-cores}
+# (--hint, which some sites use against hyperthreads, excludes a binding by hand.)
+[[ -n ${SLURM_HINT:-} ]] || export SLURM_CPU_BIND=${SLURM_CPU_BIND:-cores}
 # As many threads as cores for each task; more would compete for them.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 

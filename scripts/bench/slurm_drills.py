@@ -1,10 +1,11 @@
 """One training through a real Slurm with --drills random faults, and nothing is lost.
 
-Starts a Slurm of three nodes on this machine (tests/slurm/cluster.sh; needs root and apt-get
-install slurm-wlm munge iproute2), submits slurm/train.sbatch on two nodes, and again and again, each
-time after at least one more epoch, does one of these: `scontrol requeue`; SIGUSR1, as before a time
-limit; SIGKILL to a random rank; with --power also the loss of a node. The same training is done
-undisturbed: the metrics and the structures of every epoch and the last weights must be the same.
+Starts a Slurm of four nodes on this machine (tests/slurm/cluster.sh; needs root and apt-get
+install slurm-wlm munge iproute2), submits slurm/train.sbatch on two nodes, and again and again,
+after at least one more epoch each time, does one of these: `scontrol requeue`; SIGUSR1, as before a
+time limit; preemption by a job that wants all nodes; SIGKILL to a random rank; with --power also the
+loss of a node. The same training is done undisturbed: the metrics and the structures of every epoch
+and the last weights must be the same.
 
     python scripts/bench/slurm_drills.py --drills 20 --json drills.json
 """
@@ -39,7 +40,7 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="drills-"))
     work.chmod(0o755)
     data = _data(work)
-    cluster = Cluster(3)
+    cluster = Cluster(4)
     try:
         done, seconds, job = _disturbed(arguments, cluster, work, data)
         restarts = cluster.restarts(job)
@@ -94,7 +95,7 @@ def _disturbed(
 ) -> tuple["Counter[str]", list[float], str]:
     """(drills by kind, seconds until the next epoch, job)."""
     choice = random.Random(arguments.seed)
-    kinds = ["requeue", "usr1", "kill"] + ["power"] * arguments.power
+    kinds = ["requeue", "usr1", "preempt", "kill"] + ["power"] * arguments.power
     settings = [f"data_dir={data}", f"output={work}/run", f"max_num_epochs={arguments.epochs}"]
     job = cluster.submit("train.sbatch", work, TWO_NODES, *settings, *SETTINGS, MAX_FAILURES="1000")
     _wait_for_epoch(cluster, job, work, 1)
@@ -124,6 +125,8 @@ def _inflict(cluster: Cluster, job: str, kind: str, choice: random.Random) -> No
         cluster.run("scontrol", "requeue", job)
     elif kind == "usr1":
         cluster.run("scancel", "--signal=USR1", job)
+    elif kind == "preempt":
+        cluster.run("sbatch", "--partition=main", "--nodes=4", "--exclusive", "--wrap=sleep 1")
     elif kind == "kill":
         os.kill(cluster.pids(node, "mace-train train")[-1], signal.SIGKILL)
     else:

@@ -82,7 +82,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 # notice faults and free nodes within seconds
-SlurmdTimeout=5
+SlurmdTimeout=10
 SlurmctldTimeout=10
 KillWait=10
 MinJobAge=3600

@@ -1,7 +1,6 @@
 """slurm/train.sbatch on real Slurm: the training of torchrun, through all that ends a job."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -66,8 +65,8 @@ def torchrun(prepared: Path, output: Path, n_ranks: int, n_epochs: int) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared, tmp_path_factory) -> Path:
-    """Twelve epochs on two ranks."""
-    return torchrun(prepared, tmp_path_factory.mktemp("undisturbed") / "run", 2, 12)
+    """Sixteen epochs on two ranks."""
+    return torchrun(prepared, tmp_path_factory.mktemp("undisturbed") / "run", 2, 16)
 
 
 def wait_for(condition: Any, what: str, timeout_s: float = 90.0) -> None:
@@ -117,7 +116,7 @@ def test_it_continues_exactly_after_everything_that_ends_a_job(
     cluster, prepared, folder, undisturbed
 ):
     """Requeue by an administrator, the signal before the time limit, a rank killed."""
-    job = submit(cluster, folder, TWO_NODES, f"data_dir={prepared}", "max_num_epochs=12")
+    job = submit(cluster, folder, TWO_NODES, f"data_dir={prepared}", "max_num_epochs=16")
     output = folder / "run"
     wait_for_epoch(output, 0)
     cluster.run("scontrol", "requeue", job)
@@ -142,7 +141,7 @@ def test_it_continues_exactly_after_everything_that_ends_a_job(
 
 
 def test_the_loss_of_a_node_costs_nothing(cluster, prepared, folder, undisturbed):
-    job = submit(cluster, folder, TWO_NODES, f"data_dir={prepared}", "max_num_epochs=12")
+    job = submit(cluster, folder, TWO_NODES, f"data_dir={prepared}", "max_num_epochs=16")
     output = folder / "run"
     wait_for_epoch(output, 0)
     nodes = cluster.run("squeue", "-h", "-j", job, "-o", "%N")
@@ -153,23 +152,6 @@ def test_the_loss_of_a_node_costs_nothing(cluster, prepared, folder, undisturbed
     finally:
         cluster.boot(lost)
     assert_same_end(output, undisturbed)
-
-
-def test_a_host_that_is_cut_off_is_named_and_the_training_goes_on(
-    cluster, prepared, folder, undisturbed
-):
-    settings = (f"data_dir={prepared}", "max_num_epochs=12", "cluster.timeout_s=4")
-    job = submit(cluster, folder, [*TWO_NODES, "--nodelist=node[3-4]"], *settings)
-    wait_for_epoch(folder / "run", 0)
-    cluster.set_cable(4, "down")
-    try:
-        named = r"no answer within cluster.timeout_s=4: rank 1 \(process \d+ on node4, step \d+"
-        log = folder / f"train-{job}.log"
-        wait_for(lambda: re.search(named, log.read_text()), "the lost rank is not named")
-    finally:
-        cluster.set_cable(4, "up")
-    assert cluster.wait(job, 180) == ["COMPLETED"], log.read_text()
-    assert_same_end(folder / "run", undisturbed)
 
 
 def test_bad_input_is_not_tried_again(cluster, prepared, folder):

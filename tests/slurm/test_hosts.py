@@ -1,0 +1,34 @@
+"""Four hosts without any launcher: they meet, train, and name the one whose cable is pulled."""
+
+import re
+import sys
+from pathlib import Path
+
+from mace_train.errors import LostRankError
+from tests.slurm.cluster import Cluster
+from tests.slurm.test_train import SETTINGS, wait_for_epoch
+
+
+def test_a_host_that_is_cut_off_in_mid_step_is_named(
+    cluster: Cluster, prepared: Path, folder: Path
+):
+    settings = [f"data_dir={prepared}", f"output={folder}/run", "max_num_epochs=10000", *SETTINGS]
+    command = [sys.executable, "-m", "mace_train", "train", *settings, "cluster.timeout_s=20"]
+    master = {"WORLD_SIZE": "4", "MASTER_ADDR": "node1", "MASTER_PORT": "29511"}
+    places = [{"RANK": str(r), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"} for r in range(4)]
+    ranks = [
+        cluster.start_on(node, command, **master, **place) for node, place in enumerate(places, 1)
+    ]
+    try:
+        wait_for_epoch(folder / "run", 0)
+        cluster.set_cable(4, "down")
+        messages = [rank.communicate(timeout=90)[1] for rank in ranks[:3]]
+    finally:
+        cluster.set_cable(4, "up")
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    for rank, message in zip(ranks, messages, strict=False):
+        assert rank.returncode == LostRankError.exit_code, message
+        named = r"no answer within cluster.timeout_s=20: rank 3 \(process \d+ on node4, step \d+"
+        assert re.search(named, message)

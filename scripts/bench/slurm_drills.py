@@ -2,10 +2,10 @@
 
 Starts a Slurm of four nodes on this machine (tests/slurm/cluster.sh; needs root and apt-get
 install slurm-wlm munge iproute2), submits slurm/train.sbatch on two nodes, and again and again,
-after at least one more epoch each time, does one of these: `scontrol requeue`; SIGUSR1, as before a
-time limit; preemption by a job that wants all nodes; SIGKILL to a random rank; with --power also the
-loss of a node. The same training is done undisturbed: the metrics and the structures of every epoch
-and the last weights must be the same.
+after at least one more epoch each time, does one of these: `scontrol requeue`; SIGUSR1, as before
+a time limit; preemption by a job that wants all nodes; SIGKILL to a random rank; with --power also
+the loss of a node. The same training is done undisturbed: the metrics and the structures of every
+epoch and the last weights must be the same.
 
     python scripts/bench/slurm_drills.py --drills 20 --json drills.json
 """

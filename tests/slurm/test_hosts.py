@@ -2,16 +2,12 @@
 
 import re
 import sys
-from pathlib import Path
 
 from mace_train.errors import LostRankError
-from tests.slurm.cluster import Cluster
 from tests.slurm.test_train import SETTINGS, wait_for_epoch
 
 
-def test_a_host_that_is_cut_off_in_mid_step_is_named(
-    cluster: Cluster, prepared: Path, folder: Path
-):
+def test_a_host_that_is_cut_off_in_mid_step_is_named(cluster, prepared, folder):
     settings = [f"data_dir={prepared}", f"output={folder}/run", "max_num_epochs=10000", *SETTINGS]
     command = [sys.executable, "-m", "mace_train", "train", *settings, "cluster.timeout_s=20"]
     master = {"WORLD_SIZE": "4", "MASTER_ADDR": "node1", "MASTER_PORT": "29511"}

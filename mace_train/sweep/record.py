@@ -21,10 +21,11 @@ FILE = "job.json"
 
 
 @contextmanager
-def recorded(folder: Path, overrides: list[str]) -> Iterator[dict[str, Any]]:
+def recorded(folder: Path, overrides: list[str], log: Path | None = None) -> Iterator[None]:
     """Keep the record of a job: running, then done, stopped (by a signal) or failed.
 
-    An exception is noted and raised again; what is added to the yielded record is kept.
+    ``log`` is where its messages go, by default those of this process. An exception is noted and
+    raised again.
     """
     make_folder("output", folder)
     job = os.environ.get("SLURM_JOB_ID")
@@ -34,12 +35,12 @@ def recorded(folder: Path, overrides: list[str]) -> Iterator[dict[str, Any]]:
         "host": socket.gethostname(),
         "process": os.getpid(),
         "started": time.time(),
-        "log": _log(),
+        "log": _log() if log is None else str(log),
         **({"slurm_job": job} if job else {}),
     }
     _write(folder, record)
     try:
-        yield record
+        yield
         record["state"] = "done"
     except (KeyboardInterrupt, SystemExit) as end:
         code = getattr(end, "code", None)

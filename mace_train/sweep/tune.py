@@ -138,8 +138,7 @@ def _try(study: Any, trial: Any, fixed: list[str], settings: TuneSettings, folde
     words = [*fixed, *(f"{name}={value}" for name, value in trial.params.items())]
     LOGGER.info("trial %d: %s", trial.number, " ".join(words[len(fixed) :]))
     try:
-        with recorded(folder, words) as record:
-            record["log"] = str(folder / "log.txt")
+        with recorded(folder, words, folder / "log.txt"):
             _train([*words, f"output='{folder}'", "restart_latest=true"], settings, folder)
             error = float(best_epoch(read_metrics(folder))[settings.by])
     except (InputError, KeyError) as failure:

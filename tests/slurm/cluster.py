@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("cluster.sh")
+_PREFIX = "mace-train-slurm-"
 _ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
 
 
@@ -23,8 +24,10 @@ class Cluster:
     """Nodes node1, node2, ... with 64 CPUs and 4 pretended GPUs each."""
 
     def __init__(self, n_nodes: int) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="mace-train-slurm-", dir="/tmp"))
+        _stop_orphans()
+        self.root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
         self.root.chmod(0o755)
+        (self.root / "owner").write_text(str(os.getpid()))
         subprocess.run([SCRIPT, "start", self.root, str(n_nodes)], check=True)
         self.environment = {
             name: value
@@ -131,6 +134,14 @@ class Cluster:
     def boot(self, node: int) -> None:
         """Switch a node on again."""
         subprocess.run([SCRIPT, "boot", self.root, str(node)], check=True)
+
+
+def _stop_orphans() -> None:
+    """Stop clusters whose tests were killed."""
+    for owner in Path("/tmp").glob(f"{_PREFIX}*/owner"):
+        if not Path(f"/proc/{owner.read_text()}").exists():
+            subprocess.run([SCRIPT, "stop", owner.parent])
+            subprocess.run(["rm", "-rf", owner.parent], check=True)
 
 
 def edited(script: str, folder: Path) -> Path:

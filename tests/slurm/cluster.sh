@@ -140,7 +140,7 @@ end() {
   grep -qa "$2" "/proc/$1/cmdline" 2>/dev/null || return 0
   kill "-$3" "$1" 2>/dev/null || true
   for _ in $(seq 60); do
-    kill -0 "$1" 2>/dev/null || return 0
+    grep -qa "$2" "/proc/$1/cmdline" 2>/dev/null || return 0
     sleep 0.05
   done
   kill -9 "$1" 2>/dev/null || true

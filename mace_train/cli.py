@@ -31,7 +31,7 @@ from mace_train import __version__, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
 from mace_train.errors import InputError
-from mace_train.launcher import rank_of_process
+from mace_train.launcher import launched_tasks, rank_of_process
 from mace_train.sweep.jobs import quoted_list, single_job, training_words
 from mace_train.sweep.record import job_folders, read_record, recorded
 from mace_train.train.signals import exit_code
@@ -83,8 +83,7 @@ def _plain(command: str, words: list[str]) -> list[str]:
     if command == "tune":
         return training_words(words)
     if "--job" in words:
-        schema = COMMANDS[command][0]
-        return single_job(words, schema.__dataclass_fields__["output"].default)
+        return single_job(words, _default_output(COMMANDS[command][0]))
     leading = {"inspect": "data_dir", "sweep": "folder"}.get(command)
     if leading and words and "=" not in words[0] and words[0][0] != "-":
         return [f"{leading}='{words[0]}'", *words[1:]]
@@ -183,12 +182,19 @@ def _sweep_folder() -> Path | None:
     return Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir
 
 
+def _default_output(schema: type) -> str:
+    """The output folder of a command that is not given another."""
+    return next(
+        str(field.default) for field in dataclasses.fields(schema) if field.name == "output"
+    )
+
+
 def _report_failures(overrides: list[str], schema: type) -> None:
     """After a sweep: an error that names the jobs that failed, wherever they ran."""
     if not {"-m", "--multirun"} & set(overrides):
         return
     outputs = [word.partition("=")[2] for word in overrides if word.startswith("output=")]
-    sweep = Path((outputs or [schema.__dataclass_fields__["output"].default])[-1].strip("'\""))
+    sweep = Path([_default_output(schema), *outputs][-1].strip("'\""))
     records = {folder.name: read_record(folder) or {} for folder in job_folders(sweep)}
     failures = [f"job {k}: {r['error']}" for k, r in records.items() if r["state"] == "failed"]
     if failures:
@@ -198,19 +204,22 @@ def _report_failures(overrides: list[str], schema: type) -> None:
 def _check_launch(command: str, overrides: list[str]) -> None:
     """Refuse what several ranks cannot do."""
     n_ranks = int(os.environ.get("WORLD_SIZE") or "1")
-    if n_ranks > 1 and command in ("preprocess", "balance", "compare"):
-        hint = ""
-        if command == "preprocess":
-            hint = "; use workers=N for several processes, or mpiexec or srun for several nodes"
+    if n_ranks > 1 and command == "preprocess":
         _fail(
-            f"{command} is one process, but {n_ranks} were started: run it without torchrun{hint}"
+            f"preprocess is one process, but {n_ranks} were started: run it without torchrun; use "
+            "workers=N for several processes, or mpiexec or srun for several nodes"
         )
-    if n_ranks > 1 and command in ("sweep", "tune"):
-        _fail(f"{command} is one process; give the launcher of its trainings with launch=...")
+    tasks = launched_tasks()
+    n_ranks = max(n_ranks, 1 if tasks is None else tasks.size)
+    if n_ranks > 1 and command in ("balance", "compare", "sweep", "tune"):
+        _fail(
+            f"{command} is one process, but {n_ranks} were started: run it without torchrun, "
+            "mpiexec or srun"
+        )
     if n_ranks > 1 and {"-m", "--multirun"} & set(overrides):
         _fail(
             f"--multirun in {n_ranks} ranks: a sweep starts its jobs one after the other in one "
-            "process; start torchrun once per job instead"
+            "process; start each job on its own with --job 0, --job 1, ..."
         )
 
 

@@ -30,7 +30,8 @@ def staged(folder: Path, to: str | None, world: World) -> Iterator[Path]:
         yield folder
         return
     existing_folder("data_dir", str(folder))
-    message, copy = None, Path(to)
+    message: str | None = None
+    copy = Path(to)
     try:
         copy = Path(to) / _name(folder)
         if world.local_rank == 0:

@@ -134,7 +134,8 @@ def compiler(world: World, settings: DoctorSettings) -> list[Finding]:
 
 def kernels(world: World, settings: DoctorSettings) -> list[Finding]:
     """Compiles and runs the kernels of a small model; they must agree with plain PyTorch."""
-    problem, text = None, ""
+    problem: str | None = None
+    text = ""
     try:
         text = announcement(settings.cluster.kernels, world.device).removeprefix("kernels: ")
         difference = _difference(settings, world.device)
@@ -174,7 +175,8 @@ def data(world: World, settings: DoctorSettings) -> list[Finding]:
     """How fast all ranks together read structures at random, as training does."""
     if settings.data_dir is None:
         return [Finding(Verdict.OK, "not measured: give data_dir=FOLDER of shards")]
-    problem, n_structures, n_bytes = None, 0, 0
+    problem: str | None = None
+    n_structures, n_bytes = 0, 0
     try:
         shards = open_split(Path(settings.data_dir), "train")
         random = np.random.default_rng(world.rank)

@@ -6,10 +6,9 @@
 Each check gives findings: ok, warn (works, but slowly or not as expected) or FAIL with the remedy.
 """
 
-import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +21,6 @@ from mace_train.launcher import what_started
 from mace_train.settings import DoctorSettings
 from mace_train.world import World, open_world
 
-LOGGER = logging.getLogger("mace_train")
 _MARKS = {Verdict.OK: "ok", Verdict.WARN: "[yellow]warn[/]", Verdict.FAIL: "[red]FAIL[/]"}
 
 
@@ -80,6 +78,6 @@ def _print(findings: list[tuple[str, Finding]], failed: bool) -> None:
     console = Console()
     console.width = max(console.width, 100)
     console.print(table)
-    counts: dict[str, Any] = {v: sum(f.verdict is v for _, f in findings) for v in Verdict}
+    counts = Counter(found.verdict for _, found in findings)
     verdict = "FAIL" if failed else "PASS"
     console.print(f"{verdict}: {counts[Verdict.FAIL]} failed, {counts[Verdict.WARN]} warnings")

@@ -274,7 +274,7 @@ CASES = {
     name_that_hydra_cannot_read: ("quoted twice", "a (1).xyz"),
     word_without_a_key: ("key=value",),
     preprocess_in_two_ranks: ("workers=N",),
-    sweep_in_two_ranks: ("--multirun", "torchrun once per job"),
+    sweep_in_two_ranks: ("--multirun", "--job 0"),
     resume_with_other_data: ("other data",),
     resume_from_a_truncated_checkpoint: ("no checkpoint", "truncated", "choose another output"),
     evaluate_without_a_checkpoint: ("best.safetensors",),

@@ -30,11 +30,19 @@ ulimit -c 0
 LOCAL_SCRATCH=${LOCAL_SCRATCH:-${SLURM_TMPDIR:-}}
 STAGE=${LOCAL_SCRATCH:+cluster.stage_to=$LOCAL_SCRATCH}
 
+# ---- names
+# SLURM_JOB_ID of one task of an array is the number of the whole array: requeue ARRAY_TASK instead.
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB=${JOB:-$SLURM_JOB_ID}
+# The log of this job, for the records of a sweep
+MACE_TRAIN_LOG=$(readlink /proc/self/fd/1)
+export MACE_TRAIN_LOG
+
 # ---- faults
 # Attempts in a row that may fail within ten minutes before the job gives up.
 MAX_FAILURES=${MAX_FAILURES:-3}
 
-say() { echo "$(date +%FT%T) [$SLURM_JOB_NAME $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1))] $*"; }
+say() { echo "$(date +%FT%T) [$SLURM_JOB_NAME $JOB, start $((${SLURM_RESTART_COUNT:-0} + 1))] $*"; }
 
 # setting NAME DEFAULT ARGUMENTS...: the value of NAME=value among the arguments
 setting() {
@@ -83,6 +91,6 @@ nodes_answer() {
 # not allow this, it ends, and the next job of a chain continues.
 back_to_queue() {
   say "back to the queue"
-  scontrol requeue "$SLURM_JOB_ID" && sleep 600 # Slurm ends the job meanwhile
+  scontrol requeue "$JOB" && sleep 600 # Slurm ends the job meanwhile
   exit 75
 }

@@ -81,6 +81,8 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
 
 def _log() -> str | None:
     """The file that the messages of this process go to, if it is one."""
+    if "MACE_TRAIN_LOG" in os.environ:  # from slurm/common.sh: under srun they go through a pipe
+        return os.environ["MACE_TRAIN_LOG"]
     try:
         path = os.readlink("/proc/self/fd/2")
     except OSError:

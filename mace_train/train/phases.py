@@ -53,15 +53,17 @@ class Phases:
         self._mark = self.seconds["compute"]
 
     def summary(self, world: World) -> dict[str, Any]:
-        """Mean seconds per phase over ranks, and how long ranks waited for the slowest.
+        """Mean seconds per phase over ranks, and how long ranks waited for the slowest (on rank 0).
 
         ``straggler`` is the sum over steps of the longest compute time over the mean one, >= 1.
         """
         own = np.array([self.seconds[name] for name in PHASES])
-        gathered = world.gather_all((own, np.array(self.compute_of_step)))
-        mean = np.mean([seconds for seconds, _ in gathered], axis=0)
-        steps = np.stack([compute for _, compute in gathered])  # [ranks, steps]
-        result: dict[str, Any] = {"memory_MB": max(world.gather_all(peak_memory_mb(world)))}
+        gathered = world.gather((own, np.array(self.compute_of_step), peak_memory_mb(world)))
+        if not gathered:
+            return {}
+        mean = np.mean([seconds for seconds, _, _ in gathered], axis=0)
+        steps = np.stack([compute for _, compute, _ in gathered])  # [ranks, steps]
+        result: dict[str, Any] = {"memory_MB": max(memory for _, _, memory in gathered)}
         result |= {f"{name}_s": float(value) for name, value in zip(PHASES, mean, strict=True)}
         total = steps.mean(axis=0).sum()
         result["straggler"] = float(steps.max(axis=0).sum() / total) if total > 0 else 1.0

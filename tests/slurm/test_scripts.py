@@ -89,6 +89,8 @@ def test_a_sweep_as_a_job_array_is_collected_and_continues(cluster, prepared, fo
         assert f"job {row['job']} failed: " in shown
     assert (folder / "sweep/sweep.png").stat().st_size > 5000
     assert "the sweep has 8 jobs, 0 to 7" in log_of(folder, f"sweep-{job}_8.log")
+    record = json.loads((folder / "sweep/0/job.json").read_text())
+    assert record["log"] == str(folder / f"sweep-{job}_0.log")
     best = numbers(folder / "sweep/0")
     again = cluster.submit("sweep.sbatch", folder, ["--array=0", *one], *settings, *bad)
     assert cluster.wait(again) == ["COMPLETED"]

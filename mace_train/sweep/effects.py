@@ -14,7 +14,7 @@ def draw_effects(rows: list[dict[str, Any]], names: list[str], by: str, path: Pa
     """One panel per setting: a point per job, and a line through the medians of each value."""
     rows = [row for row in rows if row["error"] is not None]
     figure = Figure(figsize=(1.0 + 3.6 * len(names), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    panels: list[Axes] = list(figure.subplots(1, len(names), sharey=True, squeeze=False)[0])
     for axes, name in zip(panels, names, strict=True):
         _panel(axes, [(row["settings"][name], row["error"]) for row in rows])
         axes.set_xlabel(name)

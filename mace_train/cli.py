@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from itertools import takewhile
@@ -105,7 +106,7 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     OmegaConf.register_new_resolver(
         "example_data", lambda name: str(EXAMPLE_DATA / name), replace=True
     )
-    task = _Task(command, is_job)
+    task, begin = _Task(command, is_job), time.time()
     overrides = ["dry_run=true" if word == "--dry-run" else word for word in overrides]
     if "dry_run=true" in overrides and not any(word.startswith("output=") for word in overrides):
         overrides.append("output=dry-run")  # which is not written
@@ -124,7 +125,7 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    _report_failures(overrides, schema)
+    _report_failures(overrides, schema, begin)
 
 
 class _Task:
@@ -189,14 +190,18 @@ def _default_output(schema: type) -> str:
     )
 
 
-def _report_failures(overrides: list[str], schema: type) -> None:
-    """After a sweep: an error that names the jobs that failed, wherever they ran."""
+def _report_failures(overrides: list[str], schema: type, begin: float) -> None:
+    """After a sweep that began at ``begin``: an error that names the jobs that failed."""
     if not {"-m", "--multirun"} & set(overrides):
         return
     outputs = [word.partition("=")[2] for word in overrides if word.startswith("output=")]
     sweep = Path([_default_output(schema), *outputs][-1].strip("'\""))
     records = {folder.name: read_record(folder) or {} for folder in job_folders(sweep)}
-    failures = [f"job {k}: {r['error']}" for k, r in records.items() if r["state"] == "failed"]
+    failures = [
+        f"job {k}: {record['error']}"
+        for k, record in records.items()
+        if record["state"] == "failed" and record["started"] >= begin
+    ]
     if failures:
         _fail("; ".join(failures))
 

@@ -4,6 +4,7 @@ import os
 import random
 import socket
 from collections.abc import Callable
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from mace_train.settings import ClusterSettings
 from mace_train.world import World, open_world
 
 Function = Callable[..., Any]
-_PRELOAD = ["torch", "torch._dynamo", "mace_train.train.trainer", "tests.train.ranks"]
+
+# ranks are forked from a process that has imported what takes seconds, and nothing else
+set_forkserver_preload(["mace_train.train.run", "torch._dynamo"])
 
 
 def run_ranks(
@@ -22,11 +25,9 @@ def run_ranks(
 ) -> list[Any]:
     """``[function(world, *arguments) for each rank]``; results travel through ``folder``."""
     port = free_port()
-    # a server that has imported everything forks the ranks: a fraction of the CPU time of spawning
-    multiprocessing.set_forkserver_preload(_PRELOAD)
     multiprocessing.start_processes(
         _enter,
-        args=(n_ranks, port, function, str(folder), arguments, timeout_s, dict(os.environ)),
+        args=(n_ranks, port, function, str(folder), arguments, timeout_s),
         nprocs=n_ranks,
         start_method="forkserver",
     )
@@ -54,10 +55,8 @@ def _enter(
     folder: str,
     arguments: tuple[Any, ...],
     timeout_s: int,
-    environment: dict[str, str],
 ) -> None:
-    os.environ.clear()
-    os.environ |= environment | {
+    os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(n_ranks),

@@ -6,6 +6,7 @@ where one can look.
 
 import json
 import os
+import signal
 import socket
 import time
 import traceback
@@ -18,6 +19,7 @@ from mace_train.checks import make_folder
 from mace_train.errors import InputError
 
 FILE = "job.json"
+_STOPPED = (0, os.EX_TEMPFAIL, 128 + signal.SIGTERM)  # exit codes after a signal
 
 
 @contextmanager
@@ -44,7 +46,7 @@ def recorded(folder: Path, overrides: list[str], log: Path | None = None) -> Ite
         record["state"] = "done"
     except (KeyboardInterrupt, SystemExit) as end:
         code = getattr(end, "code", None)
-        stopped = isinstance(end, KeyboardInterrupt) or code in (0, os.EX_TEMPFAIL)
+        stopped = isinstance(end, KeyboardInterrupt) or code in _STOPPED
         record |= {"state": "stopped"} if stopped else {"state": "failed", "error": f"code {code}"}
         raise
     except InputError as error:

@@ -79,7 +79,7 @@ def devices(world: World, settings: DoctorSettings) -> list[Finding]:
     if len(counts) > 1:
         findings[0] = Finding(Verdict.WARN, text, "unlike devices: the slowest sets the pace")
     if world.device.type == "cuda":
-        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
         findings += same_everywhere(
             world,
             f"{_driver()}, CUDA {torch.version.cuda}, NCCL {nccl}",

@@ -91,8 +91,8 @@ def _distribution(override: Override) -> Any:
     value, key = override.value(), override.get_key_element()
     if isinstance(value, ChoiceSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
-    is_log = isinstance(value, (IntervalSweep, RangeSweep)) and "log" in value.tags
     if isinstance(value, IntervalSweep):
+        is_log = "log" in value.tags
         whole = isinstance(value.start, int) and isinstance(value.end, int)
         kind = IntDistribution if whole and "float" not in value.tags else FloatDistribution
         return kind(value.start, value.end, log=is_log)

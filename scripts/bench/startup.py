@@ -66,7 +66,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _settings(work: Path, n_ranks: int) -> TrainSettings:
-    cluster = ClusterSettings(device="cpu", num_threads=1)
+    cluster = ClusterSettings(device="cpu", kernels="reference", num_threads=1)
     return settings_for(
         work / "prepared", work / f"run-{n_ranks}", max_num_epochs=1, cluster=cluster
     )

@@ -128,7 +128,7 @@ def _inflict(cluster: Cluster, job: str, kind: str, choice: random.Random) -> No
     elif kind == "preempt":
         cluster.run("sbatch", "--partition=main", "--nodes=4", "--exclusive", "--wrap=sleep 1")
     elif kind == "kill":
-        os.kill(cluster.pids(node, "mace-train train")[-1], signal.SIGKILL)
+        os.kill(cluster.pids(node, "bin/mace-train train")[-1], signal.SIGKILL)
     else:
         cluster.cut_power(node)
         while cluster.states(job) == ["RUNNING"]:

@@ -127,7 +127,7 @@ def test_it_continues_exactly_after_everything_that_ends_a_job(
     wait_for(lambda: cluster.restarts(job) == 2, "it did not go back to the queue")
     n_before = len(records(output))
     wait_for_epoch(output, n_before)
-    os.kill(cluster.pids(2, "mace-train train")[-1], signal.SIGKILL)
+    os.kill(cluster.pids(2, "bin/mace-train train")[-1], signal.SIGKILL)
     assert cluster.wait(job) == ["COMPLETED"], log_of(folder, f"train-{job}.log")
     log = log_of(folder, f"train-{job}.log")
     assert "stopped with everything saved" in log

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the table and the plot of slurm/README.md: a sweep of 8 trainings on the embedded example data,
-# through hydra-submitit-launcher, on a real Slurm that is started on this machine for it.
+# A sweep of 8 trainings on the embedded example data through hydra-submitit-launcher, on a real Slurm
+# that is started on this machine for it; prints the table and writes scripts/results/sweep.png.
 # Needs root, apt-get install slurm-wlm munge iproute2, and mace-train[sweeps] in the environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -35,7 +35,7 @@ STAGE=${LOCAL_SCRATCH:+cluster.stage_to=$LOCAL_SCRATCH}
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
 # The log of this job, for the records of a sweep
-MACE_TRAIN_LOG=$(readlink /proc/self/fd/1)
+MACE_TRAIN_LOG=$(readlink "/proc/$$/fd/1")
 export MACE_TRAIN_LOG
 
 # ---- faults

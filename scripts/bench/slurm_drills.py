@@ -126,7 +126,14 @@ def _inflict(cluster: Cluster, job: str, kind: str, choice: random.Random) -> No
     elif kind == "usr1":
         cluster.run("scancel", "--signal=USR1", job)
     elif kind == "preempt":
-        cluster.run("sbatch", "--partition=main", "--nodes=4", "--exclusive", "--wrap=sleep 1")
+        cluster.run(
+            "sbatch",
+            "--partition=main",
+            "--nodes=4",
+            "--exclusive",
+            "--output=/dev/null",
+            "--wrap=sleep 1",
+        )
     elif kind == "kill":
         os.kill(cluster.pids(node, "bin/mace-train train")[-1], signal.SIGKILL)
     else:

@@ -151,7 +151,9 @@ def _with_cuequivariance(peer: nn.Module, device: torch.device) -> nn.Module:
     """The same model on cuEquivariance's kernels, by mace-torch's own conversion."""
     from mace.cli.convert_e3nn_cueq import run
 
+    default = torch.get_default_dtype()
     converted: nn.Module = run(copy.deepcopy(peer), device=str(device), return_model=True)
+    torch.set_default_dtype(default)
     return converted.to(device)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from scipy.linalg import block_diag
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mace_train.model.coupling import Constant, clebsch_gordan, degree_slice
@@ -49,7 +49,7 @@ class FusedContraction:
             for matrix in (*output.projections.values(), np.ones((1, 1)))
         ]
         # one product for all degrees and orders costs less than many small ones
-        self._project = Constant(scale[:, None] * block_diag(*blocks))
+        self._project = Constant(scale[:, None] * _block_diagonal(blocks))
         self._orders = [(*output.projections, 1) for output in basis.outputs]
 
     def __call__(
@@ -63,6 +63,15 @@ class FusedContraction:
         ]
         projected = torch.matmul(self._project.like(x), torch.cat(stated, dim=1))
         return symmetric_contraction.symmetric_contraction(x, projected, chunks, self.key)
+
+
+def _block_diagonal(blocks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """(scipy.linalg has it too, but takes long to import.)"""
+    ends = np.cumsum([[0, 0], *(block.shape for block in blocks)], axis=0)
+    matrix = np.zeros(ends[-1])
+    for block, (row, column) in zip(blocks, ends, strict=False):
+        matrix[row : row + len(block), column : column + block.shape[1]] = block
+    return matrix
 
 
 def product_of(

@@ -4,6 +4,7 @@ import os
 import random
 import socket
 from collections.abc import Callable
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from mace_train.world import World, open_world
 
 Function = Callable[..., Any]
 
+# ranks are forked from a process that has imported what takes seconds, and nothing else
+set_forkserver_preload(["mace_train.train.run", "torch._dynamo"])
+
 
 def run_ranks(
     n_ranks: int, function: Function, folder: Path, *arguments: Any, timeout_s: int = 240
@@ -25,7 +29,7 @@ def run_ranks(
         _enter,
         args=(n_ranks, port, function, str(folder), arguments, timeout_s),
         nprocs=n_ranks,
-        start_method="spawn",
+        start_method="forkserver",
     )
     paths = [folder / f"rank-{n_ranks}-{rank}.pt" for rank in range(n_ranks)]
     return [torch.load(path, weights_only=False) for path in paths]

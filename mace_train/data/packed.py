@@ -1,0 +1,90 @@
+"""Packed: a Graph whose tensors lie one after the other in one piece of memory.
+
+A worker's Graph reaches the process that trains as one shared and one pinned piece, not as one of
+each for every tensor.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mace_train.data.graph import Graph
+
+_ALIGNMENT = 64  # bytes
+_FLOAT, _INDEX, _TRUTH = None, torch.int64, torch.bool  # None: the type of the Graph
+# type and shape of every tensor; sizes are of structures, atoms, edges or pairs
+_LAYOUT: dict[str, tuple[torch.dtype | None, tuple[str | int, ...]]] = {
+    "positions": (_FLOAT, ("atoms", 3)),
+    "elements": (_INDEX, ("atoms",)),
+    "senders": (_INDEX, ("edges",)),
+    "receivers": (_INDEX, ("edges",)),
+    "pairs": (_INDEX, ("edges",)),
+    "first_of_pair": (_INDEX, ("pairs",)),
+    "shifts": (_FLOAT, ("edges", 3)),
+    "cell": (_FLOAT, ("graphs", 3, 3)),
+    "pbc": (_TRUTH, ("graphs", 3)),
+    "graph_of_atom": (_INDEX, ("atoms",)),
+    "graph_of_edge": (_INDEX, ("edges",)),
+    "n_atoms_of_graph": (_INDEX, ("graphs",)),
+    "energy": (torch.float64, ("graphs",)),
+    "forces": (_FLOAT, ("atoms", 3)),
+    "stress": (_FLOAT, ("graphs", 3, 3)),
+    "has_energy": (_TRUTH, ("graphs",)),
+    "has_forces": (_TRUTH, ("graphs",)),
+    "has_stress": (_TRUTH, ("graphs",)),
+    "weight": (_FLOAT, ("graphs",)),
+    "energy_weight": (_FLOAT, ("graphs",)),
+    "forces_weight": (_FLOAT, ("graphs",)),
+    "stress_weight": (_FLOAT, ("graphs",)),
+    "ids": (_INDEX, ("graphs",)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """The memory of a Graph, and its sizes."""
+
+    memory: Tensor  # [n] uint8
+    n_graphs: int
+    n_atoms: int
+    n_edges: int
+    dtype: torch.dtype
+
+    @classmethod
+    def empty(cls, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Self:
+        """Memory that has not been written, for a Graph with floats of ``dtype``."""
+        sizes = (n_graphs, n_atoms, n_edges)
+        *_, (_, _, _, _, end) = _places(*sizes, dtype)
+        return cls(torch.empty(end, dtype=torch.uint8), *sizes, dtype)
+
+    def graph(self) -> Graph:
+        """The Graph, whose tensors are views."""
+        places = _places(self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
+        return Graph(
+            **{
+                name: self.memory[begin:end].view(dtype).view(shape)
+                for name, dtype, shape, begin, end in places
+            }
+        )
+
+    def pin_memory(self) -> "Packed":
+        """The same in page-locked memory (called by torch's DataLoader)."""
+        pinned = self.memory.pin_memory()
+        return Packed(pinned, self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
+
+
+Place = tuple[str, torch.dtype, tuple[int, ...], int, int]  # name, type, shape, first byte, end
+
+
+def _places(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Iterator[Place]:
+    sizes = {"graphs": n_graphs, "atoms": n_atoms, "edges": n_edges, "pairs": n_edges // 2}
+    end = 0
+    for name, (kind, axes) in _LAYOUT.items():
+        shape = tuple(axis if isinstance(axis, int) else sizes[axis] for axis in axes)
+        begin = -(-end // _ALIGNMENT) * _ALIGNMENT
+        end = begin + math.prod(shape) * (kind or dtype).itemsize
+        yield name, kind or dtype, shape, begin, end

@@ -4,6 +4,7 @@ A structure costs a compiled copy per array, whether its neighbours in the file 
 or not; what Python does is once per shard and array.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,23 +50,33 @@ class Batch:
     @classmethod
     def of_pieces(cls, pieces: Sequence[Piece]) -> "Batch":
         """All structures of the pieces, whose places are 0, 1, ...; at least one piece."""
-        n_atoms, n_edges = _counts(pieces, "atom_offsets"), _counts(pieces, "edge_offsets")
-        return cls(
-            rows=_rows(pieces),
-            n_atoms=n_atoms,
-            n_edges=n_edges,
-            **{name: _joined(pieces, name, "atom_offsets", n_atoms) for name in OF_ATOMS},
-            **{name: _joined(pieces, name, "edge_offsets", n_edges) for name in OF_EDGES},
-        )
+        n_atoms, of_atoms = _joined(pieces, OF_ATOMS, "atom_offsets")
+        n_edges, of_edges = _joined(pieces, OF_EDGES, "edge_offsets")
+        return cls(_rows(pieces), n_atoms, n_edges, *of_atoms, *of_edges)
 
 
-def _counts(pieces: Sequence[Piece], offsets: str) -> NDArray[np.int64]:
-    """[n] atoms or edges of every structure of the batch."""
+def _joined(
+    pieces: Sequence[Piece], names: Sequence[str], offsets: str
+) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+    """Elements of every structure [n], and the arrays of the batch in the widest type."""
+    from mace_train.data.gather import take  # numba: 0.5 s that preprocessing does not need
+
     counts = np.empty(sum(len(piece.rows) for piece in pieces), dtype=np.int64)
     for piece in pieces:
         bounds = piece.arrays[offsets]
         counts[piece.places] = bounds[piece.rows + 1] - bounds[piece.rows]
-    return counts
+    starts = counts.cumsum() - counts
+    n, joined = int(counts.sum()), []
+    for name in names:
+        sources = [piece.arrays[name] for piece in pieces]
+        dtype = np.result_type(*{source.dtype for source in sources})
+        target = np.empty((n, *sources[0].shape[1:]), dtype=dtype)
+        width, flat = math.prod(target.shape[1:]), target.reshape(-1)
+        for piece, source in zip(pieces, sources, strict=True):
+            bounds, chosen = piece.arrays[offsets], starts[piece.places]
+            take(source.reshape(-1), bounds, piece.rows, width, flat, chosen)
+        joined.append(target)
+    return counts, joined
 
 
 def _rows(pieces: Sequence[Piece]) -> NDArray[Any]:
@@ -82,21 +93,3 @@ def _rows(pieces: Sequence[Piece]) -> NDArray[Any]:
         for name in set(row_of.names or ()) - {"padding"}:
             joined[name][piece.places] = rows[name][piece.rows]
     return joined
-
-
-def _joined(
-    pieces: Sequence[Piece], name: str, offsets: str, counts: NDArray[np.int64]
-) -> NDArray[Any]:
-    """One array of the batch, in the widest type of its pieces."""
-    from mace_train.data.gather import take  # numba: 0.5 s that preprocessing does not need
-
-    sources = [piece.arrays[name] for piece in pieces]
-    ends = np.cumsum(counts)
-    n = int(ends[-1]) if len(ends) else 0
-    target = np.empty((n, *sources[0].shape[1:]), dtype=np.result_type(*sources))
-    width, starts = int(np.prod(target.shape[1:])), ends - counts
-    for piece, source in zip(pieces, sources, strict=True):
-        place = starts[piece.places]
-        flat = target.reshape(-1)
-        take(source.reshape(-1), piece.arrays[offsets], piece.rows, width, flat, place)
-    return target

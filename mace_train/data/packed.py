@@ -4,10 +4,9 @@ A worker's Graph reaches the process that trains as one shared and one pinned pi
 each for every tensor.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from mace_train.data.graph import Graph
 _ALIGNMENT = 64  # bytes
 _FLOAT, _INDEX, _TRUTH = None, torch.int64, torch.bool  # None: the type of the Graph
 # type and shape of every tensor; sizes are of structures, atoms, edges or pairs
-_LAYOUT: dict[str, tuple[torch.dtype | None, tuple[str | int, ...]]] = {
+_LAYOUT: dict[str, tuple[torch.dtype | None, tuple[Any, ...]]] = {
     "positions": (_FLOAT, ("atoms", 3)),
     "elements": (_INDEX, ("atoms",)),
     "senders": (_INDEX, ("edges",)),
@@ -43,6 +42,9 @@ _LAYOUT: dict[str, tuple[torch.dtype | None, tuple[str | int, ...]]] = {
     "ids": (_INDEX, ("graphs",)),
 }
 
+_TYPES = (torch.float64, _INDEX, _TRUTH)
+_STRIDES = (1, 3, 9)  # by axes that follow
+
 
 @dataclass(frozen=True, eq=False)
 class Packed:
@@ -59,15 +61,17 @@ class Packed:
         """Memory that has not been written, for a Graph with floats of ``dtype``."""
         sizes = (n_graphs, n_atoms, n_edges)
         *_, (_, _, _, _, end) = _places(*sizes, dtype)
-        return cls(torch.empty(end, dtype=torch.uint8), *sizes, dtype)
+        n_bytes = -(-end // _ALIGNMENT) * _ALIGNMENT
+        return cls(torch.empty(n_bytes, dtype=torch.uint8), *sizes, dtype)
 
     def graph(self) -> Graph:
         """The Graph, whose tensors are views."""
+        views = {kind: self.memory.view(kind) for kind in {self.dtype, *_TYPES}}
         places = _places(self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
         return Graph(
             **{
-                name: self.memory[begin:end].view(dtype).view(shape)
-                for name, dtype, shape, begin, end in places
+                name: views[kind].as_strided(shape, _STRIDES[: len(shape)][::-1], first)
+                for name, kind, shape, first, _ in places
             }
         )
 
@@ -77,14 +81,16 @@ class Packed:
         return Packed(pinned, self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
 
 
-Place = tuple[str, torch.dtype, tuple[int, ...], int, int]  # name, type, shape, first byte, end
+Place = tuple[str, torch.dtype, tuple[int, ...], int, int]  # first of its numbers, end in bytes
 
 
 def _places(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Iterator[Place]:
+    """Name, type, shape and place of every tensor."""
     sizes = {"graphs": n_graphs, "atoms": n_atoms, "edges": n_edges, "pairs": n_edges // 2}
     end = 0
     for name, (kind, axes) in _LAYOUT.items():
-        shape = tuple(axis if isinstance(axis, int) else sizes[axis] for axis in axes)
+        kind = kind or dtype
+        shape = (sizes[axes[0]], *axes[1:])
         begin = -(-end // _ALIGNMENT) * _ALIGNMENT
-        end = begin + math.prod(shape) * (kind or dtype).itemsize
-        yield name, kind or dtype, shape, begin, end
+        end = begin + sizes[axes[0]] * _STRIDES[len(axes) - 1] * kind.itemsize
+        yield name, kind, shape, begin // kind.itemsize, end

@@ -4,7 +4,6 @@ A structure costs a compiled copy per array, whether its neighbours in the file 
 or not; what Python does is once per shard and array.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,10 +70,13 @@ def _joined(
         sources = [piece.arrays[name] for piece in pieces]
         dtype = np.result_type(*{source.dtype for source in sources})
         target = np.empty((n, *sources[0].shape[1:]), dtype=dtype)
-        width, flat = math.prod(target.shape[1:]), target.reshape(-1)
         for piece, source in zip(pieces, sources, strict=True):
-            bounds, chosen = piece.arrays[offsets], starts[piece.places]
-            take(source.reshape(-1), bounds, piece.rows, width, flat, chosen)
+            given, wanted = source.reshape(-1), target.reshape(-1)
+            if source.dtype == dtype:  # as bytes: one machine code for all types
+                given, wanted = given.view(np.uint8), wanted.view(np.uint8)
+            width = len(given) // max(len(source), 1)
+            chosen = starts[piece.places]
+            take(given, piece.arrays[offsets], piece.rows, width, wanted, chosen)
         joined.append(target)
     return counts, joined
 

@@ -86,12 +86,13 @@ def take(source: Any, offsets: Any, rows: Any, width: int, target: Any, starts: 
         source: [n_elements * width]
         offsets: [n_structures + 1] of elements.
         rows: [n] structures.
-        width: Numbers per element.
+        width: Numbers (or bytes) per element.
         target: Of the same or of a wider type.
         starts: [n] elements of the target.
     """
     for k in range(len(rows)):
-        begin = offsets[rows[k]] * width
+        begin, end = offsets[rows[k]] * width, offsets[rows[k] + 1] * width
         start = starts[k] * width
-        for i in range((offsets[rows[k] + 1] * width) - begin):
-            target[start + i] = source[begin + i]
+        given, wanted = source[begin:end], target[start : start + end - begin]
+        for i in range(len(given)):
+            wanted[i] = given[i]

@@ -27,21 +27,23 @@ class StructureError(ValueError):
 
 def index_edges(
     batch: Batch,
+    *,
     senders: Integers,
     receivers: Integers,
+    shifts: NDArray[Any],
     graph_of_edge: Integers,
     pairs: Integers,
     first_of_pair: Integers,
 ) -> None:
-    """Fill in the index arrays of a Graph, [n_edges] and ``first_of_pair`` [n_edges // 2].
+    """Fill in the arrays of a Graph's edges, [n_edges] and ``first_of_pair`` [n_edges // 2].
 
     Raises:
         StructureError: an edge without its reverse, or edges in another order.
     """
-    filled = (senders, receivers, graph_of_edge, pairs, first_of_pair)
     edges = (batch.senders, batch.receivers, batch.shifts)
+    filled = (senders, receivers, shifts, graph_of_edge, pairs, first_of_pair)
     positions = np.empty(int(batch.n_atoms.max(initial=0)), dtype=np.int64)
-    wrong = _fill(batch.n_atoms, batch.n_edges, *edges, *filled, positions)
+    wrong = _index(batch.n_atoms, batch.n_edges, edges, filled, positions)
     if wrong >= 0:
         raise StructureError(
             wrong,
@@ -51,84 +53,82 @@ def index_edges(
 
 
 @compiled
-def _fill(
-    n_atoms: Any,
-    n_edges: Any,
-    from_: Any,
-    to: Any,
-    shifts: Any,
-    senders: Any,
-    receivers: Any,
-    graph_of_edge: Any,
-    pairs: Any,
-    first_of_pair: Any,
-    positions: Any,
-) -> int:
+def _index(n_atoms: Any, n_edges: Any, edges: Any, filled: Any, positions: Any) -> int:
     """The structure whose neighbour list is not one; -1 if all are."""
+    all_senders, all_receivers, all_shifts = edges
     begin = first_atom = n_pairs = 0
     for graph in range(len(n_edges)):
-        end = begin + n_edges[graph]
-        positions[: n_atoms[graph]] = end
-        for edge in range(begin, end):
-            sender, receiver = np.int64(from_[edge]), np.int64(to[edge])
-            if sender >= n_atoms[graph] or receiver >= n_atoms[graph]:
-                return graph
-            if edge == begin or receiver > to[edge - 1]:
-                positions[receiver] = edge
-            elif receiver < to[edge - 1]:
-                return graph
-            senders[edge] = first_atom + sender
-            receivers[edge] = first_atom + receiver
-            graph_of_edge[edge] = graph
-        n_pairs = _pair(begin, end, from_, to, shifts, positions, pairs, first_of_pair, n_pairs)
-        if n_pairs < 0:
+        own = slice(begin, begin + n_edges[graph])
+        senders, receivers, shifts = all_senders[own], all_receivers[own], all_shifts[own]
+        largest = np.int64(-1)
+        for edge in range(len(senders)):
+            largest = max(largest, np.int64(senders[edge]), np.int64(receivers[edge]))
+        if largest >= n_atoms[graph]:
             return graph
-        begin, first_atom = end, first_atom + n_atoms[graph]
+        _widen(senders, first_atom, filled[0][own])
+        _widen(receivers, first_atom, filled[1][own])
+        _widen(shifts.reshape(-1), 0, filled[2][own].reshape(-1))
+        filled[3][own] = graph
+        free = positions[: n_atoms[graph]]
+        room = filled[5][n_pairs:]
+        found = _pair(senders, receivers, shifts, free, filled[4][own], n_pairs, room, begin)
+        if found < 0:
+            return graph
+        begin, first_atom, n_pairs = own.stop, first_atom + n_atoms[graph], n_pairs + found
     return -1
 
 
 @compiled
-def _pair(
-    begin: int,
-    end: int,
-    from_: Any,
-    to: Any,
-    shifts: Any,
-    positions: Any,
-    pairs: Any,
-    first_of_pair: Any,
-    n_pairs: int,
-) -> int:
-    """Pair the edges of one structure; the pairs so far, or -1 if an edge has no reverse.
+def _widen(values: Any, added: int, wide: Any) -> None:
+    for i in range(len(values)):
+        wide[i] = values[i] + added
 
-    ``positions`` holds the first edge of every receiver at first, and then the first that has not
-    been met as a reverse.
+
+@compiled
+def _pair(
+    senders: Any,
+    receivers: Any,
+    shifts: Any,
+    free: Any,
+    pairs: Any,
+    first_pair: int,
+    first_of_pair: Any,
+    first_edge: int,
+) -> int:
+    """Pair the edges of one structure; the number of pairs, or -1 if an edge has no reverse.
+
+    ``free`` [n_atoms] is the first edge of each receiver that has no pair yet: when the walk comes
+    to a receiver, those from senders below it have one.
     """
-    edge = begin
-    while edge < end:
-        sender, receiver, last = from_[edge], to[edge], edge + 1
-        while last < end and from_[last] == sender and to[last] == receiver:
-            last += 1
-        if last < end and to[last] == receiver and from_[last] < sender:
+    n_edges, n_pairs = len(senders), 0
+    free[:] = n_edges
+    for edge in range(n_edges):
+        if edge == 0 or receivers[edge] > receivers[edge - 1]:
+            free[receivers[edge]] = edge
+        elif receivers[edge] < receivers[edge - 1]:
             return -1
-        reverse = positions[sender] + last - edge - 1
-        positions[sender] = reverse + 1
-        if reverse >= end:
-            return -1
-        while edge < last:
-            if from_[reverse] != receiver or to[reverse] != sender or reverse == edge:
+    for receiver in range(len(free)):
+        edge = free[receiver]
+        while edge < n_edges and receivers[edge] == receiver:
+            sender, end = senders[edge], edge + 1
+            while end < n_edges and receivers[end] == receiver and senders[end] == sender:
+                end += 1
+            reverse = free[sender] + end - edge - 1
+            free[sender] = reverse + 1
+            is_sorted = end == n_edges or receivers[end] > receiver or senders[end] > sender
+            is_even = sender > receiver or (end - edge) % 2 == 0
+            if sender < receiver or reverse >= n_edges or not is_sorted or not is_even:
                 return -1
-            for axis in range(3):
-                if shifts[reverse, axis] + shifts[edge, axis] != 0:
+            while edge < end and edge < reverse:
+                if receivers[reverse] != sender or senders[reverse] != receiver:
                     return -1
-            if edge < reverse:
-                if n_pairs == len(first_of_pair):
-                    return -1
-                pairs[edge] = n_pairs
-                first_of_pair[n_pairs] = edge
+                for axis in range(3):
+                    if shifts[reverse, axis] != -shifts[edge, axis]:
+                        return -1
+                pairs[edge] = pairs[reverse] = first_pair + n_pairs
+                first_of_pair[n_pairs] = first_edge + edge
                 n_pairs += 1
-            else:
-                pairs[edge] = pairs[reverse]
-            edge += 1
-            reverse -= 1
+                edge += 1
+                reverse -= 1
+            edge = end
     return n_pairs

@@ -24,6 +24,7 @@ from mace_train.data.packed import Packed
 from mace_train.errors import InputError
 
 WEIGHTS = ("weight", "energy_weight", "forces_weight", "stress_weight")
+_OF_EDGES = ("senders", "receivers", "shifts", "graph_of_edge", "pairs", "first_of_pair")
 _OF_ROWS = ("cell", "pbc", "energy", "stress", "has_energy", "has_forces", "has_stress")
 
 
@@ -85,8 +86,11 @@ def batches(
     pin_memory: bool = False,
 ) -> Iterator[Graph]:
     """One Graph per bin, in order; an empty bin gives an empty Graph."""
+    dataset = _Bins(source, bins, atomic_numbers, dtype)
+    if num_workers:
+        dataset.warm_up()
     loader: DataLoader[Packed] = DataLoader(
-        _Bins(source, bins, atomic_numbers, dtype),
+        dataset,
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
@@ -111,7 +115,16 @@ class _Bins(Dataset[Packed]):
         return len(self.bins)
 
     def __getitem__(self, index: int) -> Packed:
-        ids = self.bins[index]
+        return self._read(self.bins[index])
+
+    def warm_up(self) -> None:
+        """Read one structure, so that workers need not compile or load machine code themselves."""
+        for ids in self.bins:
+            if len(ids):
+                self._read(ids[:1])
+                return
+
+    def _read(self, ids: NDArray[np.int64]) -> Packed:
         batch = self.source.batch(ids)
         try:
             return packed(batch, ids, atomic_numbers=self.atomic_numbers, dtype=self.dtype)
@@ -150,22 +163,20 @@ def packed(
     """
     n_graphs, rows = len(batch.rows), batch.rows
     result = Packed.empty(n_graphs, len(batch.numbers), len(batch.senders), dtype)
-    graph = result.graph()
-    indices = (graph.senders, graph.receivers, graph.graph_of_edge, graph.pairs)
-    index_edges(batch, *(tensor.numpy() for tensor in (*indices, graph.first_of_pair)))
+    arrays = result.arrays()
+    index_edges(batch, **{name: arrays.pop(name) for name in _OF_EDGES})
     values: dict[str, NDArray[Any]] = {
         "positions": batch.positions,
         "elements": _elements(batch, atomic_numbers),
-        "shifts": batch.shifts,
         "graph_of_atom": np.repeat(np.arange(n_graphs), batch.n_atoms),
         "n_atoms_of_graph": batch.n_atoms,
         "forces": batch.forces,
-        "ids": np.asarray(ids),
+        "ids": ids,
         **{name: rows[name] for name in _OF_ROWS},
         **{name: rows["weights"][:, i] for i, name in enumerate(WEIGHTS)},
     }
-    for name, array in values.items():
-        getattr(graph, name).numpy()[...] = array
+    for name, array in arrays.items():
+        array[...] = values[name]
     return result
 
 

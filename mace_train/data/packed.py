@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mace_train.data.graph import Graph
@@ -43,7 +44,8 @@ _LAYOUT: dict[str, tuple[torch.dtype | None, tuple[Any, ...]]] = {
 }
 
 _TYPES = (torch.float64, _INDEX, _TRUTH)
-_STRIDES = (1, 3, 9)  # by axes that follow
+_STRIDES = ((1,), (3, 1), (9, 3, 1))  # of one, two and three axes
+Place = tuple[str, torch.dtype, tuple[int, ...], int, int]  # its first number, numbers in a row
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,20 +62,28 @@ class Packed:
     def empty(cls, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Self:
         """Memory that has not been written, for a Graph with floats of ``dtype``."""
         sizes = (n_graphs, n_atoms, n_edges)
-        *_, (_, _, _, _, end) = _places(*sizes, dtype)
-        n_bytes = -(-end // _ALIGNMENT) * _ALIGNMENT
-        return cls(torch.empty(n_bytes, dtype=torch.uint8), *sizes, dtype)
+        return cls(torch.empty(_n_bytes(*sizes, dtype), dtype=torch.uint8), *sizes, dtype)
 
     def graph(self) -> Graph:
         """The Graph, whose tensors are views."""
         views = {kind: self.memory.view(kind) for kind in {self.dtype, *_TYPES}}
-        places = _places(self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
         return Graph(
             **{
-                name: views[kind].as_strided(shape, _STRIDES[: len(shape)][::-1], first)
-                for name, kind, shape, first, _ in places
+                name: views[kind].as_strided(shape, _STRIDES[len(shape) - 1], first)
+                for name, kind, shape, first, _ in self._places()
             }
         )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The same as arrays, to be filled in."""
+        views = {kind: self.memory.view(kind).numpy() for kind in {self.dtype, *_TYPES}}
+        return {
+            name: views[kind][first : first + shape[0] * step].reshape(shape)
+            for name, kind, shape, first, step in self._places()
+        }
+
+    def _places(self) -> Iterator[Place]:
+        return _places(self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
 
     def pin_memory(self) -> "Packed":
         """The same in page-locked memory (called by torch's DataLoader)."""
@@ -81,16 +91,19 @@ class Packed:
         return Packed(pinned, self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
 
 
-Place = tuple[str, torch.dtype, tuple[int, ...], int, int]  # first of its numbers, end in bytes
-
-
 def _places(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Iterator[Place]:
-    """Name, type, shape and place of every tensor."""
+    """Place of every tensor."""
     sizes = {"graphs": n_graphs, "atoms": n_atoms, "edges": n_edges, "pairs": n_edges // 2}
     end = 0
     for name, (kind, axes) in _LAYOUT.items():
         kind = kind or dtype
-        shape = (sizes[axes[0]], *axes[1:])
-        begin = -(-end // _ALIGNMENT) * _ALIGNMENT
-        end = begin + sizes[axes[0]] * _STRIDES[len(axes) - 1] * kind.itemsize
-        yield name, kind, shape, begin // kind.itemsize, end
+        length, step = sizes[axes[0]], _STRIDES[len(axes) - 1][0]
+        yield name, kind, (length, *axes[1:]), end // kind.itemsize, step
+        end += -(-length * step * kind.itemsize // _ALIGNMENT) * _ALIGNMENT
+
+
+def _n_bytes(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> int:
+    """Bytes of all tensors."""
+    *_, (_, kind, (length, *_), first, step) = _places(n_graphs, n_atoms, n_edges, dtype)
+    end = (first + length * step) * kind.itemsize
+    return -(-end // _ALIGNMENT) * _ALIGNMENT

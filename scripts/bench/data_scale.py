@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep data and shards")
     parser.add_argument("--limit", type=float, help="interrupt after so many seconds")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where & started this
     end = time.monotonic() + (arguments.limit or float("inf"))
     arguments.output.mkdir(parents=True, exist_ok=True)
     table = arguments.output / "scale.json"

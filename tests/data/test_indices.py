@@ -12,12 +12,13 @@ from tests.model.systems import lonely, mixed, salt, tiny_cell, unlabelled
 R_MAX = 5.0
 
 
-def indexed(samples: list[Sample]) -> tuple[np.ndarray, ...]:
-    """senders, receivers, graph_of_edge, pairs, first_of_pair."""
+def indexed(samples: list[Sample]) -> dict[str, np.ndarray]:
     batch = Batch.of_samples(samples)
     n = len(batch.senders)
-    filled = tuple(np.full(size, -1) for size in (n, n, n, n, n // 2))
-    index_edges(batch, *filled)
+    filled = {
+        name: np.full(n, -1) for name in ("senders", "receivers", "graph_of_edge", "pairs")
+    } | {"first_of_pair": np.full(n // 2, -1), "shifts": np.full((n, 3), np.nan, dtype="f4")}
+    index_edges(batch, **filled)
     return filled
 
 
@@ -26,12 +27,16 @@ def indexed(samples: list[Sample]) -> tuple[np.ndarray, ...]:
 )
 def test_edges_and_their_reverses(make):
     samples = [unlabelled(atoms, R_MAX) for atoms in make()]
-    senders, receivers, graph_of_edge, pairs, first = indexed(samples)
+    found = indexed(samples)
+    senders, receivers, pairs, first = (
+        found[name] for name in ("senders", "receivers", "pairs", "first_of_pair")
+    )
     begin = first_atom = 0
     keys = []
     for graph, sample in enumerate(samples):
         edges, own = sample.edges, slice(begin, begin + sample.edges.n_edges)
-        assert (graph_of_edge[own] == graph).all()
+        assert (found["graph_of_edge"][own] == graph).all()
+        np.testing.assert_array_equal(found["shifts"][own], edges.shifts)
         np.testing.assert_array_equal(senders[own], edges.senders + first_atom)
         np.testing.assert_array_equal(receivers[own], edges.receivers + first_atom)
         ends = zip(senders[own], receivers[own], edges.shifts.tolist(), strict=True)
@@ -48,9 +53,9 @@ def test_edges_and_their_reverses(make):
 
 
 def test_no_edges():
-    assert all(len(array) == 0 for array in indexed([]))
+    assert all(len(array) == 0 for array in indexed([]).values())
     alone = unlabelled(lonely()[3:], R_MAX)
-    assert all(len(array) == 0 for array in indexed([alone, alone]))
+    assert all(len(array) == 0 for array in indexed([alone, alone]).values())
 
 
 def lacking(edges: Edges, damage: str) -> Edges:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mace_train.data.shards import ShardSet
+from tests.conftest import run_command
 from tests.data.factories import atoms_of_molecules, molecules, write_xyz
 from tests.data.parallel.test_crew import ROOT, mpiexec
 
@@ -142,10 +143,7 @@ def test_one_rank_is_killed(tmp_path):
     done = mpiexec(2, "-m", "mace_train", *command, output)
     assert done.returncode == 0, done.stderr
     assert "continuing in" in done.stderr
-    alone = [sys.executable, "-m", "mace_train", *command, f"output={tmp_path / 'alone'}"]
-    subprocess.run(
-        alone, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    run_command(*command, f"output={tmp_path / 'alone'}")
     assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
 
 
@@ -171,7 +169,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(("workers", "kind"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
-def test_signals_end_it_and_it_continues(tmp_path, workers, kind):
+def test_signals_end_it_and_it_continues(tmp_path, capsys, workers, kind):
     data = pack(tmp_path, 60)
     (tmp_path / "script.py").write_text(HELD)
     command = ["preprocess", f"data.train_file={data}", f"output={tmp_path / 'out'}"]
@@ -200,10 +198,8 @@ def test_signals_end_it_and_it_continues(tmp_path, workers, kind):
     assert "Traceback" not in errors
     assert "finished parts are kept" in errors
     assert not (tmp_path / "out").exists()
-    again = [sys.executable, "-m", "mace_train", *command]
-    done = subprocess.run(again, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "continuing in" in done.stderr
+    run_command(*command[:-1])  # by another number of processes
+    assert "continuing in" in capsys.readouterr().err
     assert len(ShardSet(tmp_path / "out" / "train")) == 54
 
 

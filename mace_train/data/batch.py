@@ -68,7 +68,8 @@ def _joined(
     n, joined = int(counts.sum()), []
     for name in names:
         sources = [piece.arrays[name] for piece in pieces]
-        dtype = np.result_type(*{source.dtype for source in sources})
+        types = {source.dtype for source in sources}
+        dtype = types.pop() if len(types) == 1 else np.result_type(*types)
         target = np.empty((n, *sources[0].shape[1:]), dtype=dtype)
         for piece, source in zip(pieces, sources, strict=True):
             given, wanted = source.reshape(-1), target.reshape(-1)

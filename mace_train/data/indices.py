@@ -65,9 +65,9 @@ def _index(n_atoms: Any, n_edges: Any, edges: Any, filled: Any, positions: Any) 
             largest = max(largest, np.int64(senders[edge]), np.int64(receivers[edge]))
         if largest >= n_atoms[graph]:
             return graph
-        _widen(senders, first_atom, filled[0][own])
-        _widen(receivers, first_atom, filled[1][own])
-        _widen(shifts.reshape(-1), 0, filled[2][own].reshape(-1))
+        _shift(senders, first_atom, filled[0][own])
+        _shift(receivers, first_atom, filled[1][own])
+        _copy(shifts.reshape(-1), filled[2][own].reshape(-1))
         filled[3][own] = graph
         free = positions[: n_atoms[graph]]
         room = filled[5][n_pairs:]
@@ -79,9 +79,15 @@ def _index(n_atoms: Any, n_edges: Any, edges: Any, filled: Any, positions: Any) 
 
 
 @compiled
-def _widen(values: Any, added: int, wide: Any) -> None:
+def _shift(values: Any, added: int, wide: Any) -> None:
     for i in range(len(values)):
         wide[i] = values[i] + added
+
+
+@compiled
+def _copy(values: Any, wide: Any) -> None:
+    for i in range(len(values)):
+        wide[i] = values[i]
 
 
 @compiled
@@ -102,15 +108,18 @@ def _pair(
     """
     n_edges, n_pairs = len(senders), 0
     free[:] = n_edges
+    last: Any = np.int64(-1)
     for edge in range(n_edges):
-        if edge == 0 or receivers[edge] > receivers[edge - 1]:
-            free[receivers[edge]] = edge
-        elif receivers[edge] < receivers[edge - 1]:
-            return -1
+        receiver = np.int64(receivers[edge])
+        if receiver != last:
+            if receiver < last:
+                return -1
+            free[receiver] = edge
+            last = receiver
     for receiver in range(len(free)):
         edge = free[receiver]
         while edge < n_edges and receivers[edge] == receiver:
-            sender, end = senders[edge], edge + 1
+            sender, end = np.int64(senders[edge]), edge + 1
             while end < n_edges and receivers[end] == receiver and senders[end] == sender:
                 end += 1
             reverse = free[sender] + end - edge - 1

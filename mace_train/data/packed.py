@@ -4,8 +4,8 @@ A worker's Graph reaches the process that trains as one shared and one pinned pi
 each for every tensor.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
@@ -82,7 +82,7 @@ class Packed:
             for name, kind, shape, first, step in self._places()
         }
 
-    def _places(self) -> Iterator[Place]:
+    def _places(self) -> tuple[Place, ...]:
         return _places(self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
 
     def pin_memory(self) -> "Packed":
@@ -91,19 +91,21 @@ class Packed:
         return Packed(pinned, self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
 
 
-def _places(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Iterator[Place]:
+@lru_cache(maxsize=16)
+def _places(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> tuple[Place, ...]:
     """Place of every tensor."""
     sizes = {"graphs": n_graphs, "atoms": n_atoms, "edges": n_edges, "pairs": n_edges // 2}
-    end = 0
+    end, places = 0, []
     for name, (kind, axes) in _LAYOUT.items():
         kind = kind or dtype
         length, step = sizes[axes[0]], _STRIDES[len(axes) - 1][0]
-        yield name, kind, (length, *axes[1:]), end // kind.itemsize, step
+        places.append((name, kind, (length, *axes[1:]), end // kind.itemsize, step))
         end += -(-length * step * kind.itemsize // _ALIGNMENT) * _ALIGNMENT
+    return tuple(places)
 
 
 def _n_bytes(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> int:
     """Bytes of all tensors."""
-    *_, (_, kind, (length, *_), first, step) = _places(n_graphs, n_atoms, n_edges, dtype)
+    _, kind, (length, *_), first, step = _places(n_graphs, n_atoms, n_edges, dtype)[-1]
     end = (first + length * step) * kind.itemsize
     return -(-end // _ALIGNMENT) * _ALIGNMENT

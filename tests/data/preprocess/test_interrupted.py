@@ -153,7 +153,7 @@ from pathlib import Path
 from mace_train import cli
 from mace_train.data.preprocess import block
 
-folder, read = Path(sys.argv[1]), block.structure_from_atoms
+folder, read = Path(__file__).parent, block.structure_from_atoms
 
 def held(described, keys, source, *arguments, **keywords):
     if source.endswith("structure 40"):
@@ -164,7 +164,7 @@ def held(described, keys, source, *arguments, **keywords):
 
 block.structure_from_atoms = held
 if __name__ == "__main__":
-    cli.main(sys.argv[2:])
+    cli.main(sys.argv[1:])
 """
 
 
@@ -178,7 +178,7 @@ def test_signals_end_it_and_it_continues(tmp_path, capsys, workers, kind):
     # a suite that runs in the background of a shell is started with SIGINT ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path), *command],
+        [sys.executable, str(tmp_path / "script.py"), *command],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -186,7 +186,7 @@ def test_signals_end_it_and_it_continues(tmp_path, capsys, workers, kind):
     )
     signal.signal(signal.SIGINT, before)
     until = time.monotonic() + 240
-    while not finished_and_held(tmp_path) and time.monotonic() < until:
+    while not finished_and_held(tmp_path) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     if kind == signal.SIGINT:
         os.killpg(process.pid, kind)  # as a terminal does: to parent and workers

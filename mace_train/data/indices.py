@@ -110,12 +110,12 @@ def _pair(
     free[:] = n_edges
     last: Any = np.int64(-1)
     for edge in range(n_edges):
-        receiver = np.int64(receivers[edge])
-        if receiver != last:
-            if receiver < last:
+        atom = np.int64(receivers[edge])
+        if atom != last:
+            if atom < last:
                 return -1
-            free[receiver] = edge
-            last = receiver
+            free[atom] = edge
+            last = atom
     for receiver in range(len(free)):
         edge = free[receiver]
         while edge < n_edges and receivers[edge] == receiver:

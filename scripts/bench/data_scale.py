@@ -223,12 +223,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     n = np.array([row["n_structures"] for row in rows], dtype=float)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for key, label in (("wall_s", "wall"), ("cpu_s", "CPU, all processes")):
-        seconds = np.array([row[key] for row in rows])
-        left.loglog(n, seconds, "o-", label=label)
+    left.loglog(n, [row["cpu_s"] for row in rows], "o-", label="all processes")
     cpu = rows[-1]["cpu_s"]
     left.loglog(n, cpu * n / n[-1], "k:", label="linear")
-    left.set(xlabel="structures", ylabel="s", title=f"{rows[-1]['workers']} worker processes")
+    title = f"{rows[-1]['workers']} worker processes"
+    left.set(xlabel="structures", ylabel="CPU time, s", title=title)
     left.legend(frameon=False)
     right.semilogx(n, [row["max_rss_bytes"] / 1e9 for row in rows], "o-")
     right.axhline(MAX_BYTES / 1e9, color="k", ls=":", label="limit")

@@ -93,7 +93,7 @@ def _distribution(override: Override) -> Any:
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     if isinstance(value, IntervalSweep):
         is_log = "log" in value.tags
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
+        whole = {type(value.start), type(value.end)} == {int}
         kind = IntDistribution if whole and "float" not in value.tags else FloatDistribution
         return kind(value.start, value.end, log=is_log)
     if isinstance(value, RangeSweep):

@@ -181,8 +181,9 @@ class TuneSettings:
     """Search settings with Optuna: `mace-train tune trials=50 output=FOLDER -- TRAINING SETTINGS`.
 
     Behind `--` stand settings of `mace-train train`; those to be searched have several values
-    (model=tiny,small) or a range (optimizer.lr='tag(log,interval(1e-4,1e-2))'). Several of these
-    commands, on any nodes, share one search.
+    (model=tiny,small) or a range (optimizer.lr='tag(log,interval(1e-4,1e-2))', of whole numbers
+    batching.batch_size='int(interval(2,16))'). Several of these commands, on any nodes, share one
+    search.
     """
 
     output: str = "runs/tune"

@@ -3,8 +3,12 @@
 import re
 import sys
 
+import pytest
+
 from mace_train.errors import LostRankError
 from tests.slurm.test_train import SETTINGS, wait_for_epoch
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_host_that_is_cut_off_in_mid_step_is_named(cluster, prepared, folder):

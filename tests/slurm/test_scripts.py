@@ -14,6 +14,8 @@ from tests.conftest import run_command
 from tests.slurm.cluster import ROOT, edited, log_of
 from tests.slurm.test_train import SETTINGS, TWO_NODES, numbers
 
+pytestmark = pytest.mark.slow
+
 TWO_BY_TWO = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1"]
 
 

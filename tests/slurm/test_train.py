@@ -16,6 +16,8 @@ from tests.conftest import TINY_MODEL
 from tests.slurm.cluster import Cluster, log_of
 from tests.train.test_faults import records
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = (
     *TINY_MODEL,
     "cluster=cpu",

@@ -19,6 +19,7 @@ from tests.conftest import TINY_MODEL, run_command
 FAST = (*TINY_MODEL, "cluster=cpu", "cluster.kernels=reference", "batching.batch_size=4")
 
 
+@pytest.mark.slow
 def test_a_sweep_is_summarised_and_continues(prepared, tmp_path, capsys):
     settings = [f"data_dir={prepared}", f"output={tmp_path}/sweep", *FAST, "restart_latest=true"]
     swept = ["optimizer.lr=0.01,-1", "seed=1,2", "max_num_epochs=1"]
@@ -97,6 +98,7 @@ def tune(prepared: Path, output: Path, *words: str) -> list[str]:
     return ["tune", f"output={output}", "by=valid_forces_rmse_eV_per_A", *words, "--", *training]
 
 
+@pytest.mark.slow
 def test_a_search_continues_where_it_was_cut_off(prepared, tmp_path, capsys):
     pytest.importorskip("optuna")
     output = tmp_path / "tune"

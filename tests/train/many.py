@@ -15,4 +15,5 @@ def training(world: World, settings: TrainSettings) -> tuple[dict[str, Any], flo
     run = set_up(settings, world)
     fit(run)
     weights = dict(run.model.named_parameters())
-    return vars(run.progress), validate(run)[0], checkpoint.checksum(weights, "")
+    progress = {k: v for k, v in vars(run.progress).items() if "seconds" not in k}
+    return progress, validate(run)[0], checkpoint.checksum(weights, "")

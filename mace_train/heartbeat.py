@@ -51,7 +51,11 @@ class Heartbeat:
         reader = threading.Thread(target=lambda: box.append(self._read()), daemon=True)
         reader.start()
         reader.join(timeout=3 * INTERVAL_S + patience_s)
-        return box[0] if box else "the store does not answer: rank 0 or its host is stopped or gone"
+        return (
+            box[0]
+            if box
+            else "the store does not answer: rank 0 or its host is stopped, gone or cut off"
+        )
 
     def _read(self) -> str:
         try:
@@ -63,7 +67,9 @@ class Heartbeat:
         silent = [rank for rank, sign in enumerate(after) if sign == before[rank]]
         silent = [rank for rank in silent if rank != self._rank]
         if silent:
-            return "; ".join(f"{_name(r, after[r])} is stopped or dead" for r in silent[:8])
+            return "; ".join(
+                f"{_name(r, after[r])} is stopped, dead or cut off" for r in silent[:8]
+            )
         furthest = max(_place(sign) for sign in after)
         behind = [rank for rank, sign in enumerate(after) if _place(sign) < furthest]
         if behind:

@@ -53,6 +53,12 @@ class Chunks:
         return cls._of(index_of_row, n_indices, size, exact=index_of_row.device.type == "cpu")
 
     @classmethod
+    def of_size(cls, index_of_row: Tensor, n_indices: int, size: int | None = None) -> "Chunks":
+        """As many chunks as that many rows can need, the last ones empty, on every device."""
+        size = size or ATOMS_PER_CHUNK.get(index_of_row.device.type, 32)
+        return cls._of(index_of_row, n_indices, size, exact=False)
+
+    @classmethod
     def _of(cls, index_of_row: Tensor, n_indices: int, size: int, *, exact: bool) -> "Chunks":
         n_rows, device = len(index_of_row), index_of_row.device
         order = torch.argsort(index_of_row, stable=True)

@@ -256,7 +256,7 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(prepared, tmp_path):
             stopped = workers(process.pid)[1]
             os.kill(stopped, signal.SIGSTOP)
             start = time.monotonic()
-            wait_for(lambda: "is stopped or dead" in log_path.read_text(), process, 60)
+            wait_for(lambda: "is stopped, dead or cut off" in log_path.read_text(), process, 60)
             assert time.monotonic() - start < 20 + 20
             os.kill(stopped, signal.SIGKILL)
             assert process.wait(timeout=120) != 0

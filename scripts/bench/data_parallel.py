@@ -153,10 +153,11 @@ def times(world: World, options: dict[str, Any]) -> dict[str, Any]:
     wall: dict[str, list[float]] = {name: [] for name in steps}
     cpu: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(options["steps"] + 2):
-        for name, step in steps.items():
+        for turn in range(len(KINDS)):  # in another order from round to round
+            name = KINDS[(repeat + turn * (1 + repeat % 2 * 2)) % len(KINDS)]
             world.barrier()
             start, start_of_cpu = time.perf_counter(), time.process_time()
-            step()
+            steps[name]()
             if repeat >= 2:
                 wall[name].append(time.perf_counter() - start)
                 cpu[name].append(time.process_time() - start_of_cpu)

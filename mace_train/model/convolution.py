@@ -128,7 +128,7 @@ class Convolution:
         parts = [
             recomputed(part, some.contiguous(), edges.harmonics, hidden, columns.contiguous())
             for some, columns in zip(
-                x.split(CHANNELS_AT_A_TIME, 2), last.split(CHANNELS_AT_A_TIME, 2), strict=True
+                *(torch.split(tensor, CHANNELS_AT_A_TIME, 2) for tensor in (x, last)), strict=True
             )
         ]
         return [

@@ -59,7 +59,10 @@ class RadialLayer(nn.Module):
 
 
 class RadialNetwork(MatmulModule):
-    """Perceptron from the radial basis to the weights of the convolution paths."""
+    """Perceptron from the radial basis to the weights of the convolution paths.
+
+    The last product, by far the largest, is apart, so that a caller may take it in pieces.
+    """
 
     def __init__(self, n_basis: int, hidden: list[int], n_paths: int, n_channels: int) -> None:
         super().__init__()
@@ -68,10 +71,6 @@ class RadialNetwork(MatmulModule):
         self.n_layers = len(widths) - 1
         for i in range(self.n_layers):
             self.add_module(f"layer{i}", RadialLayer(widths[i], widths[i + 1]))
-
-    def forward(self, basis: Tensor) -> Tensor:
-        """Weights [n_edges, n_paths, n_channels] from basis [n_edges, n_basis]."""
-        return self.stacked(*self.hidden(basis))
 
     def hidden(self, basis: Tensor) -> tuple[Tensor, Tensor]:
         """What the last matrix multiplies [n_edges, width], and it [width, n_paths, n_channels]."""

@@ -121,5 +121,7 @@ class ElementLinear(MatmulModule):
         if isinstance(groups, ElementSlots):
             of_chunk = w.index_select(0, groups.element_of_chunk)
             return self.matmul(x.reshape(len(of_chunk), -1, x.shape[2]), of_chunk).view(x.shape)
-        narrow = self.matmul_dtype or x.dtype
-        return grouped_matmul(x.to(narrow), w.to(narrow), groups.first).to(x.dtype)
+        if self.matmul_dtype is None:
+            return grouped_matmul(x, w, groups.first)
+        narrow = (t.to(self.matmul_dtype) for t in (x, w))
+        return grouped_matmul(*narrow, groups.first).to(x.dtype)

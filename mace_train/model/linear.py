@@ -123,5 +123,5 @@ class ElementLinear(MatmulModule):
             return self.matmul(x.reshape(len(of_chunk), -1, x.shape[2]), of_chunk).view(x.shape)
         if self.matmul_dtype is None:
             return grouped_matmul(x, w, groups.first)
-        narrow = (t.to(self.matmul_dtype) for t in (x, w))
-        return grouped_matmul(*narrow, groups.first).to(x.dtype)
+        narrow, weights = (t.to(self.matmul_dtype) for t in (x, w))
+        return grouped_matmul(narrow, weights, groups.first).to(x.dtype)

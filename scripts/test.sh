@@ -11,8 +11,11 @@ VENV=${MACE_TRAIN_VENV:-.venvs/test}
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   { echo "scripts/test.sh needs Python 3.11 or newer; set PYTHON=/path/to/python3" >&2; exit 2; }
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check 'pip>=25'  # resolves faster
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[dev,interop,examples,cuda]'
 export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+unset PYTHONDONTWRITEBYTECODE  # or every process that a test starts compiles the package again
 
 ruff check .
 ruff format --check .

@@ -9,7 +9,7 @@ Capacities are on the true sizes: atoms, edges and memory. All comparisons are o
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.jit import compiled
+from mace_train.jit import compiled
 
 UNIT = 1 << 20  # a bin's mean load in the scaled sizes
 NOWHERE = -1

@@ -2,8 +2,10 @@
 
 For every packer the plan of epoch 0 is made as training on that many GPUs would make it; its steps,
 straggler ratio (see plan.py), distance from the lower bounds (bounds.py), fill, mixing (mixing.py)
-and predicted epoch time (simulate.py) are set side by side. Then the selected packer with smaller
-and larger capacities, and predicted strong and weak scaling. No GPU and no model is used.
+and predicted epoch time (simulate.py) are set side by side; small draws of the structures show how
+far our bins are from the optimum (gap.py), where OR-Tools is installed. Then the selected packer
+with smaller and larger capacities, and predicted strong and weak scaling. No GPU and no model is
+used.
 
 Writes balance.json (all numbers), balance.png (bins and ranks) and scaling.png into the output
 folder, when one is given. Takes as long as its plans do: about one minute for 2.65 M structures.
@@ -13,6 +15,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from mace_train.balance import plots, tables
 from mace_train.balance.bounds import least_steps
 from mace_train.balance.cost_model import read_cost_model, with_cost_model
 from mace_train.balance.costs import Capacity, Costs, derive_capacity, limit_memory
+from mace_train.balance.gap import gap_of, instances
 from mace_train.balance.mixing import mixing, repetition
 from mace_train.balance.packers import PACKERS
 from mace_train.balance.plan import Plan, make_plan
@@ -171,6 +175,13 @@ def _scaled(costs: Costs, capacity: Capacity, factor: float) -> Capacity:
     return Capacity(atoms, edges, size, memory)
 
 
+def optimality_gap(costs: Costs, settings: BalanceSettings) -> dict[str, Any] | None:
+    """The gap on draws of these structures; None if not asked for, or without OR-Tools."""
+    if settings.gap_instances == 0 or find_spec("ortools") is None:
+        return None
+    return gap_of(instances(costs, settings.gap_instances, settings.seed)).numbers()
+
+
 def scaling(
     costs: Costs, entries: list[Entry], batching: BatchingSettings, seed: int, cluster: Cluster
 ) -> dict[str, dict[str, list[dict[str, float]]]]:
@@ -222,6 +233,7 @@ def report_on(costs: Costs, settings: BalanceSettings, show: Callable[..., None]
         "selected": batching.packer,
         "cluster": asdict(cluster),
         "assumptions": ASSUMPTIONS,
+        "optimality_gap": optimality_gap(costs, settings),
         "packers": {entry.packer: entry.numbers() for entry in entries},
         "capacities": other_capacities(
             costs, packer, capacity, settings.gpus, settings.seed, cluster

@@ -24,7 +24,7 @@ def packers(report: dict[str, Any]) -> Table:
             "Size mix, meet again: 1 for uniformly random batches. *: batching.packer\n"
             f"Predicted for {cluster['model']['source']}; {cluster['fabric']['name']}, "
             f"{cluster['algorithm']}, {cluster['gradient_bytes'] / 1e6:g} MB of gradients; "
-            f"{report['assumptions']}"
+            f"{report['assumptions']}\n{_gap(report['optimality_gap'])}"
         ),
     )
     table.add_column("", no_wrap=True)
@@ -35,6 +35,18 @@ def packers(report: dict[str, Any]) -> Table:
     for row in columns[0]:
         table.add_row(row, *(cells[row] for cells in columns))
     return table
+
+
+def _gap(gap: dict[str, Any] | None) -> str:
+    """One line on the distance from the optimum."""
+    if gap is None:
+        return "Optimality gap: not computed (gap_instances=0, or OR-Tools is not installed)"
+    if gap["mean"] is None:
+        return "Optimality gap: no small draw of these structures can be packed"
+    return (
+        f"Optimality gap of balanced on {gap['instances']} small draws (CP-SAT, {gap['n_proven']} "
+        f"optima proven): mean {gap['mean']:.2%}, worst {gap['worst']:.2%}"
+    )
 
 
 def _cells(numbers: dict[str, Any]) -> dict[str, str]:

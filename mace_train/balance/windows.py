@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.jit import compiled
 from mace_train.balance.randomness import Stream, below, bits_at, start_of
+from mace_train.jit import compiled
 
 Ids = NDArray[np.int64]
 FEWEST_BINS, USUAL_BINS, MOST_BINS = (

@@ -1,8 +1,9 @@
 """Loading: bins of structure ids -> Graphs, in the order of the plan, read ahead by workers.
 
-A bin is read as runs of neighbouring structures (batch.py), checked, and turned into tensors with
-every index array that a step needs, all in the worker; the process that trains only receives. What
-a Graph holds depends on its bin alone, so the number of workers changes nothing.
+A bin is gathered from its shards and checked (batch.py) and turned into tensors with every index
+array that a step needs (indices.py), all in the worker and in one piece of memory (packed.py) that
+the process that trains receives. What a Graph holds depends on its bin alone, so the number of
+workers changes nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 from mace_train.data.batch import Batch
 from mace_train.data.columns import Sample
 from mace_train.data.graph import Graph
-from mace_train.data.neighbors import Edges
-from mace_train.data.pairs import pair_edges
+from mace_train.data.indices import StructureError, index_edges
+from mace_train.data.packed import Packed
 from mace_train.errors import InputError
 
 WEIGHTS = ("weight", "energy_weight", "forces_weight", "stress_weight")
+_OF_EDGES = ("senders", "receivers", "shifts", "graph_of_edge", "pairs", "first_of_pair")
+_OF_ROWS = ("cell", "pbc", "energy", "stress", "has_energy", "has_forces", "has_stress")
 
 
 class SampleSource(Protocol):
@@ -83,17 +86,20 @@ def batches(
     pin_memory: bool = False,
 ) -> Iterator[Graph]:
     """One Graph per bin, in order; an empty bin gives an empty Graph."""
-    loader: DataLoader[Graph] = DataLoader(
-        _Bins(source, bins, atomic_numbers, dtype),
+    dataset = _Bins(source, bins, atomic_numbers, dtype)
+    if num_workers:
+        dataset.warm_up()
+    loader: DataLoader[Packed] = DataLoader(
+        dataset,
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
     )
-    return iter(loader)
+    return map(Packed.graph, iter(loader))  # iter: the workers start now
 
 
-class _Bins(Dataset[Graph]):
-    """Item i is the Graph of bin i."""
+class _Bins(Dataset[Packed]):
+    """Item i is the Graph of bin i, packed."""
 
     def __init__(
         self,
@@ -108,11 +114,20 @@ class _Bins(Dataset[Graph]):
     def __len__(self) -> int:
         return len(self.bins)
 
-    def __getitem__(self, index: int) -> Graph:
-        ids = self.bins[index]
+    def __getitem__(self, index: int) -> Packed:
+        return self._read(self.bins[index])
+
+    def warm_up(self) -> None:
+        """Read one structure, so that workers need not compile or load machine code themselves."""
+        for ids in self.bins:
+            if len(ids):
+                self._read(ids[:1])
+                return
+
+    def _read(self, ids: NDArray[np.int64]) -> Packed:
         batch = self.source.batch(ids)
         try:
-            return graph_of(batch, ids, atomic_numbers=self.atomic_numbers, dtype=self.dtype)
+            return packed(batch, ids, atomic_numbers=self.atomic_numbers, dtype=self.dtype)
         except StructureError as error:
             name = self.source.sample(int(ids[error.structure])).structure.source
             raise InputError(f"{name}: {error}") from None
@@ -128,26 +143,18 @@ def collate(
     """Concatenate structures into one Graph; ``ids`` [n_graphs] names them in messages."""
     batch = Batch.of_samples(samples)
     try:
-        return graph_of(batch, ids, atomic_numbers=atomic_numbers, dtype=dtype)
+        return packed(batch, ids, atomic_numbers=atomic_numbers, dtype=dtype).graph()
     except StructureError as error:
         raise InputError(f"{samples[error.structure].structure.source}: {error}") from None
 
 
-class StructureError(ValueError):
-    """A structure of a batch cannot be used."""
-
-    def __init__(self, structure: int, message: str) -> None:
-        super().__init__(message)
-        self.structure = structure  # number in the batch
-
-
-def graph_of(
+def packed(
     batch: Batch,
     ids: NDArray[np.int64],
     *,
     atomic_numbers: tuple[int, ...],
     dtype: torch.dtype,
-) -> Graph:
+) -> Packed:
     """The Graph of a batch, whose structures are ``ids`` [n_graphs] of their split.
 
     Raises:
@@ -155,62 +162,22 @@ def graph_of(
             its reverse.
     """
     n_graphs, rows = len(batch.rows), batch.rows
-    first_atom = np.cumsum(batch.n_atoms) - batch.n_atoms
-    first_of_edge = np.repeat(first_atom, batch.n_edges)
-    edges = Edges(
-        batch.senders + first_of_edge,
-        batch.receivers + first_of_edge,
-        batch.shifts.astype(np.int64),
-    )
-    pairs, first_of_pair = _pairs(batch, edges)
-    precision = np.float64 if dtype == torch.float64 else np.float32
-
-    def floats(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array.astype(precision)).to(dtype)
-
-    def truth(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array.astype(bool))
-
-    def integers(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array.astype(np.int64))
-
-    return Graph(
-        positions=floats(batch.positions),
-        elements=torch.from_numpy(_elements(batch, atomic_numbers)),
-        senders=torch.from_numpy(edges.senders),
-        receivers=torch.from_numpy(edges.receivers),
-        pairs=torch.from_numpy(pairs),
-        first_of_pair=torch.from_numpy(first_of_pair),
-        shifts=floats(batch.shifts),
-        cell=floats(rows["cell"]),
-        pbc=truth(rows["pbc"]),
-        graph_of_atom=torch.from_numpy(np.repeat(np.arange(n_graphs), batch.n_atoms)),
-        graph_of_edge=torch.from_numpy(np.repeat(np.arange(n_graphs), batch.n_edges)),
-        n_atoms_of_graph=integers(batch.n_atoms),
-        energy=torch.from_numpy(rows["energy"].astype(np.float64)),
-        forces=floats(batch.forces),
-        stress=floats(rows["stress"]),
-        has_energy=truth(rows["has_energy"]),
-        has_forces=truth(rows["has_forces"]),
-        has_stress=truth(rows["has_stress"]),
-        **{name: floats(rows["weights"][:, i]) for i, name in enumerate(WEIGHTS)},
-        ids=integers(np.asarray(ids)),
-    )
-
-
-def _pairs(batch: Batch, edges: Edges) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of edges (see ``pair_edges``) of all structures at once: no edge joins two of them."""
-    try:
-        return pair_edges(edges, "batch")
-    except InputError:
-        ends = np.cumsum(batch.n_edges)
-        for structure, (begin, end) in enumerate(zip(ends - batch.n_edges, ends, strict=True)):
-            part = Edges(*(array[begin:end] for array in vars(edges).values()))
-            try:
-                pair_edges(part, "structure")
-            except InputError as error:
-                raise StructureError(structure, str(error)) from None
-        raise
+    result = Packed.empty(n_graphs, len(batch.numbers), len(batch.senders), dtype)
+    arrays = result.arrays()
+    index_edges(batch, **{name: arrays.pop(name) for name in _OF_EDGES})
+    values: dict[str, NDArray[Any]] = {
+        "positions": batch.positions,
+        "elements": _elements(batch, atomic_numbers),
+        "graph_of_atom": np.repeat(np.arange(n_graphs), batch.n_atoms),
+        "n_atoms_of_graph": batch.n_atoms,
+        "forces": batch.forces,
+        "ids": ids,
+        **{name: rows[name] for name in _OF_ROWS},
+        **{name: rows["weights"][:, i] for i, name in enumerate(WEIGHTS)},
+    }
+    for name, array in arrays.items():
+        array[...] = values[name]
+    return result
 
 
 def _elements(batch: Batch, atomic_numbers: tuple[int, ...]) -> NDArray[np.int64]:

@@ -1,12 +1,14 @@
 """OpenShard: the arrays of one shard, as views of its mapped file, or through HDF5."""
 
 import os
+from functools import cached_property
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mace_train.data.batch import Piece
 from mace_train.data.columns import (
     FLOAT_FIELDS,
     OF_EDGES,
@@ -14,11 +16,13 @@ from mace_train.data.columns import (
     Arrays,
     checksums,
     names_of,
+    runs_of,
     with_views,
 )
 from mace_train.data.neighbors import Edges
 from mace_train.data.shard_file import ShardHeader, damaged, read_arrays
 from mace_train.data.structure import Structure
+from mace_train.errors import InputError
 
 CACHE_BYTES = 64 << 20  # of chunks of a compressed shard
 
@@ -97,8 +101,28 @@ class OpenShard:
         """All arrays in memory or mapped, with views."""
         return with_views(self.stored()) if self.header.is_compressed else self.arrays
 
-    def check(self, first: int, last: int) -> None:
-        """InputError unless structures ``first`` to ``last - 1`` are what was written."""
+    def pieces(self, rows: NDArray[np.int64], places: NDArray[np.int64]) -> list[Piece]:
+        """The structures ``rows`` [n], for the ``places`` [n] of a batch.
+
+        Raises:
+            InputError: a structure is not what was written.
+        """
+        if not self.header.is_compressed:
+            self._check_mapped(rows)
+            return [Piece(self.arrays, rows, places)]
+        found, n = [], 0
+        for first, last in runs_of(rows):
+            every = np.arange(last - first)
+            found.append(Piece(self.check(first, last), every, places[n + every]))
+            n += len(every)
+        return found
+
+    def check(self, first: int, last: int) -> Arrays:
+        """The arrays of structures ``first`` to ``last - 1``, with offsets from 0.
+
+        Raises:
+            InputError: they are not what was written.
+        """
         arrays = self._part(first, last)
         try:
             found = checksums(arrays)
@@ -106,10 +130,34 @@ class OpenShard:
             raise damaged(self.header.path, f"structures {first} to {last - 1}: {error}") from error
         wrong = np.flatnonzero(found != arrays["structure_checksums"])
         if len(wrong):
-            raise damaged(
-                self.header.path,
-                f"its structure {first + wrong[0]} does not match its checksum",
-            )
+            raise self._changed(first + int(wrong[0]))
+        return arrays
+
+    def _check_mapped(self, rows: NDArray[np.int64]) -> None:
+        """The same of structures in any order, by compiled loops over the mapped file."""
+        from mace_train.data.gather import crc_tables, first_wrong  # numba: 0.5 s
+
+        offsets, owners, widths, arrays = self._bytes
+        expected = _read_only(self.arrays["structure_checksums"])
+        wrong = first_wrong(rows, expected, offsets, owners, widths, arrays, crc_tables())
+        if wrong >= 0:
+            raise self._changed(int(rows[wrong]))
+
+    @cached_property
+    def _bytes(self) -> tuple[Any, ...]:
+        """Offsets, owners, widths and bytes of the arrays of structures, see ``first_wrong``."""
+        owned = [("structures", 0)]
+        owned += [(name, i) for i, names in enumerate(OWNED.values(), 1) for name in names]
+        owned = [(name, owner) for name, owner in owned if name in self.arrays]
+        arrays = [self.arrays[name] for name, _ in owned]
+        raw = tuple(_read_only(array.reshape(-1).view(np.uint8)) for array in arrays)
+        offsets = [np.arange(self.header.n_structures + 1), *(self.arrays[o] for o in OWNED)]
+        widths = [array.dtype.itemsize * int(np.prod(array.shape[1:])) for array in arrays]
+        owners = np.array([owner for _, owner in owned])
+        return tuple(map(_read_only, offsets)), owners, np.array(widths), raw
+
+    def _changed(self, index: int) -> InputError:
+        return damaged(self.header.path, f"its structure {index} does not match its checksum")
 
     def _part(self, first: int, last: int) -> Arrays:
         """The arrays of a run of structures, with offsets from 0."""
@@ -162,3 +210,10 @@ class OpenShard:
         """The stored edges of structure ``index``, copied."""
         begin, end = self.arrays["edge_offsets"][index : index + 2].tolist()
         return Edges(*(self.arrays[name][begin:end].astype(np.int64) for name in OF_EDGES))
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A view that cannot be written, so that all arrays are of one type."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -8,7 +8,6 @@ pickles as its headers only and works after fork, so loaders may hand it to thei
 import hashlib
 import os
 import re
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.batch import Batch, Run
-from mace_train.data.columns import Arrays, Columns, Sample, Storage, runs_of
+from mace_train.data.batch import Batch, Piece
+from mace_train.data.columns import Arrays, Columns, Sample, Storage
 from mace_train.data.open_shard import OpenShard
 from mace_train.data.shard_file import (
     ShardHeader,
@@ -67,7 +66,7 @@ class ShardSet:
             _check_same_r_max(header, self.headers[0])
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         starts = np.cumsum([0] + [header.n_structures for header in self.headers])
-        self._starts: list[int] = starts.tolist()
+        self._starts: NDArray[np.int64] = starts
         self.n_atoms = self._counts("atom_offsets", "numbers")
         self.n_edges = self._counts("edge_offsets", "senders")
         self._counts("source_offsets", "sources")
@@ -76,7 +75,7 @@ class ShardSet:
 
     def __len__(self) -> int:
         """Number of structures."""
-        return self._starts[-1]
+        return int(self._starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
@@ -88,8 +87,10 @@ class ShardSet:
             IndexError: not 0 <= index < len(self).
             InputError: the structure is not what was written.
         """
-        (run,) = self._runs(np.array([index]))
-        return self._sample(*run)
+        shard, row = self._places(np.array([index]))
+        opened = self._shard(int(shard[0]))
+        opened.pieces(row, row)  # compares it with its checksum
+        return self._sample(opened, int(row[0]))
 
     def batch(self, ids: NDArray[np.int64]) -> Batch:
         """The structures ``ids`` [n], in that order, as one set of arrays.
@@ -98,12 +99,12 @@ class ShardSet:
             IndexError: not 0 <= id < len(self).
             InputError: a structure is not what was written.
         """
-        runs = self._runs(ids)
-        if not runs:
-            return Batch.of_samples([])
-        if all(run[0].header.stores_edges for run in runs):
-            return Batch.of_runs([(shard.arrays, i, j) for shard, i, j in runs])
-        return Batch.of_runs([self._with_edges(*run) for run in runs])
+        shard_of, rows = self._places(np.asarray(ids, dtype=np.int64))
+        pieces: list[Piece] = []
+        for shard in np.unique(shard_of).tolist():
+            places = np.flatnonzero(shard_of == shard)
+            pieces += self._pieces(self._shard(shard), rows[places], places)
+        return Batch.of_pieces(pieces) if pieces else Batch.of_samples([])
 
     def arrays(self, shard: int) -> Arrays:
         """All arrays of one shard (see columns.LAYOUT), with the fields of ``structures``."""
@@ -113,34 +114,31 @@ class ShardSet:
         """What is known of each structure of one shard beside its atoms and edges."""
         return self._shard(shard).arrays
 
-    def _runs(self, ids: NDArray[np.int64]) -> list[tuple[OpenShard, int, int]]:
-        """Runs of consecutive structures in one shard, compared with their checksums."""
-        runs = []
-        for first, last in runs_of(np.asarray(ids, dtype=np.int64)):
-            while first < last:
-                if not 0 <= first < len(self):
-                    raise IndexError(f"structure {first} of {len(self)} in {self.folder}")
-                shard = bisect_right(self._starts, first) - 1
-                start, end = self._starts[shard], min(last, self._starts[shard + 1])
-                opened = self._shard(shard)
-                opened.check(first - start, end - start)
-                runs.append((opened, first - start, end - start))
-                first = end
-        return runs
+    def _places(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+        """The shard [n] and the row in it [n] of every structure."""
+        outside = (ids < 0) | (ids >= len(self))
+        if outside.any():
+            raise IndexError(f"structure {ids[outside][0]} of {len(self)} in {self.folder}")
+        shard_of = np.searchsorted(self._starts, ids, side="right") - 1
+        return shard_of, ids - self._starts[shard_of]
 
-    def _sample(self, shard: OpenShard, first: int, last: int) -> Sample:
-        assert last == first + 1
-        structure = shard.structure(first)
+    def _pieces(
+        self, shard: OpenShard, rows: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> list[Piece]:
+        """Structures of one shard; without edges in the file, with neighbour lists made now."""
+        pieces = shard.pieces(rows, places)
         if shard.header.stores_edges:
-            return Sample(structure, shard.edges(first))
-        return sample_of(structure, self.r_max)
-
-    def _with_edges(self, shard: OpenShard, first: int, last: int) -> Run:
-        """A run of a shard without edges, with its neighbour lists made now."""
+            return pieces
         columns = Columns(Storage(float32=shard.float32))
-        for index in range(first, last):
-            columns.add(self._sample(shard, index, index + 1))
-        return columns.arrays(), 0, last - first
+        for row in rows.tolist():
+            columns.add(self._sample(shard, row))
+        return [Piece(columns.arrays(), np.arange(len(rows)), places)]
+
+    def _sample(self, shard: OpenShard, row: int) -> Sample:
+        structure = shard.structure(row)
+        if shard.header.stores_edges:
+            return Sample(structure, shard.edges(row))
+        return sample_of(structure, self.r_max)
 
     def _shard(self, shard: int) -> OpenShard:
         opened = self._open.get(shard)

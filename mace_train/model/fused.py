@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mace_train.model.coupling import Constant, clebsch_gordan, degree_slice
@@ -41,28 +42,36 @@ class FusedContraction:
 
     def __init__(self, basis: ProductBasis) -> None:
         self.key = symmetric_contraction.register(coupling_of(basis))
-        self._project: list[dict[int, Constant]] = []
-        start = 0
         scale = symmetric_contraction.kernels_of(self.key).weight_scale
-        for output in basis.outputs:
-            of_order: dict[int, Constant] = {}
-            for order, matrix in [*output.projections.items(), (1, np.ones((1, 1)))]:
-                rows = scale[start : start + len(matrix), None]
-                of_order[order] = Constant(rows * matrix)
-                start += len(matrix)
-            self._project.append(of_order)
+        blocks = [
+            matrix
+            for output in basis.outputs
+            for matrix in (*output.projections.values(), np.ones((1, 1)))
+        ]
+        # one product for all degrees and orders costs less than many small ones
+        self._project = Constant(scale[:, None] * _block_diagonal(blocks))
+        self._orders = [(*output.projections, 1) for output in basis.outputs]
 
     def __call__(
         self, x: Tensor, weights: Sequence[Mapping[int, Tensor]], chunks: Chunks
     ) -> Tensor:
         """Features as of ``SymmetricContraction``; weights of each degree by order."""
-        projected = [
-            torch.matmul(matrix.like(x), of_degree[order])
-            for of_degree, matrices in zip(weights, self._project, strict=True)
-            for order, matrix in matrices.items()
+        stated = [
+            of_degree[order]
+            for of_degree, orders in zip(weights, self._orders, strict=True)
+            for order in orders
         ]
-        combined = torch.cat(projected, dim=1)
-        return symmetric_contraction.symmetric_contraction(x, combined, chunks, self.key)
+        projected = torch.matmul(self._project.like(x), torch.cat(stated, dim=1))
+        return symmetric_contraction.symmetric_contraction(x, projected, chunks, self.key)
+
+
+def _block_diagonal(blocks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """(scipy.linalg has it too, but takes long to import.)"""
+    ends = np.cumsum([[0, 0], *(block.shape for block in blocks)], axis=0)
+    matrix = np.zeros(ends[-1])
+    for block, (row, column) in zip(blocks, ends, strict=False):
+        matrix[row : row + len(block), column : column + block.shape[1]] = block
+    return matrix
 
 
 def product_of(

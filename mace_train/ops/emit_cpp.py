@@ -6,7 +6,7 @@ Offsets are 64-bit throughout. A kernel is a function of a range [lo, hi) of chu
 that writes what belongs to them and nothing else, so ranges may run in any order on any thread.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mace_train.ops.emit_statements import Body, uniform_lines, uniform_slots
@@ -20,7 +20,7 @@ _HEADER = """\
 #include <stdint.h>
 typedef {scalar} T;
 typedef T V __attribute__((vector_size({width}), aligned(sizeof(T)), may_alias));
-enum : int64_t {{ K = {channels}, LANES = {width} / sizeof(T) }};
+enum : int64_t {{ K = {channels}, LANES = {width} / sizeof(T), LINE = {line} }};
 static inline V load(const T* p) {{ return *(const V*)p; }}
 static inline void store(T* p, V v) {{ *(V*)p = v; }}
 static inline void add(T* p, V v) {{ *(V*)p += v; }}
@@ -36,6 +36,15 @@ static inline void put(T* p, V v, bool again) {{ ROUNDED(v); *(V*)p = again ? *(
 // sums of neighbouring lanes: those of a, then those of b
 static inline V pairs(V a, V b) {{
   return __builtin_shufflevector(a, b, {even}) + __builtin_shufflevector(a, b, {odd});
+}}
+// one cache line of channels of n segments, close together
+static inline void gather(T* near, const T* far, int64_t n) {{
+  for (int64_t s = 0; s < n; ++s)
+    for (int64_t k = 0; k < LINE; k += LANES) store(near + s * LINE + k, load(far + s * K + k));
+}}
+static inline void scatter(T* far, const T* near, int64_t n) {{
+  for (int64_t s = 0; s < n; ++s)
+    for (int64_t k = 0; k < LINE; k += LANES) store(far + s * K + k, load(near + s * LINE + k));
 }}
 """
 
@@ -62,6 +71,12 @@ class Target:
         """Channels in one register."""
         return self.width // (4 if self.scalar == "float" else 8)
 
+    @property
+    def line(self) -> int:
+        """Channels in a cache line of 64 bytes, or in one register."""
+        in_line = self.lanes * 64 // self.width
+        return self.lanes if self.n_channels % in_line else in_line
+
 
 def emit_cpp(kernel: Kernel, target: Target) -> str:
     """The source of one kernel."""
@@ -70,6 +85,7 @@ def emit_cpp(kernel: Kernel, target: Target) -> str:
         scalar=target.scalar,
         width=target.width,
         channels=target.n_channels,
+        line=target.line,
         even=", ".join(str(lane) for lane in range(0, 2 * target.lanes, 2)),
         odd=", ".join(str(lane) for lane in range(1, 2 * target.lanes, 2)),
     )
@@ -81,25 +97,50 @@ def emit_cpp(kernel: Kernel, target: Target) -> str:
 
 
 def _rows(kernel: Kernel) -> list[str]:
-    """Rows in the order of index[0]; chunk c holds the rows index[1][c]..index[1][c + 1]."""
-    chunk_sums = [o for o in kernel.outputs if o.role is Role.CHUNK]
-    body = Body(kernel.program, lambda output: _store(kernel, output))
+    """Rows in the order of index[0]; chunk c holds the rows index[1][c]..index[1][c + 1].
+
+    One cache line of channels at a time: what the rows of a chunk share is copied close together
+    then. In place its segments are a power of two apart and would compete for a few cache sets.
+    """
+    near = [o for o in (*kernel.inputs, *kernel.outputs) if o.role in (Role.INDEXED, Role.CHUNK)]
+    strides = {o.name: "LINE" for o in near}
+    body = Body(kernel.program, lambda o: _store(kernel, o, strides), strides=strides)
     return [
         "const int64_t *order = index[0], *first = index[1], *index_of_chunk = index[2];",
         "for (int64_t chunk = lo; chunk < hi; ++chunk) {",
         *_pointers(kernel, (Role.INDEXED, Role.CHUNK), "indexed_", "index_of_chunk[chunk]"),
+        "for (int64_t line = 0; line < K; line += LINE) {",
+        *[f"alignas(64) T near_{o.name}[{o.n_segments} * LINE];" for o in near],
         *[
-            f"for (int64_t i = 0; i < {o.n_segments} * K; ++i) chunk_{o.name}[i] = 0;"
-            for o in chunk_sums
+            f"gather(near_{o.name}, indexed_{o.name} + line, {o.n_segments});"
+            if o.role is Role.INDEXED
+            else f"for (T& sum : near_{o.name}) sum = 0;"
+            for o in near
         ],
         "for (int64_t i = first[chunk]; i < first[chunk + 1]; ++i) {",
-        "const int64_t row = order[i];",
+        "const int64_t row = order[i], later = order[i + 1 < first[chunk + 1] ? i + 1 : i];",
         *_pointers(kernel, (Role.ROW,), "row_", "row"),
-        "for (int64_t k = 0; k < K; k += LANES) {",
+        *_prefetched_rows(kernel),
+        "for (int64_t k = line; k < line + LINE; k += LANES) {",
         *_shifted(kernel),
         *body.lines(),
         *_zeros(kernel),
-        "} } }",
+        "} }",
+        *[
+            f"scatter(chunk_{o.name} + line, near_{o.name}, {o.n_segments});"
+            for o in near
+            if o.role is Role.CHUNK
+        ],
+        "} }",
+    ]
+
+
+def _prefetched_rows(kernel: Kernel) -> list[str]:
+    return [
+        f"for (int64_t s = 0; s < {o.n_segments}; ++s) "
+        f"__builtin_prefetch(in[{number}] + (later * {o.n_segments} + s) * K + line, 0, 2);"
+        for number, o in enumerate(kernel.inputs)
+        if o.role is Role.ROW
     ]
 
 
@@ -268,10 +309,12 @@ def _output(kernel: Kernel, segment: Segment) -> Operand:
     return next(o for o in kernel.outputs if o.name == segment.operand)
 
 
-def _store(kernel: Kernel, output: tuple[Segment, str]) -> str:
+def _store(
+    kernel: Kernel, output: tuple[Segment, str], strides: Mapping[str, str] | None = None
+) -> str:
     segment, value = output
     role = _output(kernel, segment).role
-    place = f"{segment.operand} + {segment.number} * K"
+    place = f"{segment.operand} + {segment.number} * {(strides or {}).get(segment.operand, 'K')}"
     if role is Role.PAIR:
         return f"put({place}, {value}, again);"
     return f"{'add' if role is Role.CHUNK else 'store'}({place}, {value});"
@@ -342,15 +385,13 @@ def _uniform_pointers(kernel: Kernel) -> list[str]:
 def _shifted(kernel: Kernel, program: Program | None = None) -> list[str]:
     """Pointers at the channels of the innermost loop."""
     read = {segment.operand for segment in (program or kernel.program).inputs()}
-    lines = [
-        f"const T* {o.name} = {o.role.value}_{o.name} + k;"
-        for o in kernel.inputs
-        if o.role is not Role.UNIFORM and o.name in read
-    ]
+    operands = [("const ", o) for o in kernel.inputs if o.name in read]
     if kernel.loop is not Loop.RECEIVERS:
-        lines += [
-            f"T* {o.name} = {o.role.value}_{o.name} + k;"
-            for o in kernel.outputs
-            if o.role is not Role.UNIFORM
-        ]
-    return lines
+        operands += [("", o) for o in kernel.outputs]
+    return [
+        f"{const}T* {o.name} = near_{o.name} + k - line;"
+        if o.role in (Role.INDEXED, Role.CHUNK)
+        else f"{const}T* {o.name} = {o.role.value}_{o.name} + k;"
+        for const, o in operands
+        if o.role is not Role.UNIFORM
+    ]

@@ -5,7 +5,7 @@ that all channels share is read from an array ``u``. A finished output is handed
 around, which stores it or adds it to a sum.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mace_train.ops.program import Program, Segment, Term
 from mace_train.ops.schedule import Instruction, schedule
@@ -36,10 +36,17 @@ def uniform_lines(program: Program, slots: dict[int, int]) -> list[str]:
 class Names:
     """Names of nodes in the code, and statements that compute them."""
 
-    def __init__(self, program: Program, shared: dict[int, int], kind: str) -> None:
+    def __init__(
+        self,
+        program: Program,
+        shared: dict[int, int],
+        kind: str,
+        strides: Mapping[str, str] | None = None,
+    ) -> None:
         self.program = program
         self.shared = shared
         self.kind = kind
+        self.strides = strides or {}  # between segments, of operands for which it is not K
 
     def of(self, number: int) -> str:
         """An expression with the value of a node."""
@@ -48,8 +55,9 @@ class Names:
         node = self.program.graph.nodes[number]
         if isinstance(node, Segment):
             uniform = self.program.graph.is_uniform[number]
-            place = f"{node.operand}[{node.number}]"
-            return place if uniform else f"load({node.operand} + {node.number} * K)"
+            if uniform:
+                return f"{node.operand}[{node.number}]"
+            return f"load({node.operand} + {node.number} * {self.strides.get(node.operand, 'K')})"
         return f"t{number}"
 
     def term(self, term: Term) -> tuple[str, str]:
@@ -84,10 +92,11 @@ class Body:
         put: Callable[[tuple[Segment, str]], str],
         shared: dict[int, int] | None = None,
         sums: dict[Segment, str] | None = None,
+        strides: Mapping[str, str] | None = None,
     ) -> None:
         self.program = program
         self.put = put
-        self.names = Names(program, shared or {}, "V")
+        self.names = Names(program, shared or {}, "V", strides)
         self.outputs: dict[int, list[Segment]] = {}
         for segment, number in program.outputs.items():
             self.outputs.setdefault(number, []).append(segment)

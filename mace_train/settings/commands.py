@@ -118,6 +118,8 @@ class BalanceSettings:
     """Size of the gradients, MB (4 bytes per weight in float32)."""
     scaling: bool = True
     """Predict strong and weak scaling from 8 to 4096 GPUs."""
+    gap_instances: int = 6
+    """Draws of 60 structures on which our bins are compared with the optimum; needs OR-Tools."""
     batching: BatchingSettings = field(default_factory=BatchingSettings)
 
     def __post_init__(self) -> None:
@@ -126,6 +128,7 @@ class BalanceSettings:
         check_choice("fabric", self.fabric, FABRICS)
         check_choice("all_reduce", self.all_reduce, ("ring", "tree"))
         check_at_least("gradient_mb", self.gradient_mb, 0.0)
+        check_at_least("gap_instances", self.gap_instances, 0)
 
 
 @dataclass(kw_only=True)

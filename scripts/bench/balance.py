@@ -26,12 +26,12 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import numpy as np  # noqa: E402
 import size_sets  # noqa: E402
 
-from mace_train.balance.balanced import Packing, balanced, pack_window, usual_steps  # noqa: E402
+from mace_train.balance.balanced import Packing, balanced, usual_steps  # noqa: E402
 from mace_train.balance.bounds import least_steps  # noqa: E402
 from mace_train.balance.costs import Capacity, Costs  # noqa: E402
+from mace_train.balance.gap import N_BINS, N_STRUCTURES, gap_of  # noqa: E402
 from mace_train.balance.mixing import repetition  # noqa: E402
 from mace_train.balance.plan import Plan, make_plan  # noqa: E402
-from mace_train.balance.referee import smallest_largest_bin  # noqa: E402
 from mace_train.balance.simulate import ASSUMED_GPU, ASSUMPTIONS, FABRICS, Cluster  # noqa: E402
 
 MAX_ATOMS, EDGE_ROOM = 3072, 1.15
@@ -221,32 +221,17 @@ print(json.dumps([time.process_time() - start, memory(), before]))
 
 
 def gap(table: Table, n_instances: int = 100) -> None:
-    """Distance from the optimum on small instances that have a packing."""
-    gaps: list[float] = []
-    n_proven = n_failed = seed = 0
-    while len(gaps) + n_failed < n_instances:
-        make = (size_sets.paper, size_sets.qm9, size_sets.heavy)[seed % 3]
-        costs = make(60, seed)
-        seed += 1
-        limits = (1.1 * costs.n_atoms.sum() / 8, 1.1 * costs.n_edges.sum() / 8)
-        room = [
-            max(int(limit), int(counts.max()))
-            for limit, counts in zip(limits, costs.dimensions, strict=False)
-        ]
-        capacity = Capacity(*room)
-        packed = pack_window(costs, np.arange(60, dtype=np.int32), capacity.limits, 8, 0, 0, 0)
-        hint = None if packed.n_left else packed.largest
-        optimum = smallest_largest_bin(costs, capacity, 8, 0.5, hint)
-        if optimum.found is None:
-            continue  # no packing is known
-        n_failed += packed.n_left > 0
-        n_proven += optimum.proven
-        if not packed.n_left:
-            gaps.append(packed.largest / optimum.found - 1)
-    print(f"{n_instances} instances of 60 in 8 bins, caps + 10 %: {n_proven} optima proven")
-    table.add("gap to CP-SAT, mean", 1 + float(np.mean(gaps)), 1.015)
-    table.add("gap to CP-SAT, worst", 1 + float(np.max(gaps)), 1.05)
-    table.add("instances that only CP-SAT packs", n_failed, 0)
+    """Distance from the optimum on small instances."""
+    sets = (size_sets.paper, size_sets.qm9, size_sets.heavy)
+    found = gap_of([sets[seed % 3](N_STRUCTURES, seed) for seed in range(n_instances)])
+    ratios = found.ratios
+    print(
+        f"{n_instances} instances of {N_STRUCTURES} in {N_BINS} bins, caps + 10 %: "
+        f"{len(ratios)} packed by both, {found.n_proven} optima proven"
+    )
+    table.add("gap to CP-SAT, mean", float(np.mean(ratios)), 1.015)
+    table.add("gap to CP-SAT, worst", max(ratios), 1.05)
+    table.add("instances that only CP-SAT packs", found.n_missed, 0)
 
 
 def main() -> int:

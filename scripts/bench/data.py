@@ -1,6 +1,7 @@
 """Preprocessing and loading against mace-torch: same files and structures, one process each.
 
     python scripts/bench/data.py --data FOLDER [--json data.json] [--structures 1000]
+                                 [--parts preprocessing random epoch]
 
 FOLDER holds the real sets (botnet_3BPA, mattersim_bench, ...) as extended XYZ. Three parts:
 
@@ -8,8 +9,10 @@ preprocessing   mace_prepare_data, its imports not counted, without and with sta
                 mace-train preprocess, which always finds neighbours and takes statistics
 random access   HDF5Dataset of mace-torch against ShardSet.sample and against bins as the trainer
                 reads them (Graphs of 32 scattered structures)
-epoch           all bins of an epoch in file order, in bytes per second, against reading the same
-                files with read(2), page cache warm for both; what the rest of the time is spent on
+epoch           all bins of an epoch, 3000 atoms each, in bytes of the files per second of one core,
+                against the limit that is left when Python costs nothing: CRC-32 and conversion of
+                the same arrays by zlib and numpy, a whole shard at a time and without pairs of
+                edges. Beside it the rates of read(2), from the page cache and from the disk.
 
 CPU time of the process where both are one process (the machine may be shared), medians of 3.
 Needs the extra "interop".
@@ -24,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,12 +37,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
+from mace_train.data.columns import OF_ATOMS, OF_EDGES
 from mace_train.data.loading import batches
 from mace_train.data.preprocess import preprocess
 from mace_train.data.shards import ShardSet
 from mace_train.settings import DataSettings, PreprocessSettings
 
 R_MAX = 5.0
+ATOMS_PER_BIN = 3000  # what a GPU takes at a time
+BINS = 100  # of the epoch whose rate is taken
 SETS = {
     "3BPA": ("botnet_3BPA/train_300K", "botnet_3BPA/train_mixedT"),
     "mixed": (
@@ -51,6 +58,7 @@ SETS = {
         "zeo22_sample/zeo22_sample",
     ),
 }
+PARTS = ("preprocessing", "random", "epoch")
 # mace_prepare_data in a process that imports first and says what the run itself takes
 PEER = """
 import sys, time, warnings
@@ -71,6 +79,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--structures", type=int, default=1000, help="of each set")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, help="write the rows here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -82,9 +91,13 @@ def main() -> int:
             n = collect(
                 [arguments.data / f"{f}.extxyz.gz" for f in files], xyz, arguments.structures
             )
-            rows += preprocessing(label, xyz, n, arguments.repeats)
-            rows += random_access(label, folder / label, arguments.repeats)
-            rows += epoch(label, folder / label, arguments.repeats)
+            preprocess_file(xyz)
+            if "preprocessing" in arguments.parts:
+                rows += preprocessing(label, xyz, n, arguments.repeats)
+            if "random" in arguments.parts:
+                rows += random_access(label, folder / label, arguments.repeats)
+            if "epoch" in arguments.parts:
+                rows += epoch(label, folder / label, arguments.repeats)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0 if all(row["ratio"] >= row["at_least"] for row in rows) else 1
@@ -117,18 +130,19 @@ def row(
     return {"name": name, "ours": ours, "peer": peer, "ratio": ratio, "at_least": at_least, **more}
 
 
+def preprocess_file(xyz: Path) -> None:
+    """Preprocess to a folder of the same name."""
+    data = DataSettings(train_file=str(xyz), E0s="average", valid_fraction=0.1)
+    output = str(xyz.with_suffix(""))
+    preprocess(PreprocessSettings(data=data, output=output, r_max=R_MAX, overwrite=True))
+
+
 def preprocessing(label: str, xyz: Path, n: int, repeats: int) -> list[dict[str, Any]]:
     """Structures per CPU second of both programs."""
 
-    def ours() -> None:
-        data = DataSettings(train_file=str(xyz), E0s="average", valid_fraction=0.1)
-        output = str(xyz.with_suffix(""))
-        preprocess(PreprocessSettings(data=data, output=output, r_max=R_MAX, overwrite=True))
-
-    ours()  # first use of everything
-    mine = n / cpu_seconds(ours, repeats)
+    mine = n / cpu_seconds(lambda: preprocess_file(xyz), repeats)
     rows = []
-    for statistics_too, at_least in ((False, 1.0), (True, 10.0)):
+    for statistics_too, at_least in ((False, 5.0), (True, 10.0)):
         theirs = n / statistics.median(
             peer_seconds(xyz, statistics_too) for _ in range(max(1, repeats - 2))
         )
@@ -196,6 +210,7 @@ def random_access(label: str, prepared: Path, repeats: int) -> list[dict[str, An
             pass
 
     n, mean_edges = len(order), float(shards.n_edges.mean())
+    graphs()  # loads the machine code
     sample = n / cpu_seconds(lambda: [shards.sample(i) for i in order.tolist()], repeats)
     graph = n / cpu_seconds(graphs, repeats)
     path.unlink()
@@ -214,10 +229,12 @@ def random_access(label: str, prepared: Path, repeats: int) -> list[dict[str, An
 
 
 def epoch(label: str, prepared: Path, repeats: int) -> list[dict[str, Any]]:
-    """Bytes per second of an epoch, and of reading the files."""
+    """Bytes per second of an epoch, of reading the files, and of what has to be computed."""
     shards = ShardSet(prepared / "train")
-    size = sum(header.path.stat().st_size for header in shards.headers)
-    bins = [np.arange(i, min(i + 32, len(shards))) for i in range(0, len(shards), 32)]
+    size = sum(header.path.stat().st_size for header in shards.headers) / 1e6
+    number = shards.n_atoms.cumsum() // ATOMS_PER_BIN
+    bins = np.split(np.arange(len(shards)), np.flatnonzero(np.diff(number)) + 1)
+    scattered = np.array_split(np.random.default_rng(0).permutation(len(shards)), len(bins))
 
     def read() -> None:
         for header in shards.headers:
@@ -225,20 +242,57 @@ def epoch(label: str, prepared: Path, repeats: int) -> list[dict[str, Any]]:
                 while file.read(1 << 20):
                     pass
 
-    def graphs() -> None:
+    def graphs(of: list[np.ndarray]) -> None:
         numbers = shards.elements
-        for _ in batches(shards, bins, atomic_numbers=numbers, dtype=torch.float32):
+        for _ in batches(shards, of, atomic_numbers=numbers, dtype=torch.float32):
             pass
 
-    plain = size / cpu_seconds(read, repeats)
-    rate = size / cpu_seconds(graphs, repeats)
-    parts = {
-        "checksums": size / cpu_seconds(lambda: [shards._runs(ids) for ids in bins], repeats),
+    graphs(bins)  # loads the machine code
+    repeats *= 3
+    epochs = -(-BINS // len(bins))  # in one go, as starting the loader costs as much as some bins
+    rate = epochs * size / cpu_seconds(lambda: graphs(epochs * bins), repeats)
+    more = {
+        "scattered": epochs * size / cpu_seconds(lambda: graphs(epochs * scattered), repeats),
         "gathering": size / cpu_seconds(lambda: [shards.batch(ids) for ids in bins], repeats),
+        "read(2)": size / cpu_seconds(read, repeats),
+        "disk": disk_rate(prepared),
+        "edges": rate / size * int(shards.n_edges.sum()) / 1e6,
     }
-    print(f"  of it, MB/s: {', '.join(f'{k} {v / 1e6:.0f}' for k, v in parts.items())}")
-    name = f"{label}: epoch in file order, read(2)"
-    return [row(name, rate / 1e6, plain / 1e6, 0.0, "MB/s", **parts)]
+    print(f"  MB/s: {', '.join(f'{k} {v:.0f}' for k, v in more.items())} (edges: million/s)")
+    limit = size / cpu_seconds(
+        lambda: [convert(shards, k) for k in range(shards.n_shards)], repeats
+    )
+    return [row(f"{label}: epoch, checksums and conversion", rate, limit, 0.1, "MB/s", **more)]
+
+
+def convert(shards: ShardSet, shard: int) -> list[np.ndarray]:
+    """The arrays of a shard compared and in the types of tensors, without Python's loops."""
+    arrays = shards.arrays(shard)
+    for name in (*OF_ATOMS, *OF_EDGES, "structures", "sources"):
+        zlib.crc32(arrays[name].reshape(-1).view(np.uint8).data)
+    every = np.arange(len(arrays["structures"]))
+    graphs = [np.repeat(every, np.diff(arrays[f"{of}_offsets"])) for of in ("atom", "edge")]
+    integers = [arrays[name].astype(np.int64) for name in ("numbers", "senders", "receivers")]
+    floats = [arrays[name].astype(np.float32) for name in ("positions", "forces", "shifts")]
+    return graphs + integers + floats
+
+
+def disk_rate(folder: Path, n_bytes: int = 1 << 28) -> float:
+    """MB per second of reading a file that is not in the page cache, wall time."""
+    path = folder / "disk"
+    with path.open("wb") as file:
+        for _ in range(n_bytes >> 20):
+            file.write(os.urandom(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start = time.perf_counter()
+    with path.open("rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+    seconds = time.perf_counter() - start
+    path.unlink()
+    return n_bytes / seconds / 1e6
 
 
 def cpu_seconds(work: Callable[[], object], repeats: int) -> float:

@@ -7,18 +7,25 @@ memory before the first step (Linux: /proc). Then our step alone: how its time d
 stages and passes, and how near its compiled kernels come to the machine's limits.
 
     python scripts/bench/step.py --json step.json [--data train.xyz] [--models S M L] [--repeats 5]
-                                 [--allocator keep]
+                                 [--allocator keep] [--device cuda]
+
+On a GPU the clock is the wall's, memory is what PyTorch had allocated at most, and mace-torch with
+cuEquivariance's kernels is a second peer where that is installed; the faster one counts. The part
+about our step alone is for CPUs.
 
 Structures: ten of --data (any file that ASE reads), or ten of 25 to 30 atoms of the embedded
 example data. Needs the extra "interop". One thread, unless --threads says otherwise.
 """
 
 import argparse
+import copy
+import importlib.util
 import json
 import os
 import statistics
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,13 +88,14 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
         name, program = arguments.memory_of
-        print(json.dumps(_memory(CASES[name], program, arguments.data)))
+        print(json.dumps(_memory(CASES[name], program, arguments)))
         return 0
     use_allocator(arguments.allocator)
     rows, details = [], {}
     for name in arguments.models:
         rows += _compare(name, arguments)
-        details[name] = _profile(name, arguments)
+        if arguments.device.type == "cpu":
+            details[name] = _profile(name, arguments)
     if arguments.json:
         result = {"rows": rows, "profiles": details}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -100,13 +108,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--json", type=Path, help="write the rows here")
     add_allocator(parser)
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _graph(data: Path, dtype: torch.dtype) -> tuple[Graph, tuple[int, ...]]:
+def _graph(data: Path, dtype: torch.dtype, device: torch.device) -> tuple[Graph, tuple[int, ...]]:
     """Ten structures as one batch, and their elements."""
     structures = [s for s in read_structures([str(data)], KEYS) if s.n_atoms > 1]
     if data.parent == EXAMPLE_DATA:
@@ -114,12 +123,38 @@ def _graph(data: Path, dtype: torch.dtype) -> tuple[Graph, tuple[int, ...]]:
     samples = [sample_of(s, R_MAX) for s in structures[:10]]
     numbers = tuple(sorted({z for s in samples for z in s.structure.numbers.tolist()}))
     ids = np.arange(len(samples))
-    return collate(samples, ids, atomic_numbers=numbers, dtype=dtype), numbers
+    return collate(samples, ids, atomic_numbers=numbers, dtype=dtype).to(device), numbers
 
 
-def _peer_model(case: Case, numbers: tuple[int, ...]) -> nn.Module:
+def _peer_model(case: Case, numbers: tuple[int, ...], device: torch.device) -> nn.Module:
     sizes = {"channels": case.channels, "max_L": case.max_degree, "radial_MLP": [64, 64, 64]}
-    return mace_torch_model(numbers, r_max=R_MAX, **sizes).to(case.dtype)
+    return mace_torch_model(numbers, r_max=R_MAX, **sizes).to(case.dtype).to(device)
+
+
+def _steps(case: Case, arguments: argparse.Namespace, wanted: str = "") -> dict[str, Step]:
+    """Our step and those of the peers, by name; or only the one that is wanted."""
+    graph, numbers = _graph(arguments.data, case.dtype, arguments.device)
+    peer = _peer_model(case, numbers, arguments.device)
+    makers = {
+        "ours": lambda: _our_step(graph, peer),
+        "mace-torch": lambda: _peer_step(case, graph, peer),
+    }
+    has_peer = importlib.util.find_spec("cuequivariance_ops_torch") is not None
+    if arguments.device.type == "cuda" and has_peer:
+        makers["mace-torch, cuEquivariance"] = lambda: _peer_step(
+            case, graph, _with_cuequivariance(peer, arguments.device)
+        )
+    return {name: make() for name, make in makers.items() if wanted in ("", name)}
+
+
+def _with_cuequivariance(peer: nn.Module, device: torch.device) -> nn.Module:
+    """The same model on cuEquivariance's kernels, by mace-torch's own conversion."""
+    from mace.cli.convert_e3nn_cueq import run
+
+    default = torch.get_default_dtype()
+    converted: nn.Module = run(copy.deepcopy(peer), device=str(device), return_model=True)
+    torch.set_default_dtype(default)
+    return converted.to(device)
 
 
 def _peer_step(case: Case, graph: Graph, peer: nn.Module) -> Step:
@@ -127,7 +162,7 @@ def _peer_step(case: Case, graph: Graph, peer: nn.Module) -> Step:
     loss_function = import_mace().WeightedEnergyForcesLoss(1.0, 100.0)
     batch = mace_torch_batch(graph, len(peer.atomic_numbers))
     batch = {k: v.to(case.dtype) if v.is_floating_point() else v for k, v in batch.items()}
-    ones = torch.ones(graph.n_graphs, dtype=case.dtype)
+    ones = torch.ones(graph.n_graphs, dtype=case.dtype, device=graph.positions.device)
     labels = _Labels(batch, graph, ones, case.dtype)
     optimizer = make_optimizer(peer, OptimizerSettings(lr=1e-12))
 
@@ -163,7 +198,7 @@ class _Labels(dict[str, torch.Tensor]):
 
 def _our_step(graph: Graph, peer: nn.Module, *, marked: bool = False) -> Step:
     """Our step on a model with mace-torch's weights; marked for ``stages`` if asked."""
-    model = from_mace_torch(peer.state_dict(), header_of(peer)).to(graph.positions.dtype)
+    model = from_mace_torch(peer.state_dict(), header_of(peer)).to(graph.positions)
     settings = LossSettings()
     optimizer = make_optimizer(model, OptimizerSettings(lr=1e-12))
     scope = stages.scope if marked else stages.no_scope
@@ -188,8 +223,8 @@ def _our_step(graph: Graph, peer: nn.Module, *, marked: bool = False) -> Step:
 def _profile(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Shares of stages, and the compiled kernels' part and distance to the limits."""
     case = CASES[name]
-    graph, numbers = _graph(arguments.data, case.dtype)
-    peer = _peer_model(case, numbers)
+    graph, numbers = _graph(arguments.data, case.dtype, arguments.device)
+    peer = _peer_model(case, numbers, arguments.device)
     step = _our_step(graph, peer, marked=True)
     step()
     shares = stages.shares_of_time(step, arguments.repeats)
@@ -203,51 +238,76 @@ def _profile(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def _compare(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of speed and memory of one case."""
     case = CASES[name]
-    graph, numbers = _graph(arguments.data, case.dtype)
-    peer = _peer_model(case, numbers)
-    steps = {"ours": _our_step(graph, peer), "peer": _peer_step(case, graph, peer)}
+    graph, _ = _graph(arguments.data, case.dtype, arguments.device)
+    steps = _steps(case, arguments)
     losses = {program: step() for program, step in steps.items()}  # also warms up
-    if not np.isclose(losses["ours"], losses["peer"], rtol=1e-3):
-        raise SystemExit(f"{name}: the losses differ, {losses}: not the same computation")
-    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    for program, loss in losses.items():
+        if not np.isclose(losses["ours"], loss, rtol=1e-3):
+            raise SystemExit(f"{name}: {program} has another loss, {losses}: not the same step")
+    clock = cpu_seconds if arguments.device.type == "cpu" else _seconds
+    seconds: dict[str, list[float]] = {program: [] for program in steps}
     for _ in range(arguments.repeats):
         for program, step in steps.items():
-            seconds[program].append(cpu_seconds(step))
+            seconds[program].append(clock(step))
     times = {program: statistics.median(values) for program, values in seconds.items()}
     memory = {program: _memory_in_fresh_process(name, program, arguments) for program in steps}
     size = f"{graph.n_atoms} atoms, {graph.n_edges} edges"
     rows = [
-        _row(f"step {name} ({case.label}; {size}), s CPU", times, case.speed_at_least),
+        _row(f"step {name} ({case.label}; {size}), s", times, case.speed_at_least),
         _row(f"peak memory {name}, MB", memory, case.memory_at_least),
     ]
     for row in rows:
         print(
-            f"{row['name']}: ours {row['ours']:.3g}, mace-torch {row['peer']:.3g}, "
+            f"{row['name']}: ours {row['ours']:.3g}, {row['peer_name']} {row['peer']:.3g}, "
             f"ratio {row['ratio']:.2f} (goal {row['at_least']})",
             flush=True,
         )
     return rows
 
 
+def _seconds(step: Step) -> float:
+    """Wall time of a step; it returns its loss, for which it waits, and the optimizer after it."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def _row(name: str, values: dict[str, float], at_least: float) -> dict[str, Any]:
-    ratio = values["peer"] / values["ours"]
-    return {"name": name, **values, "ratio": ratio, "at_least": at_least}
+    """One row; the best peer counts."""
+    peers = {program: value for program, value in values.items() if program != "ours"}
+    best = min(peers, key=lambda program: peers[program])
+    return {
+        "name": name,
+        "ours": values["ours"],
+        "peer": peers[best],
+        "peer_name": best,
+        "peers": peers,
+        "ratio": peers[best] / values["ours"],
+        "at_least": at_least,
+    }
 
 
 def _memory_in_fresh_process(name: str, program: str, arguments: argparse.Namespace) -> float:
     command = [sys.executable, __file__, "--memory-of", name, program]
     command += ["--data", str(arguments.data), "--threads", str(arguments.threads)]
+    command += ["--device", str(arguments.device)]
     environment = {key: value for key, value in os.environ.items() if key not in KEEP}
     environment |= {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _memory(case: Case, program: str, data: Path) -> float:
+def _memory(case: Case, program: str, arguments: argparse.Namespace) -> float:
     """MB by which the first three steps raise this process's peak."""
-    graph, numbers = _graph(data, case.dtype)
-    peer = _peer_model(case, numbers)
-    step = _our_step(graph, peer) if program == "ours" else _peer_step(case, graph, peer)
+    (step,) = _steps(case, arguments, program).values()
+    if arguments.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        at_start = torch.cuda.memory_allocated()
+        for _ in range(3):
+            step()
+        return (torch.cuda.max_memory_allocated() - at_start) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from now on
     before = _status("VmRSS")
     for _ in range(3):

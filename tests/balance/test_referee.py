@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mace_train.balance.balanced import pack_window
 from mace_train.balance.costs import Capacity, Costs
+from mace_train.balance.gap import N_STRUCTURES, gap_of, instances
 from mace_train.balance.referee import smallest_largest_bin
 from tests.balance.sizes import paper_like
 
@@ -39,16 +39,19 @@ def test_the_optimum_is_that_of_brute_force(seed):
 
 
 def test_balanced_is_near_the_optimum_of_small_instances():
-    gaps = []
-    for seed in range(8):
-        costs = paper_like(60, seed)
-        capacity = roomy(costs, 8)
-        packed = pack_window(costs, np.arange(60, dtype=np.int32), capacity.limits, 8, 0, 0, 0)
-        if packed.n_left:  # there may be no packing at all
-            continue
-        optimum = smallest_largest_bin(costs, capacity, 8, 1.0, hint=packed.largest)
-        assert optimum.bound <= packed.largest
-        gaps.append(packed.largest / optimum.bound - 1)
-    assert len(gaps) >= 4
-    assert max(gaps) < 0.05
-    assert np.mean(gaps) < 0.015
+    gap = gap_of([paper_like(60, seed) for seed in range(6)])
+    assert len(gap.ratios) >= 4
+    assert gap.n_missed == 0
+    assert min(gap.ratios) >= 1.0
+    assert gap.numbers()["worst"] < 0.05
+    assert gap.numbers()["mean"] < 0.015
+
+
+def test_instances_are_draws_of_the_structures():
+    costs = paper_like(100, 0)
+    first, second = instances(costs, 2, seed=1)
+    assert len(first) == N_STRUCTURES
+    assert not np.array_equal(first.n_atoms, second.n_atoms)
+    sizes = set(zip(costs.n_atoms.tolist(), costs.n_edges.tolist(), strict=True))
+    assert set(zip(first.n_atoms.tolist(), first.n_edges.tolist(), strict=True)) <= sizes
+    assert gap_of([Costs(np.array([9, 1]), np.array([5, 0]))]).numbers()["mean"] == 0.0

@@ -41,6 +41,7 @@ def test_report_on_shards(chains, tmp_path, capsys):
     settings = BalanceSettings(
         data_dir=str(chains),
         gpus=2,
+        gap_instances=1,
         output=str(tmp_path / "out"),
         batching=BatchingSettings(batch_size=5),
     )
@@ -51,6 +52,8 @@ def test_report_on_shards(chains, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in PACKERS)
     assert "straggler ratio" in printed
+    assert "Optimality gap of balanced on 1 small draws" in " ".join(printed.split())
+    assert 0.0 <= report["optimality_gap"]["worst"] < 0.05
     # three times chains of 1 ... 10 atoms, with two edges per bond
     assert (report["structures"], report["atoms"], report["edges"]) == (30, 165, 270)
     assert report["packers"]["algorithm1"]["steps"] == 3
@@ -61,7 +64,7 @@ def test_report_on_shards(chains, tmp_path, capsys):
 
 def test_nothing_is_written_without_an_output(chains, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    balance(BalanceSettings(data_dir=str(chains), gpus=3))
+    balance(BalanceSettings(data_dir=str(chains), gpus=3, gap_instances=0))
     assert list(tmp_path.iterdir()) == []
     assert "30 structures" in capsys.readouterr().out
 

@@ -20,10 +20,10 @@ def faults(first: int, last: int) -> set[str]:
     return outcomes - {"refused", "same"}
 
 
-def test_200_damaged_files():
-    assert not faults(0, 200)
+def test_100_damaged_files():
+    assert not faults(0, 100)
 
 
 @pytest.mark.slow
-def test_500_damaged_files():
-    assert not faults(200, 500)
+def test_300_damaged_files():
+    assert not faults(100, 300)

@@ -7,6 +7,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 
+from mace_train.data.columns import Sample
 from mace_train.data.graph import Graph
 from mace_train.data.loading import collate
 from mace_train.data.shard_file import sample_of
@@ -53,6 +54,20 @@ def mixed(numbers: Sequence[int], n_atoms: int = 9, seed: int = 4) -> Atoms:
     return Atoms(random.choice(numbers, n_atoms), positions=positions)
 
 
+def unlabelled(atoms: Atoms, r_max: float) -> Sample:
+    """An ASE structure with its neighbours."""
+    structure = Structure(
+        numbers=np.asarray(atoms.numbers, dtype=np.int64),
+        positions=atoms.positions.copy(),
+        cell=np.asarray(atoms.cell[:]),
+        pbc=np.asarray(atoms.pbc),
+        energy=None,
+        forces=None,
+        stress=None,
+    )
+    return sample_of(structure, r_max)
+
+
 def graph_of(
     structures: Sequence[Atoms],
     r_max: float,
@@ -60,21 +75,7 @@ def graph_of(
     dtype: torch.dtype = torch.float64,
 ) -> Graph:
     """Unlabelled graph of ASE structures."""
-    samples = [
-        sample_of(
-            Structure(
-                numbers=np.asarray(atoms.numbers, dtype=np.int64),
-                positions=atoms.positions.copy(),
-                cell=np.asarray(atoms.cell[:]),
-                pbc=np.asarray(atoms.pbc),
-                energy=None,
-                forces=None,
-                stress=None,
-            ),
-            r_max,
-        )
-        for atoms in structures
-    ]
+    samples = [unlabelled(atoms, r_max) for atoms in structures]
     ids = np.arange(len(samples))
     return collate(samples, ids, atomic_numbers=atomic_numbers, dtype=dtype)
 

@@ -1,12 +1,10 @@
-"""Run a function on several gloo ranks, each a process of its own.
-
-Ranks are forked from a server that has imported what takes long, which saves seconds for each.
-"""
+"""Run a function on several gloo ranks, each a process of its own."""
 
 import os
 import random
 import socket
 from collections.abc import Callable
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,9 @@ from mace_train.settings import ClusterSettings
 from mace_train.world import World, open_world
 
 Function = Callable[..., Any]
-PRELOADED = ["torch._dynamo", "ase.io", "pytest", "mace_train.train.trainer"]
+
+# ranks are forked from a process that has imported what takes seconds, and nothing else
+set_forkserver_preload(["mace_train.train.trainer", "torch._dynamo"])
 
 
 def run_ranks(
@@ -43,7 +43,6 @@ def _start(n_ranks: int, target: Callable[..., None], *arguments: Any) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    multiprocessing.set_forkserver_preload(PRELOADED)
     multiprocessing.start_processes(
         _in_environment,
         args=(dict(environment), target, arguments),

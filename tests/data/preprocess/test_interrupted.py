@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mace_train.data.shards import ShardSet
+from tests.conftest import run_command
 from tests.data.factories import atoms_of_molecules, molecules, write_xyz
 from tests.data.parallel.test_crew import ROOT, mpiexec
 
@@ -90,7 +91,7 @@ def pack(tmp_path: Path, n: int) -> Path:
 
 
 def test_killed_at_20_random_moments(tmp_path):
-    pack(tmp_path, 320)
+    pack(tmp_path, 128)
     (tmp_path / "script.py").write_text(KILLED)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "script.py"), str(tmp_path), "20"],
@@ -121,7 +122,7 @@ read, n_read = block.structure_from_atoms, 0
 def counted(*arguments, **keywords):
     global n_read
     n_read += 1
-    if n_read == 60 and rank_of_process() == 1:
+    if n_read == 30 and rank_of_process() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return read(*arguments, **keywords)
 
@@ -131,7 +132,7 @@ cli.main(sys.argv[1:])
 
 
 def test_one_rank_is_killed(tmp_path):
-    data = pack(tmp_path, 400)
+    data = pack(tmp_path, 160)
     (tmp_path / "script.py").write_text(ONE_RANK_DIES)
     command = ["preprocess", f"data.train_file={data}", "structures_per_shard=16"]
     output = f"output={tmp_path / 'out'}"
@@ -142,40 +143,69 @@ def test_one_rank_is_killed(tmp_path):
     done = mpiexec(2, "-m", "mace_train", *command, output)
     assert done.returncode == 0, done.stderr
     assert "continuing in" in done.stderr
-    alone = [sys.executable, "-m", "mace_train", *command, f"output={tmp_path / 'alone'}"]
-    subprocess.run(
-        alone, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    run_command(*command, f"output={tmp_path / 'alone'}")
     assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
 
 
+HELD = """
+import sys, time
+from pathlib import Path
+from mace_train import cli
+from mace_train.data.preprocess import block
+
+folder, read = Path(__file__).parent, block.structure_from_atoms
+
+def held(described, keys, source, *arguments, **keywords):
+    if source.endswith("structure 40"):
+        (folder / "held").touch()
+        while not (folder / "go on").exists():
+            time.sleep(0.01)
+    return read(described, keys, source, *arguments, **keywords)
+
+block.structure_from_atoms = held
+if __name__ == "__main__":
+    cli.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize(("workers", "kind"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
-def test_signals_end_it_and_it_continues(tmp_path, workers, kind):
-    data = pack(tmp_path, 4000)
-    command = [sys.executable, "-m", "mace_train", "preprocess", f"data.train_file={data}"]
-    command += [f"output={tmp_path / 'out'}", "structures_per_shard=16", f"workers={workers}"]
+def test_signals_end_it_and_it_continues(tmp_path, capsys, workers, kind):
+    data = pack(tmp_path, 60)
+    (tmp_path / "script.py").write_text(HELD)
+    command = ["preprocess", f"data.train_file={data}", f"output={tmp_path / 'out'}"]
+    command += ["structures_per_shard=16", f"workers={workers}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     # a suite that runs in the background of a shell is started with SIGINT ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+        [sys.executable, str(tmp_path / "script.py"), *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
     )
     signal.signal(signal.SIGINT, before)
     until = time.monotonic() + 240
-    while not list(tmp_path.glob(".out.partial/blocks/*.json")) and time.monotonic() < until:
+    while not finished_and_held(tmp_path) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     if kind == signal.SIGINT:
         os.killpg(process.pid, kind)  # as a terminal does: to parent and workers
     else:
         process.terminate()
+    (tmp_path / "go on").touch()  # an interrupt lets the workers end what they are at
     _, errors = process.communicate(timeout=240)
     assert process.returncode == (130 if kind == signal.SIGINT else 143), errors
     assert "Traceback" not in errors
     assert "finished parts are kept" in errors
     assert not (tmp_path / "out").exists()
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert len(ShardSet(tmp_path / "out" / "train")) == 3600
+    run_command(*command[:-1])  # by another number of processes
+    assert "continuing in" in capsys.readouterr().err
+    assert len(ShardSet(tmp_path / "out" / "train")) == 54
+
+
+def finished_and_held(folder: Path) -> bool:
+    """Whether a block is finished and another one is under way."""
+    return (folder / "held").exists() and bool(list(folder.glob(".out.partial/blocks/*.json")))
 
 
 def test_a_full_disk(tmp_path, monkeypatch):

@@ -1,0 +1,111 @@
+"""Packed: a Graph whose tensors lie one after the other in one piece of memory.
+
+A worker's Graph reaches the process that trains as one shared and one pinned piece, not as one of
+each for every tensor.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Self
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mace_train.data.graph import Graph
+
+_ALIGNMENT = 64  # bytes
+_FLOAT, _INDEX, _TRUTH = None, torch.int64, torch.bool  # None: the type of the Graph
+# type and shape of every tensor; sizes are of structures, atoms, edges or pairs
+_LAYOUT: dict[str, tuple[torch.dtype | None, tuple[Any, ...]]] = {
+    "positions": (_FLOAT, ("atoms", 3)),
+    "elements": (_INDEX, ("atoms",)),
+    "senders": (_INDEX, ("edges",)),
+    "receivers": (_INDEX, ("edges",)),
+    "pairs": (_INDEX, ("edges",)),
+    "first_of_pair": (_INDEX, ("pairs",)),
+    "shifts": (_FLOAT, ("edges", 3)),
+    "cell": (_FLOAT, ("graphs", 3, 3)),
+    "pbc": (_TRUTH, ("graphs", 3)),
+    "graph_of_atom": (_INDEX, ("atoms",)),
+    "graph_of_edge": (_INDEX, ("edges",)),
+    "n_atoms_of_graph": (_INDEX, ("graphs",)),
+    "energy": (torch.float64, ("graphs",)),
+    "forces": (_FLOAT, ("atoms", 3)),
+    "stress": (_FLOAT, ("graphs", 3, 3)),
+    "has_energy": (_TRUTH, ("graphs",)),
+    "has_forces": (_TRUTH, ("graphs",)),
+    "has_stress": (_TRUTH, ("graphs",)),
+    "weight": (_FLOAT, ("graphs",)),
+    "energy_weight": (_FLOAT, ("graphs",)),
+    "forces_weight": (_FLOAT, ("graphs",)),
+    "stress_weight": (_FLOAT, ("graphs",)),
+    "ids": (_INDEX, ("graphs",)),
+}
+
+_TYPES = (torch.float64, _INDEX, _TRUTH)
+_STRIDES = ((1,), (3, 1), (9, 3, 1))  # of one, two and three axes
+Place = tuple[str, torch.dtype, tuple[int, ...], int, int]  # its first number, numbers in a row
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """The memory of a Graph, and its sizes."""
+
+    memory: Tensor  # [n] uint8
+    n_graphs: int
+    n_atoms: int
+    n_edges: int
+    dtype: torch.dtype
+
+    @classmethod
+    def empty(cls, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Self:
+        """Memory that has not been written, for a Graph with floats of ``dtype``."""
+        sizes = (n_graphs, n_atoms, n_edges)
+        return cls(torch.empty(_n_bytes(*sizes, dtype), dtype=torch.uint8), *sizes, dtype)
+
+    def graph(self) -> Graph:
+        """The Graph, whose tensors are views."""
+        views = {kind: self.memory.view(kind) for kind in {self.dtype, *_TYPES}}
+        return Graph(
+            **{
+                name: views[kind].as_strided(shape, _STRIDES[len(shape) - 1], first)
+                for name, kind, shape, first, _ in self._places()
+            }
+        )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The same as arrays, to be filled in."""
+        views = {kind: self.memory.view(kind).numpy() for kind in {self.dtype, *_TYPES}}
+        return {
+            name: views[kind][first : first + shape[0] * step].reshape(shape)
+            for name, kind, shape, first, step in self._places()
+        }
+
+    def _places(self) -> tuple[Place, ...]:
+        return _places(self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
+
+    def pin_memory(self) -> "Packed":
+        """The same in page-locked memory (called by torch's DataLoader)."""
+        pinned = self.memory.pin_memory()
+        return Packed(pinned, self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
+
+
+@lru_cache(maxsize=16)
+def _places(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> tuple[Place, ...]:
+    """Place of every tensor."""
+    sizes = {"graphs": n_graphs, "atoms": n_atoms, "edges": n_edges, "pairs": n_edges // 2}
+    end, places = 0, []
+    for name, (kind, axes) in _LAYOUT.items():
+        kind = kind or dtype
+        length, step = sizes[axes[0]], _STRIDES[len(axes) - 1][0]
+        places.append((name, kind, (length, *axes[1:]), end // kind.itemsize, step))
+        end += -(-length * step * kind.itemsize // _ALIGNMENT) * _ALIGNMENT
+    return tuple(places)
+
+
+def _n_bytes(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> int:
+    """Bytes of all tensors."""
+    _, kind, (length, *_), first, step = _places(n_graphs, n_atoms, n_edges, dtype)[-1]
+    end = (first + length * step) * kind.itemsize
+    return -(-end // _ALIGNMENT) * _ALIGNMENT

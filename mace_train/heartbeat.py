@@ -53,7 +53,11 @@ class Heartbeat:
         reader.join(timeout=3 * INTERVAL_S + patience_s)
         if self._rank == 0:  # without torchrun the store ends with rank 0: let the others read, too
             self._stopped.wait(4 * INTERVAL_S)
-        return box[0] if box else "the store does not answer: rank 0 or its host is stopped or gone"
+        return (
+            box[0]
+            if box
+            else "the store does not answer: rank 0 or its host is stopped, gone or cut off"
+        )
 
     def _read(self) -> str:
         try:
@@ -65,7 +69,9 @@ class Heartbeat:
         silent = [rank for rank, sign in enumerate(after) if sign == before[rank]]
         silent = [rank for rank in silent if rank != self._rank]
         if silent:
-            return "; ".join(f"{_name(r, after[r])} is stopped or dead" for r in silent[:8])
+            return "; ".join(
+                f"{_name(r, after[r])} is stopped, dead or cut off" for r in silent[:8]
+            )
         furthest = max(_place(sign) for sign in after)
         behind = [rank for rank, sign in enumerate(after) if _place(sign) < furthest]
         if behind:

@@ -61,6 +61,12 @@ class Graph:
         """Number of directed edges."""
         return self.senders.shape[0]
 
+    @property
+    def volume(self) -> Tensor:
+        """Volumes [n_graphs] of the cells, Å^3."""
+        a, b, c = self.cell.unbind(1)
+        return (a * torch.linalg.cross(b, c)).sum(1).abs()
+
     def vectors(self) -> Tensor:
         """Edge vectors [n_edges, 3] in Å, differentiable in positions and cell."""
         shifts = torch.einsum("es,esc->ec", self.shifts, self.cell[self.graph_of_edge])

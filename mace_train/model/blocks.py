@@ -55,6 +55,7 @@ class InteractionBlock(nn.Module):
     def __init__(self, sizes: Sizes, *, residual: bool) -> None:
         super().__init__()
         self.residual = residual
+        self.checkpointing = False  # of what the convolution makes per edge
         self.avg_num_neighbors = sizes.avg_num_neighbors
         n_channels = sizes.n_channels
         self._convolution = Convolution(sizes.l_in, sizes.l_edges)
@@ -75,7 +76,8 @@ class InteractionBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Message [n_atoms, (l_edges + 1)^2, n_channels], and the skipping term or None."""
         up = self.linear_up(split_degrees(x))
-        summed = self._convolution(up, edges, self.conv_tp_weights)
+        network = self.conv_tp_weights
+        summed = self._convolution(up, edges, network, checkpointing=self.checkpointing)
         message = self.linear(summed) / self.avg_num_neighbors
         if self.residual:
             return message, self.skip_tp(x, groups)

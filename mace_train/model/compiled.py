@@ -22,12 +22,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mace_train.data.graph import Graph
 from mace_train.model.convolution import EdgeBlocks
 from mace_train.model.derivatives import Prediction, assemble
-from mace_train.model.linear import ElementGroups
+from mace_train.model.linear import ElementGroups, ElementSlots
 from mace_train.model.mace import MACE, Places
 from mace_train.ops.convolution import EdgeIndex
 from mace_train.ops.symmetric_contraction import Chunks
 
-KINDS = (Places, EdgeBlocks, EdgeIndex, ElementGroups, Chunks)
+KINDS = (Places, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks)
 for _kind in KINDS:
     torch.export.register_dataclass(_kind, serialized_type_name=f"mace_train.{_kind.__name__}")
 torch.serialization.add_safe_globals(list(KINDS))  # torch.export.load reads example inputs
@@ -100,8 +100,9 @@ def export(model: MACE, *, forces: bool = True) -> torch.export.ExportedProgram:
     """
     inputs = example(model)
     shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    groups = inputs[2].groups
     for tensor in _tensors(inputs):
-        if tensor is not inputs[2].groups.first:
+        if not isinstance(groups, ElementGroups) or tensor is not groups.first:
             shapes[tensor] = {0: torch.export.Dim.AUTO}
     module = _WithGradient(model) if forces else _Energies(model)
     with torch.no_grad():

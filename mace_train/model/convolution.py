@@ -23,9 +23,11 @@ from mace_train.model.coupling import Constant, clebsch_gordan, convolution_path
 from mace_train.model.fused import FusedConvolution
 from mace_train.model.linear import split_degrees
 from mace_train.model.radial import RadialNetwork
+from mace_train.model.recompute import recomputed
 from mace_train.ops.convolution import EdgeIndex
 
 EDGES_PER_BLOCK = 8
+CHANNELS_AT_A_TIME = 32
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,38 @@ class Convolution:
         """Number of paths to a degree."""
         return sum(l3 == degree for _, _, l3 in self.paths)
 
-    def __call__(self, x: Tensor, edges: Edges, network: RadialNetwork) -> list[Tensor]:
+    def __call__(
+        self, x: Tensor, edges: Edges, network: RadialNetwork, *, checkpointing: bool = False
+    ) -> list[Tensor]:
         """Degrees [n_atoms, 2 l3 + 1, n_paths_to_l3 * n_channels] of the summed messages.
 
         Takes x [n_atoms, (l_nodes + 1)^2, n_channels]; the network maps the edges' radial basis
-        to weights of the paths.
+        to weights of the paths. With ``checkpointing`` only CHANNELS_AT_A_TIME channels of what is
+        made per edge exist at any time: channels do not mix here, so nothing is computed for more
+        than one of these parts but the network's narrow layers.
         """
-        if isinstance(edges.places, EdgeIndex):
-            return self._fused(x, edges.harmonics, network.stacked(edges.radial), edges.places)
-        return self._in_blocks(x, edges.harmonics, network(edges.radial), edges.places)
+        places = edges.places
+
+        def part(x: Tensor, harmonics: Tensor, hidden: Tensor, last: Tensor) -> tuple[Tensor, ...]:
+            if isinstance(places, EdgeIndex):
+                weights = network.stacked(hidden, last)
+                return tuple(self._fused(x, harmonics, weights, places))
+            return tuple(self._in_blocks(x, harmonics, network.by_path(hidden, last), places))
+
+        hidden, last = network.hidden(edges.radial)
+        if not checkpointing:
+            return list(part(x, edges.harmonics, hidden, last))
+        # copies, since a view would keep all channels
+        parts = [
+            recomputed(part, some.contiguous(), edges.harmonics, hidden, columns.contiguous())
+            for some, columns in zip(
+                *(torch.split(tensor, CHANNELS_AT_A_TIME, 2) for tensor in (x, last)), strict=True
+            )
+        ]
+        return [
+            torch.cat([t.unflatten(2, (self.paths_to(degree), -1)) for t in of_parts], 3).flatten(2)
+            for degree, of_parts in enumerate(zip(*parts, strict=True))
+        ]
 
     def _in_blocks(
         self, x: Tensor, harmonics: Tensor, weights: Sequence[Tensor], blocks: EdgeBlocks

@@ -112,6 +112,5 @@ def _strain_gradient(vectors: Tensor, gradient: Tensor | None, graph: Graph) -> 
 
 def _stress(strain_gradient: Tensor, graph: Graph) -> Tensor:
     periodic = graph.pbc.all(1)
-    volume = torch.linalg.det(graph.cell).abs()
-    inverse = torch.where(periodic, 1.0 / torch.where(periodic, volume, 1.0), 0.0)
+    inverse = torch.where(periodic, 1.0 / torch.where(periodic, graph.volume, 1.0), 0.0)
     return strain_gradient * inverse[:, None, None]

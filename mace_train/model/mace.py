@@ -30,7 +30,8 @@ from mace_train.model.blocks import (
 )
 from mace_train.model.convolution import EdgeBlocks, Edges
 from mace_train.model.coupling import Constant
-from mace_train.model.linear import ElementGroups
+from mace_train.model.linear import ElementGroups, ElementSlots
+from mace_train.model.matmul import MatmulModule
 from mace_train.model.radial import RadialBasis
 from mace_train.model.spherical import SphericalHarmonics
 from mace_train.ops.convolution import EdgeIndex
@@ -38,12 +39,12 @@ from mace_train.ops.methods import method_of
 from mace_train.ops.symmetric_contraction import Chunks
 from mace_train.settings import ModelSettings
 
-METHODS: dict[str, tuple[Callable[..., EdgeBlocks | EdgeIndex], Callable[..., Tensor | Chunks]]] = {
-    "reference": (EdgeBlocks.of, lambda elements, n_elements: elements),
-    "cpp": (EdgeIndex.of, Chunks.of),
-    "cuda": (EdgeIndex.of, Chunks.of),
+METHODS: dict[str, Callable[..., EdgeBlocks | EdgeIndex]] = {
+    "reference": EdgeBlocks.of,
+    "cpp": EdgeIndex.of,
+    "cuda": EdgeIndex.of,
 }
-"""How each method wants the edges and the elements; the layers do the rest by type."""
+"""How each method wants the edges; the layers do the rest by type."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Places:
     """Integers of a batch that steer the layers: which rows of features meet which."""
 
     edges: EdgeBlocks | EdgeIndex
-    groups: ElementGroups
+    groups: ElementGroups | ElementSlots
     elements: Tensor | Chunks
 
 
@@ -93,6 +94,7 @@ class MACE(nn.Module):
         self.settings = settings
         self.data = data
         self.kernels = kernels  # auto, or one of METHODS
+        self.static_shapes = False  # of all that is computed, given the sizes of a batch
         # float64 bits in an integer buffer: casting the model to float32 leaves them alone
         bits = torch.tensor(data.E0s, dtype=torch.float64).view(torch.int64)
         self.register_buffer("_E0_bits", bits, persistent=False)
@@ -127,6 +129,19 @@ class MACE(nn.Module):
         """Precision of weights and features."""
         return self.node_embedding.linear.weight.dtype
 
+    def multiply_in(self, dtype: torch.dtype | None) -> None:
+        """Take the products of all layers but the readouts in a type (None: the model's)."""
+        for layer in (self.interactions, self.products):
+            for module in layer.modules():
+                if isinstance(module, MatmulModule):
+                    module.matmul_dtype = dtype
+
+    def checkpoint_activations(self, on: bool) -> None:
+        """Compute what is made per edge again in every pass instead of keeping it, or do not."""
+        for interaction in self.interactions:
+            assert isinstance(interaction, InteractionBlock)
+            interaction.checkpointing = on
+
     def forward(
         self,
         vectors: Tensor,
@@ -155,12 +170,16 @@ class MACE(nn.Module):
     ) -> Places:
         """What ``energies`` needs to know of a batch; made anew for every batch."""
         n_elements = len(self.data.atomic_numbers)
-        index_edges, index_elements = METHODS[method_of(self.kernels, elements.device)]
-        return Places(
-            index_edges(senders, receivers, len(elements), pairs, first_of_pair),
-            ElementGroups.of(elements, n_elements),
-            index_elements(elements, n_elements),
-        )
+        method = method_of(self.kernels, elements.device)
+        edges = METHODS[method](senders, receivers, len(elements), pairs, first_of_pair)
+        groups: ElementGroups | ElementSlots
+        if self.static_shapes:
+            groups = ElementSlots.of(elements, n_elements)
+            chunks = Chunks.of_size(elements, n_elements)
+        else:
+            groups = ElementGroups.of(elements, n_elements)
+            chunks = Chunks.of(elements, n_elements)
+        return Places(edges, groups, elements if method == "reference" else chunks)
 
     def energies(self, vectors: Tensor, elements: Tensor, places: Places) -> Tensor:
         """The same as ``forward``: operations on tensors alone, which PyTorch can trace."""

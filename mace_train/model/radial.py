@@ -13,6 +13,8 @@ from math import pi, sqrt
 import torch
 from torch import Tensor, nn
 
+from mace_train.model.matmul import MatmulModule
+
 SILU_GAIN = 1.6791767923989418
 """1 / rms of silu(z) for normal z, as e3nn samples it (10^6 points, seed 0)."""
 
@@ -56,8 +58,11 @@ class RadialLayer(nn.Module):
         return self.weight * self.weight.shape[0] ** -0.5
 
 
-class RadialNetwork(nn.Module):
-    """Perceptron from the radial basis to the weights of the convolution paths."""
+class RadialNetwork(MatmulModule):
+    """Perceptron from the radial basis to the weights of the convolution paths.
+
+    The last product, by far the largest, is apart, so that a caller may take it in pieces.
+    """
 
     def __init__(self, n_basis: int, hidden: list[int], n_paths: int, n_channels: int) -> None:
         super().__init__()
@@ -67,22 +72,20 @@ class RadialNetwork(nn.Module):
         for i in range(self.n_layers):
             self.add_module(f"layer{i}", RadialLayer(widths[i], widths[i + 1]))
 
-    def forward(self, basis: Tensor) -> list[Tensor]:
-        """One tensor [n_edges, n_channels] per path, from basis [n_edges, n_basis]."""
-        hidden, last = self._hidden(basis)
-        # one product per path: no [n_edges, n_paths, n_channels] tensor to take apart again
-        return [hidden @ columns for columns in torch.split(last, self.n_channels, 1)]
-
-    def stacked(self, basis: Tensor) -> Tensor:
-        """The same as one tensor [n_edges, n_paths, n_channels]."""
-        hidden, last = self._hidden(basis)
-        shape = (basis.shape[0], last.shape[1] // self.n_channels, self.n_channels)
-        return (hidden @ last).view(shape)
-
-    def _hidden(self, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last matrix multiplies, and the last matrix."""
+    def hidden(self, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last matrix multiplies [n_edges, width], and it [width, n_paths, n_channels]."""
         matrices = [layer.scaled() for layer in self.children() if isinstance(layer, RadialLayer)]
         hidden = basis
         for matrix in matrices[:-1]:
-            hidden = scaled_silu(hidden @ matrix)
-        return hidden, matrices[-1]
+            hidden = scaled_silu(self.matmul(hidden, matrix))
+        return hidden, matrices[-1].view(hidden.shape[1], -1, self.n_channels)
+
+    def stacked(self, hidden: Tensor, last: Tensor) -> Tensor:
+        """The last product as one tensor [n_edges, n_paths, n_channels]."""
+        product = self.matmul(hidden, last.flatten(1))
+        return product.view(len(hidden), *last.shape[1:])
+
+    def by_path(self, hidden: Tensor, last: Tensor) -> list[Tensor]:
+        """The last product as one tensor [n_edges, n_channels] per path."""
+        # one product per path: no [n_edges, n_paths, n_channels] tensor to take apart again
+        return [self.matmul(hidden, columns) for columns in last.unbind(1)]

@@ -60,7 +60,11 @@ def wanted(ctx: Any, position: int) -> bool:
     needs = ctx.needs_input_grad
     if not (needs[0] if isinstance(needs[0], (list, tuple)) else needs)[position]:
         return False
-    node = ctx.next_functions[position][0]
+    return will_run(ctx.next_functions[position][0])
+
+
+def will_run(node: Any) -> bool:
+    """Whether the running backward pass goes on to a node of the graph (None: there is none)."""
     if node is None:
         return False
     is_leaf = not node.next_functions  # for which torch cannot tell

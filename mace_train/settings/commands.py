@@ -39,6 +39,12 @@ class TrainSettings:
     """Seed of initial weights and of the order of structures."""
     default_dtype: str = "float32"
     """float32 or float64, of weights and features; energies of isolated atoms stay float64."""
+    matmul_dtype: str = "default"
+    """Type of the matrix products in linear layers and radial networks: default (default_dtype),
+    tfloat32 (all float32 matrix products of the GPU) or bfloat16; the rest stays as it is."""
+    activation_checkpointing: bool = False
+    """Keep the inputs of every layer alone and compute the rest again in the backward passes: less
+    memory, more time, the same results."""
     max_num_epochs: int = 200
     """Epochs to train."""
     patience: int = 2048
@@ -70,6 +76,17 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_choice("default_dtype", self.default_dtype, ("float32", "float64"))
+        check_choice("matmul_dtype", self.matmul_dtype, ("default", "tfloat32", "bfloat16"))
+        if self.matmul_dtype != "default" and self.default_dtype != "float32":
+            raise InputError(
+                f"matmul_dtype={self.matmul_dtype} is for default_dtype=float32, not "
+                f"{self.default_dtype}; use matmul_dtype=default"
+            )
+        if self.cluster.cuda_graphs and not self.batching.static_shapes:
+            raise InputError(
+                "cluster.cuda_graphs=true needs batching.static_shapes=true: a graph of kernels is "
+                "captured for one shape of bins"
+            )
         check_choice("non_finite", self.non_finite, ("stop", "skip"))
         for name in ("max_num_epochs", "patience", "eval_interval"):
             check_at_least(name, getattr(self, name), 1)

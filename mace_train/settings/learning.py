@@ -178,6 +178,12 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         names = ("energy_weight", "forces_weight", "stress_weight", "virials_weight")
+        if "dipole" in self.loss:
+            raise InputError(
+                f"loss.loss={self.loss}: no model here predicts dipoles, MACE and ScaleShiftMACE "
+                "give energies and their derivatives; train AtomicDipolesMACE with mace-torch, "
+                "or choose weighted, huber, universal or l1l2"
+            )
         check_choice("loss.loss", self.loss, ("weighted", "huber", "universal", "l1l2"))
         check_at_least("loss.huber_delta", self.huber_delta, 0.0, strictly=True)
         for name in names:

@@ -92,6 +92,9 @@ class ClusterSettings:
     """Seconds after which a collective that a rank does not join is an error."""
     kernels: str = "auto"
     """Fused operations: auto (compiled where possible), cpp (CPU), cuda (NVIDIA) or reference."""
+    cuda_graphs: bool = False
+    """Capture the gradient of a bin (energies, forces, loss, both backward passes) once and replay
+    it for every bin: no time to launch kernels; needs a GPU and batching.static_shapes."""
     num_threads: int | None = None
     """CPU threads per process; null leaves PyTorch's choice, divided by the ranks of the host."""
     num_workers: int = 0

@@ -23,6 +23,8 @@ from mace_train.train.state import save_state
 from mace_train.train.step import Outcome, train_step
 from mace_train.train.trouble import handle_trouble
 
+GRAPHS_AT_A_TIME = 16  # empty structures cost nothing, and most epochs have the same shape then
+
 
 @dataclass
 class EpochLoop:
@@ -178,8 +180,9 @@ def shape_of_bins(run: Run, part: Part) -> Shape:
     """Room for every bin: the capacity, or what a bin of the part takes where that is more."""
     capacity, plan = run.sampler.capacity, part.plan
     n_edges = max(capacity.max_edges, int(plan.n_edges.max()))
+    n_structures = int(plan.n_structures.max()) + 1
     return Shape(
-        n_graphs=int(plan.n_structures.max()) + 1,
+        n_graphs=GRAPHS_AT_A_TIME * -(-n_structures // GRAPHS_AT_A_TIME),
         n_atoms=max(capacity.max_atoms, int(plan.n_atoms.max())) + 1,
         n_edges=n_edges + n_edges % 2,
     )

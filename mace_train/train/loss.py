@@ -58,13 +58,9 @@ class LossSums:
     def loss(self, settings: LossSettings, counts: Tensor | None = None) -> Tensor:
         """The scalar loss; ``counts`` [4] over all ranks replaces this rank's own."""
         divisors = (self.counts if counts is None else counts).clamp(min=1)
-        return (term_weights(settings, self.numerators) * self.numerators / divisors).sum()
-
-
-def term_weights(settings: LossSettings, like: Tensor) -> Tensor:
-    """[4] weights of energy, forces, stress and virials."""
-    weights = [getattr(settings, f"{name}_weight") for name in TERMS]
-    return torch.tensor(weights, dtype=like.dtype, device=like.device)
+        weights = (getattr(settings, f"{name}_weight") for name in TERMS)
+        terms = zip(weights, self.numerators.unbind(), strict=True)
+        return (torch.stack([weight * term for weight, term in terms]) / divisors).sum()
 
 
 def needs_stress(settings: LossSettings) -> bool:
@@ -143,8 +139,7 @@ def _terms(
         ),
     }
     if prediction.stress is not None:
-        volume = torch.linalg.det(graph.cell).abs()
-        per_atom = -(volume / n_atoms)[:, None]  # virials = -volume * stress
+        per_atom = -(graph.volume / n_atoms)[:, None]  # virials = -volume * stress
         of_stress = (weight * graph.has_stress)[:, None], graph.stress_weight[:, None]
         predicted, label = prediction.stress.flatten(1), graph.stress.flatten(1)
         terms["stress"] = _Labelled(predicted, label, *of_stress)
@@ -177,8 +172,9 @@ def _huber_of_weighted(term: _Labelled, settings: LossSettings) -> Tensor:
 
 def _universal_forces(term: _Labelled, settings: LossSettings) -> Tensor:
     size = torch.linalg.vector_norm(term.label_weight * term.label, dim=1, keepdim=True)
-    limits = size.new_tensor(UNIVERSAL_LIMITS)
-    factors = size.new_tensor(UNIVERSAL_FACTORS)[torch.bucketize(size, limits, right=True)]
+    factors = torch.full_like(size, UNIVERSAL_FACTORS[-1])
+    for limit, factor in reversed(list(zip(UNIVERSAL_LIMITS, UNIVERSAL_FACTORS, strict=False))):
+        factors = torch.where(size < limit, factor, factors)
     delta = settings.huber_delta * factors
     return (term.weight * huber(term.label_weight * term.error, delta)).sum()
 
@@ -187,6 +183,19 @@ def huber(error: Tensor, delta: Tensor) -> Tensor:
     """error^2 / 2 below ``delta``, delta (|error| - delta / 2) above."""
     size = error.abs()
     return torch.where(size < delta, 0.5 * error**2, delta * (size - 0.5 * delta))
+
+
+def dipole_sums(
+    predicted: Tensor, label: Tensor, n_atoms: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Numerator and denominator of mace-torch's dipole loss, 100 mean ((mu - mu') / n_g)^2.
+
+    Takes dipoles [n_graphs, 3], atoms and weights [n_graphs]; a weight of 0 masks a structure
+    without a label (mace-torch has neither). For models of one's own: those here have no dipole.
+    """
+    labelled = weight > 0
+    error = torch.where(labelled[:, None], (predicted - label) / n_atoms[:, None], 0.0)
+    return 100.0 * (weight[:, None] * error**2).sum(), 3 * labelled.sum()
 
 
 _Function = Callable[[_Labelled, LossSettings], Tensor]

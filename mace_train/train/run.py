@@ -16,6 +16,7 @@ from mace_train.model.mace import MACE
 from mace_train.settings import TrainSettings
 from mace_train.train.archive import Archive
 from mace_train.train.average import Average
+from mace_train.train.captured import CapturedGradient
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import LossSums
 from mace_train.train.optim import evaluation_weights, is_schedule_free, make_optimizer
@@ -106,6 +107,7 @@ class Run:
     output: Path
     statistics: Statistics
     tally: Tally
+    captured: CapturedGradient | None = None  # with cluster.cuda_graphs
     part: Part | None = None  # of the epoch that a resumed run stands in
     last_errors: str | None = None  # RMSEs of the last validation, for people to watch
 

@@ -25,6 +25,7 @@ from mace_train.settings import ClusterSettings, LossSettings, ModelSettings, Tr
 from mace_train.train import checkpoint
 from mace_train.train.archive import Archive
 from mace_train.train.average import Average
+from mace_train.train.captured import CapturedGradient, check_cuda_graphs, cuda_graph
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import TERMS
 from mace_train.train.memory import calibrate
@@ -54,6 +55,9 @@ def set_up(settings: TrainSettings, world: World, shards_in: Path | None = None)
     _check_new(archive, settings, world)
     model = new_model(settings, statistics).to(world.device)
     choose_kernels(model, settings.cluster, world)
+    choose_precision(model, settings, world)
+    if settings.cluster.cuda_graphs:
+        check_cuda_graphs(model.kernels, world.device)
     compile_kernels(model, world)
     freeze(model, settings.optimizer.frozen())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -80,6 +84,8 @@ def set_up(settings: TrainSettings, world: World, shards_in: Path | None = None)
         resume(run)
     elif settings.batching.capacity == "auto":
         run.sampler.use(calibrate(run))
+    if settings.cluster.cuda_graphs:
+        run.captured = CapturedGradient(model, run.trained_parameters, cuda_graph)
     run.progress.n_starts += 1
     _check_same_on_all_ranks(run)
     return run
@@ -99,6 +105,20 @@ def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None
     model.kernels = settings.kernels
     if world.is_main:
         LOGGER.info("%s", line)
+
+
+def choose_precision(model: MACE, settings: TrainSettings, world: World) -> None:
+    """Types of matrix products, and what is kept for the backward passes."""
+    kind = settings.matmul_dtype
+    if kind == "tfloat32" and world.device.type != "cuda":
+        raise InputError(
+            "matmul_dtype=tfloat32 is a type of NVIDIA GPUs, but the training runs on "
+            f"{world.device.type}; use matmul_dtype=default or cluster.device=cuda"
+        )
+    torch.set_float32_matmul_precision("high" if kind == "tfloat32" else "highest")
+    model.multiply_in(torch.bfloat16 if kind == "bfloat16" else None)
+    model.checkpoint_activations(settings.activation_checkpointing)
+    model.static_shapes = settings.cluster.cuda_graphs
 
 
 def compile_kernels(model: MACE, world: World) -> None:

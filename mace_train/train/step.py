@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mace_train.data.graph import Graph
 from mace_train.model.derivatives import predict
-from mace_train.train.loss import LossSums, label_counts, loss_sums, needs_stress
+from mace_train.train.loss import TERMS, LossSums, label_counts, loss_sums, needs_stress
 from mace_train.train.optim import set_lr
 from mace_train.train.phases import Phases
 from mace_train.train.run import Run
@@ -108,7 +108,7 @@ def accumulate(
 
     failure, sums = None, LossSums.zero(run.world.device)
     for i, graph in enumerate(graphs):
-        if i == len(graphs) - 1:
+        if i == len(graphs) - 1 and run.captured is None:
             run.gradients.send_when_done()
         try:
             sums = sums + backward(run, graph, known, phases)
@@ -127,8 +127,12 @@ def accumulate(
 def backward(run: Run, graph: Graph, known: Callable[[], Tensor], phases: Phases) -> LossSums:
     """Add the gradient of one bin to this rank's; the bin's loss sums."""
     loss = run.stage.loss
+    weight = run.train.weight_of[graph.ids]
+    if run.captured is not None:
+        counts = known()[: len(TERMS)]
+        with phases("compute"):
+            return run.captured.add(graph, weight, counts, loss)
     with phases("compute"):
-        weight = run.train.weight_of[graph.ids]
         graph = graph.to(run.world.device)
         prediction = predict(run.model, graph, stress=needs_stress(loss), create_graph=True)
         weight = weight.to(graph.weight)
@@ -148,6 +152,8 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def _trouble(run: Run, graphs: list[Graph], sums: LossSums, failure: str | None) -> list[Trouble]:
     """What went wrong on every rank."""
+    if failure is not None and run.captured is not None:
+        run.captured.forget()
     if run.world.device.type == "cuda":
         torch.cuda.empty_cache()
     ids = [int(i) for graph in graphs for i in graph.ids if i >= 0]

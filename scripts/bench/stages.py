@@ -68,7 +68,8 @@ def mark(model: nn.Module) -> None:
         places += [(block.skip_tp, "forward", "skip products")]
         places += [(block._convolution, "_fused", "convolution")]
         places += [(block._convolution, "_in_blocks", "convolution")]
-        places += [(block.conv_tp_weights, name, "radial MLP") for name in ("forward", "stacked")]
+        radial = ("hidden", "by_path", "stacked")
+        places += [(block.conv_tp_weights, name, "radial MLP") for name in radial]
     for product in model.products:
         places += [(product.symmetric_contractions, "forward", "contraction")]
         places += [(product.linear, "forward", "linears")]

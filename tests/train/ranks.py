@@ -11,28 +11,51 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
+from mace_train.cli import main
 from mace_train.settings import ClusterSettings
 from mace_train.world import World, open_world
 
 Function = Callable[..., Any]
 
 # ranks are forked from a process that has imported what takes seconds, and nothing else
-set_forkserver_preload(["mace_train.train.run", "torch._dynamo"])
+set_forkserver_preload(["mace_train.train.trainer", "torch._dynamo"])
 
 
 def run_ranks(
     n_ranks: int, function: Function, folder: Path, *arguments: Any, timeout_s: int = 240
 ) -> list[Any]:
     """``[function(world, *arguments) for each rank]``; results travel through ``folder``."""
-    port = free_port()
+    _start(n_ranks, _enter, n_ranks, function, str(folder), arguments, timeout_s)
+    paths = [folder / f"rank-{n_ranks}-{rank}.pt" for rank in range(n_ranks)]
+    return [torch.load(path, weights_only=False) for path in paths]
+
+
+def run_command_on_ranks(n_ranks: int, *words: str) -> None:
+    """``mace-train`` on every rank, as torchrun would start it, but sooner there."""
+    _start(n_ranks, _run_command, words)
+
+
+def _start(n_ranks: int, target: Callable[..., None], *arguments: Any) -> None:
+    """``target(rank, *arguments)`` on every rank, with torchrun's environment."""
+    environment = os.environ | {
+        "WORLD_SIZE": str(n_ranks),
+        "LOCAL_WORLD_SIZE": str(n_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     multiprocessing.start_processes(
-        _enter,
-        args=(n_ranks, port, function, str(folder), arguments, timeout_s),
+        _in_environment,
+        args=(dict(environment), target, arguments),
         nprocs=n_ranks,
         start_method="forkserver",
     )
-    paths = [folder / f"rank-{n_ranks}-{rank}.pt" for rank in range(n_ranks)]
-    return [torch.load(path, weights_only=False) for path in paths]
+
+
+def _in_environment(
+    rank: int, environment: dict[str, str], target: Callable[..., None], arguments: Any
+) -> None:
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    target(rank, *arguments)
 
 
 def free_port() -> int:
@@ -47,23 +70,18 @@ def free_port() -> int:
             return port
 
 
+def _run_command(rank: int, words: tuple[str, ...]) -> None:
+    main(list(words))
+
+
 def _enter(
     rank: int,
     n_ranks: int,
-    port: int,
     function: Function,
     folder: str,
     arguments: tuple[Any, ...],
     timeout_s: int,
 ) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(n_ranks),
-        "LOCAL_WORLD_SIZE": str(n_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
     with open_world(ClusterSettings(device="cpu", timeout_s=timeout_s, num_threads=1)) as world:
         result = function(world, *arguments)
     torch.save(result, Path(folder) / f"rank-{n_ranks}-{rank}.pt")

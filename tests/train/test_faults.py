@@ -25,11 +25,12 @@ from mace_train.train.signals import exit_code
 from mace_train.train.trainer import fit, train
 from mace_train.world import World
 from tests.conftest import TINY_MODEL
-from tests.train.ranks import run_ranks
+from tests.train.ranks import run_command_on_ranks, run_ranks
 from tests.train.test_resume import assert_same_end
 from tests.train.test_trainer import settings_for
 
 REFERENCE = "cluster.kernels=reference"
+TIMEOUT_S = 10
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -191,15 +192,19 @@ def test_a_signal_to_one_rank_stops_all(prepared, tmp_path):
     assert newest.stem == "step-0000000003"  # agreed on with the counts of the next step
 
 
-def torchrun(n_ranks: int, prepared: Path, output: Path, *more: str) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=3"]
+def words(prepared: Path, output: Path, *more: str) -> list[str]:
+    """A training that writes a checkpoint after every second step."""
     return [
-        *launcher,
-        f"--nproc-per-node={n_ranks}",
-        *("-m", "mace_train", "train", f"data_dir={prepared}", f"output={output}"),
-        *("default_dtype=float64", "batching.batch_size=2", "loss=stress", "cluster=cpu"),
-        *("checkpoints.every_steps=2", REFERENCE, *TINY_MODEL, *more),
+        *("train", f"data_dir={prepared}", f"output={output}", "default_dtype=float64"),
+        *("batching.batch_size=2", "loss=stress", "cluster=cpu", "checkpoints.every_steps=2"),
+        *(REFERENCE, *TINY_MODEL, *more),
     ]
+
+
+def torchrun(n_ranks: int, n_restarts: int, *words: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += [f"--max-restarts={n_restarts}", f"--nproc-per-node={n_ranks}"]
+    return [*launcher, "-m", "mace_train", *words]
 
 
 def workers(launcher: int) -> list[int]:
@@ -221,17 +226,18 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds r
 
 @pytest.mark.slow
 @LINUX
-@pytest.mark.parametrize("n_ranks", [2, 8])
-def test_torchrun_restarts_a_killed_rank_and_the_end_is_the_same(n_ranks, prepared, tmp_path):
-    epochs = f"max_num_epochs={8 if n_ranks == 2 else 10}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize(("n_ranks", "kills"), [(2, (1, 3)), (8, (1,))])
+def test_torchrun_restarts_a_killed_rank_and_the_end_is_the_same(
+    n_ranks, kills, prepared, tmp_path
+):
+    epochs = f"max_num_epochs={3 * len(kills) + 2}"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = torchrun(n_ranks, prepared, whole, epochs)
-    subprocess.run(command, check=True, env=environment, capture_output=True)
-    command = torchrun(n_ranks, prepared, killed, epochs)
+    run_command_on_ranks(n_ranks, *words(prepared, whole, epochs))
+    command = torchrun(n_ranks, 3, *words(prepared, killed, epochs))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with open(tmp_path / "log.txt", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    for n_records in (1, 3):  # killed twice
+    for n_records in kills:
         wait_for(lambda n=n_records: len(records(killed)) > n, process)
         os.kill(workers(process.pid)[-1], signal.SIGKILL)
     assert process.wait(timeout=400) == 0, (tmp_path / "log.txt").read_text()[-3000:]
@@ -246,9 +252,8 @@ def test_torchrun_restarts_a_killed_rank_and_the_end_is_the_same(n_ranks, prepar
 def test_a_rank_that_hangs_is_named_within_the_timeout(prepared, tmp_path):
     log_path = tmp_path / "log.txt"
     with open(log_path, "w") as log:
-        more = ("max_num_epochs=400", "cluster.timeout_s=20")
-        command = torchrun(2, prepared, tmp_path / "run", *more)
-        command[command.index("--max-restarts=3")] = "--max-restarts=0"
+        more = ("max_num_epochs=400", f"cluster.timeout_s={TIMEOUT_S}")
+        command = torchrun(2, 0, *words(prepared, tmp_path / "run", *more))
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
@@ -256,8 +261,8 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(prepared, tmp_path):
             stopped = workers(process.pid)[1]
             os.kill(stopped, signal.SIGSTOP)
             start = time.monotonic()
-            wait_for(lambda: "is stopped or dead" in log_path.read_text(), process, 60)
-            assert time.monotonic() - start < 20 + 20
+            wait_for(lambda: "is stopped, dead or cut off" in log_path.read_text(), process, 60)
+            assert time.monotonic() - start < 40  # ten minutes is the default
             os.kill(stopped, signal.SIGKILL)
             assert process.wait(timeout=120) != 0
         finally:
@@ -265,7 +270,7 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(prepared, tmp_path):
                 process.kill()
     text = log_path.read_text()
     assert f"rank 1 (process {stopped} on " in text
-    assert "no answer within cluster.timeout_s=20" in text
+    assert f"no answer within cluster.timeout_s={TIMEOUT_S}" in text
 
 
 def late_rank(world: World, settings: TrainSettings) -> str:
@@ -275,7 +280,7 @@ def late_rank(world: World, settings: TrainSettings) -> str:
 
     def slow(loop: EpochLoop, *arguments: Any) -> None:
         if world.rank == 1:
-            time.sleep(25)
+            time.sleep(TIMEOUT_S + 9)
         note(loop, *arguments)
 
     EpochLoop._note = slow  # type: ignore[method-assign]
@@ -289,5 +294,5 @@ def late_rank(world: World, settings: TrainSettings) -> str:
 @pytest.mark.slow
 def test_a_rank_stuck_in_its_own_code_is_told_from_a_dead_one(prepared, tmp_path):
     settings = settings_for(prepared, tmp_path / "run")
-    message = run_ranks(2, late_rank, tmp_path, settings, timeout_s=12)[0]
+    message = run_ranks(2, late_rank, tmp_path, settings, timeout_s=TIMEOUT_S)[0]
     assert re.search(r"rank 1 \(process \d+ .* runs but is behind the others", message)

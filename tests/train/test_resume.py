@@ -115,7 +115,7 @@ def test_resume_within_an_epoch_is_bit_for_bit(recipe, prepared, tmp_path):
             records(tmp_path / "killed")[-1:] == [] or records(tmp_path / "killed")[-1]["epoch"] < 2
         )
     ):
-        train_until_killed(World(), settings, 3)  # the last of the three steps is lost
+        train_until_killed(World(), settings, 4)  # the last of the four steps is lost
         starts += 1
         assert starts < n_steps
     assert starts > 3

@@ -15,6 +15,7 @@ import torch
 
 from mace_train.balance import sampler
 from mace_train.balance.plan import make_plan
+from mace_train.balance.sampler import BinSampler
 from mace_train.checks import lock_folder
 from mace_train.data.graph import Graph
 from mace_train.data.loading import batches
@@ -31,6 +32,7 @@ from mace_train.settings import (
     TrainSettings,
 )
 from mace_train.train.checkpoint import load_model, read
+from mace_train.train.loss import LossSums
 from mace_train.train.part import Part
 from mace_train.train.run import Run
 from mace_train.train.setup import set_up
@@ -99,23 +101,57 @@ def test_gradient_does_not_depend_on_ranks_or_bins(prepared, tmp_path):
                 torch.testing.assert_close(gradient, alone[name], rtol=1e-12, atol=1e-12 * scale)
 
 
-@pytest.mark.parametrize("sizes", [(3,), pytest.param((2, 4, 8), marks=pytest.mark.slow)])
-def test_validation_counts_every_structure_once_on_any_number_of_ranks(sizes, prepared, tmp_path):
+def test_validation_counts_every_structure_once_on_any_number_of_ranks(prepared, tmp_path):
     settings = settings_for(prepared, tmp_path / "run")
     expected = validate(set_up(settings, World()))
-    for n_ranks in sizes:
-        for loss, table in run_ranks(n_ranks, validation_of, tmp_path, settings):
-            assert loss == pytest.approx(expected[0], rel=1e-12)
-            assert [row["name"] for row in table] == [row["name"] for row in expected[1]]
-            for row, reference in zip(table, expected[1], strict=True):
-                assert row["energy_count" if "energy_count" in row else "forces_count"] > 0
-                for key in reference.keys() - {"name"}:
-                    assert row[key] == pytest.approx(reference[key], rel=1e-11, abs=1e-14)
+    for found in run_ranks(3, validation_of, tmp_path, settings):
+        assert_same_validation(found, expected)
+
+
+def assert_same_validation(found: Any, expected: Any) -> None:
+    """Loss and table agree to 1e-10, and the table has numbers."""
+    loss, table = found
+    assert loss == pytest.approx(expected[0], rel=1e-10)
+    assert [row["name"] for row in table] == [row["name"] for row in expected[1]]
+    for row, reference in zip(table, expected[1], strict=True):
+        assert row["energy_count" if "energy_count" in row else "forces_count"] > 0
+        for key in reference.keys() - {"name"}:
+            assert row[key] == pytest.approx(reference[key], rel=1e-10, abs=1e-14)
 
 
 def validation_of(world: World, settings: TrainSettings) -> tuple[float, list[dict[str, Any]]]:
     """Validation loss and table on this rank."""
     return validate(set_up(settings, world))
+
+
+N_BINS = 8  # of a step, over all ranks
+
+
+def curve(world: World, settings: TrainSettings, n_epochs: int) -> tuple[list[float], Any]:
+    """Losses of all steps, each with the same eight bins on whatever ranks, and the validation."""
+    run = set_up(settings, world)
+    eight_ranks = BinSampler(run.train.costs, settings.batching, N_BINS, 0, settings.seed)
+    losses = []
+    for epoch in range(n_epochs):
+        plan = eight_ranks.plan(epoch)
+        bins = [list(plan.of_rank(rank)) for rank in range(world.rank, N_BINS, world.size)]
+        for of_step in zip(*bins, strict=True):
+            outcome = train_step(run, [graph_of(run, ids.tolist()) for ids in of_step], lr=0.01)
+            sums = world.sum(torch.stack((outcome.sums.numerators, outcome.sums.counts)))
+            losses.append(float(LossSums(*sums).loss(settings.loss)))
+    return losses, validate(run)
+
+
+@pytest.mark.slow
+def test_the_same_bins_give_the_same_curve_and_validation_on_1_2_4_and_8_ranks(prepared, tmp_path):
+    settings = settings_for(prepared, tmp_path / "run", batching=BatchingSettings(batch_size=1))
+    losses, validation = curve(World(), settings, 3)
+    assert len(losses) >= 9
+    assert losses[-1] < 0.9 * losses[0]
+    for n_ranks in (2, 4, 8):
+        for found, other_validation in run_ranks(n_ranks, curve, tmp_path, settings, 3):
+            assert found == pytest.approx(losses, rel=1e-10)
+            assert_same_validation(other_validation, validation)
 
 
 def test_training_learns_and_leaves_its_record(prepared, tmp_path):

@@ -114,23 +114,6 @@ class Cluster:
         """Everything on the node is gone at once."""
         subprocess.run([SCRIPT, "power-cut", self.root, str(node)], check=True)
 
-    def set_cable(self, node: int, state: str) -> None:
-        """Pull (``down``) or plug in (``up``) the network cable of a node."""
-        net = (self.root / "net").read_text().strip()
-        subprocess.run(["ip", "link", "set", f"mt{net}v{node}", state], check=True)
-
-    def start_on(self, node: int, command: list[str], **variables: str) -> "subprocess.Popen[str]":
-        """Start a process in the network of a node, under the node's name."""
-        net = (self.root / "net").read_text().strip()
-        named = ["unshare", "--uts", "sh", "-c", f'hostname node{node}; exec "$@"', "sh"]
-        return subprocess.Popen(
-            ["ip", "netns", "exec", f"mt{net}-{node}", *named, *command],
-            env=self.environment | variables,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
     def boot(self, node: int) -> None:
         """Switch a node on again."""
         subprocess.run([SCRIPT, "boot", self.root, str(node)], check=True)

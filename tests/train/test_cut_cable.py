@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mace_train.errors import LostRankError
 from tests.conftest import TINY_MODEL
 from tests.train.test_faults import LINUX, REFERENCE, records, wait_for
 
@@ -81,7 +82,7 @@ def test_a_rank_whose_cable_is_cut_is_named_within_the_timeout(hosts, prepared, 
             rank.kill()
             rank.wait()
     said = [log.read_text() for log in logs]
-    assert codes == [2] * N_HOSTS, said
+    assert codes == [LostRankError.exit_code] * N_HOSTS, said
     assert f"no answer within cluster.timeout_s={TIMEOUT_S}" in "".join(said[:2])
     assert f"rank {N_HOSTS - 1} (process {ranks[-1].pid} on " in said[0]
     assert "is stopped, dead or cut off" in said[0]

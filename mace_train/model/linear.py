@@ -120,7 +120,7 @@ class ElementLinear(MatmulModule):
         """Products of rows x [n_rows, n, n_channels] with the matrices of their elements."""
         if isinstance(groups, ElementSlots):
             of_chunk = w.index_select(0, groups.element_of_chunk)
-            return self.matmul(x.reshape(len(of_chunk), -1, x.shape[2]), of_chunk).view(x.shape)
+            return self.matmul(x.reshape(of_chunk.shape[0], -1, x.shape[2]), of_chunk).view(x.shape)
         if self.matmul_dtype is None:
             return grouped_matmul(x, w, groups.first)
         narrow, weights = (t.to(self.matmul_dtype) for t in (x, w))

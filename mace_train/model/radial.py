@@ -83,7 +83,7 @@ class RadialNetwork(MatmulModule):
     def stacked(self, hidden: Tensor, last: Tensor) -> Tensor:
         """The last product as one tensor [n_edges, n_paths, n_channels]."""
         product = self.matmul(hidden, last.flatten(1))
-        return product.view(len(hidden), *last.shape[1:])
+        return product.view(hidden.shape[0], *last.shape[1:])
 
     def by_path(self, hidden: Tensor, last: Tensor) -> list[Tensor]:
         """The last product as one tensor [n_edges, n_channels] per path."""

@@ -13,7 +13,7 @@ from mace_train.errors import InputError
 from mace_train.evaluate.compare import compare
 from mace_train.settings import CompareSettings
 from mace_train.train.checkpoint import read
-from mace_train.train.phases import PHASES, Phases, peak_memory_mb
+from mace_train.train.phases import PHASES, Phases
 from mace_train.train.provenance import git_commit
 from mace_train.world import World
 from tests.conftest import run_command
@@ -73,7 +73,7 @@ def test_the_measured_straggler_ratio_is_the_slowest_over_the_mean(tmp_path):
     assert of_other == {}
     assert summary["straggler"] == pytest.approx(1.5, rel=0.1)  # 0.3 / 0.2
     assert summary["compute_s"] == pytest.approx(0.4, rel=0.1)
-    assert summary["memory_MB"] >= 0.5 * peak_memory_mb(World())
+    assert 100 < summary["memory_MB"] < 10_000  # PyTorch alone takes more than 100 MB
 
 
 def test_compare_tabulates_and_plots(trained, tmp_path, capsys):

@@ -52,11 +52,10 @@ def check_batches(model, compiled, names=BATCHES):
 
 @pytest.mark.slow
 @torch_warnings
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_compiled_training_step(kernels):
+def test_compiled_training_step():
     """Batches of all sizes by one compilation; changed weights count."""
     torch.compiler.reset()
-    model = small_model(kernels)
+    model = small_model()
     compiled = CompiledMACE(model, "aot_eager")
     check_batches(model, compiled)
     with torch.no_grad():

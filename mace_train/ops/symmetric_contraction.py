@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,31 +46,28 @@ class Chunks:
     def of(cls, index_of_row: Tensor, n_indices: int) -> "Chunks":
         """Chunks of at most ATOMS_PER_CHUNK rows; waits for no device.
 
-        Their number is only known where the rows are. Elsewhere see ``of_size``.
+        Their number is only known where the rows are. Elsewhere there are as many chunks as that
+        many rows can need, the last ones empty.
         """
-        if index_of_row.device.type != "cpu":
-            return cls.of_size(index_of_row, n_indices)
-        size, indices = ATOMS_PER_CHUNK["cpu"], index_of_row.numpy()  # less to call than torch
-        counts = np.bincount(indices, minlength=n_indices)
-        n_chunks = -(-counts // size)
-        index = np.repeat(np.arange(n_indices), n_chunks)
-        number = np.arange(len(index)) - (n_chunks.cumsum() - n_chunks)[index]
-        first = (counts.cumsum() - counts)[index] + number * size
-        arrays = np.argsort(indices, kind="stable"), np.append(first, len(indices)), index
-        return cls(*map(torch.from_numpy, arrays))
+        size = ATOMS_PER_CHUNK.get(index_of_row.device.type, 32)
+        return cls._of(index_of_row, n_indices, size, exact=index_of_row.device.type == "cpu")
 
     @classmethod
     def of_size(cls, index_of_row: Tensor, n_indices: int, size: int | None = None) -> "Chunks":
         """As many chunks as that many rows can need, the last ones empty, on every device."""
+        size = size or ATOMS_PER_CHUNK.get(index_of_row.device.type, 32)
+        return cls._of(index_of_row, n_indices, size, exact=False)
+
+    @classmethod
+    def _of(cls, index_of_row: Tensor, n_indices: int, size: int, *, exact: bool) -> "Chunks":
         n_rows, device = len(index_of_row), index_of_row.device
-        size = size or ATOMS_PER_CHUNK.get(device.type, 32)
         order = torch.argsort(index_of_row, stable=True)
         indices = torch.arange(n_indices + 1, device=device)
         first_row = torch.searchsorted(index_of_row.index_select(0, order), indices)
         first_chunk = ((first_row.diff() + size - 1) // size).cumsum(0)
         first_chunk = torch.nn.functional.pad(first_chunk, (1, 0))
         most = (n_rows + n_indices * (size - 1)) // size
-        number = torch.arange(most, device=device)
+        number = torch.arange(int(first_chunk[-1]) if exact else most, device=device)
         index = torch.searchsorted(first_chunk[1:], number, right=True).clamp(max=n_indices - 1)
         start = first_row[index] + (number - first_chunk[index]) * size
         first = torch.nn.functional.pad(start.clamp(max=n_rows), (0, 1), value=n_rows)

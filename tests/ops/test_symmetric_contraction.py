@@ -182,11 +182,10 @@ def test_chunks():
 def test_chunks_whose_number_is_only_bounded(n_rows):
     """Made without looking at values, as on a GPU: the same ones, and empty ones at the end."""
     elements = torch.tensor(([2] * 40 + [0] * 3 + [2] * 30)[:n_rows], dtype=torch.int64)
-    exact = Chunks.of(elements, 4)
-    padded = Chunks.of_size(elements, 4)
+    exact = Chunks._of(elements, 4, 16, exact=True)
+    padded = Chunks._of(elements, 4, 16, exact=False)
     n_chunks = len(exact.index)
-    assert n_chunks <= len(padded.index) <= n_rows // 32 + 4
-    assert torch.equal(padded.order, exact.order)
+    assert n_chunks <= len(padded.index) <= n_rows // 16 + 4
     assert torch.equal(padded.index[:n_chunks], exact.index)
     assert torch.equal(padded.first[:n_chunks], exact.first[:-1])
     assert (padded.first[n_chunks:] == n_rows).all()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings, TrainSettings
@@ -185,7 +186,7 @@ def test_a_signal_gives_a_checkpoint_and_a_code_to_requeue_with(
 
 
 def test_a_signal_to_one_rank_stops_all(prepared, tmp_path):
-    settings = settings_for(prepared, tmp_path / "run", max_num_epochs=2)
+    settings = settings_for(prepared, tmp_path / "run", max_num_epochs=9)
     codes = run_ranks(16, interrupted_by, tmp_path, settings, signal.SIGUSR1, 2)
     assert codes == [os.EX_TEMPFAIL] * 16
     (newest,) = (tmp_path / "run" / "checkpoints").glob("step-*.safetensors")
@@ -229,14 +230,13 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds r
 def test_torchrun_restarts_a_killed_rank_and_the_end_is_the_same(prepared, tmp_path):
     """(Again and again, on 8 ranks: scripts/bench/soak.py.)"""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_command_on_ranks(2, *words(prepared, whole, "max_num_epochs=6"))
-    command = torchrun(2, 3, *words(prepared, killed, "max_num_epochs=6"))
+    run_command_on_ranks(2, *words(prepared, whole, "max_num_epochs=5"))
+    command = torchrun(2, 3, *words(prepared, killed, "max_num_epochs=5"))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with open(tmp_path / "log.txt", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    for n_records in (1, 3):
-        wait_for(lambda n=n_records: len(records(killed)) > n, process)
-        os.kill(workers(process.pid)[-1], signal.SIGKILL)
+    wait_for(lambda: len(records(killed)) > 1, process)
+    os.kill(workers(process.pid)[-1], signal.SIGKILL)
     assert process.wait(timeout=400) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert "resumed from" in (tmp_path / "log.txt").read_text()
     assert_same_end(whole, killed)
@@ -284,12 +284,14 @@ def late_rank(world: World, settings: TrainSettings) -> str:
     try:
         fit(run)
     except RuntimeError as error:
-        return str(world.explain(error) or error)
+        raise world.explain(error) or error from error
     return "no error"
 
 
 @pytest.mark.slow
 def test_a_rank_stuck_in_its_own_code_is_told_from_a_dead_one(prepared, tmp_path):
     settings = settings_for(prepared, tmp_path / "run")
-    message = run_ranks(2, late_rank, tmp_path, settings, timeout_s=TIMEOUT_S)[0]
-    assert re.search(r"rank 1 \(process \d+ .* runs but is behind the others", message)
+    with pytest.raises(
+        ProcessRaisedException, match=r"rank 1 \(process \d+ .* is behind the others"
+    ):
+        run_ranks(2, late_rank, tmp_path, settings, timeout_s=TIMEOUT_S)

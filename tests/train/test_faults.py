@@ -189,8 +189,9 @@ def test_a_signal_to_one_rank_stops_all(prepared, tmp_path):
     settings = settings_for(prepared, tmp_path / "run", max_num_epochs=9)
     codes = run_ranks(16, interrupted_by, tmp_path, settings, signal.SIGUSR1, 2)
     assert codes == [os.EX_TEMPFAIL] * 16
-    (newest,) = (tmp_path / "run" / "checkpoints").glob("step-*.safetensors")
-    assert newest.stem == "step-0000000003"  # agreed on with the counts of the next step
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-*.safetensors"))
+    # agreed on with the counts of the next step, or at the end of an epoch
+    assert newest.stem in ("step-0000000002", "step-0000000003")
 
 
 def words(prepared: Path, output: Path, *more: str) -> list[str]:

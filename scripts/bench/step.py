@@ -201,6 +201,7 @@ def _our_step(graph: Graph, peer: nn.Module, *, marked: bool = False) -> Step:
     model = from_mace_torch(peer.state_dict(), header_of(peer)).to(graph.positions)
     settings = LossSettings()
     optimizer = make_optimizer(model, OptimizerSettings(lr=1e-12))
+    weights = [p for p in model.parameters() if p.requires_grad]
     scope = stages.scope if marked else stages.no_scope
     if marked:
         stages.mark(model)
@@ -211,7 +212,7 @@ def _our_step(graph: Graph, peer: nn.Module, *, marked: bool = False) -> Step:
             prediction = predict(model, graph, stress=False, create_graph=True)
             loss = loss_sums(prediction, graph).loss(settings)
         with scope("backward"):
-            loss.backward()
+            torch.autograd.backward(loss, inputs=weights)  # as training does
         with scope("clip and optimizer"):
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimizer.step()

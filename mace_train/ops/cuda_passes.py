@@ -6,7 +6,6 @@ compute (``blockIdx.y``), at the price of common parts computed twice. The choic
 the registers and spills that ``scripts/kernel_budget.py`` prints.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -66,20 +65,7 @@ def passes_of(kernel: Kernel, tuning: Tuning) -> list[Pass]:
 
 def _parts(program: Program, at_most: int) -> list[list[Segment]]:
     """Outputs in groups of equal size, those that share an intermediate next to each other."""
-    outputs = sorted(program.outputs, key=_by_factor(program))
+    outputs = program.outputs_by_factor()
     n_parts = -(-len(outputs) // at_most)
     bounds = [len(outputs) * i // max(n_parts, 1) for i in range(n_parts + 1)]
     return [outputs[lo:hi] for lo, hi in pairwise(bounds)]
-
-
-def _by_factor(program: Program) -> Callable[[Segment], tuple[int, Segment]]:
-    """Sorts outputs so that those which share their last intermediate are neighbours."""
-
-    def key(segment: Segment) -> tuple[int, Segment]:
-        node = program.graph.nodes[program.outputs[segment]]
-        if isinstance(node, Segment):
-            return 0, segment
-        factors = [i for term in node for i in term.factors]
-        return max([i for i in factors if not program.graph.is_uniform[i]], default=0), segment
-
-    return key

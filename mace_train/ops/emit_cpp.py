@@ -6,7 +6,7 @@ Offsets are 64-bit throughout. A kernel is a function of a range [lo, hi) of chu
 that writes what belongs to them and nothing else, so ranges may run in any order on any thread.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mace_train.ops.emit_statements import Body, uniform_lines, uniform_slots
@@ -285,24 +285,11 @@ def _channel_sums(kernel: Kernel, sums: dict[Segment, str], n_lanes: int) -> lis
 def _groups(kernel: Kernel, n_outputs: int) -> list[Program]:
     """Parts of the program, each with as many outputs as registers hold."""
     groups: list[list[Segment]] = []
-    for segment in sorted(kernel.program.outputs, key=_by_factor(kernel.program)):
+    for segment in kernel.program.outputs_by_factor():
         if not groups or len(groups[-1]) >= n_outputs:
             groups.append([])
         groups[-1].append(segment)
     return [kernel.program.restricted(frozenset(group).__contains__) for group in groups]
-
-
-def _by_factor(program: Program) -> Callable[[Segment], tuple[int, Segment]]:
-    """Sorts outputs so that those which share their first intermediate are neighbours."""
-
-    def key(segment: Segment) -> tuple[int, Segment]:
-        node = program.graph.nodes[program.outputs[segment]]
-        if isinstance(node, Segment):
-            return 0, segment
-        factors = [i for term in node for i in term.factors]
-        return max([i for i in factors if not program.graph.is_uniform[i]], default=0), segment
-
-    return key
 
 
 def _output(kernel: Kernel, segment: Segment) -> Operand:

@@ -172,6 +172,18 @@ class Program:
         """The program of some of the outputs."""
         return Program(self.graph, {s: i for s, i in self.outputs.items() if wanted(s)})
 
+    def outputs_by_factor(self) -> list[Segment]:
+        """The outputs, those that share their last intermediate next to each other."""
+
+        def key(segment: Segment) -> tuple[int, Segment]:
+            node = self.graph.nodes[self.outputs[segment]]
+            if isinstance(node, Segment):
+                return 0, segment
+            factors = [i for term in node for i in term.factors]
+            return max([i for i in factors if not self.graph.is_uniform[i]], default=0), segment
+
+        return sorted(self.outputs, key=key)
+
     def simplified(self, *, scale_products: bool = False) -> "Program":
         """An equal program in a graph of its own, with sums that one other sum reads merged in.
 

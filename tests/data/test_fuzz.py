@@ -25,5 +25,5 @@ def test_100_damaged_files():
 
 
 @pytest.mark.slow
-def test_300_damaged_files():
+def test_200_more_damaged_files():
     assert not faults(100, 300)

@@ -26,12 +26,13 @@ ROOT = Path(__file__).parents[2]
     [
         (
             ["tests/ops/test_symmetric_contraction.py"],
-            "few_atoms or derivatives or beyond or not_wanted"
+            "few_atoms or derivatives or non_contiguous or bitwise or beyond or not_wanted"
             " or sizes2-17-dtype1 or sizes3-3-dtype0",
         ),
         (
             ["tests/ops/test_convolution.py"],
-            "few_atoms or derivatives or (einsum and not 2-17 and not 1-16-differentiated0)",
+            "few_atoms or derivatives or non_contiguous or bitwise"
+            " or (einsum and not 2-17 and not 1-16-differentiated0)",
         ),
         (["tests/model/test_mace.py"], "auto and (gradient_of_force or hessian or batch_equals)"),
     ],

@@ -2,7 +2,8 @@
 
 A measurement is what training on forces does: value, gradient of the inputs with create_graph, and
 the gradient of a function of that. Both programs take turns; medians of the CPU time of the process
-are compared, after checking that the results are equal. Beside it stand the instructions per second
+are compared, after checking that the results are equal; each leaves its output in the order that
+is its own. Beside it stand the instructions per second
 that our three passes reach, as a share of what a loop of fused multiply-adds reaches here, and
 the bytes that they must move at least, as a share of what a triad moves.
 
@@ -15,8 +16,6 @@ atoms and edges, beside what instructions and bytes would take at the machine's 
 """
 
 import argparse
-import importlib.util
-import itertools
 import json
 import statistics
 import sys
@@ -30,6 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 warnings.simplefilter("ignore")  # mace-torch and e3nn 0.4.4 under a recent PyTorch
 
 import torch  # noqa: E402
+from kernel_peers import (  # noqa: E402
+    CHANNELS,
+    e3nn_convolution,
+    has_reduced_couplings,
+    mace_contraction,
+    places_in_e3nn,
+)
 from machine import (  # noqa: E402
     Machine,
     add_allocator,
@@ -48,7 +54,6 @@ from mace_train.ops.convolution import EdgeIndex  # noqa: E402
 from mace_train.ops.symmetric_contraction import Chunks, kernels_of  # noqa: E402
 from tests.model.mace_torch import import_mace  # noqa: E402
 
-CHANNELS = 128
 Pass = Callable[[], list[Tensor]]
 
 
@@ -62,6 +67,8 @@ class Case:
     instructions: float  # vector instructions of the three passes
     n_bytes: float
     at_least: float
+    reorder: Callable[[list[Tensor]], list[Tensor]] = lambda tensors: tensors
+    """What a peer's pass returns, in our order."""
 
 
 def main() -> int:
@@ -97,7 +104,7 @@ def compare(case: Case, machine: Machine, repeats: int) -> dict[str, Any]:
     """One row: medians of both, their ratio, and the distance to the machine's limits."""
     expected = case.ours()
     for name, peer in case.peers.items():
-        for mine, theirs in zip(expected, peer(), strict=True):
+        for mine, theirs in zip(expected, case.reorder(peer()), strict=True):
             scale = float(theirs.abs().max())
             exact = 1e-6 if "reduced" in name else 1e-11  # those tables have fewer digits
             tolerance = 1e-4 if mine.dtype == torch.float32 else exact
@@ -181,18 +188,24 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def force_training(function: Callable[..., Tensor], inputs: list[Tensor], n_forces: int) -> Pass:
+def force_training(
+    function: Callable[..., list[Tensor]],
+    inputs: list[Tensor],
+    n_forces: int,
+    cotangents: list[Tensor] | None = None,
+) -> Pass:
     """Value, gradients of the first ``n_forces`` inputs, and gradients of a function of those."""
     forces = inputs[:n_forces]
-    probe: list[Tensor] = []
+    of_forces = [_wave(like) for like in forces]
+    of_value = cotangents or []
 
     def run() -> list[Tensor]:
         out = function(*inputs)
-        if not probe:
-            probe.extend(_wave(like) for like in (out, *forces))
-        first = torch.autograd.grad(out, forces, probe[0], create_graph=True)
-        second = torch.autograd.grad(first, inputs, probe[1:])
-        return [out.detach(), *[f.detach() for f in first], *second]
+        if not of_value:
+            of_value.extend(_wave(like) for like in out)
+        first = torch.autograd.grad(out, forces, of_value, create_graph=True)
+        second = torch.autograd.grad(first, inputs, of_forces)
+        return [*[t.detach() for t in (*out, *first)], *second]
 
     return run
 
@@ -212,15 +225,14 @@ def contraction_case(dtype: torch.dtype, n_atoms: int, n_elements: int) -> Case:
     weights = list(module.parameters())
     elements = torch.arange(n_atoms) % n_elements
 
-    def ours(x: Tensor, *weights: Tensor) -> Tensor:
-        out: Tensor = module(x, Chunks.of(elements, n_elements))
-        return out
+    def ours(x: Tensor, *weights: Tensor) -> list[Tensor]:
+        return [module(x, Chunks.of(elements, n_elements))]
 
     kinds = {"mace-torch": False}
     if has_reduced_couplings():
         kinds["mace-torch, reduced couplings"] = True
     peers = {
-        kind: _mace_contraction(names, elements, n_elements, dtype, reduced=reduced)
+        kind: mace_contraction(names, elements, n_elements, dtype, reduced=reduced)
         for kind, reduced in kinds.items()
     }
     name = str(dtype).removeprefix("torch.")
@@ -238,73 +250,6 @@ def contraction_case(dtype: torch.dtype, n_atoms: int, n_elements: int) -> Case:
     )
 
 
-def has_reduced_couplings() -> bool:
-    """Whether mace-torch can make them."""
-    names = ("cuequivariance", "cuequivariance_torch")
-    return all(importlib.util.find_spec(name) is not None for name in names)
-
-
-def _mace_contraction(
-    names: list[str], elements: Tensor, n_elements: int, dtype: torch.dtype, *, reduced: bool
-) -> Callable[..., Tensor]:
-    peer = _mace_module(n_elements, dtype, reduced=reduced)
-    project = _to_reduced(_mace_module(n_elements, dtype, reduced=False), peer) if reduced else {}
-    one_hot = torch.nn.functional.one_hot(elements, n_elements).to(dtype)
-
-    def function(x: Tensor, *weights: Tensor) -> Tensor:
-        parameters = {
-            name: torch.matmul(project[name], weight) if reduced else weight
-            for name, weight in zip(names, weights, strict=True)
-        }
-        out = torch.func.functional_call(peer, parameters, (x.transpose(1, 2), one_hot))
-        vectors = out[:, CHANNELS:].view(len(x), CHANNELS, 3).transpose(1, 2)
-        return torch.cat([out[:, None, :CHANNELS], vectors], dim=1)
-
-    return function
-
-
-def _mace_module(n_elements: int, dtype: torch.dtype, *, reduced: bool) -> torch.nn.Module:
-    from e3nn import o3
-    from mace.modules.symmetric_contraction import SymmetricContraction as Theirs
-
-    irreps = [f"{CHANNELS}x{degree}{'eo'[degree % 2]}" for degree in range(4)]
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    module = Theirs(
-        irreps_in=o3.Irreps("+".join(irreps)),
-        irreps_out=o3.Irreps("+".join(irreps[:2])),
-        correlation=3,
-        num_elements=n_elements,
-        use_reduced_cg=reduced,
-    ).to(dtype)
-    torch.set_default_dtype(default)
-    return module
-
-
-def _to_reduced(full: Any, reduced: Any) -> dict[str, Tensor]:
-    """For each weight the matrix that takes it to the reduced couplings: the same function."""
-    matrices = {}
-    for number, (theirs, ours) in enumerate(
-        zip(full.contractions, reduced.contractions, strict=True)
-    ):
-        for order, name in ((3, "weights_max"), (2, "weights.0"), (1, "weights.1")):
-            wide, narrow = (_symmetric(m.U_tensors(order), order) for m in (theirs, ours))
-            matrix = torch.linalg.lstsq(narrow, wide).solution
-            assert float((narrow @ matrix - wide).abs().max()) < 1e-5, "not the same couplings"
-            matrices[f"contractions.{number}.{name}"] = matrix.to(theirs.weights_max.dtype)
-    return matrices
-
-
-def _symmetric(table: Tensor, order: int) -> Tensor:
-    """Couplings [components, paths], averaged over the order of the factors; float64."""
-    table = table.double()
-    first = table.dim() - 1 - order
-    every = list(itertools.permutations(range(first, first + order)))
-    rest = list(range(first)), [table.dim() - 1]
-    total = sum(table.permute(*rest[0], *factors, *rest[1]) for factors in every)
-    return (total / len(every)).reshape(-1, table.shape[-1])
-
-
 def convolution_case(dtype: torch.dtype, n_atoms: int = 270, n_edges: int = 4470) -> Case:
     """0e + 1o features, harmonics up to 3; every edge has radial weights of its own."""
     torch.manual_seed(0)
@@ -317,9 +262,9 @@ def convolution_case(dtype: torch.dtype, n_atoms: int = 270, n_edges: int = 4470
     receivers = torch.arange(n_edges) * n_atoms // n_edges
     senders = (receivers + torch.randint(1, 27, (n_edges,))) % n_atoms
 
-    def ours(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
+    def ours(x: Tensor, y: Tensor, r: Tensor) -> list[Tensor]:
         index = EdgeIndex.of(senders, receivers, n_atoms)
-        return torch.cat([t.flatten(1) for t in convolutions.convolution(x, y, r, index, key)], 1)
+        return list(convolutions.convolution(x, y, r, index, key))
 
     kernels = convolutions.kernels_of(key)
     programs = [kernels.program, kernels.backward_program("xyr")]
@@ -328,58 +273,28 @@ def convolution_case(dtype: torch.dtype, n_atoms: int = 270, n_edges: int = 4470
     per_edge = len(paths) * (1 + 2 + 2 + 3) + 4 * (2 + 2)
     moved = (n_edges * per_edge + n_atoms * 40 * 5) * CHANNELS * dtype.itemsize
     name = str(dtype).removeprefix("torch.")
-    peer = _e3nn_convolution(paths, senders, receivers, n_atoms, dtype)
+    peer = e3nn_convolution(paths, senders, receivers, n_atoms, dtype)
+    places = places_in_e3nn(paths)
+    blocks = [_wave(block) for block in ours(x, y, r)]
+    shapes = [block.shape for block in blocks]
+    sizes = [block[0].numel() for block in blocks]
+    cotangent = torch.empty(n_atoms, len(places), dtype=dtype)
+    cotangent[:, places] = torch.cat([block.flatten(1) for block in blocks], dim=1)
+
+    def reorder(of_peer: list[Tensor]) -> list[Tensor]:
+        out, *gradients = of_peer
+        parts = torch.split(out[:, places], sizes, dim=1)
+        return [*[p.view(s) for p, s in zip(parts, shapes, strict=True)], *gradients]
+
     return Case(
         f"convolution, {n_edges} edges, {name}",
         force_training(ours, [x, y, r], 3),
-        {"e3nn": force_training(peer, [x, y, r], 3)},
+        {"e3nn": force_training(peer, [x, y, r], 3, [cotangent])},
         sum(program.cost() for program in programs) * n_vectors,
         moved,
         20.0,
+        reorder,
     )
-
-
-def _e3nn_convolution(
-    paths: list[tuple[int, int, int]],
-    senders: Tensor,
-    receivers: Tensor,
-    n_atoms: int,
-    dtype: torch.dtype,
-) -> Callable[..., Tensor]:
-    from e3nn import o3
-
-    parity = "eo"
-    middle = [f"{CHANNELS}x{l3}{parity[l3 % 2]}" for _, _, l3 in paths]
-    instructions = [(l1, l2, i, "uvu", True) for i, (l1, l2, _) in enumerate(paths)]
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    product = o3.TensorProduct(
-        o3.Irreps(f"{CHANNELS}x0e+{CHANNELS}x1o"),
-        o3.Irreps("0e+1o+2e+3o"),
-        o3.Irreps("+".join(middle)),
-        instructions,
-        shared_weights=False,
-        internal_weights=False,
-    ).to(dtype)
-    torch.set_default_dtype(default)
-    sizes = [2 * l3 + 1 for _, _, l3 in paths]
-
-    def function(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
-        flat = torch.cat([x[:, 0], x[:, 1:].transpose(1, 2).flatten(1)], dim=1)
-        messages = product(flat[senders], y, r.flatten(1))
-        summed = messages.new_zeros(n_atoms, messages.shape[1]).index_add(0, receivers, messages)
-        parts = torch.split(summed, [CHANNELS * size for size in sizes], dim=1)
-        outputs = []
-        for degree in range(4):
-            of_degree = [
-                part.view(n_atoms, CHANNELS, size).transpose(1, 2)
-                for part, size in zip(parts, sizes, strict=True)
-                if size == 2 * degree + 1
-            ]
-            outputs.append(torch.stack(of_degree, dim=2).flatten(1))
-        return torch.cat(outputs, dim=1)
-
-    return function
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "n_heads": (1,),
     "gate": ("silu",),
     "radial_type": ("bessel",),
-    "distance_transform": (None, "None"),
-    "pair_repulsion": (False,),
+    "distance_transform": ("None", "Agnesi", "Soft"),
+    "pair_repulsion": (False, True),
     "apply_cutoff": (True,),
     "use_so3": (False,),
     "use_agnostic_product": (False,),
@@ -33,6 +33,8 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "uniform_correlation": (True,),
     "readout_cls": ("NonLinearReadoutBlock", "LinearReadoutBlock"),
 }
+
+_TRANSFORMS = {"NoneType": "None", "AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
 
 
 def header_of(mace_torch_model: Any) -> Header:
@@ -76,7 +78,7 @@ def header_of(mace_torch_model: Any) -> Header:
         "n_heads": len(getattr(model, "heads", ["Default"])),
         "gate": _gate_name(last),
         "radial_type": {"BesselBasis": "bessel"}.get(type(bessel).__name__, type(bessel).__name__),
-        "distance_transform": None if transform is None else type(transform).__name__,
+        "distance_transform": _TRANSFORMS.get(type(transform).__name__, type(transform).__name__),
         "pair_repulsion": hasattr(model, "pair_repulsion_fn"),
         "apply_cutoff": getattr(model, "apply_cutoff", True),
         "use_so3": getattr(model, "use_so3", False),

@@ -7,6 +7,8 @@ alone, so that this package never imports mace-torch. The header is plain data (
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mace_train.errors import InputError
 
 Header = dict[str, Any]
@@ -61,7 +63,7 @@ def header_of(mace_torch_model: Any) -> Header:
     return {
         "class": kind,
         "model": "MACE" if first == AGNOSTIC else "ScaleShiftMACE",
-        "r_max": float(model.r_max),
+        "r_max": _shortest(float(model.r_max)),
         "avg_num_neighbors": averages.pop(),
         "atomic_numbers": [int(z) for z in model.atomic_numbers],
         "max_ell": int(model.spherical_harmonics._lmax),
@@ -89,6 +91,11 @@ def header_of(mace_torch_model: Any) -> Header:
         "uniform_correlation": len(orders) == 1,
         "readout_cls": type(last).__name__,
     }
+
+
+def _shortest(value: float) -> float:
+    """The number with the fewest digits that rounds to a value held in single precision."""
+    return float(str(np.float32(value))) if np.float32(value) == value else value
 
 
 def _gate_name(readout: Any) -> str:

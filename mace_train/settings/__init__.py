@@ -19,6 +19,11 @@ from mace_train.settings.commands import (
     TuneSettings,
 )
 from mace_train.settings.data import DataSettings, InspectSettings, PreprocessSettings
+from mace_train.settings.exchange import (
+    ExportSettings,
+    FromMaceConfigSettings,
+    ImportSettings,
+)
 from mace_train.settings.learning import (
     FinishSettings,
     LossSettings,
@@ -44,7 +49,10 @@ __all__ = [
     "DataSettings",
     "DoctorSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "FinishSettings",
+    "FromMaceConfigSettings",
+    "ImportSettings",
     "InspectSettings",
     "LoggerSettings",
     "LossSettings",

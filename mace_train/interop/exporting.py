@@ -12,6 +12,7 @@ from mace_train.interop.isolated import build_mace_torch, has_mace_torch
 from mace_train.interop.parity import check_parity, predictions
 from mace_train.interop.probes import probes
 from mace_train.interop.state_files import write_state
+from mace_train.model.adapt import one_head
 from mace_train.model.interchange import header_for, to_mace_torch_state_dict
 from mace_train.model.mace import MACE
 from mace_train.settings import ExportSettings
@@ -28,6 +29,8 @@ def export_model(settings: ExportSettings) -> None:
     if settings.format == "state_dict" and target.suffix != ".safetensors":
         raise InputError(f"output={settings.output}: the name of a state_dict ends in .safetensors")
     model, header = load_model(Path(settings.checkpoint), torch.float64)
+    if settings.head is not None:
+        model = one_head(model, settings.head)
     stored: str = header["default_dtype"]
     dtype = settings.default_dtype or stored
     make_folder("output", target.parent)
@@ -53,5 +56,4 @@ def _compare(target: Path, model: MACE, save_as: Path | None, dtype: str) -> Non
     tensors = to_mace_torch_state_dict(model)
     theirs = build_mace_torch(str(target), header_for(model), tensors, save_as, dtype)
     graph = probes(list(model.data.atomic_numbers), model.data.r_max)
-    of_head = {name: tensor[0] for name, tensor in theirs.items()}
-    check_parity(f"{target}: mace-torch's and ours", graph, of_head, predictions(model, graph))
+    check_parity(f"{target}: mace-torch's and ours", graph, theirs, predictions(model, graph))

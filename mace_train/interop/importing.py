@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from ase.data import atomic_numbers as number_of
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from mace_train.checks import make_folder
@@ -22,7 +23,7 @@ from mace_train.interop.parity import (
 )
 from mace_train.interop.probes import probes
 from mace_train.interop.state_files import read_header, read_tensors
-from mace_train.model.elements import with_elements
+from mace_train.model.adapt import one_head, with_elements
 from mace_train.model.interchange import from_mace_torch, header_for
 from mace_train.model.mace import MACE
 from mace_train.model.mace_torch_header import Header
@@ -49,6 +50,8 @@ def import_model(settings: ImportSettings) -> MACE:
             LOGGER.info("%s was built in float32; its rounded constants are replaced by ours", path)
         tolerance = TOLERANCE_SINGLE if single else TOLERANCE
         _compare(f"{path}: ours and mace-torch's", model, theirs, tolerance)
+    if settings.head is not None:
+        model = _of_head(model, settings.head)
     if settings.elements is not None:
         model = _reduced(model, _numbers(settings.elements))
     make_folder("output", target.parent)
@@ -80,19 +83,36 @@ def _read(
 
 def _compare(what: str, model: MACE, theirs: dict[str, Tensor], tolerance: float) -> None:
     graph = probes(list(model.data.atomic_numbers), model.data.r_max)
-    of_head = {name: tensor[0] for name, tensor in theirs.items()}
-    check_parity(what, graph, predictions(model, graph), of_head, tolerance)
+    check_parity(what, graph, predictions(model, graph), theirs, tolerance)
+
+
+def _of_head(model: MACE, name: str) -> MACE:
+    """The model of one head, compared with that of all."""
+    before, dtype = copy.deepcopy(model).double(), model.dtype
+    after = one_head(before, name)
+    graph = probes(list(model.data.atomic_numbers), model.data.r_max)
+    place = model.data.head_names.index(name)
+    same = {key: tensor[place : place + 1] for key, tensor in predictions(before, graph).items()}
+    check_parity(f"head {name}", graph, predictions(after, graph), same)
+    return after.to(dtype)
 
 
 def _reduced(model: MACE, numbers: list[int]) -> MACE:
     """The model of fewer elements, compared with that of all on structures of these alone."""
     before, dtype = copy.deepcopy(model).double(), model.dtype
+    known = model.data.atomic_numbers
+    unknown = [chemical_symbols[z] for z in numbers if z not in known]
+    if unknown:
+        raise InputError(
+            f"elements: the model does not know {', '.join(unknown)}; its elements are "
+            f"{', '.join(chemical_symbols[z] for z in known)}"
+        )
     after = with_elements(before, numbers)
     kept = list(after.data.atomic_numbers)
     graph = probes(kept, model.data.r_max)
-    place = torch.tensor([model.data.atomic_numbers.index(z) for z in kept])
+    place = torch.tensor([known.index(z) for z in kept])
     same = replace(graph, elements=place[graph.elements])
-    what = f"{len(kept)} of {len(model.data.atomic_numbers)} elements"
+    what = f"{len(kept)} of {len(known)} elements"
     check_parity(what, graph, predictions(after, graph), predictions(before, same))
     return after.to(dtype)
 

@@ -132,7 +132,7 @@ def save_model(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
 
 
 def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, Tensor]:
-    """Energies, forces and stress of a model of mace-torch in float64, as ``parity.predictions``.
+    """Energies, forces and stress of a model of mace-torch in float64, for one head.
 
     mace-torch computes the ZBL repulsion in torch's default dtype, so that is set too.
     """

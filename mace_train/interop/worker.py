@@ -65,7 +65,9 @@ def _write(request: dict[str, Any], folder: Path) -> None:
 
 def _predict(model: nn.Module, header: dict[str, Any], folder: Path) -> None:
     graph = probes(header["atomic_numbers"], header["r_max"])
-    found = [predictions_of(model, graph, head) for head in range(header.get("n_heads", 1))]
+    found = [
+        predictions_of(model, graph, head) for head in range(len(header.get("heads", ["Default"])))
+    ]
     stacked = {name: torch.stack([of_head[name] for of_head in found]) for name in found[0]}
     save_file(_plain(stacked), folder / "predictions.safetensors")
 

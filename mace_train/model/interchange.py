@@ -17,12 +17,13 @@ from ase.data import covalent_radii
 from torch import Tensor
 
 from mace_train.errors import InputError
-from mace_train.model.mace import MACE, ModelData
+from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.model.mace_torch_couplings import check_convolution, contraction_weights
 from mace_train.model.mace_torch_header import AGNOSTIC, RESIDUAL, Header, check_features
 from mace_train.model.pairs import AGNESI, SOFT, ZBL, ZBL_WEIGHTS
 from mace_train.settings import ModelSettings
 
+E0_NAME = "atomic_energies_fn.atomic_energies"  # [n_heads, n_elements]
 # tensors that hold no trained number, or that are checked before they are left out
 _DERIVED = re.compile(
     r"(output_mask|\.bias|conv_tp\.weight|_zeroed|U_matrix_\d+|_w3j_\d+_\d+_\d+)$"
@@ -41,16 +42,15 @@ def from_mace_torch(state_dict: Mapping[str, Tensor], header: Mapping[str, Any])
     Raises InputError for an unsupported feature or a header that does not fit the tensors.
     """
     check_features(header)
+    header = {**header, "distance_transform": header.get("distance_transform") or "None"}
     _check_sizes(state_dict, header)
     names = {field.name for field in fields(ModelSettings)} - {"r_max", "scaling"}
     settings = ModelSettings(**{name: header[name] for name in names if name in header})
     data = ModelData(
         r_max=float(header["r_max"]),
         atomic_numbers=tuple(int(z) for z in state_dict["atomic_numbers"]),
-        E0s=tuple(header.get("E0s") or _numbers(state_dict, "atomic_energies_fn.atomic_energies")),
         avg_num_neighbors=float(header["avg_num_neighbors"]),
-        scale=_scalar(state_dict, "scale_shift.scale", 1.0),
-        shift=_scalar(state_dict, "scale_shift.shift", 0.0),
+        heads=_heads(state_dict, header),
     )
     tensors = contraction_weights(state_dict, settings.max_ell, settings.correlation)
     state_dict = {**state_dict, **tensors}
@@ -71,12 +71,12 @@ def to_mace_torch_state_dict(model: MACE) -> dict[str, Tensor]:
     data, dtype = model.data, model.dtype
     return {
         **{name: tensor.detach().clone() for name, tensor in model.state_dict().items()},
-        **_constants(model),
+        **{name: tensor.clone() for name, tensor in _constants(model).items()},
         "atomic_numbers": torch.tensor(data.atomic_numbers),
         "num_interactions": torch.tensor(model.settings.num_interactions),
-        "atomic_energies_fn.atomic_energies": model.E0s.detach().clone().unsqueeze(0),
-        "scale_shift.scale": torch.tensor([data.scale], dtype=dtype),
-        "scale_shift.shift": torch.tensor([data.shift], dtype=dtype),
+        E0_NAME: model.E0s.detach().clone(),
+        "scale_shift.scale": torch.tensor([head.scale for head in data.heads], dtype=dtype),
+        "scale_shift.shift": torch.tensor([head.shift for head in data.heads], dtype=dtype),
     }
 
 
@@ -92,10 +92,10 @@ def header_for(model: MACE) -> Header:
         "r_max": data.r_max,
         "avg_num_neighbors": data.avg_num_neighbors,
         "atomic_numbers": list(data.atomic_numbers),
-        "E0s": list(data.E0s),
+        "E0s": [list(head.E0s) for head in data.heads],
+        "heads": list(data.head_names),
         "interaction_cls_first": AGNOSTIC if agnostic else RESIDUAL,
         "interaction_cls": [RESIDUAL] if model.settings.num_interactions > 1 else [],
-        "n_heads": 1,
         "gate": "silu",
         "radial_type": "bessel",
     }
@@ -136,6 +136,10 @@ def _radial_widths(state_dict: Mapping[str, Tensor]) -> list[int]:
     ]
 
 
+_TRANSFORM_KEYS = {
+    "Agnesi": "radial_embedding.distance_transform.q",
+    "Soft": "radial_embedding.distance_transform.alpha",
+}
 _CONTRACTION = r"products\.0\.symmetric_contractions\.contractions\."
 _SIZES: dict[str, Callable[[Mapping[str, Tensor]], Any]] = {
     "atomic_numbers": lambda tensors: [int(z) for z in tensors["atomic_numbers"]],
@@ -148,6 +152,10 @@ _SIZES: dict[str, Callable[[Mapping[str, Tensor]], Any]] = {
     ),
     "num_radial_basis": lambda tensors: _radial_widths(tensors)[0],
     "radial_MLP": lambda tensors: _radial_widths(tensors)[1:],
+    "pair_repulsion": lambda tensors: _count(tensors, r"(pair_repulsion_fn)\.") > 0,
+    "distance_transform": lambda tensors: next(
+        (name for name, key in _TRANSFORM_KEYS.items() if key in tensors), "None"
+    ),
 }
 
 
@@ -213,17 +221,34 @@ def _constants(model: MACE) -> dict[str, Tensor]:
     return constants
 
 
-def _numbers(state_dict: Mapping[str, Tensor], name: str) -> list[float]:
-    tensor = state_dict[name]
-    if tensor.dim() == 2 and tensor.shape[0] > 1:
-        raise InputError(f"{name} has {tensor.shape[0]} heads; select one in mace-torch first")
-    return [float(value) for value in tensor.double().flatten()]
+def _heads(state_dict: Mapping[str, Tensor], header: Mapping[str, Any]) -> tuple[Head, ...]:
+    """E0s, scale and shift of every head; ``header["E0s"]`` is a list, or one for each head."""
+    stored = state_dict[E0_NAME].double().view(-1, len(state_dict["atomic_numbers"])).tolist()
+    names = header.get("heads") or _names_of_heads(len(stored))
+    E0s = header.get("E0s") or stored
+    E0s = E0s if isinstance(E0s[0], (list, tuple)) else [E0s]
+    scales = _of_heads(state_dict, "scale_shift.scale", 1.0, len(names))
+    shifts = _of_heads(state_dict, "scale_shift.shift", 0.0, len(names))
+    if len(stored) != len(names) or len(E0s) != len(names):
+        raise InputError(
+            f"header and tensors differ in heads: the header names {', '.join(names)} and E0s of "
+            f"{len(E0s)}, {E0_NAME} has {len(stored)}"
+        )
+    rows = zip(E0s, scales, shifts, names, strict=True)
+    return tuple(Head(tuple(values), scale, shift, name) for values, scale, shift, name in rows)
 
 
-def _scalar(state_dict: Mapping[str, Tensor], name: str, default: float) -> float:
+def _names_of_heads(n_heads: int) -> list[str]:
+    return ["Default"] if n_heads == 1 else [f"head_{i}" for i in range(n_heads)]
+
+
+def _of_heads(
+    state_dict: Mapping[str, Tensor], name: str, default: float, n_heads: int
+) -> list[float]:
+    """A number for each head."""
     if name not in state_dict:
-        return default
-    values = _numbers(state_dict, name)
-    if len(values) != 1:
-        raise InputError(f"{name} has {len(values)} heads; select one in mace-torch first")
-    return values[0]
+        return [default] * n_heads
+    values: list[float] = state_dict[name].double().flatten().tolist()
+    if len(values) not in (1, n_heads):
+        raise InputError(f"{name} has {len(values)} numbers for {n_heads} heads")
+    return values * (n_heads // len(values))

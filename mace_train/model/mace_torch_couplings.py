@@ -56,6 +56,10 @@ def contraction_weights(
 
 def _in_our_paths(name: str, weight: Tensor, u: Tensor, kind: tuple[int, int, int]) -> Tensor:
     max_ell, order, degree = kind
+    if weight.shape[1] != u.shape[-1]:
+        raise InputError(
+            f"{name} has {u.shape[-1]} couplings and {weight.shape[1]} weights; the file is damaged"
+        )
     n_ours = len(paths(max_ell, order, degree))
     points = np.random.RandomState(1).standard_normal((n_ours + 16, (max_ell + 1) ** 2))
     known: dict[Path, Float] = {}

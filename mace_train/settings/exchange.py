@@ -25,6 +25,8 @@ class ImportSettings:
     """JSON file with the header of a state dict, when it has another name."""
     elements: Any = None
     """Elements to keep, such as [H,C,O]; null keeps all."""
+    head: str | None = None
+    """Head to keep, of a model with several; null keeps all."""
     output: str = "imported"
     """Folder for checkpoints/best.safetensors, which evaluate and export take as checkpoint."""
 
@@ -44,6 +46,8 @@ class ExportSettings:
     format: str = "mace-torch"
     """mace-torch (a .model file for its calculators and tools; needs the extra interop) or
     state_dict (safetensors with mace-torch's names, and a header in JSON)."""
+    head: str | None = None
+    """Head to hand over, of a model with several; null hands over all."""
     output: str = MISSING
     """The file to write."""
     default_dtype: str | None = None

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,13 @@ def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, T
     mace-torch computes the ZBL repulsion in torch's default dtype, so that is set too.
     """
     n_elements = len(model.atomic_numbers)
+    graph = replace(graph, heads=torch.full_like(graph.heads, head))
     with double_precision():
-        found = model.double()(batch_of(graph, n_elements, head), compute_stress=True)
+        found = model.double()(batch_of(graph, n_elements), compute_stress=True)
     return {name: found[name].detach() for name in ("energy", "forces", "stress")}
 
 
-def batch_of(graph: Graph, n_elements: int, head: int = 0) -> dict[str, Tensor]:
+def batch_of(graph: Graph, n_elements: int) -> dict[str, Tensor]:
     """The dictionary that mace-torch's forward takes, from our graph."""
     ends = graph.n_atoms_of_graph.cumsum(0)
     cell = torch.where(graph.pbc.any(1)[:, None, None], graph.cell, 100.0 * torch.eye(3).double())
@@ -155,7 +157,7 @@ def batch_of(graph: Graph, n_elements: int, head: int = 0) -> dict[str, Tensor]:
         "cell": cell.reshape(-1, 3),
         "batch": graph.graph_of_atom,
         "ptr": torch.cat([ends.new_zeros(1), ends]),
-        "head": torch.full((graph.n_graphs,), head, dtype=torch.int64),
+        "head": graph.heads,
     }
 
 

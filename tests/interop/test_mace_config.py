@@ -1,0 +1,241 @@
+"""Settings of mace_run_train: every argument is mapped or has a reason; the commands compose."""
+
+import shlex
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from mace_train import cli
+from mace_train._paths import CONFIGS
+from mace_train.cli_help import valid_names
+from mace_train.errors import InputError
+from mace_train.interop.mace_arguments import ARGUMENTS
+from mace_train.interop.mace_config import _SPECIAL, as_yaml, translate
+from tests.conftest import run_command
+from tests.model.mace_torch import import_mace
+
+TYPICAL = {
+    "name": "water-1",
+    "model": "ScaleShiftMACE",
+    "train_file": "a file.xyz",
+    "valid_fraction": 0.05,
+    "r_max": 4.5,
+    "hidden_irreps": "64x0e + 64x1o",
+    "E0s": "{1: -13.6, 8: -432.1}",
+    "loss": "universal",
+    "batch_size": 5,
+    "max_num_epochs": 100,
+    "swa": True,
+    "ema": True,
+    "scheduler": "ExponentialLR",
+    "lr_params_factors": '{"embedding_lr_factor": 0.0, "readouts_lr_factor": 2.0}',
+    "config_type_weights": '{"Default": 1.0, "bulk": 2.0}',
+    "default_dtype": "float32",
+    "device": "cuda",
+    "distance_transform": "Agnesi",
+    "foundation_model": "small",
+    "error_table": "TotalMAE",
+}
+
+
+def test_every_argument_of_mace_torch_is_here_with_its_default():
+    try:
+        import_mace()
+    except ImportError:
+        pytest.skip("mace-torch is not installed")
+    from mace.tools import build_default_arg_parser
+
+    actions = {a.dest: a for a in build_default_arg_parser()._actions if a.dest != "help"}
+    assert set(actions) == set(ARGUMENTS)
+    for name, action in actions.items():
+        row = ARGUMENTS[name]
+        default = int(action.default) if name == "plot_frequency" else action.default
+        assert default == row.default, name
+        options = {f"--{option}" for option in (name, row.alias) if option}
+        if name == "allow_random_padding_pt":
+            options.discard(f"--{name}")
+        assert set(action.option_strings) == options, name
+        assert (action.nargs == 0) == (row.kind == "flag"), name
+        assert (getattr(action.type, "__name__", "") == "str2bool") == (row.kind == "bool"), name
+
+
+def test_every_argument_is_mapped_or_has_a_reason():
+    names = {
+        command: set(valid_names(cli.COMMANDS[command][0])) for command in ("preprocess", "train")
+    }
+    for name, row in ARGUMENTS.items():
+        assert bool(row.ours) != bool(row.instead), name
+        for place in row.ours.split("; ") if row.ours else ():
+            command, setting = place.split(": ")
+            assert setting in names[command] | {"weights"}, name
+    assert {name for name in _SPECIAL if not ARGUMENTS[name].ours} == set()
+
+
+@pytest.fixture
+def typical(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(TYPICAL))
+    return file
+
+
+def test_typical_run(typical):
+    equal, without = translate(str(typical), ["--lr=0.02", "--max_num_epochs", "80"])
+    assert equal["preprocess"] == {
+        "output": "water-1/prepared",
+        "r_max": 4.5,
+        "data.train_file": "a file.xyz",
+        "data.valid_fraction": 0.05,
+        "data.E0s": {1: -13.6, 8: -432.1},
+    }
+    train = equal["train"]
+    assert train["loss.loss"] == "universal"
+    assert train["loss.stress_weight"] == 1.0
+    assert "loss.forces_weight" not in train  # 100 is the default of both
+    assert train["optimizer.lr"] == 0.02
+    assert train["optimizer.lr_params_factors"] == {"embedding": 0.0, "readouts": 2.0}
+    assert train["loss.config_type_weights"] == {"Default": 1.0, "bulk": 2.0}
+    assert train["stage_two.enabled"] is True
+    assert train["stage_two.start"] == 60  # three quarters of 80
+    assert train["max_num_epochs"] == 80
+    assert train["batching.packer"] == "fixed_count"
+    assert train["model.num_channels"] == 64
+    assert "model.max_L" not in train
+    assert "ema" not in train
+    assert train["scheduler.scheduler"] == "exponential"
+    assert [line.partition("=")[0] for line in without] == ["--error_table", "--foundation_model"]
+
+
+def test_defaults_that_differ_are_written_out():
+    equal, without = translate(None, ["--name=a", "--train_file=a.xyz"])
+    assert without == []
+    assert equal["preprocess"] == {"output": "a/prepared", "data.train_file": "a.xyz"}
+    assert equal["train"] == {
+        "name": "a",
+        "default_dtype": "float64",
+        "model.model": "MACE",
+        "ema": False,
+        "max_num_epochs": 2048,
+        "data_dir": "a/prepared",
+        "output": "a/run",
+        "batching.packer": "fixed_count",
+        "cluster.device": "cpu",
+    }
+
+
+def test_printed_commands_and_yaml_compose_into_the_same(typical, capsys, tmp_path):
+    run_command("from-mace-config", typical, f"output={tmp_path / 'out'}")
+    printed = capsys.readouterr().out
+    equal, _ = translate(str(typical), [])
+    for command, values in equal.items():
+        (line,) = (x for x in printed.splitlines() if x.startswith(f"mace-train {command}"))
+        schema = cli.COMMANDS[command][0]
+        ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed = compose(command, overrides=shlex.split(line)[2:])
+        GlobalHydra.instance().clear()
+        for name, value in values.items():
+            found = OmegaConf.select(composed, name)
+            assert (OmegaConf.to_object(found) if isinstance(value, dict) else found) == value
+        OmegaConf.to_object(composed)  # our checks of ranges and choices
+        text = (tmp_path / "out" / f"{command}.yaml").read_text()
+        assert text == as_yaml(command, values)
+        assert text in printed
+    run_command(
+        *("train", "--config-dir", tmp_path / "out", "--config-name", "train", "--cfg", "job")
+    )
+    assert "distance_transform: Agnesi" in capsys.readouterr().out
+    assert "no equal: --foundation_model=small" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "setting", "value"),
+    [
+        (["--loss=ef", "--forces_weight=7"], "loss.forces_weight", 1.0),
+        (["--loss=forces_only"], "loss.energy_weight", 0.0),
+        (["--loss=stress", "--stress_weight=3"], "loss.stress_weight", 3.0),
+        (["--stress_weight=3"], "loss.stress_weight", None),
+        (["--optimizer=schedulefree"], "optimizer.beta2", 0.98),
+        (["--lbfgs"], "optimizer.optimizer", "lbfgs"),
+        (["--freeze=6"], "optimizer.freeze", ["node_embedding", "interactions", "products"]),
+        (["--start_stage_two", "10"], "stage_two.start", 10),
+        (["--clip_grad=None"], "clip_grad", None),
+        (["--max_L=2", "--num_channels=32"], "model.max_L", 2),
+        (["--radial_MLP=[32, 16]"], "model.radial_MLP", [32, 16]),
+        (["--wandb", "--wandb_project=p"], "logger.wandb_mode", "online"),
+        (["--save_all_checkpoints"], "checkpoints.keep_every", 1),
+        (["--pair_repulsion"], "model.pair_repulsion", True),
+    ],
+)
+def test_values_that_need_care(words, setting, value):
+    equal, without = translate(None, ["--name=a", "--train_file=a.xyz", *words])
+    assert equal["train"].get(setting) == value
+    assert without == []
+    if setting == "clip_grad":
+        assert setting in equal["train"]
+
+
+@pytest.mark.parametrize(
+    ("words", "begin"),
+    [
+        (["--gate=tanh"], "--gate=tanh: other values are another architecture"),
+        (["--hidden_irreps=16x0e+8x1o"], "--hidden_irreps=16x0e+8x1o: degrees"),
+        (["--E0s=estimated"], "--E0s=estimated"),
+        (["--model=PolarMACE"], "--model=PolarMACE"),
+        (["--scheduler=StepLR"], "--scheduler=StepLR"),
+        (["--loss=dipole"], "--loss=dipole"),
+        (["--device=mps"], "--device=mps"),
+        (["--lora=True"], "--lora=True"),
+        (["--disallow_random_padding_pt"], "--allow_random_padding_pt=False"),
+    ],
+)
+def test_what_has_no_equal_is_said(words, begin):
+    _, without = translate(None, ["--name=a", "--train_file=a.xyz", *words])
+    assert len(without) == 1
+    assert without[0].startswith(begin)
+
+
+def test_heads_become_mappings():
+    heads = {
+        "pbe": {"train_file": "a.xyz", "E0s": "average", "valid_file": "v.xyz"},
+        "scan": {"train_file": "b.xyz", "E0s": "{1: -1.0}", "energy_key": "e"},
+    }
+    equal, without = translate(None, ["--name=a", f"--heads={heads}"])
+    assert equal["preprocess"]["data.train_file"] == {"pbe": "a.xyz", "scan": "b.xyz"}
+    assert equal["preprocess"]["data.valid_file"] == {"pbe": "v.xyz"}
+    assert equal["preprocess"]["data.E0s"] == {"pbe": "average", "scan": {1: -1.0}}
+    assert without == ["--heads: energy_key of scan is a setting of all heads here"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lrr=1"], "unrecognized arguments: --lrr=1"),
+        (["--lr=fast"], "--lr=fast: mace_run_train takes a number"),
+        (["--radial_MLP=[1,"], "cannot be read as a list"),
+        (["--batch_size=0"], "batching.batch_size"),
+    ],
+)
+def test_messages(words, message):
+    with pytest.raises(InputError, match=message.replace("[", r"\[")):
+        translate(None, ["--name=a", "--train_file=a.xyz", *words])
+
+
+def test_file_that_is_none(tmp_path, capsys):
+    file = tmp_path / "a.yaml"
+    for text, message in (
+        ("lrr: 1", "no argument 'lrr'"),
+        ("[1]", "must map arguments"),
+        ("a: [", "not YAML"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SystemExit):
+            run_command("from-mace-config", file)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_command("from-mace-config")
+    assert "needs a YAML file, or arguments" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mace_train.checks import make_folder
 from mace_train.errors import InputError
@@ -44,18 +45,17 @@ def print_settings(settings: FromMaceConfigSettings) -> None:
         words = [f"{name}={_word(value)}" for name, value in values.items()]
         print(f"mace-train {command} {shlex.join(words)}\n")
     for command, values in equal.items():
-        print(f"# {command}.yaml\n{as_yaml(command, values)}")
+        print(f"# {command}-from-mace.yaml\n{as_yaml(command, values)}")
     for line in without:
         print(f"no equal: {line}")
     if settings.output is not None:
         make_folder("output", Path(settings.output))
         for command, values in equal.items():
-            file = Path(settings.output) / f"{command}.yaml"
+            name = f"{command}-from-mace"  # not the name of a file of ours
+            file = Path(settings.output) / f"{name}.yaml"
             file.write_text(as_yaml(command, values))
-            LOGGER.info(
-                "wrote %s; use it with mace-train %s --config-dir %s --config-name %s",
-                *(file, command, settings.output, command),
-            )
+            options = f"--config-dir {settings.output} --config-name {name}"
+            LOGGER.info("wrote %s; use it with mace-train %s %s", file, command, options)
 
 
 def translate(config: str | None, words: list[str]) -> tuple[Equal, list[str]]:
@@ -309,8 +309,14 @@ def _that_differ(command: str, settings: Values) -> Values:
         if OmegaConf.is_missing(*_parent(defaults, name))
         or OmegaConf.select(defaults, name) != value
     }
-    for name, value in kept.items():
-        OmegaConf.update(defaults, name, value, force_add=False)
+    if command == "preprocess":
+        defaults.data.train_file = "train.xyz"  # for the check, where none is given
+    try:
+        for name, value in kept.items():
+            OmegaConf.update(defaults, name, value, force_add=False)
+        OmegaConf.to_object(defaults)
+    except OmegaConfBaseException as error:
+        raise InputError(f"mace-train {command} does not take the value: {error}") from error
     return kept
 
 

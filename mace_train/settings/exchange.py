@@ -72,7 +72,7 @@ class FromMaceConfigSettings:
     arguments: Any = None
     """Arguments of mace_run_train, as a list; what stands behind `--`. They override config."""
     output: str | None = None
-    """Folder for preprocess.yaml and train.yaml; null prints them only."""
+    """Folder for preprocess-from-mace.yaml and train-from-mace.yaml; null prints them only."""
 
     def __post_init__(self) -> None:
         if self.config is None and not self.arguments:

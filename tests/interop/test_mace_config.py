@@ -142,11 +142,19 @@ def test_printed_commands_and_yaml_compose_into_the_same(typical, capsys, tmp_pa
             found = OmegaConf.select(composed, name)
             assert (OmegaConf.to_object(found) if isinstance(value, dict) else found) == value
         OmegaConf.to_object(composed)  # our checks of ranges and choices
-        text = (tmp_path / "out" / f"{command}.yaml").read_text()
+        text = (tmp_path / "out" / f"{command}-from-mace.yaml").read_text()
         assert text == as_yaml(command, values)
         assert text in printed
     run_command(
-        *("train", "--config-dir", tmp_path / "out", "--config-name", "train", "--cfg", "job")
+        *(
+            "train",
+            "--config-dir",
+            tmp_path / "out",
+            "--config-name",
+            "train-from-mace",
+            "--cfg",
+            "job",
+        )
     )
     assert "distance_transform: Agnesi" in capsys.readouterr().out
     assert "no equal: --foundation_model=small" in printed

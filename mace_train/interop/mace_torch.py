@@ -77,8 +77,8 @@ def build(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
 def _in_new_layout(name: str, tensor: Tensor) -> Tensor:
     """Old files hold scale and shift without an axis of heads, and E0s too."""
     if name == "atomic_energies_fn.atomic_energies":
-        return torch.atleast_2d(tensor)
-    return torch.atleast_1d(tensor) if name.startswith("scale_shift.") else tensor
+        return tensor.reshape(-1, tensor.shape[-1])
+    return tensor.reshape(-1) if name.startswith("scale_shift.") else tensor
 
 
 def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -126,9 +126,10 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
 
 def save_model(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
     """Write a model as mace_run_train does; E0s stay in float64."""
-    E0s = model.atomic_energies_fn.atomic_energies.double()
+    block = model.get_submodule("atomic_energies_fn")
+    E0s = block.get_buffer("atomic_energies").double()
     model = model.to(dtype)
-    model.atomic_energies_fn.atomic_energies = E0s
+    block.register_buffer("atomic_energies", E0s)
     torch.save(model, path)
 
 
@@ -137,7 +138,7 @@ def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, T
 
     mace-torch computes the ZBL repulsion in torch's default dtype, so that is set too.
     """
-    n_elements = len(model.atomic_numbers)
+    n_elements = len(model.get_buffer("atomic_numbers"))
     graph = replace(graph, heads=torch.full_like(graph.heads, head))
     with double_precision():
         found = model.double()(batch_of(graph, n_elements), compute_stress=True)

@@ -13,14 +13,14 @@ ATOMS_PER_CLUSTER = 10
 
 
 def probe_structures(atomic_numbers: list[int], r_max: float) -> list[Atoms]:
-    """Clusters of all elements, 1.0 to 2 Å apart; a sheared cell; and an atom alone."""
+    """Clusters of all elements, 0.7 to 1.7 Å apart; a sheared cell; and an atom alone."""
     random = np.random.RandomState(7)
     corners = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     structures = []
     n_clusters = -(-len(atomic_numbers) // ATOMS_PER_CLUSTER)
     for numbers in np.array_split(np.array(atomic_numbers), n_clusters):
         filled = np.resize(numbers, max(len(numbers), 5))
-        grid = 1.5 * corners[random.permutation(len(corners))[: len(filled)]]
+        grid = 1.2 * corners[random.permutation(len(corners))[: len(filled)]]
         moved = grid + 0.25 * random.uniform(-1, 1, grid.shape)
         structures.append(Atoms(filled, positions=moved))
     side = max(2.5, 0.6 * r_max)

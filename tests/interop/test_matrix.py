@@ -35,22 +35,23 @@ HEADS = {
     "atomic_inter_shift": [0.1, -0.2],
 }
 SMALL = {"channels": 8, "max_ell": 2, "correlation": 2, "max_L": 1}
+TINY = {"num_interactions": 1, "max_L": 0, "max_ell": 1}
 VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change of the model)
     "default": ({"correlation": 3}, {}, None),
-    "scalars": ({"max_L": 0}, {}, None),
+    "scalars": ({"max_L": 0, "max_ell": 1}, {}, None),
     "tensors": ({"max_L": 2}, {}, None),
     "mace": ({"flavour": "MACE"}, {}, None),
-    "one_layer": ({"num_interactions": 1, "max_L": 0}, {}, None),
-    "three_layers": ({"num_interactions": 3, "max_ell": 1}, {}, None),
-    "repulsion": ({"pair_repulsion": True, "max_L": 0}, {}, None),
-    "agnesi": ({"pair_repulsion": True, "distance_transform": "Agnesi", "max_L": 0}, {}, None),
-    "soft": ({"distance_transform": "Soft", "max_L": 0}, {}, None),
-    "heads": ({**HEADS, "max_L": 0}, {}, None),
-    "one_of_the_heads": ({**HEADS, "max_ell": 1, "max_L": 0}, {"head": "scan"}, None),
+    "one_layer": (TINY, {}, None),
+    "three_layers": ({"num_interactions": 3, "max_ell": 1, "max_L": 0}, {}, None),
+    "repulsion": ({**TINY, "pair_repulsion": True}, {}, None),
+    "agnesi": ({**TINY, "pair_repulsion": True, "distance_transform": "Agnesi"}, {}, None),
+    "soft": ({**TINY, "distance_transform": "Soft"}, {}, None),
+    "heads": ({**HEADS, "max_L": 0, "max_ell": 1}, {}, None),
+    "one_of_the_heads": ({**HEADS, **TINY}, {"head": "scan"}, None),
     "elements": ({"pair_repulsion": True, "max_ell": 1}, {"elements": ["O", "H"]}, None),
-    "reduced_couplings": ({"correlation": 3}, {}, "reduce"),
-    "old_layout": ({"max_ell": 1}, {}, "age"),
-    "built_in_float32": ({"max_ell": 1, "pair_repulsion": True}, {}, "round"),
+    "reduced_couplings": ({"correlation": 3, "num_interactions": 1}, {}, "reduce"),
+    "old_layout": (TINY, {}, "age"),
+    "built_in_float32": ({**TINY, "pair_repulsion": True}, {}, "round"),
 }
 
 

@@ -94,7 +94,7 @@ def test_forces_and_stress_are_derivatives(settings):
     graph = graph_of([atoms], 4.0, numbers)
     one_by_one = model(graph.vectors(), graph.elements, graph.senders, graph.receivers)
     total = one_by_one.double().sum() + model.E0s[0][graph.elements].sum()
-    assert float(total) == pytest.approx(float(found.energy), abs=1e-10)
+    assert float(total.detach()) == pytest.approx(float(found.energy), abs=1e-10)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it traces

@@ -253,6 +253,22 @@ def _rows() -> list[Argument]:
 ARGUMENTS: dict[str, Argument] = {row.name: row for row in _rows()}
 
 
+def table() -> str:
+    """The table in Markdown: names that have an equal, then the others by reason."""
+    lines = ["| mace_run_train | default | mace-train |", "|---|---|---|"]
+    reasons: dict[str, list[str]] = {}
+    for name, row in ARGUMENTS.items():
+        both = f"`{name}`" + (f", `{row.alias}`" if row.alias else "")
+        if row.ours:
+            default = str(row.default).replace("|", "\\|")
+            lines.append(f"| {both} | {default} | {row.ours} |")
+        else:
+            reasons.setdefault(row.instead, []).append(both)
+    lines += ["", "Without an equal:", ""]
+    lines += [f"- {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    return "\n".join(lines)
+
+
 def parser() -> argparse.ArgumentParser:
     """A parser of mace_run_train's command line that leaves out what is not given."""
     result = argparse.ArgumentParser(

@@ -13,7 +13,7 @@ from mace_train import cli
 from mace_train._paths import CONFIGS
 from mace_train.cli_help import valid_names
 from mace_train.errors import InputError
-from mace_train.interop.mace_arguments import ARGUMENTS
+from mace_train.interop.mace_arguments import ARGUMENTS, table
 from mace_train.interop.mace_config import _SPECIAL, as_yaml, translate
 from tests.conftest import run_command
 from tests.model.mace_torch import import_mace
@@ -247,3 +247,8 @@ def test_file_that_is_none(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_command("from-mace-config")
     assert "needs a YAML file, or arguments" in capsys.readouterr().err
+
+
+def test_the_table_in_the_docs_is_this_one():
+    text = (CONFIGS.parent / "mace_train" / "interop" / "README.md").read_text()
+    assert table() in text

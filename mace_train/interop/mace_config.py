@@ -63,7 +63,8 @@ def translate(config: str | None, words: list[str]) -> tuple[Equal, list[str]]:
 
     Raises InputError for an argument that mace_run_train does not have.
     """
-    given = {**_of_file(config), **_of_words(words)}
+    on_line = _of_words(words)
+    given = {**_of_file(config or on_line.get("config")), **on_line}
     values = {name: given.get(name, row.default) for name, row in ARGUMENTS.items()}
     without = [
         f"--{name}={given[name]}: {row.instead}"

@@ -89,6 +89,7 @@ def header_for(model: MACE) -> Header:
     return {
         "class": "ScaleShiftMACE",
         **settings,
+        "max_L": settings["max_L"] if settings["num_interactions"] > 1 else 0,
         "r_max": data.r_max,
         "avg_num_neighbors": data.avg_num_neighbors,
         "atomic_numbers": list(data.atomic_numbers),

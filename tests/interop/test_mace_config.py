@@ -83,7 +83,9 @@ def typical(tmp_path):
 
 
 def test_typical_run(typical):
-    equal, without = translate(str(typical), ["--lr=0.02", "--max_num_epochs", "80"])
+    words = ["--lr=0.02", "--max_num_epochs", "80"]
+    equal, without = translate(str(typical), words)
+    assert (equal, without) == translate(None, [*words, f"--config={typical}"])
     assert equal["preprocess"] == {
         "output": "water-1/prepared",
         "r_max": 4.5,

@@ -144,6 +144,8 @@ def test_other_constants_are_an_error():
     tensors = to_mace_torch_state_dict(model)
     again = from_mace_torch(tensors, header_for(model))
     assert again.settings == model.settings
+    shallow = model_of((1, 8), num_interactions=1)  # whose features are scalars, whatever max_L
+    assert from_mace_torch(to_mace_torch_state_dict(shallow), header_for(shallow)).data
     for name in ("pair_repulsion_fn.a_exp", "radial_embedding.distance_transform.covalent_radii"):
         changed = tensors | {name: tensors[name] * 1.01}
         with pytest.raises(InputError, match=f"{name} is"):

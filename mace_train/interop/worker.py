@@ -52,8 +52,8 @@ def _read(request: dict[str, Any], folder: Path) -> None:
         header = header_of(model)
     except AttributeError as error:
         raise InputError(
-            f"{request['path']}: not laid out as mace_run_train writes it ({error}); convert a model "
-            "for cuequivariance back with mace.cli.convert_cueq_e3nn"
+            f"{request['path']}: not laid out as mace_run_train writes it ({error}); convert a "
+            "model for cuequivariance back with mace.cli.convert_cueq_e3nn"
         ) from error
     save_file(_plain(model.state_dict()), folder / "tensors.safetensors")
     (folder / "header.json").write_text(json.dumps(header))

@@ -182,12 +182,13 @@ def assert_close(found, expected, tolerance):
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
 
 
-def test_cueq_conversion(tmp_path):
-    """Runs where cuequivariance is installed."""
+@pytest.mark.parametrize("reduced", [False, True])
+def test_cuequivariance(reduced, tmp_path):
+    """Its reduced couplings are imported, and it takes the export; where it is installed."""
     pytest.importorskip("cuequivariance_torch")
     from mace.cli.convert_e3nn_cueq import run
 
-    theirs = mace_torch_model(NUMBERS, **SMALL)
+    theirs = mace_torch_model(NUMBERS, **SMALL, use_reduced_cg=reduced)
     torch.save(theirs, tmp_path / "original.model")
     import_model(
         ImportSettings(model=str(tmp_path / "original.model"), output=str(tmp_path / "run"))

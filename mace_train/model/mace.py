@@ -279,7 +279,7 @@ class MACE(nn.Module):
             if self._transform is not None:
                 transformed = self._transform(lengths, kinds)
             if self._repulsion is not None:
-                repulsion = self._repulsion(lengths, kinds, ends, len(elements))
+                repulsion = self._repulsion(lengths, kinds, ends, elements.shape[0])
         radial = self._radial(lengths, transformed)
         if isinstance(places, EdgeBlocks):  # one row more, of zeros, for the empty slots
             of_pairs, radial = (

@@ -38,9 +38,8 @@ SMALL = {"channels": 8, "max_ell": 2, "correlation": 2, "max_L": 1}
 TINY = {"num_interactions": 1, "max_L": 0, "max_ell": 1}
 VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change of the model)
     "default": ({"correlation": 3}, {}, None),
-    "scalars": ({"max_L": 0, "max_ell": 1}, {}, None),
     "tensors": ({"max_L": 2}, {}, None),
-    "mace": ({"flavour": "MACE"}, {}, None),
+    "mace": ({"flavour": "MACE", "max_ell": 1}, {}, None),
     "one_layer": (TINY, {}, None),
     "three_layers": ({"num_interactions": 3, "max_ell": 1, "max_L": 0}, {}, None),
     "repulsion": ({**TINY, "pair_repulsion": True}, {}, None),
@@ -48,8 +47,8 @@ VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change
     "soft": ({**TINY, "distance_transform": "Soft"}, {}, None),
     "heads": ({**HEADS, "max_L": 0, "max_ell": 1}, {}, None),
     "one_of_the_heads": ({**HEADS, **TINY}, {"head": "scan"}, None),
-    "elements": ({"pair_repulsion": True, "max_ell": 1}, {"elements": ["O", "H"]}, None),
-    "reduced_couplings": ({"correlation": 3, "num_interactions": 1}, {}, "reduce"),
+    "elements": ({**TINY, "pair_repulsion": True}, {"elements": ["O", "H"]}, None),
+    "reduced_couplings": ({**TINY, "correlation": 3, "max_ell": 2}, {}, "reduce"),
     "old_layout": (TINY, {}, "age"),
     "built_in_float32": ({**TINY, "pair_repulsion": True}, {}, "round"),
 }

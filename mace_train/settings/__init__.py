@@ -26,6 +26,7 @@ from mace_train.settings.exchange import (
 )
 from mace_train.settings.learning import (
     FinishSettings,
+    FoundationSettings,
     LossSettings,
     ModelSettings,
     OptimizerSettings,
@@ -51,6 +52,7 @@ __all__ = [
     "EvaluateSettings",
     "ExportSettings",
     "FinishSettings",
+    "FoundationSettings",
     "FromMaceConfigSettings",
     "ImportSettings",
     "InspectSettings",

@@ -24,7 +24,7 @@ class Argument:
     """flag (no value), bool (a word such as True), or empty: as the default."""
 
 
-_FINE_TUNING = "fine-tuning is set up on its own"
+_FINE_TUNING = "choose the structures to replay beforehand, as a file of their own"
 _POLAR = "for the models PolarMACE, MACELES and those of dipoles, which are not here"
 _ONE_FOLDER = "everything lies in output"
 _FIXED = "other values are another architecture, which is not here"
@@ -118,12 +118,17 @@ def _rows() -> list[Argument]:
         a("pseudolabel_replay_compute_stress", False, instead=_FINE_TUNING, kind="bool"),
         a("foundation_filter_elements", True, instead=_FINE_TUNING, kind="bool"),
         a("heads", None, "preprocess: data.train_file; preprocess: data.E0s"),
-        a("multiheads_finetuning", True, instead=_FINE_TUNING, kind="bool"),
-        a("foundation_head", None, instead=_FINE_TUNING),
-        a("weight_pt_head", 1.0, instead=_FINE_TUNING),
+        a("multiheads_finetuning", True, "preprocess: data.train_file", kind="bool"),
+        a("foundation_head", None, "train: foundation.head"),
+        a("weight_pt_head", 1.0, "train: loss.head_weights"),
         a("real_pt_data_ratio_threshold", 0.1, instead=_FINE_TUNING),
         a("num_samples_pt", 10000, instead=_FINE_TUNING),
-        a("force_mh_ft_lr", False, instead=_FINE_TUNING, kind="bool"),
+        a(
+            "force_mh_ft_lr",
+            False,
+            "train: optimizer.lr; train: ema; train: ema_decay",
+            kind="bool",
+        ),
         a("subselect_pt", "random", instead=_FINE_TUNING),
         a("filter_type_pt", "none", instead=_FINE_TUNING),
         a(
@@ -133,13 +138,13 @@ def _rows() -> list[Argument]:
             alias="disallow_random_padding_pt",
             kind="flag",
         ),
-        a("pt_train_file", None, instead=_FINE_TUNING),
-        a("pt_valid_file", None, instead=_FINE_TUNING),
-        a("foundation_model_elements", False, instead=_FINE_TUNING, kind="bool"),
+        a("pt_train_file", None, "preprocess: data.train_file"),
+        a("pt_valid_file", None, "preprocess: data.valid_file"),
+        a("foundation_model_elements", False, "train: foundation.elements", kind="bool"),
         a("keep_isolated_atoms", False, "preprocess: data.keep_isolated_atoms", kind="bool"),
-        a("lora", False, instead=_FINE_TUNING, kind="bool"),
-        a("lora_rank", 4, instead=_FINE_TUNING),
-        a("lora_alpha", 1.0, instead=_FINE_TUNING),
+        a("lora", False, "train: foundation.lora_rank", kind="bool"),
+        a("lora_rank", 4, "train: foundation.lora_rank"),
+        a("lora_alpha", 1.0, "train: foundation.lora_alpha"),
         a("energy_key", "REF_energy", "preprocess: data.energy_key"),
         a("forces_key", "REF_forces", "preprocess: data.forces_key"),
         a("virials_key", "REF_virials", "preprocess: data.virials_key"),
@@ -221,9 +226,9 @@ def _rows() -> list[Argument]:
         a("ema_decay", 0.99, "train: ema_decay"),
         a("max_num_epochs", 2048, "train: max_num_epochs"),
         a("patience", 2048, "train: patience"),
-        a("foundation_model", None, "preprocess: data.foundation_model"),
-        a("foundation_model_kwargs", "{}", instead=_FINE_TUNING),
-        a("foundation_model_readout", True, instead=_FINE_TUNING, kind="flag"),
+        a("foundation_model", None, "import: model; train: foundation.checkpoint"),
+        a("foundation_model_kwargs", "{}", instead="for models that mace-torch downloads"),
+        a("foundation_model_readout", True, instead="readouts are kept", kind="flag"),
         a("eval_interval", 1, "train: eval_interval"),
         a("keep_checkpoints", False, instead="checkpoints.keep=N", kind="flag"),
         a("save_all_checkpoints", False, "train: checkpoints.keep_every", kind="flag"),

@@ -15,15 +15,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mace_train.checks import make_folder
 from mace_train.errors import InputError
+from mace_train.interop.fine_tuning import Equal, Values, fine_tuning, with_its_changes
 from mace_train.interop.mace_arguments import ARGUMENTS, parser
-from mace_train.settings import FromMaceConfigSettings, PreprocessSettings, TrainSettings
+from mace_train.settings import (
+    FromMaceConfigSettings,
+    ImportSettings,
+    PreprocessSettings,
+    TrainSettings,
+)
 
 LOGGER = logging.getLogger("mace_train")
 
-Values = dict[str, Any]
-Equal = dict[str, Values]  # command -> our settings by dotted name
-
-_SCHEMAS: dict[str, type] = {"preprocess": PreprocessSettings, "train": TrainSettings}
+_SCHEMAS: dict[str, type] = {
+    "import": ImportSettings,
+    "preprocess": PreprocessSettings,
+    "train": TrainSettings,
+}
 _LOSSES = {  # mace-torch's loss -> ours, and the weights that count in it
     "weighted": ("weighted", ("energy", "forces")),
     "ef": ("weighted", ()),
@@ -71,7 +78,8 @@ def translate(config: str | None, words: list[str]) -> tuple[Equal, list[str]]:
         for name, row in ARGUMENTS.items()
         if not row.ours and name in given and given[name] != row.default and name != "config"
     ]
-    equal: Equal = {"preprocess": {}, "train": {}}
+    values = with_its_changes(values)
+    equal: Equal = {"import": {}, "preprocess": {}, "train": {}}
     for name, row in ARGUMENTS.items():
         if name in _SPECIAL or not row.ours:
             continue
@@ -80,9 +88,8 @@ def translate(config: str | None, words: list[str]) -> tuple[Equal, list[str]]:
             equal[command][setting] = values[name]
     for special in dict.fromkeys(_SPECIAL.values()):
         special(values, equal, without)
-    for command, settings in equal.items():
-        equal[command] = _that_differ(command, settings)
-    return equal, without
+    used = {command: settings for command, settings in equal.items() if settings}
+    return {command: _that_differ(command, used[command]) for command in used}, without
 
 
 def _of_file(config: str | None) -> Values:
@@ -166,30 +173,20 @@ def _data(values: Values, equal: Equal, without: list[str]) -> None:
     if data["data.train_file"] is None:
         without.append("--train_file: none is given; add data.train_file=FILE")
         del data["data.train_file"]
-    by_head = {h: _E0s(own.pop("E0s"), without) for h, own in of_head.items() if own.get("E0s")}
-    data["data.E0s"] = by_head or _E0s(values["E0s"], without)
+    by_head = {h: _E0s(own.pop("E0s")) for h, own in of_head.items() if own.get("E0s")}
+    data["data.E0s"] = by_head or _E0s(values["E0s"])
     for head, own in of_head.items():
         without += [f"--heads: {key} of {head} is a setting of all heads here" for key in own]
-    data["data.foundation_model"] = None
-    if values["foundation_model"] is not None:
-        if data["data.E0s"] == "foundation":
-            data["data.foundation_model"] = values["foundation_model"]
-        without.append(f"--foundation_model={values['foundation_model']}: import it; {_TUNE}")
 
 
-_TUNE = "fine-tuning is set up on its own"
-
-
-def _E0s(value: Any, without: list[str]) -> Any:
+def _E0s(value: Any) -> Any:
     if value is None or isinstance(value, dict):
         return value
     text = str(value)
     if text.lower() in ("average", "foundation"):
         return text.lower()
-    if text.lower() in ("estimated", "isolatedatom"):
-        if text.lower() == "estimated":
-            without.append(f"--E0s={text}: {_TUNE}")
-        return None
+    if text.lower() == "estimated":
+        return None  # see fine_tuning
     return text if text.endswith(".json") else _literal("E0s", text)
 
 
@@ -279,7 +276,7 @@ _Special = Callable[[Values, Equal, list[str]], None]
 _SPECIAL: dict[str, _Special] = {
     **dict.fromkeys(("name", "work_dir"), _folders),
     **dict.fromkeys(
-        ("train_file", "valid_file", "test_file", "test_dir", "heads", "E0s", "foundation_model"),
+        ("train_file", "valid_file", "test_file", "test_dir", "heads", "E0s"),
         _data,
     ),
     **dict.fromkeys(("model", "hidden_irreps", "num_channels", "max_L", "radial_MLP"), _model),
@@ -296,6 +293,14 @@ _SPECIAL: dict[str, _Special] = {
             *("config_type_weights", "swa", "start_swa"),
         ),
         _loss,
+    ),
+    **dict.fromkeys(
+        (
+            *("foundation_model", "foundation_head", "foundation_model_elements"),
+            *("lora", "lora_rank", "lora_alpha", "multiheads_finetuning", "force_mh_ft_lr"),
+            *("pt_train_file", "pt_valid_file", "weight_pt_head"),
+        ),
+        fine_tuning,
     ),
     **dict.fromkeys(("device", "wandb_project", "wandb_entity", "wandb_name"), _place),
 }

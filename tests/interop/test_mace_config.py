@@ -37,7 +37,6 @@ TYPICAL = {
     "default_dtype": "float32",
     "device": "cuda",
     "distance_transform": "Agnesi",
-    "foundation_model": "small",
     "error_table": "TotalMAE",
 }
 
@@ -65,7 +64,8 @@ def test_every_argument_of_mace_torch_is_here_with_its_default():
 
 def test_every_argument_is_mapped_or_has_a_reason():
     names = {
-        command: set(valid_names(cli.COMMANDS[command][0])) for command in ("preprocess", "train")
+        command: set(valid_names(cli.COMMANDS[command][0]))
+        for command in ("import", "preprocess", "train")
     }
     for name, row in ARGUMENTS.items():
         assert bool(row.ours) != bool(row.instead), name
@@ -108,7 +108,7 @@ def test_typical_run(typical):
     assert "model.max_L" not in train
     assert "ema" not in train
     assert train["scheduler.scheduler"] == "exponential"
-    assert [line.partition("=")[0] for line in without] == ["--error_table", "--foundation_model"]
+    assert without == ["--error_table=TotalMAE: evaluate prints RMSE and MAE of everything"]
 
 
 def test_defaults_that_differ_are_written_out():
@@ -159,7 +159,7 @@ def test_printed_commands_and_yaml_compose_into_the_same(typical, capsys, tmp_pa
         )
     )
     assert "distance_transform: Agnesi" in capsys.readouterr().out
-    assert "no equal: --foundation_model=small" in printed
+    assert "no equal: --error_table=TotalMAE" in printed
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,11 @@ def test_values_that_need_care(words, setting, value):
     [
         (["--gate=tanh"], "--gate=tanh: other values are another architecture"),
         (["--hidden_irreps=16x0e+8x1o"], "--hidden_irreps=16x0e+8x1o: degrees"),
-        (["--E0s=estimated"], "--E0s=estimated"),
         (["--model=PolarMACE"], "--model=PolarMACE"),
         (["--scheduler=StepLR"], "--scheduler=StepLR"),
         (["--loss=dipole"], "--loss=dipole"),
         (["--device=mps"], "--device=mps"),
-        (["--lora=True"], "--lora=True"),
+        (["--num_samples_pt=500"], "--num_samples_pt=500: choose the structures"),
         (["--disallow_random_padding_pt"], "--allow_random_padding_pt=False"),
     ],
 )
@@ -207,6 +206,41 @@ def test_what_has_no_equal_is_said(words, begin):
     _, without = translate(None, ["--name=a", "--train_file=a.xyz", *words])
     assert len(without) == 1
     assert without[0].startswith(begin)
+
+
+def test_fine_tuning_imports_first():
+    words = ["--name=a", "--train_file=a.xyz", "--foundation_model=big.model", "--E0s=estimated"]
+    equal, without = translate(None, [*words, "--lora=True", "--lora_rank=8"])
+    assert equal["import"] == {"model": "big.model", "output": "a/foundation"}
+    assert list(equal) == ["import", "preprocess", "train"]
+    assert equal["preprocess"]["data.E0s"] == "foundation"
+    assert equal["preprocess"]["data.foundation_model"] == "a/foundation"
+    train = equal["train"]
+    assert train["foundation.checkpoint"] == "a/foundation"
+    assert train["foundation.E0s"] == "estimated"
+    assert train["foundation.lora_rank"] == 8
+    assert "optimizer.lr" not in train
+    assert [line.partition(":")[0] for line in without] == ["--r_max"]
+
+
+def test_replay_is_a_head_with_what_mace_torch_changes_for_it():
+    words = ["--name=a", "--train_file=a.xyz", "--foundation_model=big.model", "--lr=0.5"]
+    words += ["--pt_train_file=old.xyz", "--weight_pt_head=0.3", "--E0s={1: -1.0, 8: -2.0}"]
+    equal, _ = translate(None, words)
+    data, train = equal["preprocess"], equal["train"]
+    assert data["data.train_file"] == {"Default": "a.xyz", "pt_head": "old.xyz"}
+    assert data["data.E0s"] == {"Default": {1: -1.0, 8: -2.0}, "pt_head": "foundation"}
+    assert train["loss.head_weights"] == {"pt_head": 0.3}
+    assert train["loss.loss"] == "universal"
+    assert train["optimizer.lr"] == 1e-4
+    assert train["ema_decay"] == 0.99999
+    equal, _ = translate(None, [*words, "--force_mh_ft_lr=True"])
+    assert equal["train"]["optimizer.lr"] == 0.5
+    equal, without = translate(None, ["--name=a", "--train_file=a", "--foundation_model=small"])
+    assert equal["import"]["model"] == "small.model"
+    assert [x.partition(":")[0].partition("=")[0] for x in without] == [
+        *("--foundation_model", "--pt_train_file", "--r_max")
+    ]
 
 
 def test_heads_become_mappings():

@@ -1,15 +1,19 @@
 """What from_mace_torch refuses, and the way back; on files, without mace-torch."""
 
 import json
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from mace_train.errors import InputError
+from mace_train.model.coupling import clebsch_gordan, degree_slice
 from mace_train.model.derivatives import predict
 from mace_train.model.interchange import from_mace_torch, header_for, to_mace_torch_state_dict
 from mace_train.model.mace import MACE
 from mace_train.model.mace_torch_header import SUPPORTED
+from mace_train.model.product_basis import paths
 from tests.model.reference_file import read_reference
 from tests.model.systems import graph_of, model_of
 
@@ -112,11 +116,24 @@ def test_state_dict_of_something_else(reference):
         from_mace_torch(reference.tensors, reference.header)
 
 
+def u_matrix(max_ell, order, degree):
+    """mace-torch's tensor of all paths [2 L + 1, n, ..., n, n_paths], coupled one by one."""
+    unit = np.eye((max_ell + 1) ** 2)
+    tensors = []
+    for path in paths(max_ell, order, degree):
+        tensor = unit[degree_slice(path[0][0])]
+        for (_, before), (factor, reached) in pairwise(path):
+            table = clebsch_gordan(reached, before, factor)
+            tensor = np.einsum("mij,i...,jn->m...n", table, tensor, unit[degree_slice(factor)])
+        tensors.append(tensor)
+    return torch.as_tensor(np.stack(tensors, axis=-1))
+
+
 def test_reduced_couplings_are_projected(reference):
     """Fewer paths, each a sum of several, are the same function in ours."""
     name = "products.0.symmetric_contractions.contractions.1."
     expected = from_mace_torch(reference.tensors, reference.header)
-    u, weight = reference.tensors[name + "U_matrix_3"], reference.tensors[name + "weights_max"]
+    u, weight = u_matrix(max_ell=3, order=3, degree=1), reference.tensors[name + "weights_max"]
     mixing = torch.randn(u.shape[-1], 20, generator=torch.Generator().manual_seed(3)).double()
     reduced = torch.randn(len(weight), 20, weight.shape[2]).double()
     reference.tensors[name + "U_matrix_3"] = u @ mixing

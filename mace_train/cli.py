@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -60,7 +61,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
 _LEADING = {  # the setting that a first word without = is
     "inspect": "data_dir",
     "sweep": "folder",
-    "import": "model",
+    "import": "model_file",
     "export": "checkpoint",
     "from-mace-config": "config",
 }
@@ -101,6 +102,8 @@ def _plain(command: str, words: list[str]) -> list[str]:
         return words_behind(words, "training")
     if "--job" in words:
         return single_job(words, _default_output(COMMANDS[command][0]))
+    if command == "import":  # model is a config group, which Hydra would look for
+        words = [re.sub("^model=", "model_file=", word) for word in words]
     if command == "from-mace-config":
         words = words_behind(words, "arguments")
     leading = _LEADING.get(command)

@@ -38,7 +38,7 @@ def fine_tuning(values: Values, equal: Equal, without: list[str]) -> None:
     if Path(model).suffix == "":
         without.append(f"--foundation_model={model}: mace-torch downloads it; give its .model file")
         model = f"{model}.model"
-    equal["import"] |= {"model": model, "output": imported}
+    equal["import"] |= {"model_file": model, "output": imported}
     train, data = equal["train"], equal["preprocess"]
     train["foundation.checkpoint"] = imported
     train["foundation.head"] = values["foundation_head"]

@@ -226,7 +226,7 @@ def _rows() -> list[Argument]:
         a("ema_decay", 0.99, "train: ema_decay"),
         a("max_num_epochs", 2048, "train: max_num_epochs"),
         a("patience", 2048, "train: patience"),
-        a("foundation_model", None, "import: model; train: foundation.checkpoint"),
+        a("foundation_model", None, "import: model_file; train: foundation.checkpoint"),
         a("foundation_model_kwargs", "{}", instead="for models that mace-torch downloads"),
         a("foundation_model_readout", True, instead="readouts are kept", kind="flag"),
         a("eval_interval", 1, "train: eval_interval"),

@@ -19,8 +19,8 @@ class ImportSettings:
     only files that you trust. State dicts (.safetensors, .pt) need a header in JSON and no code.
     """
 
-    model: str = MISSING
-    """A .model file of mace-torch; or a state dict with its header beside it (NAME.json)."""
+    model_file: str = MISSING
+    """(or model=FILE, or the first word) A .model file of mace-torch; or a state dict with its header beside it (NAME.json)."""
     header: str | None = None
     """JSON file with the header of a state dict, when it has another name."""
     elements: Any = None

@@ -55,7 +55,7 @@ def test_state_dict_both_ways(trained, tmp_path, suffix):
     for name, tensor in before.state_dict().items():
         assert torch.equal(after.state_dict()[name], tensor)
     one = tmp_path / "one"
-    run_command("import", file, "head=scan", "elements=[H,O]", f"output={one}")
+    run_command("import", f"model={file}", "head=scan", "elements=[H,O]", f"output={one}")
     assert load_model(one)[0].data.head_names == ("scan",)
     assert load_model(one)[0].data.atomic_numbers == (1, 8)
 
@@ -74,7 +74,7 @@ def test_state_dicts_are_compared_where_mace_torch_is_at_hand(trained, tmp_path,
     export_model(
         ExportSettings(checkpoint=str(trained), format="state_dict", output=str(file), head="pbe")
     )
-    import_model(ImportSettings(model=str(file), output=str(tmp_path / "again")))
+    import_model(ImportSettings(model_file=str(file), output=str(tmp_path / "again")))
     assert [what.startswith(str(file)) for what in compared] == [True, True]
 
 
@@ -96,7 +96,7 @@ def test_a_difference_is_refused(way, trained, tmp_path, monkeypatch):
         monkeypatch.setattr(importing, "read_mace_torch", damaged)
         with pytest.raises(InputError, match=r"energy differs by up to .* eV on 3 structures"):
             import_model(
-                ImportSettings(model=str(tmp_path / "a.model"), output=str(tmp_path / "b"))
+                ImportSettings(model_file=str(tmp_path / "a.model"), output=str(tmp_path / "b"))
             )
         assert not (tmp_path / "b").exists()
     else:

@@ -211,7 +211,7 @@ def test_what_has_no_equal_is_said(words, begin):
 def test_fine_tuning_imports_first():
     words = ["--name=a", "--train_file=a.xyz", "--foundation_model=big.model", "--E0s=estimated"]
     equal, without = translate(None, [*words, "--lora=True", "--lora_rank=8"])
-    assert equal["import"] == {"model": "big.model", "output": "a/foundation"}
+    assert equal["import"] == {"model_file": "big.model", "output": "a/foundation"}
     assert list(equal) == ["import", "preprocess", "train"]
     assert equal["preprocess"]["data.E0s"] == "foundation"
     assert equal["preprocess"]["data.foundation_model"] == "a/foundation"
@@ -237,7 +237,7 @@ def test_replay_is_a_head_with_what_mace_torch_changes_for_it():
     equal, _ = translate(None, [*words, "--force_mh_ft_lr=True"])
     assert equal["train"]["optimizer.lr"] == 0.5
     equal, without = translate(None, ["--name=a", "--train_file=a", "--foundation_model=small"])
-    assert equal["import"]["model"] == "small.model"
+    assert equal["import"]["model_file"] == "small.model"
     assert [x.partition(":")[0].partition("=")[0] for x in without] == [
         *("--foundation_model", "--pt_train_file", "--r_max")
     ]

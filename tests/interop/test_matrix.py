@@ -107,7 +107,7 @@ def test_tools_of_mace_torch_take_the_export(name, tmp_path, monkeypatch):
     original, exported = tmp_path / "original.model", tmp_path / "exported.model"
     torch.save(theirs, original)
     model = import_model(
-        ImportSettings(model=str(original), output=str(tmp_path / "run"), **settings)
+        ImportSettings(model_file=str(original), output=str(tmp_path / "run"), **settings)
     )
     export_model(
         ExportSettings(
@@ -190,7 +190,7 @@ def test_cuequivariance(reduced, tmp_path):
     theirs = mace_torch_model(NUMBERS, **SMALL, use_reduced_cg=reduced)
     torch.save(theirs, tmp_path / "original.model")
     import_model(
-        ImportSettings(model=str(tmp_path / "original.model"), output=str(tmp_path / "run"))
+        ImportSettings(model_file=str(tmp_path / "original.model"), output=str(tmp_path / "run"))
     )
     export_model(
         ExportSettings(checkpoint=str(tmp_path / "run"), output=str(tmp_path / "exported.model"))

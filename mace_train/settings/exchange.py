@@ -20,7 +20,8 @@ class ImportSettings:
     """
 
     model_file: str = MISSING
-    """(or model=FILE, or the first word) A .model file of mace-torch; or a state dict with its header beside it (NAME.json)."""
+    """A .model file of mace-torch; or a state dict with its header beside it (NAME.json). It may
+    stand as the first word, or as model=FILE."""
     header: str | None = None
     """JSON file with the header of a state dict, when it has another name."""
     elements: Any = None

@@ -35,10 +35,8 @@ LOGGER = logging.getLogger("mace_train")
 
 def import_model(settings: ImportSettings) -> MACE:
     """Read, compare with mace-torch where it is at hand, cut to the elements, write."""
-    path, target = (
-        Path(settings.model_file),
-        Path(settings.output) / "checkpoints" / "best.safetensors",
-    )
+    path = Path(settings.model_file)
+    target = Path(settings.output) / "checkpoints" / "best.safetensors"
     if not path.is_file():
         raise InputError(f"model_file={settings.model_file}: no such file")
     if target.exists():

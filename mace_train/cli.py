@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -33,7 +34,7 @@ from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
 from mace_train.errors import InputError
 from mace_train.launcher import launched_tasks, rank_of_process
-from mace_train.sweep.jobs import quoted_list, single_job, training_words
+from mace_train.sweep.jobs import quoted_list, single_job, words_behind
 from mace_train.sweep.record import job_folders, read_record, recorded
 from mace_train.train.signals import exit_code
 
@@ -47,8 +48,24 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "compare": (settings.CompareSettings, "mace_train.evaluate.compare", "compare"),
     "sweep": (settings.SweepSettings, "mace_train.sweep.summary", "summarise"),
     "tune": (settings.TuneSettings, "mace_train.sweep.tune", "tune"),
+    "import": (settings.ImportSettings, "mace_train.interop.importing", "import_model"),
+    "export": (settings.ExportSettings, "mace_train.interop.exporting", "export_model"),
+    "from-mace-config": (
+        settings.FromMaceConfigSettings,
+        "mace_train.interop.mace_config",
+        "print_settings",
+    ),
     "doctor": (settings.DoctorSettings, "mace_train.doctor.report", "examine"),
 }
+
+_LEADING = {  # the setting that a first word without = is
+    "inspect": "data_dir",
+    "sweep": "folder",
+    "import": "model_file",
+    "export": "checkpoint",
+    "from-mace-config": "config",
+}
+_ONE_PROCESS = ("balance", "compare", "sweep", "tune", "import", "export", "from-mace-config")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -82,10 +99,14 @@ def _plain(command: str, words: list[str]) -> list[str]:
     if command == "compare":
         return _named_runs(words)
     if command == "tune":
-        return training_words(words)
+        return words_behind(words, "training")
     if "--job" in words:
         return single_job(words, _default_output(COMMANDS[command][0]))
-    leading = {"inspect": "data_dir", "sweep": "folder"}.get(command)
+    if command == "import":  # model is a config group, which Hydra would look for
+        words = [re.sub("^model=", "model_file=", word) for word in words]
+    if command == "from-mace-config":
+        words = words_behind(words, "arguments")
+    leading = _LEADING.get(command)
     if leading and words and "=" not in words[0] and words[0][0] != "-":
         return [f"{leading}='{words[0]}'", *words[1:]]
     return words
@@ -216,7 +237,7 @@ def _check_launch(command: str, overrides: list[str]) -> None:
         )
     tasks = launched_tasks()
     n_ranks = max(n_ranks, 1 if tasks is None else tasks.size)
-    if n_ranks > 1 and command in ("balance", "compare", "sweep", "tune"):
+    if n_ranks > 1 and command in _ONE_PROCESS:
         _fail(
             f"{command} is one process, but {n_ranks} were started: run it without torchrun, "
             "mpiexec or srun"

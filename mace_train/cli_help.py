@@ -23,6 +23,9 @@ mace-train: train MACE interatomic potentials on whole clusters
   mace-train compare     runs/first runs/second output=comparison
   mace-train sweep       runs/sweep
   mace-train tune        trials=50 output=runs/tune -- data_dir=prepared model=tiny,small
+  mace-train import      model.model output=imported
+  mace-train export      runs/first format=mace-torch output=first.model
+  mace-train from-mace-config run.yaml
   mace-train doctor      data_dir=prepared
 
   mpiexec -n 64 mace-train preprocess ...               over MPI ranks; srun does the same

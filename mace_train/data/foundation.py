@@ -64,13 +64,20 @@ def _of_ours(path: Path) -> dict[int, float]:
     try:
         content = json.loads(path.with_suffix(".json").read_text())
         data = content["model_data"]
-        pairs = zip(data["atomic_numbers"], data["E0s"], strict=True)
-        return {int(z): float(energy) for z, energy in pairs}
+        heads = data.get("heads") or [data]  # older files have one head and no list
+        pairs = zip(data["atomic_numbers"], heads[0]["E0s"], strict=True)
+        found = {int(z): float(energy) for z, energy in pairs}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"data.foundation_model={path}: no E0s in the JSON beside it ({error!r}); give the "
             "output folder of a training"
         ) from error
+    if len(heads) > 1:
+        names = ", ".join(head["name"] for head in heads)
+        raise InputError(
+            f"data.foundation_model={path} has the heads {names}; give E0s as a mapping instead"
+        )
+    return found
 
 
 def _of_mace_torch(path: Path) -> dict[int, float]:

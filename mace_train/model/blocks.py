@@ -132,7 +132,7 @@ class NonLinearReadout(nn.Module):
         """Energies [n_atoms]; ``chosen`` [n_atoms, n_heads] is 1 at the head of each atom."""
         hidden = scaled_silu(self.linear_1([x[:, :1]]))
         if chosen is not None:
-            of_heads = hidden.view(len(hidden), 1, chosen.shape[1], -1)
+            of_heads = hidden.view(hidden.shape[0], 1, chosen.shape[1], -1)
             hidden = (of_heads * chosen[:, None, :, None]).flatten(2)
         return _of_head(self.linear_2([hidden]), chosen)
 

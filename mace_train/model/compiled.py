@@ -24,10 +24,11 @@ from mace_train.model.convolution import EdgeBlocks
 from mace_train.model.derivatives import Prediction, assemble
 from mace_train.model.linear import ElementGroups, ElementSlots
 from mace_train.model.mace import MACE, Places
+from mace_train.model.pairs import PairEnds
 from mace_train.ops.convolution import EdgeIndex
 from mace_train.ops.symmetric_contraction import Chunks
 
-KINDS = (Places, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks)
+KINDS = (Places, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks, PairEnds)
 for _kind in KINDS:
     torch.export.register_dataclass(_kind, serialized_type_name=f"mace_train.{_kind.__name__}")
 torch.serialization.add_safe_globals(list(KINDS))  # torch.export.load reads example inputs

@@ -2,26 +2,25 @@
 
 A mace-torch state dict lacks the mean number of neighbours and the names of the building blocks;
 the header of ``mace_torch_header`` has them, and ``from_mace_torch`` needs nothing but the two.
-Everything else the header states is compared with the shapes of the tensors. The couplings in the
-file are compared with ours: a path whose stored U tensor has the opposite sign (another e3nn
-release) gets its weights negated, any other difference is an error.
+Everything else the header states is compared with the shapes of the tensors, and the couplings in
+the file with ours (``mace_torch_couplings``).
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
-import numpy as np
 import torch
+from ase.data import covalent_radii
 from torch import Tensor
 
 from mace_train.errors import InputError
-from mace_train.model.coupling import wigner_3j
 from mace_train.model.mace import MACE, Head, ModelData
-from mace_train.model.mace_torch_header import AGNOSTIC, RESIDUAL, check_features
-from mace_train.model.product_basis import Path, evaluate, paths
+from mace_train.model.mace_torch_couplings import check_convolution, contraction_weights
+from mace_train.model.mace_torch_header import AGNOSTIC, RESIDUAL, Header, check_features
+from mace_train.model.pairs import AGNESI, SOFT, ZBL, ZBL_WEIGHTS
 from mace_train.settings import ModelSettings
 
 E0_NAME = "atomic_energies_fn.atomic_energies"  # [n_heads, n_elements]
@@ -29,7 +28,7 @@ E0_NAME = "atomic_energies_fn.atomic_energies"  # [n_heads, n_elements]
 _DERIVED = re.compile(
     r"(output_mask|\.bias|conv_tp\.weight|_zeroed|U_matrix_\d+|_w3j_\d+_\d+_\d+)$"
     r"|^(atomic_numbers|r_max|num_interactions)$"
-    r"|^(radial_embedding|atomic_energies_fn|scale_shift)\."
+    r"|^(atomic_energies_fn|scale_shift|radial_embedding\.(bessel_fn|cutoff_fn))\."
 )
 
 
@@ -43,6 +42,7 @@ def from_mace_torch(state_dict: Mapping[str, Tensor], header: Mapping[str, Any])
     Raises InputError for an unsupported feature or a header that does not fit the tensors.
     """
     check_features(header)
+    header = {**header, "distance_transform": header.get("distance_transform") or "None"}
     _check_sizes(state_dict, header)
     names = {field.name for field in fields(ModelSettings)} - {"r_max", "scaling"}
     settings = ModelSettings(**{name: header[name] for name in names if name in header})
@@ -52,13 +52,13 @@ def from_mace_torch(state_dict: Mapping[str, Tensor], header: Mapping[str, Any])
         avg_num_neighbors=float(header["avg_num_neighbors"]),
         heads=_heads(state_dict, header),
     )
+    tensors = contraction_weights(state_dict, settings.max_ell, settings.correlation)
+    state_dict = {**state_dict, **tensors}
     model = MACE(settings, data).to(state_dict["node_embedding.linear.weight"].dtype)
     _check_names(model, state_dict)
-    _check_radial(model, state_dict)
-    _check_convolution(state_dict)
-    weights = {name: state_dict[name].detach().clone() for name in model.state_dict()}
-    _fix_signs(weights, state_dict, settings)
-    model.load_state_dict(weights)
+    _check_constants(model, state_dict)
+    check_convolution(state_dict)
+    model.load_state_dict({name: state_dict[name] for name in model.state_dict()})
     return model
 
 
@@ -68,23 +68,37 @@ def to_mace_torch_state_dict(model: MACE) -> dict[str, Tensor]:
     ``load_state_dict(..., strict=False)`` of a model of the same architecture takes them; its
     avg_num_neighbors is an attribute of each interaction and must be set there.
     """
-    data, settings, dtype = model.data, model.settings, model.dtype
-    numbers = torch.arange(1, settings.num_radial_basis + 1, dtype=torch.float64)
-    frequencies = numbers * (math.pi / data.r_max)
-    r_max = torch.tensor(data.r_max, dtype=dtype)
+    data, dtype = model.data, model.dtype
     return {
         **{name: tensor.detach().clone() for name, tensor in model.state_dict().items()},
+        **{name: tensor.clone() for name, tensor in _constants(model).items()},
         "atomic_numbers": torch.tensor(data.atomic_numbers),
-        "r_max": r_max,
-        "num_interactions": torch.tensor(settings.num_interactions),
-        "radial_embedding.bessel_fn.bessel_weights": frequencies.to(dtype),
-        "radial_embedding.bessel_fn.r_max": r_max,
-        "radial_embedding.bessel_fn.prefactor": (2.0 / r_max).sqrt(),
-        "radial_embedding.cutoff_fn.p": torch.tensor(settings.num_cutoff_basis, dtype=torch.int32),
-        "radial_embedding.cutoff_fn.r_max": r_max,
+        "num_interactions": torch.tensor(model.settings.num_interactions),
         E0_NAME: model.E0s.detach().clone(),
         "scale_shift.scale": torch.tensor([head.scale for head in data.heads], dtype=dtype),
         "scale_shift.shift": torch.tensor([head.shift for head in data.heads], dtype=dtype),
+    }
+
+
+def header_for(model: MACE) -> Header:
+    """The header that belongs to ``to_mace_torch_state_dict`` of the model, as plain data."""
+    settings, data = asdict(model.settings), model.data
+    agnostic = settings["model"] == "MACE"
+    for name in ("r_max", "scaling"):
+        del settings[name]
+    return {
+        "class": "ScaleShiftMACE",
+        **settings,
+        "max_L": settings["max_L"] if settings["num_interactions"] > 1 else 0,
+        "r_max": data.r_max,
+        "avg_num_neighbors": data.avg_num_neighbors,
+        "atomic_numbers": list(data.atomic_numbers),
+        "E0s": [list(head.E0s) for head in data.heads],
+        "heads": list(data.head_names),
+        "interaction_cls_first": AGNOSTIC if agnostic else RESIDUAL,
+        "interaction_cls": [RESIDUAL] if model.settings.num_interactions > 1 else [],
+        "gate": "silu",
+        "radial_type": "bessel",
     }
 
 
@@ -123,6 +137,10 @@ def _radial_widths(state_dict: Mapping[str, Tensor]) -> list[int]:
     ]
 
 
+_TRANSFORM_KEYS = {
+    "Agnesi": "radial_embedding.distance_transform.q",
+    "Soft": "radial_embedding.distance_transform.alpha",
+}
 _CONTRACTION = r"products\.0\.symmetric_contractions\.contractions\."
 _SIZES: dict[str, Callable[[Mapping[str, Tensor]], Any]] = {
     "atomic_numbers": lambda tensors: [int(z) for z in tensors["atomic_numbers"]],
@@ -135,6 +153,10 @@ _SIZES: dict[str, Callable[[Mapping[str, Tensor]], Any]] = {
     ),
     "num_radial_basis": lambda tensors: _radial_widths(tensors)[0],
     "radial_MLP": lambda tensors: _radial_widths(tensors)[1:],
+    "pair_repulsion": lambda tensors: _count(tensors, r"(pair_repulsion_fn)\.") > 0,
+    "distance_transform": lambda tensors: next(
+        (name for name, key in _TRANSFORM_KEYS.items() if key in tensors), "None"
+    ),
 }
 
 
@@ -144,62 +166,60 @@ def _check_names(model: MACE, state_dict: Mapping[str, Tensor]) -> None:
     for name, tensor in ours.items():
         found = tuple(state_dict[name].shape) if name in state_dict else "no such tensor"
         if found != tuple(tensor.shape):
-            hint = "; models with use_reduced_cg cannot be imported" if "weights" in name else ""
+            hint = ""
+            if "contractions" in name and name in state_dict:
+                hint = "; reduced couplings (use_reduced_cg) need the U_matrix tensors of the file"
             raise InputError(f"{name}: expected {tuple(tensor.shape)}, found {found}{hint}")
-    unknown = sorted(n for n in state_dict if n not in ours and not _DERIVED.search(n))
+    known = ours.keys() | _constants(model).keys()
+    unknown = sorted(n for n in state_dict if n not in known and not _DERIVED.search(n))
     if unknown:
         raise InputError(f"tensors of features that are not supported: {', '.join(unknown[:5])}")
 
 
-def _check_radial(model: MACE, state_dict: Mapping[str, Tensor]) -> None:
-    """Cutoff and Bessel frequencies are constants of our model."""
-    expected = to_mace_torch_state_dict(model)
-    for name in (
-        "r_max",
-        "radial_embedding.bessel_fn.bessel_weights",
-        "radial_embedding.cutoff_fn.p",
-    ):
-        ours, found = expected[name].double(), state_dict.get(name, expected[name]).double()
+def _check_constants(model: MACE, state_dict: Mapping[str, Tensor]) -> None:
+    """Cutoff, Bessel frequencies, and what pairs of elements need, are constants of our model."""
+    numbers = list(model.data.atomic_numbers)
+    for name, expected in _constants(model).items():
+        ours, found = expected.double(), state_dict.get(name, expected).double()
+        if name.endswith("covalent_radii") and len(found) > max(numbers):
+            ours, found = ours[numbers], found[numbers]
         if ours.shape != found.shape or not torch.allclose(ours, found, rtol=1e-5, atol=0.0):
             raise InputError(
                 f"{name} is {found.tolist()}, the header implies {ours.tolist()}; correct the "
-                "header (trained Bessel frequencies cannot be imported)"
+                "header (trained Bessel frequencies and other constants cannot be imported)"
             )
 
 
-def _check_convolution(state_dict: Mapping[str, Tensor]) -> None:
-    """The couplings that the file's convolutions were trained with must be ours."""
-    for name, tensor in state_dict.items():
-        found = re.search(r"_w3j_(\d+)_(\d+)_(\d+)$", name)
-        if found is None:
-            continue
-        ours = wigner_3j(*(int(degree) for degree in found.groups()))
-        if not np.allclose(ours, tensor.double().cpu().numpy(), atol=1e-5):
-            raise InputError(f"{name} differs from e3nn 0.4.4's coupling; it cannot be imported")
-
-
-def _fix_signs(
-    weights: dict[str, Tensor], state_dict: Mapping[str, Tensor], settings: ModelSettings
-) -> None:
-    """Compare stored U tensors with our paths at one point; negate weights of opposite paths."""
-    x = np.random.RandomState(1).standard_normal((1, (settings.max_ell + 1) ** 2))
-    for name, tensor in state_dict.items():
-        found = re.match(r"(.*contractions\.(\d+)\.)U_matrix_(\d+)$", name)
-        if found is None:
-            continue
-        prefix, degree, order = found.group(1), int(found.group(2)), int(found.group(3))
-        known: dict[Path, Any] = {}
-        ours = [evaluate(p, x, known)[0] for p in paths(settings.max_ell, order, degree)]
-        theirs = tensor.double().cpu().numpy()
-        for _ in range(order):  # the leading axis m is left out for scalars
-            theirs = np.tensordot(theirs, x[0], axes=([-2], [0]))
-        theirs = theirs.reshape(2 * degree + 1, -1).T
-        signs = np.where((np.array(ours) * theirs).sum(1) < 0, -1.0, 1.0)
-        if not np.allclose(np.array(ours), signs[:, None] * theirs, atol=1e-4):
-            raise InputError(f"{name} differs from the couplings of e3nn; it cannot be imported")
-        last = "weights_max" if order == settings.correlation else None
-        key = prefix + (last or f"weights.{settings.correlation - 1 - order}")
-        weights[key] *= torch.as_tensor(signs).to(weights[key])[:, None]
+def _constants(model: MACE) -> dict[str, Tensor]:
+    """What mace-torch stores and our model has built in."""
+    data, settings, dtype = model.data, model.settings, model.dtype
+    order = torch.arange(1, settings.num_radial_basis + 1, dtype=torch.float64)
+    r_max = torch.tensor(data.r_max, dtype=dtype)
+    exponent = torch.tensor(settings.num_cutoff_basis, dtype=torch.int32)
+    embedding, transform = "radial_embedding.", "radial_embedding.distance_transform."
+    constants = {
+        "r_max": r_max,
+        embedding + "bessel_fn.bessel_weights": (order * (math.pi / data.r_max)).to(dtype),
+        embedding + "bessel_fn.r_max": r_max,
+        embedding + "bessel_fn.prefactor": (2.0 / r_max).sqrt(),
+        embedding + "cutoff_fn.p": exponent,
+        embedding + "cutoff_fn.r_max": r_max,
+    }
+    radii = torch.as_tensor(covalent_radii).to(dtype)
+    of_transform = {"Agnesi": AGNESI, "Soft": SOFT}.get(settings.distance_transform)
+    if of_transform is not None:
+        constants[transform + "covalent_radii"] = radii
+        for name, value in of_transform.items():
+            constants[transform + name] = torch.tensor(value, dtype=dtype)
+    if settings.pair_repulsion:
+        constants |= {
+            "pair_repulsion_fn.c": torch.tensor(ZBL_WEIGHTS, dtype=dtype),
+            "pair_repulsion_fn.p": exponent,
+            "pair_repulsion_fn.covalent_radii": radii,
+        }
+        for name, value in ZBL.items():
+            constants[f"pair_repulsion_fn.{name}"] = torch.tensor(value, dtype=dtype)
+    return constants
 
 
 def _heads(state_dict: Mapping[str, Tensor], header: Mapping[str, Any]) -> tuple[Head, ...]:

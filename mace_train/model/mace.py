@@ -37,6 +37,7 @@ from mace_train.model.convolution import EdgeBlocks, Edges
 from mace_train.model.coupling import Constant
 from mace_train.model.linear import ElementGroups, ElementSlots
 from mace_train.model.matmul import MatmulModule
+from mace_train.model.pairs import TRANSFORMS, PairEnds, PairRepulsion
 from mace_train.model.radial import RadialBasis
 from mace_train.model.spherical import SphericalHarmonics
 from mace_train.ops.convolution import EdgeIndex
@@ -112,6 +113,7 @@ class Places:
     groups: ElementGroups | ElementSlots
     elements: Tensor | Chunks
     heads: Tensor | None = None  # [n_atoms] int64; None where the model has one head
+    ends: PairEnds | None = None  # where the elements of both ends count
 
 
 class MACE(nn.Module):
@@ -138,6 +140,13 @@ class MACE(nn.Module):
         degrees = np.arange(settings.max_ell + 1)
         self._parity = Constant(np.repeat((-1.0) ** degrees, 2 * degrees + 1))
         self._radial = RadialBasis(data.r_max, settings.num_radial_basis, settings.num_cutoff_basis)
+        transform = TRANSFORMS[settings.distance_transform]
+        self._transform = None if transform is None else transform(data.atomic_numbers)
+        self._repulsion = (
+            PairRepulsion(data.atomic_numbers, settings.num_cutoff_basis)
+            if settings.pair_repulsion
+            else None
+        )
         self.node_embedding = NodeEmbedding(n_elements, settings.num_channels)
         layers = [_sizes(settings, data, layer) for layer in range(settings.num_interactions)]
         self.interactions = nn.ModuleList(
@@ -221,14 +230,17 @@ class MACE(nn.Module):
         else:
             groups = ElementGroups.of(elements, n_elements)
             chunks = Chunks.of(elements, n_elements)
-        return Places(edges, groups, elements if method == "reference" else chunks, heads)
+        ends = None
+        if self._transform is not None or self._repulsion is not None:
+            ends = PairEnds.of(senders, receivers, pairs, first_of_pair)
+        return Places(edges, groups, elements if method == "reference" else chunks, heads, ends)
 
     def energies(self, vectors: Tensor, elements: Tensor, places: Places) -> Tensor:
         """The same as ``forward``: operations on tensors alone, which PyTorch can trace."""
         assert vectors.dtype == self.dtype, f"vectors are {vectors.dtype}, model {self.dtype}"
-        edges = self._edges(vectors, places.edges)
+        edges, repulsion = self._edges(vectors, elements, places)
         x = self.node_embedding(elements)
-        energies = torch.zeros_like(x[:, 0, 0])
+        energies = torch.zeros_like(x[:, 0, 0]) if repulsion is None else repulsion
         chosen = self._chosen(places.heads, x)
         for interaction, product, readout in zip(
             self.interactions, self.products, self.readouts, strict=True
@@ -248,19 +260,32 @@ class MACE(nn.Module):
         every = torch.arange(len(self.data.heads), device=heads.device)
         return (heads.unsqueeze(1) == every).to(like.dtype)
 
-    def _edges(self, vectors: Tensor, places: EdgeBlocks | EdgeIndex) -> Edges:
-        """Lengths and what depends on them per pair; Y_l(-v) = (-1)^l Y_l(v) for the reverse."""
+    def _edges(
+        self, vectors: Tensor, elements: Tensor, of_batch: Places
+    ) -> tuple[Edges, Tensor | None]:
+        """What depends on the edges alone, per pair; and the repulsion [n_atoms], if there is one.
+
+        Y_l(-v) = (-1)^l Y_l(v) for the reverse.
+        """
+        places, ends = of_batch.edges, of_batch.ends
         vectors = vectors.index_select(0, places.first_of_pair)
         lengths = vectors.square().sum(1).sqrt()
         of_pairs = torch.cat(self._harmonics(vectors / lengths.unsqueeze(1)), dim=1)
         is_reverse = places.is_reverse().unsqueeze(1)
         signs = torch.where(is_reverse, self._parity.like(of_pairs), 1.0)
-        radial = self._radial(lengths)
+        transformed = repulsion = None
+        if ends is not None:
+            kinds = ends.kinds(elements, len(self.data.atomic_numbers))
+            if self._transform is not None:
+                transformed = self._transform(lengths, kinds)
+            if self._repulsion is not None:
+                repulsion = self._repulsion(lengths, kinds, ends, elements.shape[0])
+        radial = self._radial(lengths, transformed)
         if isinstance(places, EdgeBlocks):  # one row more, of zeros, for the empty slots
             of_pairs, radial = (
                 torch.nn.functional.pad(t, (0, 0, 0, 1)) for t in (of_pairs, radial)
             )
-        return Edges(places, of_pairs.index_select(0, places.pairs) * signs, radial)
+        return Edges(places, of_pairs.index_select(0, places.pairs) * signs, radial), repulsion
 
 
 def _sizes(settings: ModelSettings, data: ModelData, layer: int) -> Sizes:

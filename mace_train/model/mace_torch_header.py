@@ -7,6 +7,8 @@ alone, so that this package never imports mace-torch. The header is plain data (
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mace_train.errors import InputError
 
 Header = dict[str, Any]
@@ -21,8 +23,8 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "interaction_cls_first": (RESIDUAL, AGNOSTIC),
     "gate": ("silu",),
     "radial_type": ("bessel",),
-    "distance_transform": (None, "None"),
-    "pair_repulsion": (False,),
+    "distance_transform": ("None", None, "Agnesi", "Soft"),
+    "pair_repulsion": (False, True),
     "apply_cutoff": (True,),
     "use_so3": (False,),
     "use_agnostic_product": (False,),
@@ -32,6 +34,8 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "uniform_correlation": (True,),
     "readout_cls": ("NonLinearReadoutBlock", "LinearReadoutBlock"),
 }
+
+_TRANSFORMS = {"NoneType": "None", "AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
 
 
 def header_of(mace_torch_model: Any) -> Header:
@@ -59,7 +63,7 @@ def header_of(mace_torch_model: Any) -> Header:
     return {
         "class": kind,
         "model": "MACE" if first == AGNOSTIC else "ScaleShiftMACE",
-        "r_max": float(model.r_max),
+        "r_max": _shortest(float(model.r_max)),
         "avg_num_neighbors": averages.pop(),
         "atomic_numbers": [int(z) for z in model.atomic_numbers],
         "max_ell": int(model.spherical_harmonics._lmax),
@@ -76,7 +80,7 @@ def header_of(mace_torch_model: Any) -> Header:
         "heads": heads,
         "gate": _gate_name(last),
         "radial_type": {"BesselBasis": "bessel"}.get(type(bessel).__name__, type(bessel).__name__),
-        "distance_transform": None if transform is None else type(transform).__name__,
+        "distance_transform": _TRANSFORMS.get(type(transform).__name__, type(transform).__name__),
         "pair_repulsion": hasattr(model, "pair_repulsion_fn"),
         "apply_cutoff": getattr(model, "apply_cutoff", True),
         "use_so3": getattr(model, "use_so3", False),
@@ -87,6 +91,11 @@ def header_of(mace_torch_model: Any) -> Header:
         "uniform_correlation": len(orders) == 1,
         "readout_cls": type(last).__name__,
     }
+
+
+def _shortest(value: float) -> float:
+    """The number with the fewest digits that rounds to a value held in single precision."""
+    return float(str(np.float32(value))) if np.float32(value) == value else value
 
 
 def _hidden_scalars(readout: Any, n_heads: int) -> str:

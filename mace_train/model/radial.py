@@ -24,6 +24,14 @@ def scaled_silu(x: Tensor) -> Tensor:
     return torch.nn.functional.silu(x) * SILU_GAIN
 
 
+def envelope(u: Tensor, exponent: int) -> Tensor:
+    """The polynomial cutoff f(u) above, 1 at 0 and exactly 0 from 1 on."""
+    p = float(exponent)
+    polynomial = (p + 1) * (p + 2) / 2 - u * (p * (p + 2) - u * (p * (p + 1) / 2))
+    inside = (u < 1).to(u.dtype)
+    return inside * (1 - u**exponent * polynomial)
+
+
 class RadialBasis:
     """Bessel functions times the cutoff."""
 
@@ -32,18 +40,15 @@ class RadialBasis:
         self.n_basis = n_basis
         self.exponent = exponent
 
-    def __call__(self, lengths: Tensor) -> Tensor:
-        """Values [n_edges, n_basis] at lengths [n_edges] > 0, Å."""
-        r = lengths.unsqueeze(1)
+    def __call__(self, lengths: Tensor, transformed: Tensor | None = None) -> Tensor:
+        """Values [n_edges, n_basis] at lengths [n_edges] > 0, Å.
+
+        The Bessel functions are taken at the transformed lengths, if there are any.
+        """
+        r = (lengths if transformed is None else transformed).unsqueeze(1)
         n = torch.arange(1, self.n_basis + 1, dtype=r.dtype, device=r.device)
         bessel = sqrt(2.0 / self.r_max) * torch.sin(n * (pi / self.r_max) * r) / r
-        return bessel * self._cutoff(r / self.r_max)
-
-    def _cutoff(self, u: Tensor) -> Tensor:
-        p = float(self.exponent)
-        polynomial = (p + 1) * (p + 2) / 2 - u * (p * (p + 2) - u * (p * (p + 1) / 2))
-        inside = (u < 1).to(u.dtype)
-        return inside * (1 - u**self.exponent * polynomial)
+        return bessel * envelope(lengths.unsqueeze(1) / self.r_max, self.exponent)
 
 
 class RadialLayer(nn.Module):

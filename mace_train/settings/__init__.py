@@ -19,6 +19,11 @@ from mace_train.settings.commands import (
     TuneSettings,
 )
 from mace_train.settings.data import DataSettings, InspectSettings, PreprocessSettings
+from mace_train.settings.exchange import (
+    ExportSettings,
+    FromMaceConfigSettings,
+    ImportSettings,
+)
 from mace_train.settings.learning import (
     FinishSettings,
     FoundationSettings,
@@ -45,8 +50,11 @@ __all__ = [
     "DataSettings",
     "DoctorSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "FinishSettings",
     "FoundationSettings",
+    "FromMaceConfigSettings",
+    "ImportSettings",
     "InspectSettings",
     "LoggerSettings",
     "LossSettings",

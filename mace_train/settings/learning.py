@@ -6,6 +6,8 @@ from typing import Any
 from mace_train.checks import check_at_least, check_choice
 from mace_train.errors import InputError
 
+DISTANCE_TRANSFORMS = ("None", "Agnesi", "Soft")
+
 
 @dataclass(kw_only=True)
 class ModelSettings:
@@ -31,6 +33,10 @@ class ModelSettings:
     """Exponent p of the polynomial cutoff."""
     radial_MLP: list[int] = field(default_factory=lambda: [64, 64, 64])
     """Hidden widths of the radial network."""
+    distance_transform: str = "None"
+    """Transform of the lengths that the Bessel functions see: None, Agnesi or Soft."""
+    pair_repulsion: bool = False
+    """Add the repulsion of Ziegler, Biersack and Littmark (ZBL), scaled as all the rest."""
     MLP_irreps: str = "16x0e"
     """Hidden scalars of the last readout."""
     scaling: str = "rms_forces_scaling"
@@ -41,6 +47,7 @@ class ModelSettings:
         check_choice(
             "model.scaling", self.scaling, ("rms_forces_scaling", "std_scaling", "no_scaling")
         )
+        check_choice("model.distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
         check_at_least("model.r_max", self.r_max, 0.0, strictly=True)
         for name in ("num_channels", "correlation", "num_interactions", "num_radial_basis"):
             check_at_least(f"model.{name}", getattr(self, name), 1)

@@ -61,12 +61,12 @@ def single_job(words: list[str], default_output: str) -> list[str]:
     return [*options, *job, f"output='{output}/{int(text)}'"]
 
 
-def training_words(words: list[str]) -> list[str]:
-    """``key=value ... -- training``: what follows ``--`` as training=[...]."""
+def words_behind(words: list[str], setting: str) -> list[str]:
+    """``key=value ... -- words``: what follows ``--`` as setting=[...]."""
     if "--" not in words:
         return words
     at = words.index("--")
-    return [*words[:at], f"training={quoted_list(words[at + 1 :])}"]
+    return [*words[:at], f"{setting}={quoted_list(words[at + 1 :])}"]
 
 
 def quoted_list(words: list[str]) -> str:

@@ -1,28 +1,15 @@
-"""Building and calling models of mace-torch; imports it only inside of functions."""
+"""Building and calling models of mace-torch, which is imported inside of functions only."""
 
-import os
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
 
-from mace_train.data.graph import Graph
+from mace_train.interop.mace_torch import batch_of as mace_torch_batch
+from mace_train.interop.mace_torch import import_mace
 
-
-def import_mace() -> Any:
-    """The package mace.modules, or ImportError; leaves warnings and environment as they were."""
-    before = os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from mace import modules
-    finally:
-        if before is None:
-            os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-        else:
-            os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = before
-    return modules
+__all__ = ["import_mace", "mace_torch_batch", "mace_torch_model"]
 
 
 def mace_torch_model(
@@ -74,20 +61,3 @@ def mace_torch_model(
             return modules.ScaleShiftMACE(**arguments)
         finally:
             torch.set_default_dtype(default)
-
-
-def mace_torch_batch(graph: Graph, n_elements: int) -> dict[str, torch.Tensor]:
-    """The dictionary that mace-torch's forward takes, from our graph."""
-    ends = graph.n_atoms_of_graph.cumsum(0)
-    cell = torch.where(graph.pbc.any(1)[:, None, None], graph.cell, 100.0 * torch.eye(3).double())
-    return {
-        "positions": graph.positions.clone(),
-        "node_attrs": torch.nn.functional.one_hot(graph.elements, n_elements).double(),
-        "edge_index": torch.stack([graph.senders, graph.receivers]),
-        "unit_shifts": graph.shifts,
-        "shifts": torch.einsum("es,esc->ec", graph.shifts, graph.cell[graph.graph_of_edge]),
-        "cell": cell.reshape(-1, 3),
-        "batch": graph.graph_of_atom,
-        "ptr": torch.cat([ends.new_zeros(1), ends]),
-        "head": graph.heads,
-    }

@@ -1,15 +1,19 @@
 """What from_mace_torch refuses, and the way back; on files, without mace-torch."""
 
 import json
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from mace_train.errors import InputError
+from mace_train.model.coupling import clebsch_gordan, degree_slice
 from mace_train.model.derivatives import predict
-from mace_train.model.interchange import from_mace_torch, to_mace_torch_state_dict
+from mace_train.model.interchange import from_mace_torch, header_for, to_mace_torch_state_dict
 from mace_train.model.mace import MACE
 from mace_train.model.mace_torch_header import SUPPORTED
+from mace_train.model.product_basis import paths
 from tests.model.reference_file import read_reference
 from tests.model.systems import graph_of, model_of
 
@@ -83,7 +87,9 @@ def test_precise_isolated_energies_replace_rounded_ones(reference):
         ({"r_max": 5.0}, r"r_max is 4\.0, the header implies 5\.0"),
         ({"num_cutoff_basis": 6}, r"cutoff_fn.p is 5\.0, the header implies 6\.0"),
         ({"model": "MACE"}, "model='MACE' does not go with RealAgnosticResidual"),
-        ({"pair_repulsion": True}, "pair_repulsion=True cannot be imported"),
+        ({"pair_repulsion": True}, "pair_repulsion: the header says True, the tensors say False"),
+        ({"distance_transform": "Soft"}, "the header says 'Soft', the tensors say 'None'"),
+        ({"distance_transform": "Log"}, "distance_transform='Log' cannot be imported"),
         ({"heads": ["a", "b"]}, "differ in heads: the header names a, b"),
         ({"class": "AtomicDipolesMACE"}, "class='AtomicDipolesMACE' cannot be imported"),
     ],
@@ -102,19 +108,65 @@ def test_header_without_neighbours(reference):
 def test_state_dict_of_something_else(reference):
     with pytest.raises(InputError, match=r"lacks 'atomic_numbers'"):
         from_mace_torch({"weight": torch.zeros(3)}, reference.header)
-    extra = reference.tensors | {"pair_repulsion_fn.c": torch.zeros(4)}
-    with pytest.raises(InputError, match=r"not supported: pair_repulsion_fn\.c"):
+    extra = reference.tensors | {"joint_embedding.weight": torch.zeros(4)}
+    with pytest.raises(InputError, match=r"not supported: joint_embedding\.weight"):
         from_mace_torch(extra, reference.header)
     del reference.tensors["products.1.linear.weight"]
     with pytest.raises(InputError, match=r"products\.1\.linear\.weight: expected.*no such tensor"):
         from_mace_torch(reference.tensors, reference.header)
 
 
-def test_reduced_couplings_are_named(reference):
-    name = "products.0.symmetric_contractions.contractions.1.weights_max"
-    reference.tensors[name] = reference.tensors[name][:, :12]
+def u_matrix(max_ell, order, degree):
+    """mace-torch's tensor of all paths [2 L + 1, n, ..., n, n_paths], coupled one by one."""
+    unit = np.eye((max_ell + 1) ** 2)
+    tensors = []
+    for path in paths(max_ell, order, degree):
+        tensor = unit[degree_slice(path[0][0])]
+        for (_, before), (factor, reached) in pairwise(path):
+            table = clebsch_gordan(reached, before, factor)
+            tensor = np.einsum("mij,i...,jn->m...n", table, tensor, unit[degree_slice(factor)])
+        tensors.append(tensor)
+    return torch.as_tensor(np.stack(tensors, axis=-1))
+
+
+def test_reduced_couplings_are_projected(reference):
+    """Fewer paths, each a sum of several, are the same function in ours."""
+    name = "products.0.symmetric_contractions.contractions.1."
+    expected = from_mace_torch(reference.tensors, reference.header)
+    u, weight = u_matrix(max_ell=3, order=3, degree=1), reference.tensors[name + "weights_max"]
+    mixing = torch.randn(u.shape[-1], 20, generator=torch.Generator().manual_seed(3)).double()
+    reduced = torch.randn(len(weight), 20, weight.shape[2]).double()
+    reference.tensors[name + "U_matrix_3"] = u @ mixing
+    reference.tensors[name + "weights_max"] = reduced
+    with torch.no_grad():  # the same in the paths that the file had
+        full = torch.einsum("pr,zrk->zpk", mixing, reduced)
+        expected.products[0].symmetric_contractions.contractions[1].weights_max.copy_(full)
+    found = from_mace_torch(reference.tensors, reference.header)
+    graph = graph_of(reference.structures, 4.0, (1, 8, 13))
+    forces = [
+        predict(model, graph, stress=False, create_graph=False).forces
+        for model in (found, expected)
+    ]
+    torch.testing.assert_close(*forces, rtol=0, atol=1e-12)
+    reference.tensors[name + "weights_max"] = reduced[:, :12]
+    with pytest.raises(InputError, match="20 couplings and 12 weights"):
+        from_mace_torch(reference.tensors, reference.header)
+    del reference.tensors[name + "U_matrix_3"]
     with pytest.raises(InputError, match="use_reduced_cg"):
         from_mace_torch(reference.tensors, reference.header)
+
+
+def test_other_constants_are_an_error():
+    model = model_of((1, 8), pair_repulsion=True, distance_transform="Agnesi")
+    tensors = to_mace_torch_state_dict(model)
+    again = from_mace_torch(tensors, header_for(model))
+    assert again.settings == model.settings
+    shallow = model_of((1, 8), num_interactions=1)  # whose features are scalars, whatever max_L
+    assert from_mace_torch(to_mace_torch_state_dict(shallow), header_for(shallow)).data
+    for name in ("pair_repulsion_fn.a_exp", "radial_embedding.distance_transform.covalent_radii"):
+        changed = tensors | {name: tensors[name] * 1.01}
+        with pytest.raises(InputError, match=f"{name} is"):
+            from_mace_torch(changed, header_for(model))
 
 
 def test_trained_frequencies_are_an_error(reference):

@@ -4,7 +4,7 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from mace_train.errors import InputError
-from mace_train.sweep.jobs import combinations, parsed, quoted_list, single_job, training_words
+from mace_train.sweep.jobs import combinations, parsed, quoted_list, single_job, words_behind
 
 WORDS = [
     "data_dir=prepared",
@@ -48,5 +48,5 @@ def test_words_survive_quoting():
     (override,) = parsed([f"training={quoted_list(words)}"])
     assert [str(value) for value in override.value()] == words
     training = f"training={quoted_list(words)}"
-    assert training_words(["trials=3", "--", *words]) == ["trials=3", training]
-    assert training_words(["trials=3"]) == ["trials=3"]
+    assert words_behind(["trials=3", "--", *words], "training") == ["trials=3", training]
+    assert words_behind(["trials=3"], "training") == ["trials=3"]

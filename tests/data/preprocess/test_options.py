@@ -197,7 +197,7 @@ def test_foundation_model(tmp_path, trained):
     output = run(
         tmp_path, molecules(4), E0s="foundation", foundation_model=str(trained), valid_fraction=0
     )
-    E0s = dict(zip(expected["atomic_numbers"], expected["E0s"], strict=True))
+    E0s = dict(zip(expected["atomic_numbers"], expected["heads"][0]["E0s"], strict=True))
     assert statistics_in(output).E0s == {z: E0s[z] for z in (1, 8)}
     assert statistics_in(output).E0s_source == "foundation"
     with pytest.raises(InputError, match=r"E0s=foundation needs data\.foundation_model"):

@@ -1,0 +1,173 @@
+"""The only code that imports mace-torch; it runs in a process of its own (``worker``)."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mace_train.data.graph import Graph
+from mace_train.errors import InputError
+from mace_train.model.mace_torch_header import RESIDUAL
+
+MISSING_PACKAGE = "needs mace-torch; pip install 'mace-train[interop]'"
+
+
+def import_mace() -> Any:
+    """The package mace.modules, or ImportError; leaves warnings and environment as they were."""
+    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # which mace-torch sets
+    before = os.environ.get(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from mace import modules
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+    return modules
+
+
+def read_model(path: Path) -> nn.Module:
+    """The model object in a file that torch.save wrote; runs the code that the file names."""
+    import_mace()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # a pickle may raise anything
+        raise InputError(
+            f"{path}: mace-torch cannot read it ({type(error).__name__}: {error}); give a .model "
+            "file as mace_run_train writes it, not a compiled one"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{path}: holds a {type(model).__name__}, not a model of mace-torch")
+    return model
+
+
+def build(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A ScaleShiftMACE of mace-torch, float64, with these weights.
+
+    Raises InputError for tensors that do not fit it.
+    """
+    modules = import_mace()
+    tensors = {name: _in_new_layout(name, tensor) for name, tensor in tensors.items()}
+    model = _new(modules, header, tensors)
+    try:
+        report = model.load_state_dict(dict(tensors), strict=False)
+    except RuntimeError as error:
+        raise InputError(f"mace-torch does not take the tensors: {error}") from error
+    trained = {name for name, parameter in model.named_parameters() if parameter.numel() > 0}
+    lacking = sorted(trained & set(report.missing_keys))
+    if lacking or report.unexpected_keys:
+        raise InputError(
+            f"mace-torch's model lacks {', '.join(report.unexpected_keys[:3]) or 'nothing'}, and "
+            f"the tensors lack {', '.join(lacking[:3]) or 'nothing'}"
+        )
+    return model
+
+
+def _in_new_layout(name: str, tensor: Tensor) -> Tensor:
+    """Old files hold scale and shift without an axis of heads, and E0s too."""
+    if name == "atomic_energies_fn.atomic_energies":
+        return tensor.reshape(-1, tensor.shape[-1])
+    return tensor.reshape(-1) if name.startswith("scale_shift.") else tensor
+
+
+def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    from e3nn import o3
+
+    E0s = tensors["atomic_energies_fn.atomic_energies"].double()
+    numbers = [int(z) for z in tensors["atomic_numbers"]]
+    classes = modules.interaction_classes
+    hidden = "+".join(
+        f"{header['num_channels']}x{degree}{'oe'[degree % 2 == 0]}"
+        for degree in range(header["max_L"] + 1)
+    )
+    scale, shift = (
+        tensors.get(f"scale_shift.{name}", torch.tensor([value])).tolist()
+        for name, value in (("scale", 1.0), ("shift", 0.0))
+    )
+    with double_precision(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: nn.Module = modules.ScaleShiftMACE(
+            r_max=float(header["r_max"]),
+            num_bessel=header["num_radial_basis"],
+            num_polynomial_cutoff=header["num_cutoff_basis"],
+            max_ell=header["max_ell"],
+            interaction_cls=classes[RESIDUAL],
+            interaction_cls_first=classes[header["interaction_cls_first"]],
+            num_interactions=header["num_interactions"],
+            num_elements=len(numbers),
+            hidden_irreps=o3.Irreps(hidden),
+            MLP_irreps=o3.Irreps(header["MLP_irreps"]),
+            atomic_energies=np.array(E0s),
+            avg_num_neighbors=float(header["avg_num_neighbors"]),
+            atomic_numbers=numbers,
+            correlation=header["correlation"],
+            gate=torch.nn.functional.silu,
+            pair_repulsion=header.get("pair_repulsion", False),
+            distance_transform=header.get("distance_transform", "None"),
+            radial_MLP=list(header["radial_MLP"]),
+            heads=list(header.get("heads", ["Default"])),
+            use_reduced_cg=header.get("use_reduced_cg", False),
+            atomic_inter_scale=scale,
+            atomic_inter_shift=shift,
+        )
+    return model
+
+
+def save_model(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
+    """Write a model as mace_run_train does; E0s stay in float64."""
+    block = model.get_submodule("atomic_energies_fn")
+    E0s = block.get_buffer("atomic_energies").double()
+    model = model.to(dtype)
+    block.register_buffer("atomic_energies", E0s)
+    torch.save(model, path)
+
+
+def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, Tensor]:
+    """Energies, forces and stress of a model of mace-torch in float64, for one head.
+
+    mace-torch computes the ZBL repulsion in torch's default dtype, so that is set too.
+    """
+    n_elements = len(model.get_buffer("atomic_numbers"))
+    graph = replace(graph, heads=torch.full_like(graph.heads, head))
+    with double_precision():
+        found = model.double()(batch_of(graph, n_elements), compute_stress=True)
+    return {name: found[name].detach() for name in ("energy", "forces", "stress")}
+
+
+def batch_of(graph: Graph, n_elements: int) -> dict[str, Tensor]:
+    """The dictionary that mace-torch's forward takes, from our graph."""
+    ends = graph.n_atoms_of_graph.cumsum(0)
+    cell = torch.where(graph.pbc.any(1)[:, None, None], graph.cell, 100.0 * torch.eye(3).double())
+    return {
+        "positions": graph.positions.clone(),
+        "node_attrs": torch.nn.functional.one_hot(graph.elements, n_elements).double(),
+        "edge_index": torch.stack([graph.senders, graph.receivers]),
+        "unit_shifts": graph.shifts,
+        "shifts": torch.einsum("es,esc->ec", graph.shifts, graph.cell[graph.graph_of_edge]),
+        "cell": cell.reshape(-1, 3),
+        "batch": graph.graph_of_atom,
+        "ptr": torch.cat([ends.new_zeros(1), ends]),
+        "head": graph.heads,
+    }
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """float64 as torch's default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,82 @@
+"""The settings of the commands that exchange models and settings with mace-torch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from mace_train.checks import check_choice
+from mace_train.errors import InputError
+
+DTYPES = ("float32", "float64")
+
+
+@dataclass(kw_only=True)
+class ImportSettings:
+    """Take over a model of mace-torch: `mace-train import model.model output=FOLDER`.
+
+    Whole models (.model) need mace-torch (the extra interop) and run the code in the file: import
+    only files that you trust. State dicts (.safetensors, .pt) need a header in JSON and no code.
+    """
+
+    model_file: str = MISSING
+    """A .model file of mace-torch; or a state dict with its header beside it (NAME.json). It may
+    stand as the first word, or as model=FILE."""
+    header: str | None = None
+    """JSON file with the header of a state dict, when it has another name."""
+    elements: Any = None
+    """Elements to keep, such as [H,C,O]; null keeps all."""
+    head: str | None = None
+    """Head to keep, of a model with several; null keeps all."""
+    output: str = "imported"
+    """Folder for checkpoints/best.safetensors, which evaluate and export take as checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.elements is None:
+            return
+        if not isinstance(self.elements, list) or not self.elements:
+            raise InputError(f"elements={self.elements!r} must be a list, such as [H,C,O]")
+
+
+@dataclass(kw_only=True)
+class ExportSettings:
+    """Hand a trained model to mace-torch: `mace-train export RUN format=mace-torch output=FILE`."""
+
+    checkpoint: str = MISSING
+    """best.safetensors or last.safetensors, or the output folder of a training or an import."""
+    format: str = "mace-torch"
+    """mace-torch (a .model file for its calculators and tools; needs the extra interop) or
+    state_dict (safetensors with mace-torch's names, and a header in JSON)."""
+    head: str | None = None
+    """Head to hand over, of a model with several; null hands over all."""
+    output: str = MISSING
+    """The file to write."""
+    default_dtype: str | None = None
+    """float32 or float64; null takes the checkpoint's."""
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, ("mace-torch", "state_dict"))
+        if self.default_dtype is not None:
+            check_choice("default_dtype", self.default_dtype, DTYPES)
+
+
+@dataclass(kw_only=True)
+class FromMaceConfigSettings:
+    """Settings equal to those of mace_run_train: `mace-train from-mace-config run.yaml`.
+
+    Or behind `--` the arguments themselves:
+    `mace-train from-mace-config -- --name=first --train_file=train.xyz --r_max=4.5`.
+    """
+
+    config: str | None = None
+    """YAML file as `mace_run_train --config` takes it."""
+    arguments: Any = None
+    """Arguments of mace_run_train, as a list; what stands behind `--`. They override config."""
+    output: str | None = None
+    """Folder for preprocess-from-mace.yaml and train-from-mace.yaml; null prints them only."""
+
+    def __post_init__(self) -> None:
+        if self.config is None and not self.arguments:
+            raise InputError(
+                "from-mace-config needs a YAML file, or arguments of mace_run_train behind --"
+            )

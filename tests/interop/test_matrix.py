@@ -1,0 +1,202 @@
+"""Variants of mace-torch's models x import, export, MACECalculator, mace_eval_configs, LAMMPS.
+
+Import and export compare energies, forces and stress on their own and refuse above 1e-10. Here the
+tools of mace-torch run on the exported file, with neighbour lists of their own, and must give what
+the original model gives.
+"""
+
+import sys
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from mace_train.interop.exporting import export_model
+from mace_train.interop.importing import import_model
+from mace_train.interop.mace_torch import double_precision, predictions_of
+from mace_train.interop.probes import graph_of
+from mace_train.model.product_basis import reduced_basis
+from mace_train.settings import ExportSettings, ImportSettings
+from tests.model.mace_torch import mace_torch_model
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # mace-torch and e3nn warn a lot
+    pytest.mark.usefixtures("mace_here"),
+]
+
+NUMBERS = (1, 6, 8)
+HEADS = {
+    "heads": ["pbe", "scan"],
+    "atomic_energies": [[-10.0, -60.0, -80.0], [-11.0, -62.0, -83.0]],
+    "atomic_inter_scale": [0.8, 1.3],
+    "atomic_inter_shift": [0.1, -0.2],
+}
+SMALL = {"channels": 8, "max_ell": 2, "correlation": 2, "max_L": 1}
+TINY = {"num_interactions": 1, "max_L": 0, "max_ell": 1}
+VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change of the model)
+    "default": ({"correlation": 3}, {}, None),
+    "tensors": ({"max_L": 2}, {}, None),
+    "mace": ({"flavour": "MACE", "max_ell": 1}, {}, None),
+    "one_layer": (TINY, {}, None),
+    "three_layers": ({"num_interactions": 3, "max_ell": 1, "max_L": 0}, {}, None),
+    "repulsion": ({**TINY, "pair_repulsion": True}, {}, None),
+    "agnesi": ({**TINY, "pair_repulsion": True, "distance_transform": "Agnesi"}, {}, None),
+    "soft": ({**TINY, "distance_transform": "Soft"}, {}, None),
+    "heads": ({**HEADS, "max_L": 0, "max_ell": 1}, {}, None),
+    "one_of_the_heads": ({**HEADS, **TINY}, {"head": "scan"}, None),
+    "elements": ({**TINY, "pair_repulsion": True}, {"elements": ["O", "H"]}, None),
+    "reduced_couplings": ({**TINY, "correlation": 3, "max_ell": 2}, {}, "reduce"),
+    "old_layout": (TINY, {}, "age"),
+    "built_in_float32": ({**TINY, "pair_repulsion": True}, {}, "round"),
+}
+
+
+def reduce_couplings(model):
+    """As use_reduced_cg: as many couplings as are independent, each a sum of e3nn's."""
+    generator = torch.Generator().manual_seed(1)
+    for product in model.products:
+        for degree, contraction in enumerate(product.symmetric_contractions.contractions):
+            for order, holder, name in (
+                (3, contraction, "weights_max"),
+                (2, contraction.weights, "0"),
+            ):
+                n_independent = len(reduced_basis(2, order, degree)[0])
+                u = getattr(contraction, f"U_matrix_{order}")
+                mixing = torch.randn(u.shape[-1], n_independent, generator=generator).double()
+                setattr(contraction, f"U_matrix_{order}", u @ mixing)
+                shape = (len(NUMBERS), n_independent, SMALL["channels"])
+                weight = torch.randn(shape, generator=generator).double() / n_independent
+                setattr(holder, name, torch.nn.Parameter(weight))
+
+
+def make_old(model):
+    """The layout of files before there were heads."""
+    scale_shift, E0s = model.scale_shift, model.atomic_energies_fn
+    scale_shift.scale, scale_shift.shift = scale_shift.scale[0], scale_shift.shift[0]
+    E0s.atomic_energies = E0s.atomic_energies[0]
+    del model.heads, model.apply_cutoff
+    for product in model.products:
+        for contraction in product.symmetric_contractions.contractions:
+            for name in [n for n in contraction._buffers if n.endswith("zeroed")]:
+                del contraction._buffers[name]
+
+
+CHANGES = {"reduce": reduce_couplings, "age": make_old, "round": lambda model: model.float()}
+
+
+def structures(symbols):
+    """A molecule and a crystal that are not among those of the parity check."""
+    random = np.random.RandomState(11)
+    names = [symbols[i % len(symbols)] for i in range(5)]
+    grid = np.array([[0, 0, 0], [1.1, 0.1, 0], [0, 1.3, 0.2], [1.2, 1.1, 0.9], [0.2, 0.3, 1.4]])
+    molecule = Atoms(names, positions=grid + 0.1 * random.standard_normal(grid.shape))
+    cell = 3.1 * (np.eye(3) + 0.08 * random.standard_normal((3, 3)))
+    crystal = Atoms(names[:3], scaled_positions=0.9 * random.rand(3, 3), cell=cell, pbc=True)
+    return [molecule, crystal]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_tools_of_mace_torch_take_the_export(name, tmp_path, monkeypatch):
+    arguments, settings, change = VARIANTS[name]
+    theirs = mace_torch_model(NUMBERS, **{**SMALL, **arguments})
+    if change is not None:
+        CHANGES[change](theirs)
+    original, exported = tmp_path / "original.model", tmp_path / "exported.model"
+    torch.save(theirs, original)
+    model = import_model(
+        ImportSettings(model_file=str(original), output=str(tmp_path / "run"), **settings)
+    )
+    export_model(
+        ExportSettings(
+            checkpoint=str(tmp_path / "run"), output=str(exported), default_dtype="float64"
+        )
+    )
+    heads = model.data.head_names
+    symbols = [chemical_symbols[z] for z in model.data.atomic_numbers]
+    frames = structures(symbols)
+    graph = graph_of(frames, list(NUMBERS), 4.0)
+    place = HEADS["heads"].index(heads[-1]) if "heads" in arguments else 0
+    if "heads" not in vars(theirs):
+        theirs.heads = ["Default"]  # or mace-torch itself cannot run it
+    expected = predictions_of(theirs, graph, place)
+    tolerance = 1e-5 if change == "round" else 1e-10
+    with double_precision():  # MACECalculator does not set it while the repulsion is computed
+        check_calculator(exported, heads[-1], frames, expected, tolerance)
+    check_eval_configs(exported, heads[-1], frames, expected, tolerance, tmp_path, monkeypatch)
+    check_lammps(exported, heads[-1], model, monkeypatch)
+
+
+def check_calculator(path, head, frames, expected, tolerance):
+    from mace.calculators import MACECalculator
+
+    calculator = MACECalculator(
+        model_paths=str(path), device="cpu", default_dtype="float64", head=head
+    )
+    first = 0
+    for i, atoms in enumerate(frames):
+        atoms = atoms.copy()
+        atoms.calc = calculator
+        last = first + len(atoms)
+        assert_close(atoms.get_potential_energy(), expected["energy"][i], tolerance)
+        assert_close(atoms.get_forces(), expected["forces"][first:last], tolerance)
+        if atoms.pbc.all():
+            assert_close(atoms.get_stress(voigt=False), expected["stress"][i], tolerance)
+        first = last
+
+
+def check_eval_configs(path, head, frames, expected, tolerance, folder, monkeypatch):
+    from mace.cli import eval_configs
+
+    ase.io.write(folder / "in.xyz", frames)
+    words = ["--configs", folder / "in.xyz", "--model", path, "--output", folder / "out.xyz"]
+    words += ["--head", head, "--compute_stress"]
+    monkeypatch.setattr(sys, "argv", ["mace_eval_configs", *map(str, words)])
+    eval_configs.main()
+    written = ase.io.read(folder / "out.xyz", ":")
+    energies = [atoms.info["MACE_energy"] for atoms in written]
+    forces = np.concatenate([atoms.arrays["MACE_forces"] for atoms in written])
+    assert_close(energies, expected["energy"], max(tolerance, 1e-8))  # digits of the file
+    assert_close(forces, expected["forces"], max(tolerance, 1e-7))
+    stress = np.asarray(written[1].info["MACE_stress"]).reshape(3, 3)
+    assert_close(stress, expected["stress"][1], max(tolerance, 1e-7))
+
+
+def check_lammps(path, head, model, monkeypatch):
+    from mace.cli import create_lammps_model
+
+    monkeypatch.setattr(sys, "argv", ["mace_create_lammps_model", str(path), "--head", head])
+    create_lammps_model.main()
+    loaded = torch.jit.load(f"{path}-lammps.pt")
+    assert loaded.atomic_numbers.tolist() == list(model.data.atomic_numbers)
+    assert float(loaded.r_max) == model.data.r_max
+
+
+def assert_close(found, expected, tolerance):
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    found = torch.as_tensor(np.asarray(found), dtype=torch.float64)
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_cuequivariance(reduced, tmp_path):
+    """Its reduced couplings are imported, and it takes the export; where it is installed."""
+    pytest.importorskip("cuequivariance_torch")
+    from mace.cli.convert_e3nn_cueq import run
+
+    theirs = mace_torch_model(NUMBERS, **SMALL, use_reduced_cg=reduced)
+    torch.save(theirs, tmp_path / "original.model")
+    import_model(
+        ImportSettings(model_file=str(tmp_path / "original.model"), output=str(tmp_path / "run"))
+    )
+    export_model(
+        ExportSettings(checkpoint=str(tmp_path / "run"), output=str(tmp_path / "exported.model"))
+    )
+    converted = run(str(tmp_path / "exported.model"), device="cpu")
+    graph = graph_of(structures(["H", "C", "O"]), list(NUMBERS), 4.0)
+    expected, found = (predictions_of(model, graph) for model in (theirs, converted))
+    for name in ("energy", "forces", "stress"):
+        assert_close(found[name], expected[name], 1e-10)

@@ -47,8 +47,12 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "compare": (settings.CompareSettings, "mace_train.evaluate.compare", "compare"),
     "sweep": (settings.SweepSettings, "mace_train.sweep.summary", "summarise"),
     "tune": (settings.TuneSettings, "mace_train.sweep.tune", "tune"),
+    "md": (settings.MDSettings, "mace_train.calculators.md", "run_md"),
+    "relax": (settings.RelaxSettings, "mace_train.calculators.relax", "relax"),
+    "export": (settings.ExportSettings, "mace_train.calculators.program", "export"),
     "doctor": (settings.DoctorSettings, "mace_train.doctor.report", "examine"),
 }
+ONE_PROCESS = ("balance", "compare", "sweep", "tune", "md", "relax", "export")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -216,7 +220,7 @@ def _check_launch(command: str, overrides: list[str]) -> None:
         )
     tasks = launched_tasks()
     n_ranks = max(n_ranks, 1 if tasks is None else tasks.size)
-    if n_ranks > 1 and command in ("balance", "compare", "sweep", "tune"):
+    if n_ranks > 1 and command in ONE_PROCESS:
         _fail(
             f"{command} is one process, but {n_ranks} were started: run it without torchrun, "
             "mpiexec or srun"

@@ -23,6 +23,9 @@ mace-train: train MACE interatomic potentials on whole clusters
   mace-train compare     runs/first runs/second output=comparison
   mace-train sweep       runs/sweep
   mace-train tune        trials=50 output=runs/tune -- data_dir=prepared model=tiny,small
+  mace-train md          checkpoint=runs/first structure=start.xyz steps=2000 output=md
+  mace-train relax       checkpoint=runs/first structure=start.xyz output=relaxed
+  mace-train export      checkpoint=runs/first format=aoti output=model.pt2
   mace-train doctor      data_dir=prepared
 
   mpiexec -n 64 mace-train preprocess ...               over MPI ranks; srun does the same

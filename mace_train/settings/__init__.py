@@ -33,6 +33,12 @@ from mace_train.settings.running import (
     ClusterSettings,
     LoggerSettings,
 )
+from mace_train.settings.simulation import (
+    ExportSettings,
+    MDSettings,
+    RelaxSettings,
+    SimulationSettings,
+)
 
 __all__ = [
     "MISSING",
@@ -44,14 +50,18 @@ __all__ = [
     "DataSettings",
     "DoctorSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "FinishSettings",
     "InspectSettings",
     "LoggerSettings",
     "LossSettings",
+    "MDSettings",
     "ModelSettings",
     "OptimizerSettings",
     "PreprocessSettings",
+    "RelaxSettings",
     "SchedulerSettings",
+    "SimulationSettings",
     "StageTwoSettings",
     "SweepSettings",
     "TrainSettings",

@@ -217,7 +217,7 @@ def test_wrong_structures():
     with pytest.raises(InputError, match="does not span"):
         calc.get_potential_energy(Atoms("O", pbc=True))
     with pytest.raises(InputError, match="no atoms"):
-        calc.get_hessian()
+        calculator().get_hessian()
 
 
 @pytest.mark.filterwarnings("ignore")  # mace-torch and e3nn warn a lot

@@ -1,0 +1,104 @@
+"""Exported programs against the calculator, for structures of all sizes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from mace_train.calculators import MACETrainCalculator
+from mace_train.calculators.program import export_program
+from mace_train.data.neighbors import neighbor_list
+from mace_train.errors import InputError
+from tests.model.systems import mixed, model_of, rattled
+
+ELEMENTS = (1, 8, 13)
+pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's own, while it compiles
+
+
+def structures():
+    return [
+        rattled(bulk("Al", cubic=True), 1),
+        mixed(ELEMENTS),
+        rattled(bulk("Al"), 2),
+        molecule("H2O"),
+        Atoms("OH", positions=[[0, 0, 0], [0, 0, 20.0]]),
+        Atoms("O"),
+    ]
+
+
+def inputs_of(atoms, r_max, seed=0):
+    """Edges in an order of no meaning."""
+    edges = neighbor_list(atoms.positions, np.array(atoms.cell), atoms.pbc, r_max)
+    order = np.random.default_rng(seed).permutation(edges.n_edges)
+    arrays = (
+        atoms.positions,
+        np.array(atoms.cell),
+        atoms.numbers.astype(np.int64),
+        edges.senders[order],
+        edges.receivers[order],
+        edges.shifts[order],
+    )
+    return [torch.tensor(array) for array in arrays]
+
+
+def check(program, model, tolerance=1e-10):
+    calc = MACETrainCalculator(model)
+    for atoms in structures():
+        inputs = inputs_of(atoms, model.data.r_max)
+        energy, node_energy, forces, virials = (t.detach() for t in program(*inputs))
+        assert energy.item() == pytest.approx(calc.get_potential_energy(atoms), abs=tolerance)
+        expected = calc.get_potential_energies(atoms)
+        np.testing.assert_allclose(node_energy.numpy(), expected, atol=tolerance)
+        np.testing.assert_allclose(forces.numpy(), calc.get_forces(atoms), atol=tolerance)
+        if atoms.pbc.all():
+            stress = -virials.numpy() / atoms.get_volume()
+            expected = calc.get_property("stress", atoms)
+            found = stress[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
+            np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_exported_graph(dtype, tmp_path):
+    model = model_of(ELEMENTS, correlation=2, max_ell=2).to(getattr(torch, dtype))
+    path = tmp_path / "model.pt2"
+    description = export_program(model, path, "export")
+    extra = {"mace_train.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    assert json.loads(extra["mace_train.json"]) == description
+    assert json.loads((tmp_path / "model.pt2.json").read_text()) == description
+    assert (description["r_max"], description["atomic_numbers"]) == (4.0, list(ELEMENTS))
+    operators = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+    assert not [name for name in operators if "mace_train" in name]
+    check(program.module(), model, 1e-10 if dtype == "float64" else 1e-3)
+
+
+def test_unknown_elements_are_not_a_number():
+    from mace_train.calculators.program import program_of
+
+    model = model_of(ELEMENTS, correlation=1, max_ell=1, num_interactions=1)
+    program = program_of(model).module()
+    energy, node_energy, *_ = program(*inputs_of(molecule("CH3OH"), 4.0))
+    assert bool(energy.isnan())
+    assert node_energy.isnan().tolist() == [True, False, False, False, False, False]
+
+
+@pytest.mark.slow
+def test_compiled_library(tmp_path):
+    model = model_of(ELEMENTS, correlation=2, max_ell=1, num_interactions=2, num_channels=2)
+    path = tmp_path / "model.pt2"
+    export_program(model, path, "aoti")
+    program = torch._inductor.aoti_load_package(str(path))
+    assert program.get_metadata()["r_max"] == "4.0"
+    check(program, model)
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "words"),
+    [("model.pt", "aoti", "are files .pt2"), ("model.pt2", "onnx", "choices are: aoti, export")],
+)
+def test_wrong_settings(path, form, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        export_program(model_of(ELEMENTS), tmp_path / path, form)

@@ -115,7 +115,7 @@ def _report(settings: RelaxSettings, result: dict[str, Any], frames: Frames) -> 
     )
     if not result["converged"]:
         LOGGER.warning(
-            "not converged to fmax=%s eV/Å in %d steps; raise max_steps, or go on with structure=%s",
+            "not converged to fmax=%s eV/Å in %d steps; raise max_steps, or go on from %s",
             settings.fmax,
             result["steps"],
             Path(settings.output) / "relaxed.extxyz",

@@ -105,11 +105,10 @@ def test_not_converged_says_what_to_do(trained, crystal, tmp_path, capsys):
     assert not json.loads((output / "relax.json").read_text())["converged"]
 
 
-@pytest.mark.filterwarnings("ignore")  # of PyTorch's own, while it exports
-def test_exported_program(trained, tmp_path, capsys):
-    path = tmp_path / "model.pt2"
-    run_command("export", f"checkpoint={trained}", "format=export", f"output={path}")
-    assert f"wrote {path} for H, N, O, Al (r_max 4.0 Å" in capsys.readouterr().err
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's own
+def test_exported_program(trained, exported):
+    path, said = exported
+    assert f"wrote {path} for H, N, O, Al (r_max 4.0 Å, float32 inside)" in said
     (model,) = MACETrainCalculator(trained).models
     check(torch.export.load(path).module(), model, 1e-3)
 

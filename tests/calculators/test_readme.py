@@ -12,11 +12,12 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
 
 
 @pytest.fixture
-def place(trained, tmp_path, monkeypatch):
+def place(trained, exported, tmp_path, monkeypatch):
     """A folder with the runs and structures that the page names."""
     (tmp_path / "runs").mkdir()
     for name in ("first", "second"):
         (tmp_path / "runs" / name).symlink_to(trained)
+    (tmp_path / "model.pt2").symlink_to(exported[0])
     write(tmp_path / "start.xyz", molecule("H2O"))
     write(tmp_path / "many.xyz", [molecule("H2O"), bulk("Al"), molecule("NH3")])
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ from mace_train.checks import as_files, existing_folder, make_folder
 from mace_train.data.batch import Batch
 from mace_train.data.columns import Sample
 from mace_train.data.labels import LabelReport
-from mace_train.data.loading import Kinds, SampleSource, batches, kinds_of
+from mace_train.data.loading import Kinds, SampleSource, batches, heads_of, kinds_of
 from mace_train.data.read import read_structures
 from mace_train.data.shards import sample_of
 from mace_train.data.statistics import open_split
@@ -63,6 +63,11 @@ class InMemory:
         return [s.structure.config_type for s in self.samples]
 
     @property
+    def head_of(self) -> list[str]:
+        """[n] head of every structure."""
+        return [s.structure.head for s in self.samples]
+
+    @property
     def has_stress(self) -> NDArray[np.bool_]:
         """[n] whether a structure has a stress label."""
         return np.array([s.structure.stress is not None for s in self.samples], dtype=bool)
@@ -92,10 +97,11 @@ def evaluate(settings: EvaluateSettings) -> list[dict[str, Any]]:
         _check_elements(source, model.data)
         if world.is_main:
             make_folder("output", Path(settings.output))
-        errors, predicted = _predict_all(model, source, settings, world, dtype)
+        heads = chosen_heads(source, settings, model.data)
+        errors, predicted = _predict_all(model, source, heads, settings, world, dtype)
         table = errors.table()
         if world.is_main:
-            write_report(table, predicted, source, settings, model.data)
+            write_report(table, predicted, source, heads, settings, model.data)
         return table
 
 
@@ -127,6 +133,18 @@ def open_source(settings: EvaluateSettings, r_max: float) -> SampleSource:
     return InMemory([sample_of(structure, r_max) for structure in structures])
 
 
+def chosen_heads(
+    source: SampleSource, settings: EvaluateSettings, data: ModelData
+) -> NDArray[np.int64]:
+    """[n] head of the model for every structure: the one of the settings, or its own."""
+    names = data.head_names
+    if settings.head is None:
+        return heads_of(source, names, "evaluate (head=NAME takes one head for all structures)")
+    if settings.head not in names:
+        raise InputError(f"head={settings.head!r}: the model's heads are {', '.join(names)}")
+    return np.full(len(source), names.index(settings.head), dtype=np.int64)
+
+
 def _check_elements(source: SampleSource, model: ModelData) -> None:
     """InputError for the first structure with an element that the model does not know."""
     for i in range(len(source)):
@@ -144,6 +162,7 @@ def _check_elements(source: SampleSource, model: ModelData) -> None:
 def _predict_all(
     model: MACE,
     source: SampleSource,
+    heads: NDArray[np.int64],
     settings: EvaluateSettings,
     world: World,
     dtype: torch.dtype,
@@ -153,12 +172,14 @@ def _predict_all(
     costs = Costs(source.n_atoms.astype(np.int64), source.n_edges.astype(np.int64))
     capacity = evaluation_capacity(costs, settings.batching)
     bins = list(evaluation_plan(costs, capacity, world.size).of_rank(world.rank))
-    errors = ErrorSums(kinds.names, model.data.atomic_numbers, world.device)
+    numbers, names = model.data.atomic_numbers, model.data.head_names
+    errors = ErrorSums(kinds.names, numbers, world.device, names)
     graphs = batches(
         source,
         bins,
-        atomic_numbers=model.data.atomic_numbers,
+        atomic_numbers=numbers,
         dtype=dtype,
+        heads=heads,
         num_workers=settings.cluster.num_workers,
     )
     predicted: dict[int, Predicted] = {}

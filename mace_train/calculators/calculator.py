@@ -39,6 +39,7 @@ class MACETrainCalculator(Calculator):
     Args:
         checkpoint: Output folder of a training, a checkpoint file, a pattern such as
             ``runs/seed-*``, a model, or several of these.
+        head: Which head (level of theory) of models that have several.
         device: auto (a GPU if there is one), cpu or cuda.
         default_dtype: float32 or float64; None takes the type of the training.
         kernels: auto, reference, cpp or cuda.
@@ -61,13 +62,16 @@ class MACETrainCalculator(Calculator):
         self,
         checkpoint: Checkpoint | Sequence[Checkpoint],
         *,
+        head: str | None = None,
         device: str = "auto",
         default_dtype: str | None = None,
         kernels: str = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.models = load_models(checkpoint, device=device, dtype=default_dtype, kernels=kernels)
+        self.models = load_models(
+            checkpoint, head=head, device=device, dtype=default_dtype, kernels=kernels
+        )
 
     @property
     def r_max(self) -> float:

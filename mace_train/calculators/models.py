@@ -20,6 +20,7 @@ from mace_train.data.loading import collate
 from mace_train.data.shards import sample_of
 from mace_train.data.structure import LabelKeys, structure_from_atoms
 from mace_train.errors import InputError
+from mace_train.model.adapt import one_head
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
 from mace_train.ops.methods import method_of
@@ -33,21 +34,24 @@ _NO_LABELS = LabelKeys(energy="", forces="", stress="", virials="")
 def load_models(
     checkpoints: Checkpoint | Sequence[Checkpoint],
     *,
+    head: str | None = None,
     device: str = "auto",
     dtype: str | None = None,
     kernels: str = "auto",
 ) -> list[MACE]:
-    """Models with frozen weights, ready to predict.
+    """Models of one head with frozen weights, ready to predict.
 
     Args:
         checkpoints: Output folder of a training, a checkpoint file, a pattern such as
             ``runs/seed-*``, a model, or several of these: a committee.
+        head: Which head of models that have several.
         device: auto (a GPU if there is one), cpu or cuda.
         dtype: float32 or float64; None takes the type of the training.
         kernels: auto, reference, cpp or cuda.
 
     Raises:
-        InputError: no such checkpoint, one that cannot be read, or a device that is not there.
+        InputError: no such checkpoint, one that cannot be read, no such head or none of several
+            named, or a device that is not there.
     """
     place = device_of(device)
     if dtype is not None:
@@ -56,7 +60,7 @@ def load_models(
     models = []
     for item in _expanded(checkpoints):
         model = copy.deepcopy(item) if isinstance(item, MACE) else load_model(item)[0]
-        model = model.to(place, None if dtype is None else getattr(torch, dtype))
+        model = one_head(model, head).to(place, None if dtype is None else getattr(torch, dtype))
         model.requires_grad_(False)
         model.kernels = kernels
         models.append(model)
@@ -137,7 +141,7 @@ def results_of(model: MACE, graph: Graph) -> list[Results]:
     prediction = predict(model, graph, stress=True, create_graph=False)
     assert prediction.forces is not None
     assert prediction.stress is not None
-    isolated = model.E0s.index_select(0, graph.elements)
+    isolated = model.E0s[0].index_select(0, graph.elements)
     of_atoms = {
         "energies": prediction.node_energy,
         "node_energy": prediction.node_energy - isolated,

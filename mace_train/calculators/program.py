@@ -55,6 +55,7 @@ def export_program(
     path: str | Path,
     format: str = "aoti",
     *,
+    head: str | None = None,
     device: str = "cpu",
     default_dtype: str | None = None,
 ) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def export_program(
         checkpoint: Output folder of a training, a checkpoint file, or a model.
         path: File to write; ``PATH.json`` beside it holds the description that is returned.
         format: aoti, a compiled library for the device, or export, a graph for every device.
+        head: Which head of a model that has several.
         device: Where a compiled program will run: cpu or cuda.
         default_dtype: float32 or float64 inside; None takes the type of the training.
 
@@ -77,7 +79,9 @@ def export_program(
         raise InputError(f"output={path}: programs of PyTorch are files .pt2; name it so")
     if format == "aoti" and find_compiler() is None:
         raise InputError(NO_COMPILER)
-    (model,) = load_models(checkpoint, device=device, dtype=default_dtype, kernels="reference")
+    (model,) = load_models(
+        checkpoint, head=head, device=device, dtype=default_dtype, kernels="reference"
+    )
     make_folder("output", path.parent)
     description = {
         "format": format,
@@ -113,6 +117,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
         settings.checkpoint,
         settings.output,
         settings.format,
+        head=settings.head,
         device=settings.device,
         default_dtype=settings.default_dtype,
     )
@@ -149,7 +154,7 @@ class _Program(nn.Module):
     def __init__(self, model: MACE, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.dtype = model.dtype
-        self.register_buffer("E0s", model.E0s.clone())
+        self.register_buffer("E0s", model.E0s[0].clone())
         index = torch.full((HIGHEST + 1,), -1)
         index[list(model.data.atomic_numbers)] = torch.arange(len(model.data.atomic_numbers))
         self.register_buffer("element_of", index.to(model.E0s.device))

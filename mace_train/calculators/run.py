@@ -20,6 +20,7 @@ def prepared_atoms(settings: SimulationSettings) -> Atoms:
     atoms = _read(settings.structure, settings.index)
     calc = MACETrainCalculator(
         as_files("checkpoint", settings.checkpoint),
+        head=settings.head,
         device=settings.device,
         default_dtype=settings.default_dtype,
         kernels=settings.kernels,

@@ -20,6 +20,7 @@ def evaluate_structures(
     structures: Sequence[Atoms],
     checkpoint: Checkpoint,
     *,
+    head: str | None = None,
     device: str = "auto",
     default_dtype: str | None = None,
     kernels: str = "auto",
@@ -34,7 +35,9 @@ def evaluate_structures(
     Raises:
         InputError: as ``MACETrainCalculator``; structures are named by their place in the list.
     """
-    (model,) = load_models(checkpoint, device=device, dtype=default_dtype, kernels=kernels)
+    (model,) = load_models(
+        checkpoint, head=head, device=device, dtype=default_dtype, kernels=kernels
+    )
     if not structures:
         return []
     samples = [sample_from(atoms, model, f"structure {i}") for i, atoms in enumerate(structures)]

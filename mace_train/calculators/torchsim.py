@@ -27,6 +27,7 @@ class MACETrainModel(ModelInterface):
 
     Args:
         checkpoint: Output folder of a training, a checkpoint file, or a model.
+        head: Which head of a model that has several.
         device: Where it runs; None takes a GPU if there is one.
         dtype: torch.float32 or torch.float64; None takes the type of the training.
         compute_forces: Give forces.
@@ -41,6 +42,7 @@ class MACETrainModel(ModelInterface):
         self,
         checkpoint: Checkpoint,
         *,
+        head: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         compute_forces: bool = True,
@@ -50,6 +52,7 @@ class MACETrainModel(ModelInterface):
         super().__init__()
         (self.model,) = load_models(
             checkpoint,
+            head=head,
             device="auto" if device is None else str(device),
             dtype=None if dtype is None else str(dtype).removeprefix("torch."),
             kernels=kernels,

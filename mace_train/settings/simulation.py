@@ -15,6 +15,8 @@ class SimulationSettings:
 
     checkpoint: Any = MISSING
     """Output folder of a training or a checkpoint file; several, or a pattern, are a committee."""
+    head: str | None = None
+    """Head of a model that has several."""
     structure: str = MISSING
     """File that ASE reads."""
     index: int = -1
@@ -108,6 +110,8 @@ class ExportSettings:
 
     checkpoint: str = MISSING
     """Output folder of a training or a checkpoint file."""
+    head: str | None = None
+    """Head of a model that has several."""
     format: str = "aoti"
     """aoti (a library for this kind of machine, which C++ loads) or export (a graph, which any
     PyTorch loads)."""

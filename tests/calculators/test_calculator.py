@@ -1,7 +1,10 @@
 """The ASE calculator against finite differences of its energies, and what users may do wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
@@ -142,6 +145,22 @@ def test_members_may_differ_in_radius_and_elements():
     both = MACETrainCalculator(models)
     assert both.r_max == 4.0
     assert both.get_potential_energy(atoms) == pytest.approx(np.mean(energies), rel=1e-13)
+
+
+def test_heads():
+    """Each is a model of its own, and one has to be named."""
+    atoms, model = molecule("H2O"), model_of(ELEMENTS, heads=("pbe", "scan"))
+    graph = graph_of([atoms], R_MAX, ELEMENTS)
+    for index, head in enumerate(("pbe", "scan")):
+        of_head = replace(graph, heads=torch.full_like(graph.heads, index))
+        expected = predict(model, of_head, stress=False, create_graph=False)
+        calc = MACETrainCalculator(model, head=head)
+        assert calc.get_potential_energy(atoms) == pytest.approx(expected.energy.item(), rel=1e-12)
+        np.testing.assert_allclose(calc.get_forces(atoms), expected.forces.numpy(), atol=1e-12)
+    with pytest.raises(InputError, match="has the heads pbe, scan; name one of them"):
+        MACETrainCalculator(model)
+    with pytest.raises(InputError, match="no head 'rpa'"):
+        MACETrainCalculator(model, head="rpa")
 
 
 def test_images_outside_of_the_cell_are_the_same_structure():

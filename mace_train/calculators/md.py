@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.velocitydistribution import Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
 
 from mace_train.calculators.drift import draw_energies, energy_drift
@@ -56,10 +56,16 @@ def run_md(settings: MDSettings) -> dict[str, Any]:
 
 
 def _set_velocities(atoms: Atoms, temperature_K: float, random: np.random.Generator) -> None:
-    """Velocities of a temperature without drift, and without rotation in free space."""
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature_K, rng=random)
+    """Maxwell and Boltzmann's velocities of a temperature, without net momentum.
+
+    And without rotation in free space; where atoms are fixed, momentum is no matter.
+    """
+    width = np.sqrt(units.kB * temperature_K * atoms.get_masses())
+    atoms.set_momenta(width[:, None] * random.standard_normal((len(atoms), 3)))
+    if len(atoms) == 1 or atoms.constraints or temperature_K == 0:
+        return
     Stationary(atoms)
-    if not atoms.pbc.any() and len(atoms) > 1:
+    if not atoms.pbc.any():
         ZeroRotation(atoms)
 
 

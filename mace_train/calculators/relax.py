@@ -19,7 +19,7 @@ from mace_train.settings import RelaxSettings
 from mace_train.train.log import EpochProgress, Stopwatch
 
 LOGGER = logging.getLogger("mace_train")
-OPTIMIZERS = {"fire": FIRE, "lbfgs": LBFGS}
+ALGORITHMS = {"fire": FIRE, "lbfgs": LBFGS}
 
 
 def relax(settings: RelaxSettings) -> dict[str, Any]:
@@ -57,12 +57,12 @@ def _run(atoms: Atoms, settings: RelaxSettings, frames: Frames) -> list[dict[str
     target = atoms
     if settings.relax_cell:
         target = FrechetCellFilter(atoms, scalar_pressure=settings.pressure_GPa * units.GPa)
-    optimizer = OPTIMIZERS[settings.optimizer](target, logfile=None)
+    optimizer = ALGORITHMS[settings.algorithm](target, logfile=None)
     records: list[dict[str, float]] = []
     progress = EpochProgress(True)
     steps = optimizer.irun(fmax=settings.fmax, steps=settings.max_steps)
     try:
-        for _ in progress.over(steps, settings.max_steps + 1, settings.optimizer.upper()):
+        for _ in progress.over(steps, settings.max_steps + 1, settings.algorithm.upper()):
             records.append(_record(atoms, target))
             frames.add(atoms)
             last = records[-1]
@@ -106,7 +106,7 @@ def _report(settings: RelaxSettings, result: dict[str, Any], frames: Frames) -> 
     first, last = (result["records"]["energy_eV"][i] for i in (0, -1))
     LOGGER.info(
         "%s: %d steps in %.1f s, energy %.6f eV (%+.3g eV), largest force %.3g eV/Å",
-        settings.optimizer.upper(),
+        settings.algorithm.upper(),
         result["steps"],
         result["seconds"],
         last,

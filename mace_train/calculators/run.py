@@ -45,7 +45,7 @@ def _read(path: str, index: int) -> Atoms:
         raise InputError(f"structure={path}: no such file")
     try:
         atoms = read(path, index=index)
-    except IndexError:
+    except (IndexError, StopIteration):
         raise InputError(f"structure={path}: no structure with index={index}") from None
     except Exception as error:  # ASE's readers raise whatever they meet
         raise InputError(

@@ -79,7 +79,7 @@ class MDSettings(SimulationSettings):
 class RelaxSettings(SimulationSettings):
     """Move the atoms, and the cell if asked for, to a minimum of the energy."""
 
-    optimizer: str = "fire"
+    algorithm: str = "fire"
     """fire or lbfgs."""
     relax_cell: bool = False
     """Relax the cell too; needs periodicity in all three directions."""
@@ -96,7 +96,7 @@ class RelaxSettings(SimulationSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("optimizer", self.optimizer, ("fire", "lbfgs"))
+        check_choice("algorithm", self.algorithm, ("fire", "lbfgs"))
         check_choice("trajectory", self.trajectory, ("extxyz", "traj"))
         check_at_least("fmax", self.fmax, 0.0, strictly=True)
         check_at_least("max_steps", self.max_steps, 1)

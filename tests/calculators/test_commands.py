@@ -78,7 +78,7 @@ def test_relaxed_atoms_and_cell(trained, crystal, tmp_path, capsys):
         f"structure={crystal}",
         f"output={output}",
         "relax_cell=true",
-        "optimizer=lbfgs",
+        "algorithm=lbfgs",
         "default_dtype=float64",
         "fmax=0.02",
     )
@@ -127,7 +127,7 @@ def test_exported_program(trained, exported):
         (["md"], "md needs structure"),
         (["relax", "structure={start}", "index=0", "relax_cell=true"], "are periodic in all three"),
         (["relax", "structure={start}", "pressure_GPa=1"], "needs relax_cell=true"),
-        (["relax", "structure={start}", "optimizer=newton"], "valid choices are: fire, lbfgs"),
+        (["relax", "structure={start}", "algorithm=newton"], "valid choices are: fire, lbfgs"),
         (["export", "format=onnx"], "valid choices are: aoti, export"),
         (["export", "output=model.onnx"], "files .pt2"),
     ],

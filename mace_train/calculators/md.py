@@ -78,6 +78,7 @@ def _dynamics(atoms: Atoms, settings: MDSettings, random: np.random.Generator) -
         timestep,
         temperature_K=settings.temperature_K,
         friction=settings.friction_per_fs / units.fs,
+        fixcm=False,  # what ASE recommends; it had another default
         rng=random,
     )
 

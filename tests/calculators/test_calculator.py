@@ -240,8 +240,7 @@ def test_wrong_structures():
 
 
 @pytest.mark.filterwarnings("ignore")  # mace-torch and e3nn warn a lot
-@pytest.mark.parametrize("n_members", [1, 2])
-def test_results_agree_with_mace_torch(n_members, tmp_path):
+def test_results_agree_with_mace_torch():
     """The same weights in mace-torch's calculator, results under the same names."""
     try:
         import_mace()
@@ -249,7 +248,7 @@ def test_results_agree_with_mace_torch(n_members, tmp_path):
         pytest.skip("mace-torch is not installed")
     from mace.calculators import MACECalculator
 
-    theirs = [mace_torch_model(ELEMENTS, seed=seed) for seed in range(n_members)]
+    theirs = [mace_torch_model(ELEMENTS, seed=seed) for seed in (0, 1)]
     ours = [from_mace_torch(model.state_dict(), header_of(model)) for model in theirs]
     atoms = STRUCTURES["crystal"]()
     atoms.numbers[:2] = 1, 8
@@ -261,5 +260,5 @@ def test_results_agree_with_mace_torch(n_members, tmp_path):
     assert set(theirs_of) <= set(found.calc.results)
     for name, value in theirs_of.items():
         np.testing.assert_allclose(found.calc.results[name], value, atol=1e-9, err_msg=name)
-    hessians = np.array(expected.calc.get_hessian()).reshape(n_members, 12, 12)
+    hessians = np.array(expected.calc.get_hessian()).reshape(2, 12, 12)
     np.testing.assert_allclose(found.calc.get_hessian(), hessians.mean(axis=0), atol=1e-9)

@@ -60,19 +60,17 @@ def check(program, model, tolerance=1e-10):
             np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
-def test_exported_graph(tmp_path):
-    """Of a small model; tests/calculators/test_commands.py has one of two layers in float32."""
-    model = model_of(ELEMENTS, correlation=2, max_ell=1, num_interactions=1)
-    path = tmp_path / "model.pt2"
-    description = export_program(model, path, "export")
+def test_exported_graph(exported):
     extra = {"mace_train.json": ""}
-    program = torch.export.load(path, extra_files=extra)
-    assert json.loads(extra["mace_train.json"]) == description
-    assert json.loads((tmp_path / "model.pt2.json").read_text()) == description
+    program = torch.export.load(exported.path, extra_files=extra)
+    description = json.loads(extra["mace_train.json"])
+    assert json.loads(exported.path.with_name("model.pt2.json").read_text()) == description
     assert (description["r_max"], description["atomic_numbers"]) == (4.0, list(ELEMENTS))
+    assert len(description["inputs"]) == len(inputs_of(molecule("H2O"), 4.0))
+    assert f"wrote {exported.path} for H, O, Al (r_max 4.0 Å, float64 inside)" in exported.said
     operators = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
     assert not [name for name in operators if "mace_train" in name]
-    check(program.module(), model)
+    check(program.module(), exported.model)
     # an element that the model does not know
     energy, node_energy, *_ = program.module()(*inputs_of(molecule("CH3OH"), 4.0))
     assert bool(energy.isnan())
@@ -81,7 +79,7 @@ def test_exported_graph(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_library(tmp_path):
-    model = model_of(ELEMENTS, correlation=2, max_ell=1, num_interactions=1, num_channels=2)
+    model = model_of(ELEMENTS, correlation=1, max_ell=1, num_interactions=2, radial_MLP=[4])
     path = tmp_path / "model.pt2"
     export_program(model, path, "aoti")
     program = torch._inductor.aoti_load_package(str(path))

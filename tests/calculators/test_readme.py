@@ -17,7 +17,7 @@ def place(trained, exported, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     for name in ("first", "second"):
         (tmp_path / "runs" / name).symlink_to(trained)
-    (tmp_path / "model.pt2").symlink_to(exported[0])
+    (tmp_path / "model.pt2").symlink_to(exported.path)
     write(tmp_path / "start.xyz", molecule("H2O"))
     write(tmp_path / "many.xyz", [molecule("H2O"), bulk("Al"), molecule("NH3")])
     monkeypatch.chdir(tmp_path)

@@ -79,7 +79,9 @@ def test_exported_graph(exported):
 
 @pytest.mark.slow
 def test_compiled_library(tmp_path):
-    model = model_of(ELEMENTS, correlation=1, max_ell=1, num_interactions=2, radial_MLP=[4])
+    model = model_of(
+        ELEMENTS, correlation=1, max_ell=1, max_L=0, num_interactions=1, radial_MLP=[4]
+    )
     path = tmp_path / "model.pt2"
     export_program(model, path, "aoti")
     program = torch._inductor.aoti_load_package(str(path))

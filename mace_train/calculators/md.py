@@ -22,6 +22,7 @@ from mace_train.train.log import EpochProgress, Stopwatch
 LOGGER = logging.getLogger("mace_train")
 HOTTEST_K = 1e5  # no dynamics of atoms is meant to go there
 NOTEWORTHY_DRIFT = 1.0  # meV/atom/ps
+SHORTEST_FIT = 1.0  # ps; in less, oscillations look like drift
 
 
 def run_md(settings: MDSettings) -> dict[str, Any]:
@@ -30,7 +31,8 @@ def run_md(settings: MDSettings) -> dict[str, Any]:
     output = Path(settings.output)
     make_folder("output", output)
     random = np.random.default_rng(settings.seed)
-    _set_velocities(atoms, settings.temperature_K, random)
+    if settings.temperature_K is not None:
+        _set_velocities(atoms, settings.temperature_K, random)
     frames, clock = Frames(output, settings.trajectory), Stopwatch()
     records = _run(atoms, _dynamics(atoms, settings, random), settings, frames)
     seconds = clock.seconds()
@@ -73,6 +75,7 @@ def _dynamics(atoms: Atoms, settings: MDSettings, random: np.random.Generator) -
     timestep = settings.timestep_fs * units.fs
     if settings.ensemble == "nve":
         return VelocityVerlet(atoms, timestep)
+    assert settings.temperature_K is not None
     return Langevin(
         atoms,
         timestep,
@@ -146,7 +149,7 @@ def _report(settings: MDSettings, result: dict[str, Any], frames: Frames) -> Non
             drift,
             result["fluctuation_meV_per_atom"],
         )
-        if abs(drift) > NOTEWORTHY_DRIFT:
+        if abs(drift) > NOTEWORTHY_DRIFT and picoseconds >= SHORTEST_FIT:
             LOGGER.warning(
                 "energy is not conserved well: use a smaller timestep_fs than %s, or "
                 "default_dtype=float64",

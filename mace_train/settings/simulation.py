@@ -47,8 +47,9 @@ class MDSettings(SimulationSettings):
 
     ensemble: str = "nve"
     """nve (velocity Verlet) or nvt (Langevin)."""
-    temperature_K: float = 300.0
-    """Of the initial velocities, and of the Langevin thermostat."""
+    temperature_K: float | None = 300.0
+    """Of the initial velocities, and of the Langevin thermostat; null (nve only) goes on with the
+    velocities of the file."""
     friction_per_fs: float = 0.01
     """Friction of the Langevin thermostat, 1/fs."""
     timestep_fs: float = 0.5
@@ -69,6 +70,8 @@ class MDSettings(SimulationSettings):
         check_choice("ensemble", self.ensemble, ("nve", "nvt"))
         check_choice("trajectory", self.trajectory, ("extxyz", "traj"))
         check_at_least("temperature_K", self.temperature_K, 0.0)
+        if self.temperature_K is None and self.ensemble == "nvt":
+            raise InputError("temperature_K=null: a thermostat (ensemble=nvt) needs a temperature")
         for name in ("steps", "interval"):
             check_at_least(name, getattr(self, name), 1)
         for name in ("timestep_fs", "friction_per_fs"):

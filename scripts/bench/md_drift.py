@@ -14,6 +14,7 @@ REF_energy and REF_forces. What is finished in --work is used again, so an inter
 import argparse
 import gzip
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,9 +28,10 @@ from ase.build import molecule
 from ase.io import read, write
 
 from mace_train._paths import EXAMPLE_DATA
-from mace_train.calculators.drift import draw_energies
+from mace_train.calculators.drift import draw_energies, energy_drift
 
 LIMIT = 0.1  # meV/atom/ps
+PART = 2.5  # ps that are run at a time; what is finished is not run again
 MOLECULES_PER_SIDE = 3
 VOLUME_OF_A_MOLECULE = 29.9  # Å^3, liquid water at 300 K
 MODEL = ["model=tiny", "default_dtype=float64", "batching.batch_size=8", "scheduler=cosine"]
@@ -115,7 +117,7 @@ def _drift(
     """What `mace-train md` says of the dynamics; every part is done once."""
     work = arguments.work / name.replace(" ", "_")
     work.mkdir(parents=True, exist_ok=True)
-    run, relaxed, warm, nve = (work / part for part in ("run", "relaxed", "warm", "nve"))
+    run, relaxed, warm = (work / part for part in ("run", "relaxed", "warm"))
     if not (work / "prepared" / "statistics.json").exists():
         write(work / "train.xyz", structures, format="extxyz")
         files = [f"data.train_file={work / 'train.xyz'}", f"output={work / 'prepared'}"]
@@ -136,16 +138,45 @@ def _drift(
         steps = max(1, round(min(1.0, arguments.picoseconds) * 1000 / arguments.timestep_fs))
         settings = ["ensemble=nvt", "friction_per_fs=0.02", f"steps={steps}", f"output={warm}"]
         _md(model, arguments, f"structure={relaxed / 'relaxed.extxyz'}", *settings)
-    if not (nve / "md.json").exists():
-        steps = max(1, round(arguments.picoseconds * 1000 / arguments.timestep_fs))
-        settings = ["ensemble=nve", f"steps={steps}", f"output={nve}"]
-        _md(model, arguments, f"structure={warm / 'trajectory.extxyz'}", *settings)
-    return json.loads((nve / "md.json").read_text())
+    parts = []
+    start_of_part = warm
+    for number in range(math.ceil(arguments.picoseconds / PART)):
+        part = work / f"nve-{number}"
+        if not (part / "md.json").exists():
+            length = min(PART, arguments.picoseconds - number * PART)
+            steps = max(1, round(length * 1000 / arguments.timestep_fs))
+            settings = ["ensemble=nve", f"steps={steps}", f"output={part}"]
+            if number:
+                settings.append("temperature_K=null")  # goes on with the velocities
+            _md(model, arguments, f"structure={start_of_part / 'trajectory.traj'}", *settings)
+        parts.append(json.loads((part / "md.json").read_text()))
+        start_of_part = part
+    return _joined(parts)
 
 
 def _md(model: list[str], arguments: argparse.Namespace, *settings: str) -> None:
     timestep = f"timestep_fs={arguments.timestep_fs}"
-    _mace_train("md", *model, timestep, "temperature_K=300", *settings)
+    _mace_train("md", *model, timestep, "temperature_K=300", "trajectory=traj", *settings)
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The parts as one run, with the fit over all of it."""
+    records: dict[str, list[float]] = {name: [] for name in parts[0]["records"]}
+    begin = 0.0
+    for part in parts:
+        skip = 1 if begin else 0  # the last of a part is the first of the next
+        for name, values in part["records"].items():
+            shifted = [value + begin for value in values] if name == "time_ps" else values
+            records[name] += shifted[skip:]
+        begin = records["time_ps"][-1]
+    n_atoms = parts[0]["n_atoms"]
+    return {
+        "n_atoms": n_atoms,
+        "seconds": sum(part["seconds"] for part in parts),
+        "mean_temperature_K": float(np.mean(records["temperature_K"])),
+        **energy_drift(records["time_ps"], records["total_energy_eV"], n_atoms),
+        "records": records,
+    }
 
 
 def _mace_train(*words: str) -> None:

@@ -45,6 +45,20 @@ def test_nve_conserves_energy_and_says_so(trained, crystal, tmp_path, capsys):
     assert f"wrote trajectory.extxyz, md.json and energy.png to {output}" in said
 
 
+def test_dynamics_go_on_with_velocities(trained, crystal, tmp_path):
+    """Two runs, the second from the last frame of the first, are one run."""
+    arguments = [f"checkpoint={trained}", "default_dtype=float64", "trajectory=traj"]
+    whole, first, second = (tmp_path / name for name in ("whole", "first", "second"))
+    start = f"structure={crystal}"
+    run_command("md", *arguments, start, "steps=20", f"output={whole}")
+    run_command("md", *arguments, start, "steps=10", f"output={first}")
+    middle = f"structure={first / 'trajectory.traj'}"
+    run_command("md", *arguments, middle, "temperature_K=null", "steps=10", f"output={second}")
+    end, expected = (read(folder / "trajectory.traj") for folder in (second, whole))
+    np.testing.assert_allclose(end.positions, expected.positions, atol=1e-12)
+    np.testing.assert_allclose(end.get_momenta(), expected.get_momenta(), atol=1e-12)
+
+
 def test_nvt_of_a_committee_keeps_the_temperature(trained, crystal, tmp_path):
     output = tmp_path / "md"
     run_command(
@@ -110,6 +124,7 @@ def test_not_converged_says_what_to_do(trained, crystal, tmp_path, capsys):
         (["md", "structure={start}", "index=0", "repeat=[2,1,1]"], "periodic along [False, False"),
         (["md", "structure={start}", "repeat=[2,1]"], "repeat=[2, 1] must be three numbers"),
         (["md", "structure={start}", "ensemble=npt"], "valid choices are: nve, nvt"),
+        (["md", "structure={start}", "ensemble=nvt", "temperature_K=null"], "needs a temperature"),
         (["md", "structure={start}", "timestep_fs=0"], "must be greater than 0"),
         (["md", "structure={junk}"], "ASE cannot read this file"),
         (["md", "structure={carbon}"], "does not know C (6), only H, N, O, Al"),

@@ -67,6 +67,14 @@ def load_models(
     return models
 
 
+def load_single(checkpoint: Checkpoint, **settings: Any) -> MACE:
+    """``load_models`` of one; InputError if there are several."""
+    models = load_models(checkpoint, **settings)
+    if len(models) > 1:
+        raise InputError(f"checkpoint={checkpoint} is {len(models)} models; name one of them")
+    return models[0]
+
+
 def device_of(name: str) -> torch.device:
     """The device that auto, cpu or cuda mean; InputError if it is not there."""
     kind = name.partition(":")[0]

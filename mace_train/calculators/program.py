@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from mace_train.calculators.models import Checkpoint, load_models
+from mace_train.calculators.models import Checkpoint, load_single
 from mace_train.checks import check_choice, make_folder
 from mace_train.errors import InputError
 from mace_train.model.compiled import ModelEnergies
@@ -79,7 +79,7 @@ def export_program(
         raise InputError(f"output={path}: programs of PyTorch are files .pt2; name it so")
     if format == "aoti" and find_compiler() is None:
         raise InputError(NO_COMPILER)
-    (model,) = load_models(
+    model = load_single(
         checkpoint, head=head, device=device, dtype=default_dtype, kernels="reference"
     )
     make_folder("output", path.parent)

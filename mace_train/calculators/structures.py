@@ -8,7 +8,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mace_train.balance.costs import Costs
 from mace_train.balance.sampler import evaluation_plan
-from mace_train.calculators.models import Checkpoint, Results, load_models, results_of, sample_from
+from mace_train.calculators.models import Checkpoint, Results, load_single, results_of, sample_from
 from mace_train.data.loading import batches
 from mace_train.evaluate.evaluate import InMemory
 from mace_train.settings import BatchingSettings
@@ -35,9 +35,7 @@ def evaluate_structures(
     Raises:
         InputError: as ``MACETrainCalculator``; structures are named by their place in the list.
     """
-    (model,) = load_models(
-        checkpoint, head=head, device=device, dtype=default_dtype, kernels=kernels
-    )
+    model = load_single(checkpoint, head=head, device=device, dtype=default_dtype, kernels=kernels)
     if not structures:
         return []
     samples = [sample_from(atoms, model, f"structure {i}") for i, atoms in enumerate(structures)]

@@ -6,7 +6,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from mace_train.calculators.models import Checkpoint, graph_from, load_models, sample_from
+from mace_train.calculators.models import Checkpoint, graph_from, load_single, sample_from
 from mace_train.errors import InputError
 from mace_train.model.derivatives import predict
 
@@ -50,7 +50,7 @@ class MACETrainModel(ModelInterface):
         kernels: str = "auto",
     ) -> None:
         super().__init__()
-        (self.model,) = load_models(
+        self.model = load_single(
             checkpoint,
             head=head,
             device="auto" if device is None else str(device),

@@ -55,3 +55,14 @@ def test_messages_name_the_structure():
     with pytest.raises(InputError, match=r"structure 1: the model does not know C \(6\)"):
         evaluate_structures([molecule("H2O"), molecule("CH4")], model_of(ELEMENTS))
     assert evaluate_structures([], model_of(ELEMENTS)) == []
+
+
+def test_one_model_is_meant(exported):
+    both = str(exported.path.parent / "*.safetensors")
+    assert evaluate_structures([molecule("H2O")], both)[0].get_potential_energy() < 0
+    (exported.path.parent / "copy.safetensors").symlink_to("small.safetensors")
+    try:
+        with pytest.raises(InputError, match="is 2 models; name one of them"):
+            evaluate_structures([molecule("H2O")], both)
+    finally:
+        (exported.path.parent / "copy.safetensors").unlink()

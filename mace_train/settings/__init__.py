@@ -21,6 +21,7 @@ from mace_train.settings.commands import (
 from mace_train.settings.data import DataSettings, InspectSettings, PreprocessSettings
 from mace_train.settings.learning import (
     FinishSettings,
+    FoundationSettings,
     LossSettings,
     ModelSettings,
     OptimizerSettings,
@@ -52,6 +53,7 @@ __all__ = [
     "EvaluateSettings",
     "ExportSettings",
     "FinishSettings",
+    "FoundationSettings",
     "InspectSettings",
     "LoggerSettings",
     "LossSettings",

@@ -1,4 +1,4 @@
-"""A small model as a checkpoint and as a program, made once."""
+"""A small model as a program, made once; a file to start from."""
 
 import contextlib
 import io
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ase.build import bulk, molecule
+from ase.io import write
 
 from mace_train.model.mace import MACE
 from mace_train.train.checkpoint import model_header, save, with_prefix
@@ -36,3 +38,14 @@ def exported(tmp_path_factory) -> Exported:
         warnings.simplefilter("ignore")  # of PyTorch's own
         run_command("export", "format=export", *arguments)
     return Exported(model, path, said.getvalue())
+
+
+@pytest.fixture
+def crystal(tmp_path):
+    """A file with a molecule and, last, a strained crystal."""
+    atoms = bulk("Al", cubic=True)
+    atoms.set_cell(1.02 * atoms.cell, scale_atoms=True)
+    atoms.rattle(0.05, seed=1)
+    path = tmp_path / "start.xyz"
+    write(path, [molecule("H2O"), atoms])
+    return path

@@ -1,25 +1,14 @@
-"""mace-train md and relax from the command line, with a trained model."""
+"""mace-train md with a trained model, and what users may do wrong with md, relax and export."""
 
 import json
 
 import numpy as np
 import pytest
-from ase.build import bulk, molecule
+from ase.build import molecule
 from ase.io import read, write
 
 from mace_train.calculators import MACETrainCalculator
 from tests.conftest import run_command
-
-
-@pytest.fixture
-def crystal(tmp_path):
-    """A file with a molecule and, last, a strained crystal."""
-    atoms = bulk("Al", cubic=True)
-    atoms.set_cell(1.02 * atoms.cell, scale_atoms=True)
-    atoms.rattle(0.05, seed=1)
-    path = tmp_path / "start.xyz"
-    write(path, [molecule("H2O"), atoms])
-    return path
 
 
 def test_nve_conserves_energy_and_says_so(trained, crystal, tmp_path, capsys):
@@ -80,40 +69,6 @@ def test_nvt_of_a_committee_keeps_the_temperature(trained, crystal, tmp_path):
     assert set(found["records"]["energy_std_eV"]) == {0.0}
     assert 300 < found["mean_temperature_K"] < 800
     assert len(read(output / "trajectory.traj", ":")) == 31
-
-
-def test_relaxed_atoms_and_cell(trained, crystal, tmp_path, capsys):
-    output = tmp_path / "relaxed"
-    run_command(
-        "relax",
-        f"checkpoint={trained}",
-        f"structure={crystal}",
-        f"output={output}",
-        "relax_cell=true",
-        "default_dtype=float64",
-        "fmax=0.02",
-    )
-    found = json.loads((output / "relax.json").read_text())
-    assert found["converged"]
-    atoms, start = read(output / "relaxed.extxyz"), read(crystal)
-    atoms.calc = start.calc = MACETrainCalculator(trained, default_dtype="float64")
-    assert found["energy_eV"] == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
-    first = found["records"]["energy_eV"][0]
-    assert first == pytest.approx(start.get_potential_energy(), abs=1e-6)
-    assert found["energy_eV"] < first
-    assert np.abs(atoms.get_forces()).max() < 0.02
-    assert np.abs(atoms.get_stress()).max() * atoms.get_volume() < 0.1
-    assert len(read(output / "trajectory.extxyz", ":")) == found["steps"] + 1
-    assert "FIRE: " in capsys.readouterr().err
-    assert (output / "relax.png").stat().st_size > 1000
-
-
-def test_not_converged_says_what_to_do(trained, crystal, tmp_path, capsys):
-    output = tmp_path / "relaxed"
-    arguments = [f"checkpoint={trained}", f"structure={crystal}", f"output={output}"]
-    run_command("relax", *arguments, "algorithm=lbfgs", "fmax=1e-9", "max_steps=3")
-    assert "warning: not converged to fmax=1e-09 eV/Å in 3 steps" in capsys.readouterr().err
-    assert not json.loads((output / "relax.json").read_text())["converged"]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the 3BPA files")
     parser.add_argument("--work", type=Path, default=Path("runs/md_drift"))
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=40, help="of water; 3BPA, more data, half")
     parser.add_argument("--picoseconds", type=float, default=10.0)
     parser.add_argument("--timestep-fs", type=float, default=0.5)
     parser.add_argument("--json", type=Path, help="write the rows here")
@@ -123,7 +123,8 @@ def _drift(
         files = [f"data.train_file={work / 'train.xyz'}", f"output={work / 'prepared'}"]
         _mace_train("preprocess", "r_max=4.5", "data.valid_fraction=0.1", *files)
     if not (run / "done").exists():
-        epochs = f"max_num_epochs={arguments.epochs}"
+        n_epochs = arguments.epochs if start.pbc.any() else math.ceil(arguments.epochs / 2)
+        epochs = f"max_num_epochs={n_epochs}"
         where = [f"data_dir={work / 'prepared'}", f"output={run}", "restart_latest=true"]
         _mace_train("train", *MODEL, epochs, "cluster=cpu", *where)
         (run / "done").touch()

@@ -88,10 +88,11 @@ def _default(field: "dataclasses.Field[Any]") -> str:
 
 
 def _field_texts(schema: type) -> dict[str, list[str]]:
-    """The docstring under each field of a dataclass, as lines."""
+    """The docstring under each field of a dataclass and of those it is made from, as lines."""
+    inherited = [_field_texts(base) for base in schema.__bases__ if dataclasses.is_dataclass(base)]
     tree = ast.parse(inspect.getsource(schema)).body[0]
     assert isinstance(tree, ast.ClassDef)
-    texts = {}
+    texts = {name: text for of_base in inherited for name, text in of_base.items()}
     for item, following in zip(tree.body, tree.body[1:], strict=False):
         if (
             isinstance(item, ast.AnnAssign)

@@ -48,8 +48,10 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "compare": (settings.CompareSettings, "mace_train.evaluate.compare", "compare"),
     "sweep": (settings.SweepSettings, "mace_train.sweep.summary", "summarise"),
     "tune": (settings.TuneSettings, "mace_train.sweep.tune", "tune"),
+    "md": (settings.MDSettings, "mace_train.calculators.md", "run_md"),
+    "relax": (settings.RelaxSettings, "mace_train.calculators.relax", "relax"),
     "import": (settings.ImportSettings, "mace_train.interop.importing", "import_model"),
-    "export": (settings.ExportSettings, "mace_train.interop.exporting", "export_model"),
+    "export": (settings.ExportSettings, "mace_train.export", "export"),
     "from-mace-config": (
         settings.FromMaceConfigSettings,
         "mace_train.interop.mace_config",
@@ -65,7 +67,17 @@ _LEADING = {  # the setting that a first word without = is
     "export": "checkpoint",
     "from-mace-config": "config",
 }
-_ONE_PROCESS = ("balance", "compare", "sweep", "tune", "import", "export", "from-mace-config")
+ONE_PROCESS = (
+    "balance",
+    "compare",
+    "sweep",
+    "tune",
+    "md",
+    "relax",
+    "import",
+    "export",
+    "from-mace-config",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -237,7 +249,7 @@ def _check_launch(command: str, overrides: list[str]) -> None:
         )
     tasks = launched_tasks()
     n_ranks = max(n_ranks, 1 if tasks is None else tasks.size)
-    if n_ranks > 1 and command in _ONE_PROCESS:
+    if n_ranks > 1 and command in ONE_PROCESS:
         _fail(
             f"{command} is one process, but {n_ranks} were started: run it without torchrun, "
             "mpiexec or srun"

@@ -26,6 +26,9 @@ mace-train: train MACE interatomic potentials on whole clusters
   mace-train import      model.model output=imported
   mace-train export      runs/first format=mace-torch output=first.model
   mace-train from-mace-config run.yaml
+  mace-train md          checkpoint=runs/first structure=start.xyz steps=2000 output=md
+  mace-train relax       checkpoint=runs/first structure=start.xyz output=relaxed
+  mace-train export      checkpoint=runs/first format=aoti output=model.pt2
   mace-train doctor      data_dir=prepared
 
   mpiexec -n 64 mace-train preprocess ...               over MPI ranks; srun does the same
@@ -88,10 +91,11 @@ def _default(field: "dataclasses.Field[Any]") -> str:
 
 
 def _field_texts(schema: type) -> dict[str, list[str]]:
-    """The docstring under each field of a dataclass, as lines."""
+    """The docstring under each field of a dataclass and of those it is made from, as lines."""
+    inherited = [_field_texts(base) for base in schema.__bases__ if dataclasses.is_dataclass(base)]
     tree = ast.parse(inspect.getsource(schema)).body[0]
     assert isinstance(tree, ast.ClassDef)
-    texts = {}
+    texts = {name: text for of_base in inherited for name, text in of_base.items()}
     for item, following in zip(tree.body, tree.body[1:], strict=False):
         if (
             isinstance(item, ast.AnnAssign)

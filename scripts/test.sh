@@ -13,7 +13,7 @@ VENV=${MACE_TRAIN_VENV:-.venvs/test}
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 PIP=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
 "${PIP[@]}" 'pip>=25'  # resolves much faster than what comes with Python 3.11
-"${PIP[@]}" --no-compile -e '.[dev,interop,examples,cuda]'
+"${PIP[@]}" --no-compile -e '.[dev,interop,examples,cuda,torchsim]'
 # what pip does on one core; packages hold files that are no Python
 "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || true
 export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -81,7 +81,7 @@ def trace(model: MACE) -> GraphModule:
     inputs = example(model)
     with torch.no_grad():
         model.energies(*inputs)  # tables are made and kernels compiled outside of the trace
-    energies = _Energies(model)
+    energies = ModelEnergies(model)
 
     def both(
         parameters: Parameters, vectors: Tensor, elements: Tensor, places: Places
@@ -110,13 +110,13 @@ def export(model: MACE, *, forces: bool = True) -> torch.export.ExportedProgram:
     for tensor in _tensors(inputs):
         if not isinstance(groups, ElementGroups) or tensor is not groups.first:
             shapes[tensor] = {0: torch.export.Dim.AUTO}
-    module = _WithGradient(model) if forces else _Energies(model)
+    module = _WithGradient(model) if forces else ModelEnergies(model)
     with torch.no_grad():
         dynamic = shapes.dynamic_shapes(module, inputs)  # type: ignore[no-untyped-call]
         return torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
 
 
-class _Energies(nn.Module):
+class ModelEnergies(nn.Module):
     """``MACE.energies`` as the forward of a module."""
 
     def __init__(self, model: MACE) -> None:

@@ -15,6 +15,7 @@ reference; with an ``EdgeIndex`` in place of blocks a compiled kernel does the s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ CHANNELS_AT_A_TIME = 32
 class EdgeBlocks:
     """Edges cut into blocks of one receiver each; a slot is a place of a block, filled or not."""
 
+    size: ClassVar[int] = EDGES_PER_BLOCK  # slots of a block
     slot_of_edge: Tensor  # [n_edges] int64
     senders: Tensor  # [n_blocks * EDGES_PER_BLOCK] int64; the receiver itself in empty slots
     receiver_of_block: Tensor  # [n_blocks] int64, ascending
@@ -52,15 +54,15 @@ class EdgeBlocks:
         """Blocks of edges that are sorted by receiver; without pairs every edge is alone."""
         assert bool((receivers[1:] >= receivers[:-1]).all()), "edges must be sorted by receiver"
         n_edges = torch.bincount(receivers, minlength=n_atoms)
-        n_blocks = (n_edges + EDGES_PER_BLOCK - 1) // EDGES_PER_BLOCK
+        n_blocks = (n_edges + cls.size - 1) // cls.size
         atoms = torch.arange(n_atoms, device=receivers.device)
         receiver_of_block = torch.repeat_interleave(atoms, n_blocks)
         # edge e is number e - first_edge of its receiver, whose slots begin at first_slot
         first_edge = n_edges.cumsum(0) - n_edges
-        first_slot = (n_blocks.cumsum(0) - n_blocks) * EDGES_PER_BLOCK
+        first_slot = (n_blocks.cumsum(0) - n_blocks) * cls.size
         edges = torch.arange(len(receivers), device=receivers.device)
         slot_of_edge = edges + (first_slot - first_edge).index_select(0, receivers)
-        in_slots = receiver_of_block.repeat_interleave(EDGES_PER_BLOCK)
+        in_slots = receiver_of_block.repeat_interleave(cls.size)
         in_slots = in_slots.index_copy(0, slot_of_edge, senders)
         if pairs is None or first_of_pair is None:
             pairs = first_of_pair = edges
@@ -76,6 +78,28 @@ class EdgeBlocks:
         """Sums [n_atoms, ...] of block values [n_blocks, ...]."""
         total = values.new_zeros(n_atoms, *values.shape[1:])
         return total.index_add(0, self.receiver_of_block, values)
+
+
+class SingleEdges(EdgeBlocks):
+    """A block for every edge, in any order: all shapes follow from the number of edges."""
+
+    size = 1
+
+    @classmethod
+    def of(
+        cls,
+        senders: Tensor,
+        receivers: Tensor,
+        n_atoms: int,
+        pairs: Tensor | None = None,
+        first_of_pair: Tensor | None = None,
+    ) -> "SingleEdges":
+        """One block per edge; without pairs every edge is alone."""
+        # not len(), which is a constant where PyTorch traces
+        edges = torch.arange(receivers.shape[0], device=receivers.device)
+        if pairs is None or first_of_pair is None:
+            pairs = first_of_pair = edges
+        return cls(edges, senders, receivers, pairs, first_of_pair)
 
 
 @dataclass(frozen=True)
@@ -147,7 +171,7 @@ class Convolution:
         n_channels = x.shape[2]
         messages: list[list[Tensor]] = [[] for _ in range(self.l_edges + 1)]
         for (l1, l2, l3), table, weight in zip(self.paths, self._tables, weights, strict=True):
-            rows = EDGES_PER_BLOCK * (2 * l1 + 1)
+            rows = blocks.size * (2 * l1 + 1)
             coupling = (of_degree[l2] @ table.like(x)).view(-1, rows, 2 * l3 + 1)
             of_slots = weight.index_select(0, blocks.pairs).unsqueeze(1)
             weighted = (sent[l1] * of_slots).view(-1, rows, n_channels)

@@ -79,14 +79,14 @@ class ElementSlots:
     @classmethod
     def of(cls, elements: Tensor, n_elements: int) -> "ElementSlots":
         """Slots of elements [n_atoms]; waits for no device."""
-        n_atoms, size = len(elements), ATOMS_PER_CHUNK
+        n_atoms, size = elements.shape[0], ATOMS_PER_CHUNK
         chunks = Chunks.of_size(elements, n_elements, size)
         place = chunks.first[:-1, None] + torch.arange(size, device=elements.device)
         filled = place < chunks.first[1:, None]
         # one atom more stands for all that are missing
-        order = torch.nn.functional.pad(chunks.order, (0, 1), value=n_atoms)
+        order = torch.cat((chunks.order, chunks.order.new_full((1,), n_atoms)))
         atom_of_slot = order[torch.where(filled, place, n_atoms)].flatten()
-        slots = torch.arange(len(atom_of_slot), device=elements.device)
+        slots = torch.arange(atom_of_slot.shape[0], device=elements.device)
         slot_of_atom = torch.zeros_like(order).scatter(0, atom_of_slot, slots)[:n_atoms]
         return cls(atom_of_slot, slot_of_atom, chunks.index)
 

@@ -33,7 +33,7 @@ from mace_train.model.blocks import (
     ProductBlock,
     Sizes,
 )
-from mace_train.model.convolution import EdgeBlocks, Edges
+from mace_train.model.convolution import EdgeBlocks, Edges, SingleEdges
 from mace_train.model.coupling import Constant
 from mace_train.model.linear import ElementGroups, ElementSlots
 from mace_train.model.matmul import MatmulModule
@@ -222,7 +222,10 @@ class MACE(nn.Module):
             raise ValueError(f"heads [n_atoms]: which of {', '.join(self.data.head_names)}?")
         n_elements = len(self.data.atomic_numbers)
         method = method_of(self.kernels, elements.device)
-        edges = METHODS[method](senders, receivers, len(elements), pairs, first_of_pair)
+        edges_of = METHODS[method]
+        if self.static_shapes and method == "reference":
+            edges_of = SingleEdges.of
+        edges = edges_of(senders, receivers, elements.shape[0], pairs, first_of_pair)
         groups: ElementGroups | ElementSlots
         if self.static_shapes:
             groups = ElementSlots.of(elements, n_elements)

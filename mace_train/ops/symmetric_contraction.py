@@ -60,7 +60,7 @@ class Chunks:
 
     @classmethod
     def _of(cls, index_of_row: Tensor, n_indices: int, size: int, *, exact: bool) -> "Chunks":
-        n_rows, device = len(index_of_row), index_of_row.device
+        n_rows, device = index_of_row.shape[0], index_of_row.device
         order = torch.argsort(index_of_row, stable=True)
         indices = torch.arange(n_indices + 1, device=device)
         first_row = torch.searchsorted(index_of_row.index_select(0, order), indices)
@@ -70,7 +70,7 @@ class Chunks:
         number = torch.arange(int(first_chunk[-1]) if exact else most, device=device)
         index = torch.searchsorted(first_chunk[1:], number, right=True).clamp(max=n_indices - 1)
         start = first_row[index] + (number - first_chunk[index]) * size
-        first = torch.nn.functional.pad(start.clamp(max=n_rows), (0, 1), value=n_rows)
+        first = torch.cat((start.clamp(max=n_rows), start.new_full((1,), n_rows)))
         return cls(order, first, index)
 
 

@@ -39,6 +39,11 @@ from mace_train.settings.running import (
     ClusterSettings,
     LoggerSettings,
 )
+from mace_train.settings.simulation import (
+    MDSettings,
+    RelaxSettings,
+    SimulationSettings,
+)
 
 __all__ = [
     "MISSING",
@@ -58,10 +63,13 @@ __all__ = [
     "InspectSettings",
     "LoggerSettings",
     "LossSettings",
+    "MDSettings",
     "ModelSettings",
     "OptimizerSettings",
     "PreprocessSettings",
+    "RelaxSettings",
     "SchedulerSettings",
+    "SimulationSettings",
     "StageTwoSettings",
     "SweepSettings",
     "TrainSettings",

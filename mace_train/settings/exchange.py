@@ -40,22 +40,26 @@ class ImportSettings:
 
 @dataclass(kw_only=True)
 class ExportSettings:
-    """Hand a trained model to mace-torch: `mace-train export RUN format=mace-torch output=FILE`."""
+    """Hand a trained model to other programs: `mace-train export RUN format=... output=FILE`."""
 
     checkpoint: str = MISSING
     """best.safetensors or last.safetensors, or the output folder of a training or an import."""
     format: str = "mace-torch"
-    """mace-torch (a .model file for its calculators and tools; needs the extra interop) or
-    state_dict (safetensors with mace-torch's names, and a header in JSON)."""
+    """mace-torch (a .model file for its calculators and tools; needs the extra interop),
+    state_dict (safetensors with mace-torch's names, and a header in JSON), aoti (a compiled library
+    .pt2, which C++ loads) or export (a graph .pt2, which any PyTorch loads)."""
     head: str | None = None
-    """Head to hand over, of a model with several; null hands over all."""
+    """Head to hand over, of a model with several; null hands over all (mace-torch, state_dict)."""
     output: str = MISSING
     """The file to write."""
+    device: str = "cpu"
+    """Where a program of format aoti will run: cpu or cuda."""
     default_dtype: str | None = None
     """float32 or float64; null takes the checkpoint's."""
 
     def __post_init__(self) -> None:
-        check_choice("format", self.format, ("mace-torch", "state_dict"))
+        check_choice("format", self.format, ("mace-torch", "state_dict", "aoti", "export"))
+        check_choice("device", self.device, ("cpu", "cuda"))
         if self.default_dtype is not None:
             check_choice("default_dtype", self.default_dtype, DTYPES)
 

@@ -1,0 +1,126 @@
+"""The ASE calculator of trained models, alone or as a committee."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+from numpy.typing import NDArray
+
+from mace_train.calculators.hessian import hessian
+from mace_train.calculators.models import (
+    Checkpoint,
+    Results,
+    graph_from,
+    load_models,
+    results_of,
+    sample_from,
+)
+from mace_train.data.columns import Sample
+from mace_train.errors import InputError
+from mace_train.model.mace import MACE
+
+
+class MACETrainCalculator(Calculator):
+    """Energies, forces, stress and Hessians of trained models for ASE.
+
+    Results are in eV, eV/Å and eV/Å^3: ``energy`` (``free_energy`` is the same), ``energies``
+    [n_atoms] of atoms, ``node_energy`` [n_atoms] the same without isolated atoms, ``forces``
+    [n_atoms, 3], and ``stress`` [6] (xx, yy, zz, yz, xz, xy) of structures that are periodic in all
+    directions. ``get_hessian`` gives second derivatives.
+
+    Several checkpoints are a committee: results are means over its members, and of q = energy,
+    forces and stress there are also ``q_comm``, one value per member along the first axis, and
+    ``q_var``, their variance (divided by the number of members). Stresses in ``stress_comm`` and
+    ``stress_var`` are matrices [3, 3]. Names are as in mace-torch's MACECalculator.
+
+    Args:
+        checkpoint: Output folder of a training, a checkpoint file, a pattern such as
+            ``runs/seed-*``, a model, or several of these.
+        head: Which head (level of theory) of models that have several.
+        device: auto (a GPU if there is one), cpu or cuda.
+        default_dtype: float32 or float64; None takes the type of the training.
+        kernels: auto, reference, cpp or cuda.
+
+    Raises:
+        InputError: a checkpoint that is not there or cannot be read; when calculating, an element
+            that the model does not know, or atoms at the same place.
+    """
+
+    implemented_properties: ClassVar[list[str]] = [
+        "energy",
+        "free_energy",
+        "energies",
+        "node_energy",
+        "forces",
+        "stress",
+    ]
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint | Sequence[Checkpoint],
+        *,
+        head: str | None = None,
+        device: str = "auto",
+        default_dtype: str | None = None,
+        kernels: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.models = load_models(
+            checkpoint, head=head, device=device, dtype=default_dtype, kernels=kernels
+        )
+
+    @property
+    def r_max(self) -> float:
+        """The largest cutoff radius of the members, Å."""
+        return max(model.data.r_max for model in self.models)
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """All properties of ``atoms``, which cost one gradient together."""
+        super().calculate(atoms, list(properties), list(system_changes))
+        structure = self._atoms(None)
+        graphs = [graph_from([self._sample(structure, model)], model) for model in self.models]
+        members = [results_of(m, graph)[0] for m, graph in zip(self.models, graphs, strict=True)]
+        self.results = {name: np.mean([m[name] for m in members], axis=0) for name in members[0]}
+        self.results["energy"] = float(self.results["energy"])
+        self.results["free_energy"] = self.results["energy"]
+        if "stress" in self.results:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(self.results["stress"])
+        if len(members) > 1:
+            self.results |= _spread(members)
+
+    def get_hessian(self, atoms: Atoms | None = None) -> NDArray[np.float64]:
+        """Second derivatives [3 n_atoms, 3 n_atoms] of the energy, eV/Å^2; a committee's mean.
+
+        In the order that ``ase.vibrations.VibrationsData.from_2d`` takes.
+        """
+        structure = self._atoms(atoms)
+        found = [hessian(model, self._sample(structure, model)) for model in self.models]
+        mean: NDArray[np.float64] = np.mean([h.cpu().numpy() for h in found], axis=0)
+        return mean
+
+    def _atoms(self, atoms: Atoms | None) -> Atoms:
+        found = self.atoms if atoms is None else atoms
+        if found is None:
+            raise InputError("no atoms: give them, or set atoms.calc and calculate first")
+        return found
+
+    def _sample(self, atoms: Atoms, model: MACE) -> Sample:
+        return sample_from(atoms, model, f"structure {atoms.symbols}")
+
+
+def _spread(members: Sequence[Results]) -> Results:
+    """Values of all members and their variances."""
+    names = [name for name in ("energy", "forces", "stress") if name in members[0]]
+    values = {name: np.array([member[name] for member in members]) for name in names}
+    variances = {f"{name}_var": value.var(axis=0) for name, value in values.items()}
+    variances["energy_var"] = float(variances["energy_var"])
+    return {f"{name}_comm": value for name, value in values.items()} | variances

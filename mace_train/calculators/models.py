@@ -1,0 +1,169 @@
+"""Models to predict with, from checkpoints, and the graphs that they take."""
+
+import copy
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mace_train.checks import check_choice
+from mace_train.data.columns import Sample
+from mace_train.data.graph import Graph
+from mace_train.data.loading import collate
+from mace_train.data.shards import sample_of
+from mace_train.data.structure import LabelKeys, structure_from_atoms
+from mace_train.errors import InputError
+from mace_train.model.adapt import one_head
+from mace_train.model.derivatives import predict
+from mace_train.model.mace import MACE
+from mace_train.ops.methods import method_of
+from mace_train.train.checkpoint import load_model
+
+Results = dict[str, Any]
+Checkpoint = str | Path | MACE
+_NO_LABELS = LabelKeys(energy="", forces="", stress="", virials="")
+
+
+def load_models(
+    checkpoints: Checkpoint | Sequence[Checkpoint],
+    *,
+    head: str | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    kernels: str = "auto",
+) -> list[MACE]:
+    """Models of one head with frozen weights, ready to predict.
+
+    Args:
+        checkpoints: Output folder of a training, a checkpoint file, a pattern such as
+            ``runs/seed-*``, a model, or several of these: a committee.
+        head: Which head of models that have several.
+        device: auto (a GPU if there is one), cpu or cuda.
+        dtype: float32 or float64; None takes the type of the training.
+        kernels: auto, reference, cpp or cuda.
+
+    Raises:
+        InputError: no such checkpoint, one that cannot be read, no such head or none of several
+            named, or a device that is not there.
+    """
+    place = device_of(device)
+    if dtype is not None:
+        check_choice("default_dtype", dtype, ("float32", "float64"))
+    method_of(kernels, place)
+    models = []
+    for item in _expanded(checkpoints):
+        model = copy.deepcopy(item) if isinstance(item, MACE) else load_model(item)[0]
+        model = one_head(model, head).to(place, None if dtype is None else getattr(torch, dtype))
+        model.requires_grad_(False)
+        model.kernels = kernels
+        models.append(model)
+    return models
+
+
+def load_single(checkpoint: Checkpoint, **settings: Any) -> MACE:
+    """``load_models`` of one; InputError if there are several."""
+    models = load_models(checkpoint, **settings)
+    if len(models) > 1:
+        raise InputError(f"checkpoint={checkpoint} is {len(models)} models; name one of them")
+    return models[0]
+
+
+def device_of(name: str) -> torch.device:
+    """The device that auto, cpu or cuda mean; InputError if it is not there."""
+    kind = name.partition(":")[0]
+    check_choice("device", kind, ("auto", "cpu", "cuda"))
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device={name} but PyTorch sees no CUDA device; use device=cpu")
+    if kind == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _expanded(checkpoints: Checkpoint | Sequence[Checkpoint]) -> list[Path | MACE]:
+    """One item per model; patterns with * or ? become the paths that fit, sorted."""
+    given = [checkpoints] if isinstance(checkpoints, (str, Path, MACE)) else list(checkpoints)
+    items: list[Path | MACE] = []
+    for item in given:
+        if isinstance(item, MACE):
+            items.append(item)
+        elif Path(item).exists() or not set("*?") & set(str(item)):
+            items.append(Path(item))
+        else:
+            found = sorted(glob.glob(str(item)))
+            if not found:
+                raise InputError(f"checkpoint={item}: no file or folder fits this pattern")
+            items += map(Path, found)
+    if not items:
+        raise InputError("checkpoint=[]: name at least one checkpoint")
+    return items
+
+
+def sample_from(atoms: Atoms, model: MACE, source: str) -> Sample:
+    """The geometry of ``atoms`` with its neighbours; what labels it has is left aside.
+
+    Raises:
+        InputError: an element that the model does not know, or a geometry that no structure has.
+    """
+    bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    structure = structure_from_atoms(bare, _NO_LABELS, source, require_energy=False)
+    check_elements(structure.numbers, model, source)
+    return sample_of(structure, model.data.r_max)
+
+
+def check_elements(numbers: NDArray[np.int64], model: MACE, source: str) -> None:
+    """InputError if one of the atomic numbers [n_atoms] is not among those of the model."""
+    unknown = sorted(set(numbers.tolist()) - set(model.data.atomic_numbers))
+    if unknown:
+        symbols = ", ".join(f"{chemical_symbols[z]} ({z})" for z in unknown)
+        known = ", ".join(chemical_symbols[z] for z in model.data.atomic_numbers)
+        raise InputError(
+            f"{source}: the model does not know {symbols}, only {known}; use a model that was "
+            "trained on data with this element"
+        )
+
+
+def graph_from(samples: Sequence[Sample], model: MACE) -> Graph:
+    """The samples as one batch for the model, where the model is."""
+    graph = collate(
+        samples,
+        np.arange(len(samples)),
+        atomic_numbers=model.data.atomic_numbers,
+        dtype=model.dtype,
+    )
+    return graph.to(model.E0s.device)
+
+
+def results_of(model: MACE, graph: Graph) -> list[Results]:
+    """What the model says of every structure of the batch, float64.
+
+    By the names of ASE: energy (eV), energies [n_atoms], node_energy [n_atoms] (without isolated
+    atoms), forces [n_atoms, 3], and, where it is periodic in all directions, stress [3, 3].
+    """
+    prediction = predict(model, graph, stress=True, create_graph=False)
+    assert prediction.forces is not None
+    assert prediction.stress is not None
+    isolated = model.E0s[0].index_select(0, graph.elements)
+    of_atoms = {
+        "energies": prediction.node_energy,
+        "node_energy": prediction.node_energy - isolated,
+        "forces": prediction.forces,
+    }
+    ends = graph.n_atoms_of_graph.cumsum(0).cpu().numpy()[:-1]
+    parts = {name: np.split(_array(values), ends) for name, values in of_atoms.items()}
+    results: list[Results] = []
+    for i, energy in enumerate(prediction.energy.tolist()):
+        results.append({"energy": energy, **{name: split[i] for name, split in parts.items()}})
+        if bool(graph.pbc[i].all()):
+            results[i]["stress"] = _array(prediction.stress[i])
+    return results
+
+
+def _array(values: Tensor) -> NDArray[np.float64]:
+    return values.detach().double().cpu().numpy()

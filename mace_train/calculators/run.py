@@ -1,0 +1,90 @@
+"""What dynamics and relaxation share: the structure, its calculator, and the trajectory."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import read, write
+from ase.io.trajectory import Trajectory
+
+from mace_train.calculators.calculator import MACETrainCalculator
+from mace_train.calculators.models import sample_from
+from mace_train.checks import as_files
+from mace_train.errors import InputError
+from mace_train.settings import SimulationSettings
+
+
+def prepared_atoms(settings: SimulationSettings) -> Atoms:
+    """The structure with the model as its calculator; InputError if they do not go together."""
+    atoms = _read(settings.structure, settings.index)
+    calc = MACETrainCalculator(
+        as_files("checkpoint", settings.checkpoint),
+        head=settings.head,
+        device=settings.device,
+        default_dtype=settings.default_dtype,
+        kernels=settings.kernels,
+    )
+    for model in calc.models:
+        sample_from(atoms, model, settings.structure)
+    repeat = list(settings.repeat)
+    if any(n > 1 and not periodic for n, periodic in zip(repeat, atoms.pbc, strict=True)):
+        raise InputError(
+            f"repeat={repeat}: {settings.structure} is periodic along {atoms.pbc.tolist()} only; "
+            "repeat it along these directions"
+        )
+    if repeat != [1, 1, 1]:
+        atoms = atoms.repeat(repeat)
+    atoms.calc = calc
+    return atoms
+
+
+def _read(path: str, index: int) -> Atoms:
+    """One structure of a file, without what it says of energies."""
+    if not Path(path).is_file():
+        raise InputError(f"structure={path}: no such file")
+    try:
+        atoms = read(path, index=index)
+    except (IndexError, StopIteration):
+        raise InputError(f"structure={path}: no structure with index={index}") from None
+    except Exception as error:  # ASE's readers raise whatever they meet
+        raise InputError(
+            f"structure={path}: ASE cannot read this file ({type(error).__name__}: {error}); "
+            "correct it, or convert it to extended XYZ"
+        ) from None
+    assert isinstance(atoms, Atoms)
+    return atoms
+
+
+class Frames:
+    """Writes a trajectory frame by frame."""
+
+    def __init__(self, folder: Path, format: str) -> None:
+        self.path = folder / f"trajectory.{format}"
+        self.path.unlink(missing_ok=True)
+        self._format = format
+
+    def add(self, atoms: Atoms) -> None:
+        """Append the structure with its energy, forces and stress."""
+        if self._format == "traj":
+            with Trajectory(self.path, "a", atoms) as trajectory:
+                trajectory.write()
+        else:
+            write(self.path, plain(atoms), format="extxyz", append=True)
+
+
+def plain(atoms: Atoms) -> Atoms:
+    """A copy whose calculator holds what files keep: energy, forces and stress."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    copy = atoms.copy()
+    results: dict[str, Any] = atoms.calc.results
+    kept = {name: results[name] for name in ("energy", "forces", "stress") if name in results}
+    copy.calc = SinglePointCalculator(copy, **kept)
+    return copy
+
+
+def committee_std(atoms: Atoms) -> float | None:
+    """Standard deviation of the energy over a committee, eV; None of one model."""
+    variance = atoms.calc.results.get("energy_var")
+    return None if variance is None else float(np.sqrt(variance))

@@ -1,0 +1,107 @@
+"""The settings of the commands that use a trained model: md, relax and export."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from mace_train.checks import as_files, check_at_least, check_choice
+from mace_train.errors import InputError
+
+
+@dataclass(kw_only=True)
+class SimulationSettings:
+    """What every run with ASE needs."""
+
+    checkpoint: Any = MISSING
+    """Output folder of a training or a checkpoint file; several, or a pattern, are a committee."""
+    head: str | None = None
+    """Head of a model that has several."""
+    structure: str = MISSING
+    """File that ASE reads."""
+    index: int = -1
+    """Which structure of the file; -1 is the last."""
+    repeat: list[int] = field(default_factory=lambda: [1, 1, 1])
+    """Copies of the cell along its three vectors."""
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu or cuda."""
+    default_dtype: str | None = None
+    """float32 or float64; null takes the checkpoint's."""
+    kernels: str = "auto"
+    """Fused operations: auto (compiled where possible), cpp (CPU), cuda (NVIDIA) or reference."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint != MISSING:
+            as_files("checkpoint", self.checkpoint)
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("kernels", self.kernels, ("auto", "cpp", "cuda", "reference"))
+        if self.default_dtype is not None:
+            check_choice("default_dtype", self.default_dtype, ("float32", "float64"))
+        if len(self.repeat) != 3 or min(self.repeat) < 1:
+            raise InputError(f"repeat={list(self.repeat)} must be three numbers, such as [2,2,1]")
+
+
+@dataclass(kw_only=True)
+class MDSettings(SimulationSettings):
+    """Short molecular dynamics of a structure, with a fit of the energy's drift."""
+
+    ensemble: str = "nve"
+    """nve (velocity Verlet) or nvt (Langevin)."""
+    temperature_K: float | None = 300.0
+    """Of the initial velocities, and of the Langevin thermostat; null (nve only) goes on with the
+    velocities of the file."""
+    friction_per_fs: float = 0.01
+    """Friction of the Langevin thermostat, 1/fs."""
+    timestep_fs: float = 0.5
+    """Time step, fs."""
+    steps: int = 2000
+    """Steps to run."""
+    interval: int = 10
+    """Steps between frames of the trajectory and points of the plot."""
+    seed: int = 123
+    """Seed of the velocities and of the thermostat."""
+    trajectory: str = "extxyz"
+    """Format of the trajectory: extxyz or traj."""
+    output: str = "md"
+    """Folder for the trajectory, md.json and energy.png."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("ensemble", self.ensemble, ("nve", "nvt"))
+        check_choice("trajectory", self.trajectory, ("extxyz", "traj"))
+        check_at_least("temperature_K", self.temperature_K, 0.0)
+        if self.temperature_K is None and self.ensemble == "nvt":
+            raise InputError("temperature_K=null: a thermostat (ensemble=nvt) needs a temperature")
+        for name in ("steps", "interval"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("timestep_fs", "friction_per_fs"):
+            check_at_least(name, getattr(self, name), 0.0, strictly=True)
+
+
+@dataclass(kw_only=True)
+class RelaxSettings(SimulationSettings):
+    """Move the atoms, and the cell if asked for, to a minimum of the energy."""
+
+    algorithm: str = "fire"
+    """fire or lbfgs."""
+    relax_cell: bool = False
+    """Relax the cell too; needs periodicity in all three directions."""
+    pressure_GPa: float = 0.0
+    """External pressure on a cell that relaxes."""
+    fmax: float = 0.01
+    """Largest force at which it has converged, eV/Å (with relax_cell of the cell too)."""
+    max_steps: int = 1000
+    """Steps after which it stops in any case."""
+    trajectory: str = "extxyz"
+    """Format of the trajectory: extxyz or traj."""
+    output: str = "relaxed"
+    """Folder for relaxed.extxyz, the trajectory, relax.json and relax.png."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("algorithm", self.algorithm, ("fire", "lbfgs"))
+        check_choice("trajectory", self.trajectory, ("extxyz", "traj"))
+        check_at_least("fmax", self.fmax, 0.0, strictly=True)
+        check_at_least("max_steps", self.max_steps, 1)
+        if self.pressure_GPa and not self.relax_cell:
+            raise InputError(f"pressure_GPa={self.pressure_GPa} needs relax_cell=true")

@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "balance": (settings.BalanceSettings, "mace_train.balance.report", "balance"),
     "train": (settings.TrainSettings, "mace_train.train.trainer", "train"),
     "evaluate": (settings.EvaluateSettings, "mace_train.evaluate.evaluate", "evaluate"),
+    "report": (settings.ReportSettings, "mace_train.report.report", "report"),
     "compare": (settings.CompareSettings, "mace_train.evaluate.compare", "compare"),
     "sweep": (settings.SweepSettings, "mace_train.sweep.summary", "summarise"),
     "tune": (settings.TuneSettings, "mace_train.sweep.tune", "tune"),
@@ -85,7 +86,7 @@ def _plain(command: str, words: list[str]) -> list[str]:
         return training_words(words)
     if "--job" in words:
         return single_job(words, _default_output(COMMANDS[command][0]))
-    leading = {"inspect": "data_dir", "sweep": "folder"}.get(command)
+    leading = {"inspect": "data_dir", "report": "run", "sweep": "folder"}.get(command)
     if leading and words and "=" not in words[0] and words[0][0] != "-":
         return [f"{leading}='{words[0]}'", *words[1:]]
     return words

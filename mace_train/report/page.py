@@ -164,7 +164,7 @@ def _cards(page: Page) -> list[tuple[str, str, str]]:
     cards.append(("Speed", number(rate), "structures/s"))
     stragglers = [r["straggler"] for r in epochs if r.get("straggler") is not None]
     if stragglers:
-        cards.append(("Straggler ratio", f"{sum(stragglers) / len(stragglers):.3f}", "measured"))
+        cards.append(("Straggler ratio", f"{sum(stragglers) / len(stragglers):.3f}", ""))
     return cards
 
 

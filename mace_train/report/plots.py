@@ -4,7 +4,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.axis import Axis
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
 from numpy.typing import NDArray
 
 from mace_train.evaluate.parity import draw_parity, energy_pairs, force_pairs, stress_pairs
@@ -92,13 +99,20 @@ def _stages(axes: Axes, epochs: list[Record], theme: Theme) -> None:
 def _log_if_wide(axes: Axes, values: list[float]) -> None:
     """A logarithmic axis where values span more than a factor of three."""
     if values and min(values) > 0 and max(values) > 3 * min(values):
-        axes.set_yscale("log")
-        if max(values) < 20 * min(values):  # within a decade or so: label what is between
-            axes.yaxis.set_minor_formatter(
-                LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 1))
-            )
-        else:
-            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(bottom=max(0.8 * min(values), 1e-5 * max(values)), top=1.25 * max(values))
+        _log(axes.yaxis, min(values), max(values))
+
+
+def _log(axis: Axis, low: float, high: float) -> None:
+    """A logarithmic axis of values from ``low`` to ``high``, labelled in plain numbers."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    if low >= 1e-3 and high < 1e5:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    if high < 10 * low:
+        axis.set_minor_locator(LogLocator(subs=(2, 3, 5, 7)))
+        axis.set_minor_formatter(axis.get_major_formatter())
+    else:
+        axis.set_minor_formatter(NullFormatter())
 
 
 def parity(errors: Errors, prefix: str) -> list[Picture]:
@@ -150,6 +164,8 @@ def _parity(
         drawn = draw_parity(axes, pairs, label, theme.cmap)
         bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02)
         bar.ax.set_title("points", fontsize=9, pad=6, loc="left")
+        bar.formatter = FuncFormatter(lambda value, _: f"{value:,.6g}")
+        bar.minorformatter = NullFormatter()
         bar.outline.set_visible(False)  # type: ignore[operator]
         axes.text(0.04, 0.96, f"RMSE {1000 * rmse:.3g} {unit}", transform=axes.transAxes, va="top")
 
@@ -164,13 +180,14 @@ def distribution(errors: Errors, prefix: str) -> list[Picture]:
         quantiles = np.quantile(lengths, (0.5, 0.95))
 
         def histogram(axes: Axes, theme: Theme) -> None:
-            shown = np.maximum(lengths, max(lengths.max() * 1e-5, 1e-12))
+            shown = 1000 * np.maximum(lengths, max(lengths.max() * 1e-5, 1e-12))
             edges = np.geomspace(shown.min() * 0.95, shown.max() * 1.05, 46)
             axes.hist(shown, bins=edges, color=theme.series[0], alpha=0.9)
             for value, name, style in zip(quantiles, ("median", "95 %"), ("-", "--"), strict=True):
                 label = f"{name}: {1000 * value:.3g} meV/Å"
-                axes.axvline(value, color=theme.series[1], ls=style, lw=1.4, label=label)
-            axes.set(xscale="log", xlabel="length of the error of a force, eV/Å", ylabel="atoms")
+                axes.axvline(1000 * value, color=theme.series[1], ls=style, lw=1.4, label=label)
+            axes.set(xlabel="length of the error of a force, meV/Å", ylabel="atoms")
+            _log(axes.xaxis, shown.min(), shown.max())
             axes.legend(loc="upper left")
             axes.set_ylim(top=1.28 * axes.get_ylim()[1])
 
@@ -222,9 +239,11 @@ def _by_size(
                 color=colour,
                 label=kind,
             )
-        axes.set(xlabel="atoms of a structure", ylabel=label, yscale="log")
+        axes.set(xlabel="atoms of a structure", ylabel=label)
+        if known.any():
+            _log(axes.yaxis, values[known].min(), values[known].max())
         if errors.n_atoms.max() > 20 * errors.n_atoms.min():
-            axes.set_xscale("log")
+            _log(axes.xaxis, errors.n_atoms.min(), errors.n_atoms.max())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(of_kind) > 1:

@@ -85,7 +85,19 @@ def batches(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[Graph]:
-    """One Graph per bin, in order; an empty bin gives an empty Graph."""
+    """One Graph per bin, in order; an empty bin gives an empty Graph.
+
+    >>> from pathlib import Path
+    >>> from mace_train.data.shards import ShardSet
+    >>> shards = ShardSet(Path("prepared/train"))
+    >>> bins = [np.array([0, 2]), np.array([1])]
+    >>> for graph in batches(
+    ...     shards, bins, atomic_numbers=shards.elements, dtype=torch.float32
+    ... ):
+    ...     print(graph.ids.tolist(), graph.vectors().shape == (graph.n_edges, 3))
+    [0, 2] True
+    [1] True
+    """
     dataset = _Bins(source, bins, atomic_numbers, dtype)
     if num_workers:
         dataset.warm_up()

@@ -44,6 +44,13 @@ def shard_path(folder: Path, index: int) -> Path:
 class ShardSet:
     """All structures of a folder of shards, in the order of the shards.
 
+    >>> shards = ShardSet(Path("prepared/train"))
+    >>> sample = shards.sample(0)
+    >>> len(sample.structure.numbers) == shards.n_atoms[0]
+    True
+    >>> len(sample.edges.senders) == shards.n_edges[0]
+    True
+
     Attributes:
         folder: Where the shards are.
         r_max: Cutoff radius of the neighbour lists, Å.

@@ -106,6 +106,16 @@ def evaluated(settings: EvaluateSettings, world: World) -> Evaluated:
     """The checkpoint's errors and predictions on the structures that the settings name.
 
     Raises ``InputError`` for a checkpoint that cannot be read, or structures it does not fit.
+
+    >>> from mace_train.settings import ClusterSettings
+    >>> cpu = ClusterSettings(device="cpu", kernels="reference")
+    >>> settings = EvaluateSettings(checkpoint="runs/first", data_dir="prepared", cluster=cpu)
+    >>> with open_world(cpu) as world:
+    ...     done = evaluated(settings, world)
+    >>> done.table[0]["name"]
+    'all'
+    >>> len(done.predicted) == len(done.source)
+    True
     """
     dtype = None if settings.default_dtype is None else getattr(torch, settings.default_dtype)
     model, header = load_model(Path(settings.checkpoint), dtype)

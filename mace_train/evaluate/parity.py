@@ -78,8 +78,9 @@ def draw_parity(
         )
     density = _density(pairs, limits)
     order = np.argsort(density, kind="stable")  # the densest on top
+    reference, predicted = pairs[order].T
     return axes.scatter(
-        *pairs[order].T, c=density[order], s=10, linewidths=0, cmap=cmap, norm=LogNorm()
+        reference, predicted, c=density[order], s=10, linewidths=0, cmap=cmap, norm=LogNorm()
     )
 
 

@@ -58,7 +58,8 @@ def write_report(
         "errors": table,
     }
     (output / "errors.json").write_text(json.dumps(record, indent=1) + "\n")
-    text = error_table(table, f"{settings.checkpoint} on {origin}: {len(source)} structures")
+    title = f"{settings.checkpoint} on {origin}: {len(source)} structures"
+    text = error_table(table, title) if table else f"{title}, none of them with a label"
     with open(output / "errors.txt", "w") as handle:
         Console(file=handle, width=140).print(text)
     console = Console()
@@ -68,7 +69,7 @@ def write_report(
     console.print(text)
     written = ["errors.json", "errors.txt"]
     structures = [source.sample(i).structure for i in range(len(source))]
-    if settings.plots:
+    if settings.plots and table:
         E0_of = dict(zip(model.atomic_numbers, model.E0s, strict=True))
         E0s = np.array([sum(E0_of[z] for z in s.numbers.tolist()) for s in structures])
         figure = parity_figure(structures, predicted, table, E0s)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.ticker import (
     FuncFormatter,
     LogLocator,
@@ -105,7 +105,7 @@ def _log_if_wide(axes: Axes, values: list[float]) -> None:
 
 def _log(axis: Axis, low: float, high: float) -> None:
     """A logarithmic axis of values from ``low`` to ``high``, labelled in plain numbers."""
-    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.axes.set(**{"xscale" if isinstance(axis, XAxis) else "yscale": "log"})
     if low >= 1e-3 and high < 1e5:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     if high < 10 * low:
@@ -166,7 +166,7 @@ def _parity(
         bar.ax.set_title("points", fontsize=9, pad=6, loc="left")
         bar.formatter = FuncFormatter(lambda value, _: f"{value:,.6g}")
         bar.minorformatter = NullFormatter()
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         axes.text(0.04, 0.96, f"RMSE {1000 * rmse:.3g} {unit}", transform=axes.transAxes, va="top")
 
     return picture(name, title, f"{text} Colour: how many points lie nearby.", draw, height=0.88)
@@ -182,7 +182,7 @@ def distribution(errors: Errors, prefix: str) -> list[Picture]:
         def histogram(axes: Axes, theme: Theme) -> None:
             shown = 1000 * np.maximum(lengths, max(lengths.max() * 1e-5, 1e-12))
             edges = np.geomspace(shown.min() * 0.95, shown.max() * 1.05, 46)
-            axes.hist(shown, bins=edges, color=theme.series[0], alpha=0.9)
+            axes.hist(shown, bins=edges.tolist(), color=theme.series[0], alpha=0.9)
             for value, name, style in zip(quantiles, ("median", "95 %"), ("-", "--"), strict=True):
                 label = f"{name}: {1000 * value:.3g} meV/Å"
                 axes.axvline(1000 * value, color=theme.series[1], ls=style, lw=1.4, label=label)
@@ -288,7 +288,7 @@ def balance(run: RunFolder, fill: Fill | None) -> list[Picture]:
                 (fill.edges, "edges", theme.series[1]),
             ):
                 label = f"{name}, mean {values.mean():.0%}"
-                axes.hist(values, bins=edges, color=colour, alpha=0.6, label=label)
+                axes.hist(values, bins=edges.tolist(), color=colour, alpha=0.6, label=label)
             axes.axvline(1, color=theme.text, lw=0.8)
             axes.set(xlabel="of the capacity", ylabel="bins")
             axes.xaxis.set_major_formatter(PercentFormatter(1))

@@ -97,7 +97,7 @@ def test_settings_for_a_cluster_compose(line, capsys, tmp_path, monkeypatch):
         start = next(i for i, word in enumerate(words) if word in ("mace-train", "mace_train"))
         words = words[start + 1 :]
     if words[0] == "tune":
-        words = words[: words.index("--")] + ["training=[]"]
+        words = [*words[: words.index("--")], "training=[]"]
     words = [re.sub(r"=([\w.]+),.*", r"=\1", word) for word in words]  # one job of a sweep
     run_command(*words, "--cfg", "job")
     captured = capsys.readouterr()

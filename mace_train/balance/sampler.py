@@ -27,7 +27,7 @@ class BinSampler:
     Raises ``InputError`` at once when a structure does not fit into the capacity.
 
     >>> import numpy as np
-    >>> costs = Costs(n_atoms=np.array([3, 9, 5, 6, 4, 9]), n_edges=np.array([6, 72, 20, 30, 12, 72]))
+    >>> costs = Costs(np.array([3, 9, 5, 6, 4, 9]), np.array([6, 72, 20, 30, 12, 72]))
     >>> settings = BatchingSettings(max_atoms=18)
     >>> ranks = [BinSampler(costs, settings, world_size=2, rank=r, seed=1) for r in range(2)]
     >>> [len(list(sampler.bins(epoch=0))) for sampler in ranks]  # as many steps on every rank

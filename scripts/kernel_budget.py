@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from mace_train._paths import KERNELS  # noqa: E402
-from mace_train.model.mace import MACE, ModelData  # noqa: E402
+from mace_train.model.mace import MACE, Head, ModelData  # noqa: E402
 from mace_train.model.prepare import training_kernels  # noqa: E402
 from mace_train.ops import cuda_compiler  # noqa: E402
 from mace_train.ops.compiled import CompiledKernel  # noqa: E402
@@ -90,7 +90,7 @@ def variants() -> list[Variant]:
     kernels: dict[str, CompiledKernel] = {}
     for max_degree, irreps in enumerate(IRREPS):
         settings = ModelSettings(num_channels=CHANNELS, max_L=max_degree)
-        data = ModelData(5.0, (1, 6), (0.0, 0.0), 20.0, 1.0, 0.0)
+        data = ModelData(5.0, (1, 6), 20.0, (Head((0.0, 0.0), 1.0, 0.0),))
         model = MACE(settings, data, "cpp")
         for kernel, *_ in training_kernels(model):
             operation, *rest = kernel.recipe.split(" ")

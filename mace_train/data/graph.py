@@ -40,6 +40,7 @@ class Graph:
     has_energy: Tensor  # [n_graphs] bool
     has_forces: Tensor  # [n_graphs] bool
     has_stress: Tensor  # [n_graphs] bool
+    heads: Tensor  # [n_graphs] int64, index into the model's heads
     weight: Tensor  # [n_graphs]
     energy_weight: Tensor  # [n_graphs]
     forces_weight: Tensor  # [n_graphs]
@@ -66,6 +67,10 @@ class Graph:
         """Volumes [n_graphs] of the cells, Å^3."""
         a, b, c = self.cell.unbind(1)
         return (a * torch.linalg.cross(b, c)).sum(1).abs()
+
+    def heads_of_atoms(self) -> Tensor:
+        """Heads [n_atoms] int64."""
+        return self.heads.index_select(0, self.graph_of_atom)
 
     def vectors(self) -> Tensor:
         """Edge vectors [n_edges, 3] in Å, differentiable in positions and cell."""

@@ -47,6 +47,11 @@ class SampleSource(Protocol):
         ...
 
     @property
+    def head_of(self) -> list[str]:
+        """[n] head of every structure."""
+        ...
+
+    @property
     def has_stress(self) -> NDArray[np.bool_]:
         """[n] whether a structure has a stress label."""
         ...
@@ -76,16 +81,38 @@ def kinds_of(source: SampleSource) -> Kinds:
     return Kinds(names.tolist(), torch.as_tensor(index.reshape(-1), dtype=torch.int64))
 
 
+def heads_of(source: SampleSource, names: Sequence[str], what: str) -> NDArray[np.int64]:
+    """[n] which of the names every structure's head is; a single name stands for all heads.
+
+    Raises:
+        InputError: a structure has none of several heads; ``what`` names the source in it.
+    """
+    if len(names) == 1:
+        return np.zeros(len(source), dtype=np.int64)
+    found, index = np.unique(np.asarray(source.head_of, dtype=str), return_inverse=True)
+    unknown = sorted(set(found.tolist()) - set(names))
+    if unknown:
+        raise InputError(
+            f"{what}: structures have the head {', '.join(unknown)}, but the model's heads are "
+            f"{', '.join(names)}; name one of these per file or per structure"
+        )
+    place = np.array([list(names).index(name) for name in found.tolist()], dtype=np.int64)
+    return place[index.reshape(-1)] if len(place) else np.zeros(0, dtype=np.int64)
+
+
 def batches(
     source: SampleSource,
     bins: Sequence[NDArray[np.int64]],
     *,
     atomic_numbers: tuple[int, ...],
     dtype: torch.dtype,
+    heads: NDArray[np.int64] | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[Graph]:
     """One Graph per bin, in order; an empty bin gives an empty Graph.
+
+    ``heads`` [n] are those of all structures of the source (see ``heads_of``); None is 0 for all.
 
     >>> from pathlib import Path
     >>> from mace_train.data.shards import ShardSet
@@ -98,7 +125,7 @@ def batches(
     [0, 2] True
     [1] True
     """
-    dataset = _Bins(source, bins, atomic_numbers, dtype)
+    dataset = _Bins(source, bins, atomic_numbers, dtype, heads)
     if num_workers:
         dataset.warm_up()
     loader: DataLoader[Packed] = DataLoader(
@@ -119,8 +146,9 @@ class _Bins(Dataset[Packed]):
         bins: Sequence[NDArray[np.int64]],
         atomic_numbers: tuple[int, ...],
         dtype: torch.dtype,
+        heads: NDArray[np.int64] | None,
     ) -> None:
-        self.source, self.bins = source, bins
+        self.source, self.bins, self.heads = source, bins, heads
         self.atomic_numbers, self.dtype = atomic_numbers, dtype
 
     def __len__(self) -> int:
@@ -138,8 +166,10 @@ class _Bins(Dataset[Packed]):
 
     def _read(self, ids: NDArray[np.int64]) -> Packed:
         batch = self.source.batch(ids)
+        heads = None if self.heads is None else self.heads[ids]
+        numbers = self.atomic_numbers
         try:
-            return packed(batch, ids, atomic_numbers=self.atomic_numbers, dtype=self.dtype)
+            return packed(batch, ids, atomic_numbers=numbers, dtype=self.dtype, heads=heads)
         except StructureError as error:
             name = self.source.sample(int(ids[error.structure])).structure.source
             raise InputError(f"{name}: {error}") from None
@@ -151,11 +181,12 @@ def collate(
     *,
     atomic_numbers: tuple[int, ...],
     dtype: torch.dtype,
+    heads: NDArray[np.int64] | None = None,
 ) -> Graph:
-    """Concatenate structures into one Graph; ``ids`` [n_graphs] names them in messages."""
+    """Concatenate structures, whose ``ids`` and ``heads`` are [n_graphs], into one Graph."""
     batch = Batch.of_samples(samples)
     try:
-        return packed(batch, ids, atomic_numbers=atomic_numbers, dtype=dtype).graph()
+        return packed(batch, ids, atomic_numbers=atomic_numbers, dtype=dtype, heads=heads).graph()
     except StructureError as error:
         raise InputError(f"{samples[error.structure].structure.source}: {error}") from None
 
@@ -166,8 +197,11 @@ def packed(
     *,
     atomic_numbers: tuple[int, ...],
     dtype: torch.dtype,
+    heads: NDArray[np.int64] | None = None,
 ) -> Packed:
     """The Graph of a batch, whose structures are ``ids`` [n_graphs] of their split.
+
+    ``heads`` [n_graphs] index the model's; None is 0 for all.
 
     Raises:
         StructureError: an atomic number that is not among ``atomic_numbers``, or an edge without
@@ -184,6 +218,7 @@ def packed(
         "n_atoms_of_graph": batch.n_atoms,
         "forces": batch.forces,
         "ids": ids,
+        "heads": np.zeros(n_graphs, dtype=np.int64) if heads is None else heads,
         **{name: rows[name] for name in _OF_ROWS},
         **{name: rows["weights"][:, i] for i, name in enumerate(WEIGHTS)},
     }

@@ -178,6 +178,10 @@ class OpenShard:
         except (OSError, RuntimeError) as error:
             raise damaged(self.header.path, f"HDF5 cannot read it: {error}") from error
 
+    def heads(self) -> list[str]:
+        """The head of every structure."""
+        return [self.head_names[i] for i in self.arrays["head"].tolist()]
+
     def config_types(self) -> list[str]:
         """The config_type of every structure."""
         return [self.config_type_names[i] for i in self.arrays["config_type"].tolist()]

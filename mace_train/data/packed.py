@@ -36,6 +36,7 @@ _LAYOUT: dict[str, tuple[torch.dtype | None, tuple[Any, ...]]] = {
     "has_energy": (_TRUTH, ("graphs",)),
     "has_forces": (_TRUTH, ("graphs",)),
     "has_stress": (_TRUTH, ("graphs",)),
+    "heads": (_INDEX, ("graphs",)),
     "weight": (_FLOAT, ("graphs",)),
     "energy_weight": (_FLOAT, ("graphs",)),
     "forces_weight": (_FLOAT, ("graphs",)),

@@ -72,6 +72,7 @@ def padded(graph: Graph, shape: Shape, r_max: float) -> Graph:
         has_energy=zeros(graph.has_energy, n_graphs),
         has_forces=zeros(graph.has_forces, n_graphs),
         has_stress=zeros(graph.has_stress, n_graphs),
+        heads=zeros(graph.heads, n_graphs),
         weight=zeros(graph.weight, n_graphs),
         energy_weight=zeros(graph.energy_weight, n_graphs),
         forces_weight=zeros(graph.forces_weight, n_graphs),

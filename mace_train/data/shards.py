@@ -176,6 +176,14 @@ class ShardSet:
         return types
 
     @cached_property
+    def head_of(self) -> list[str]:
+        """[n] head of every structure."""
+        heads: list[str] = []
+        for shard in range(self.n_shards):
+            heads.extend(self._shard(shard).heads())
+        return heads
+
+    @cached_property
     def heads(self) -> list[str]:
         """Sorted names of the heads that occur."""
         names = {name for k in range(self.n_shards) for name in self._shard(k).head_names}

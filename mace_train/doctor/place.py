@@ -16,7 +16,7 @@ from mace_train import __version__
 from mace_train.data.statistics import open_split
 from mace_train.doctor.finding import Finding, Verdict, first_problem, same_everywhere
 from mace_train.errors import InputError
-from mace_train.model.mace import MACE, ModelData
+from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.model.prepare import three_atoms
 from mace_train.ops.compiler import find_compiler
 from mace_train.ops.methods import announcement
@@ -153,10 +153,8 @@ def _difference(settings: DoctorSettings, device: torch.device) -> float:
     data = ModelData(
         r_max=4.0,
         atomic_numbers=(1, 8),
-        E0s=(0.0, 0.0),
         avg_num_neighbors=2.0,
-        scale=1.0,
-        shift=0.0,
+        heads=(Head(E0s=(0.0, 0.0), scale=1.0, shift=0.0),),
     )
     small = ModelSettings(num_channels=8, max_L=1, max_ell=2, correlation=2, radial_MLP=[8])
     with torch.random.fork_rng(devices=[]):
@@ -166,7 +164,7 @@ def _difference(settings: DoctorSettings, device: torch.device) -> float:
     for method in ("reference", settings.cluster.kernels):
         model.kernels = method
         with torch.no_grad():
-            energies[method] = model(*three_atoms(model)).double()
+            energies[method] = model(**three_atoms(model)).double()
     ours, plain = energies[settings.cluster.kernels], energies["reference"]
     return float(((ours - plain).abs() / plain.abs().clamp(min=1e-3)).max())
 

@@ -21,7 +21,7 @@ from mace_train.checks import as_files, existing_folder, make_folder
 from mace_train.data.batch import Batch
 from mace_train.data.columns import Sample
 from mace_train.data.labels import LabelReport
-from mace_train.data.loading import Kinds, SampleSource, batches, kinds_of
+from mace_train.data.loading import Kinds, SampleSource, batches, heads_of, kinds_of
 from mace_train.data.read import read_structures
 from mace_train.data.shards import sample_of
 from mace_train.data.statistics import open_split
@@ -64,6 +64,11 @@ class InMemory:
         return [s.structure.config_type for s in self.samples]
 
     @property
+    def head_of(self) -> list[str]:
+        """[n] head of every structure."""
+        return [s.structure.head for s in self.samples]
+
+    @property
     def has_stress(self) -> NDArray[np.bool_]:
         """[n] whether a structure has a stress label."""
         return np.array([s.structure.stress is not None for s in self.samples], dtype=bool)
@@ -88,6 +93,7 @@ class Evaluated:
     table: list[dict[str, Any]]  # see train/metrics.py
     predicted: dict[int, Predicted]  # by structure, on rank 0
     source: SampleSource
+    heads: NDArray[np.int64]  # [n_structures] of the model
     model: ModelData
 
 
@@ -98,7 +104,7 @@ def evaluate(settings: EvaluateSettings) -> list[dict[str, Any]]:
             make_folder("output", Path(settings.output))
         done = evaluated(settings, world)
         if world.is_main:
-            write_report(done.table, done.predicted, done.source, settings, done.model)
+            write_report(done.table, done.predicted, done.source, done.heads, settings, done.model)
         return done.table
 
 
@@ -124,8 +130,9 @@ def evaluated(settings: EvaluateSettings, world: World) -> Evaluated:
     dtype = dtype or getattr(torch, header["default_dtype"])
     source = open_source(settings, model.data.r_max)
     _check_elements(source, model.data)
-    errors, predicted = _predict_all(model, source, settings, world, dtype)
-    return Evaluated(errors.table(), predicted, source, model.data)
+    heads = chosen_heads(source, settings, model.data)
+    errors, predicted = _predict_all(model, source, heads, settings, world, dtype)
+    return Evaluated(errors.table(), predicted, source, heads, model.data)
 
 
 def open_source(settings: EvaluateSettings, r_max: float) -> SampleSource:
@@ -156,6 +163,18 @@ def open_source(settings: EvaluateSettings, r_max: float) -> SampleSource:
     return InMemory([sample_of(structure, r_max) for structure in structures])
 
 
+def chosen_heads(
+    source: SampleSource, settings: EvaluateSettings, data: ModelData
+) -> NDArray[np.int64]:
+    """[n] head of the model for every structure: the one of the settings, or its own."""
+    names = data.head_names
+    if settings.head is None:
+        return heads_of(source, names, "evaluate (head=NAME takes one head for all structures)")
+    if settings.head not in names:
+        raise InputError(f"head={settings.head!r}: the model's heads are {', '.join(names)}")
+    return np.full(len(source), names.index(settings.head), dtype=np.int64)
+
+
 def _check_elements(source: SampleSource, model: ModelData) -> None:
     """InputError for the first structure with an element that the model does not know."""
     for i in range(len(source)):
@@ -173,6 +192,7 @@ def _check_elements(source: SampleSource, model: ModelData) -> None:
 def _predict_all(
     model: MACE,
     source: SampleSource,
+    heads: NDArray[np.int64],
     settings: EvaluateSettings,
     world: World,
     dtype: torch.dtype,
@@ -182,12 +202,14 @@ def _predict_all(
     costs = Costs(source.n_atoms.astype(np.int64), source.n_edges.astype(np.int64))
     capacity = evaluation_capacity(costs, settings.batching)
     bins = list(evaluation_plan(costs, capacity, world.size).of_rank(world.rank))
-    errors = ErrorSums(kinds.names, model.data.atomic_numbers, world.device)
+    numbers, names = model.data.atomic_numbers, model.data.head_names
+    errors = ErrorSums(kinds.names, numbers, world.device, names)
     graphs = batches(
         source,
         bins,
-        atomic_numbers=model.data.atomic_numbers,
+        atomic_numbers=numbers,
         dtype=dtype,
+        heads=heads,
         num_workers=settings.cluster.num_workers,
     )
     predicted: dict[int, Predicted] = {}

@@ -43,10 +43,11 @@ def write_report(
     table: list[dict[str, Any]],
     predicted: dict[int, Predicted],
     source: SampleSource,
+    heads: NDArray[np.int64],
     settings: EvaluateSettings,
     model: ModelData,
 ) -> None:
-    """Write the report to ``settings.output`` and print the table."""
+    """Write the report to ``settings.output`` and print the table; ``heads`` [n_structures]."""
     output = Path(settings.output)
     origin = (
         settings.test_file if settings.data_dir is None else f"{settings.data_dir}/{settings.split}"
@@ -70,8 +71,7 @@ def write_report(
     written = ["errors.json", "errors.txt"]
     structures = [source.sample(i).structure for i in range(len(source))]
     if settings.plots and table:
-        E0_of = dict(zip(model.atomic_numbers, model.E0s, strict=True))
-        E0s = np.array([sum(E0_of[z] for z in s.numbers.tolist()) for s in structures])
+        E0s = _energies_of_atoms(structures, heads, model)
         figure = parity_figure(structures, predicted, table, E0s)
         figure.savefig(output / "parity.png", dpi=150)
         written.append("parity.png")
@@ -80,6 +80,19 @@ def write_report(
         ase_write(output / "predictions.extxyz", atoms, format="extxyz", write_results=False)
         written.append("predictions.extxyz")
     LOGGER.info("wrote %s to %s", ", ".join(written), output)
+
+
+def _energies_of_atoms(
+    structures: list[Structure], heads: NDArray[np.int64], model: ModelData
+) -> NDArray[np.float64]:
+    """[n] sums of E0s over the atoms of every structure, eV."""
+    tables = [dict(zip(model.atomic_numbers, head.E0s, strict=True)) for head in model.heads]
+    return np.array(
+        [
+            sum(tables[head][z] for z in structure.numbers.tolist())
+            for head, structure in zip(heads.tolist(), structures, strict=True)
+        ]
+    )
 
 
 def error_table(table: list[dict[str, Any]], title: str) -> Table:
@@ -134,6 +147,7 @@ def _atoms(structure: Structure, predicted: Predicted) -> Atoms:
         structure.numbers, positions=structure.positions, cell=structure.cell, pbc=structure.pbc
     )
     atoms.info["config_type"] = structure.config_type
+    atoms.info["head"] = structure.head
     atoms.info["source"] = structure.source
     atoms.info["MACE_energy"] = predicted.energy
     atoms.arrays["MACE_forces"] = predicted.forces

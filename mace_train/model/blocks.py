@@ -106,25 +106,37 @@ class ProductBlock(nn.Module):
 
 
 class LinearReadout(nn.Module):
-    """Energy as a linear function of the scalars."""
+    """Energy as a linear function of the scalars, one for each head."""
 
-    def __init__(self, n_channels: int) -> None:
+    def __init__(self, n_channels: int, n_heads: int = 1) -> None:
         super().__init__()
-        self.linear = DegreeLinear([n_channels], 1)
+        self.linear = DegreeLinear([n_channels], n_heads)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Energies [n_atoms]."""
-        return self.linear([x[:, :1]]).flatten()
+    def forward(self, x: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Energies [n_atoms]; ``chosen`` [n_atoms, n_heads] is 1 at the head of each atom."""
+        return _of_head(self.linear([x[:, :1]]), chosen)
 
 
 class NonLinearReadout(nn.Module):
-    """Energy as a two-layer perceptron of the scalars."""
+    """Energy as a two-layer perceptron of the scalars; each head has hidden values of its own.
 
-    def __init__(self, n_channels: int, n_hidden: int) -> None:
+    The hidden values of one head stand together, head after head, as in mace-torch.
+    """
+
+    def __init__(self, n_channels: int, n_hidden: int, n_heads: int = 1) -> None:
         super().__init__()
-        self.linear_1 = DegreeLinear([n_channels], n_hidden)
-        self.linear_2 = DegreeLinear([n_hidden], 1)
+        self.linear_1 = DegreeLinear([n_channels], n_hidden * n_heads)
+        self.linear_2 = DegreeLinear([n_hidden * n_heads], n_heads)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Energies [n_atoms]."""
-        return self.linear_2([scaled_silu(self.linear_1([x[:, :1]]))]).flatten()
+    def forward(self, x: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Energies [n_atoms]; ``chosen`` [n_atoms, n_heads] is 1 at the head of each atom."""
+        hidden = scaled_silu(self.linear_1([x[:, :1]]))
+        if chosen is not None:
+            of_heads = hidden.view(len(hidden), 1, chosen.shape[1], -1)
+            hidden = (of_heads * chosen[:, None, :, None]).flatten(2)
+        return _of_head(self.linear_2([hidden]), chosen)
+
+
+def _of_head(energies: Tensor, chosen: Tensor | None) -> Tensor:
+    """Those of the chosen heads [n_atoms] from those of all [n_atoms, 1, n_heads]."""
+    return energies.flatten() if chosen is None else (energies.squeeze(1) * chosen).sum(1)

@@ -48,7 +48,12 @@ class CompiledMACE:
         """As ``derivatives.predict`` with create_graph."""
         model, vectors = self.model, graph.vectors()
         places = model.places(
-            graph.elements, graph.senders, graph.receivers, graph.pairs, graph.first_of_pair
+            graph.elements,
+            graph.senders,
+            graph.receivers,
+            graph.pairs,
+            graph.first_of_pair,
+            graph.heads_of_atoms(),
         )
         traced, compiled = self._graph(vectors.device)
         # torch takes sizes 0 and 1 for constants, which are not worth a compilation
@@ -156,7 +161,8 @@ def example(model: MACE) -> tuple[Tensor, Tensor, Places]:
     pair_of_edge = torch.searchsorted(code[first_of_pair], code)
     vectors = torch.linspace(0.3, 0.9, 3 * len(receivers), dtype=parameter.dtype, device=device)
     elements = atoms % n_elements
-    places = model.places(elements, senders, receivers, pair_of_edge, first_of_pair)
+    heads = atoms % len(model.data.heads)
+    places = model.places(elements, senders, receivers, pair_of_edge, first_of_pair, heads)
     return vectors.view(-1, 3), elements, places
 
 

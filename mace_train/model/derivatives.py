@@ -55,6 +55,7 @@ def predict(
             graph.receivers,
             graph.pairs,
             graph.first_of_pair,
+            graph.heads_of_atoms() if len(model.data.heads) > 1 else None,
         )
         gradient = None
         if need_gradient:
@@ -74,10 +75,16 @@ def assemble(
     stress: bool,
     forces: bool = True,
 ) -> Prediction:
-    """The prediction from interaction energies [n_atoms] and their gradient [n_edges, 3]."""
+    """The prediction from interaction energies [n_atoms] and their gradient [n_edges, 3].
+
+    ``E0s`` are [n_heads, n_elements].
+    """
     in_float64 = interaction.double()
     interaction_energy = _sum_to_graphs(in_float64, graph)
-    node_energy = in_float64 + E0s.index_select(0, graph.elements)
+    place = graph.elements
+    if len(E0s) > 1:
+        place = place + E0s.shape[1] * graph.heads_of_atoms()
+    node_energy = in_float64 + E0s.flatten().index_select(0, place)
     strain_gradient = _strain_gradient(vectors, gradient, graph) if stress else None
     return Prediction(
         energy=_sum_to_graphs(node_energy, graph),

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from mace_train.errors import InputError
 from mace_train.model.coupling import wigner_3j
-from mace_train.model.mace import MACE, ModelData
+from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.model.mace_torch_header import AGNOSTIC, RESIDUAL, check_features
 from mace_train.model.product_basis import Path, evaluate, paths
 from mace_train.settings import ModelSettings
 
+E0_NAME = "atomic_energies_fn.atomic_energies"  # [n_heads, n_elements]
 # tensors that hold no trained number, or that are checked before they are left out
 _DERIVED = re.compile(
     r"(output_mask|\.bias|conv_tp\.weight|_zeroed|U_matrix_\d+|_w3j_\d+_\d+_\d+)$"
@@ -48,10 +49,8 @@ def from_mace_torch(state_dict: Mapping[str, Tensor], header: Mapping[str, Any])
     data = ModelData(
         r_max=float(header["r_max"]),
         atomic_numbers=tuple(int(z) for z in state_dict["atomic_numbers"]),
-        E0s=tuple(header.get("E0s") or _numbers(state_dict, "atomic_energies_fn.atomic_energies")),
         avg_num_neighbors=float(header["avg_num_neighbors"]),
-        scale=_scalar(state_dict, "scale_shift.scale", 1.0),
-        shift=_scalar(state_dict, "scale_shift.shift", 0.0),
+        heads=_heads(state_dict, header),
     )
     model = MACE(settings, data).to(state_dict["node_embedding.linear.weight"].dtype)
     _check_names(model, state_dict)
@@ -83,9 +82,9 @@ def to_mace_torch_state_dict(model: MACE) -> dict[str, Tensor]:
         "radial_embedding.bessel_fn.prefactor": (2.0 / r_max).sqrt(),
         "radial_embedding.cutoff_fn.p": torch.tensor(settings.num_cutoff_basis, dtype=torch.int32),
         "radial_embedding.cutoff_fn.r_max": r_max,
-        "atomic_energies_fn.atomic_energies": model.E0s.detach().clone().unsqueeze(0),
-        "scale_shift.scale": torch.tensor([data.scale], dtype=dtype),
-        "scale_shift.shift": torch.tensor([data.shift], dtype=dtype),
+        E0_NAME: model.E0s.detach().clone(),
+        "scale_shift.scale": torch.tensor([head.scale for head in data.heads], dtype=dtype),
+        "scale_shift.shift": torch.tensor([head.shift for head in data.heads], dtype=dtype),
     }
 
 
@@ -203,17 +202,34 @@ def _fix_signs(
         weights[key] *= torch.as_tensor(signs).to(weights[key])[:, None]
 
 
-def _numbers(state_dict: Mapping[str, Tensor], name: str) -> list[float]:
-    tensor = state_dict[name]
-    if tensor.dim() == 2 and tensor.shape[0] > 1:
-        raise InputError(f"{name} has {tensor.shape[0]} heads; select one in mace-torch first")
-    return [float(value) for value in tensor.double().flatten()]
+def _heads(state_dict: Mapping[str, Tensor], header: Mapping[str, Any]) -> tuple[Head, ...]:
+    """E0s, scale and shift of every head; ``header["E0s"]`` is a list, or one for each head."""
+    stored = state_dict[E0_NAME].double().view(-1, len(state_dict["atomic_numbers"])).tolist()
+    names = header.get("heads") or _names_of_heads(len(stored))
+    E0s = header.get("E0s") or stored
+    E0s = E0s if isinstance(E0s[0], (list, tuple)) else [E0s]
+    scales = _of_heads(state_dict, "scale_shift.scale", 1.0, len(names))
+    shifts = _of_heads(state_dict, "scale_shift.shift", 0.0, len(names))
+    if len(stored) != len(names) or len(E0s) != len(names):
+        raise InputError(
+            f"header and tensors differ in heads: the header names {', '.join(names)} and E0s of "
+            f"{len(E0s)}, {E0_NAME} has {len(stored)}"
+        )
+    rows = zip(E0s, scales, shifts, names, strict=True)
+    return tuple(Head(tuple(values), scale, shift, name) for values, scale, shift, name in rows)
 
 
-def _scalar(state_dict: Mapping[str, Tensor], name: str, default: float) -> float:
+def _names_of_heads(n_heads: int) -> list[str]:
+    return ["Default"] if n_heads == 1 else [f"head_{i}" for i in range(n_heads)]
+
+
+def _of_heads(
+    state_dict: Mapping[str, Tensor], name: str, default: float, n_heads: int
+) -> list[float]:
+    """A number for each head."""
     if name not in state_dict:
-        return default
-    values = _numbers(state_dict, name)
-    if len(values) != 1:
-        raise InputError(f"{name} has {len(values)} heads; select one in mace-torch first")
-    return values[0]
+        return [default] * n_heads
+    values: list[float] = state_dict[name].double().flatten().tolist()
+    if len(values) not in (1, n_heads):
+        raise InputError(f"{name} has {len(values)} numbers for {n_heads} heads")
+    return values * (n_heads // len(values))

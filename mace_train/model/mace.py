@@ -4,6 +4,10 @@
                                                h_t = product_t(m_t) + skip_t
     E_n = scale * sum_t readout_t(h_t)_n + shift
 
+A model may have several heads, one for each level of theory of its data: they share all layers but
+the readouts, and have scale, shift and E0s of their own; the head of its structure says which
+output an atom takes.
+
 Readouts are linear but the last, which is a perceptron if there is more than one layer; the last
 layer carries scalars only. Both flavours of mace-torch are here: "ScaleShiftMACE" has residual
 interactions in all layers; "MACE" has a non-residual first one (and is trained with shift 0).
@@ -12,8 +16,9 @@ Parameters have the names, shapes and initial distributions of mace-torch; the s
 nothing else. Energies of isolated atoms stay in float64 whatever the model is cast to.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,28 +53,55 @@ METHODS: dict[str, Callable[..., EdgeBlocks | EdgeIndex]] = {
 
 
 @dataclass(frozen=True)
+class Head:
+    """What a model takes from the training data of one level of theory."""
+
+    E0s: tuple[float, ...]  # eV, of each of the model's atomic_numbers
+    scale: float  # eV
+    shift: float  # eV per atom; 0 when the "MACE" flavour is trained, as in mace-torch
+    name: str = "Default"
+
+
+@dataclass(frozen=True)
 class ModelData:
     """What a model takes from the training data."""
 
     r_max: float  # Å
     atomic_numbers: tuple[int, ...]  # ascending
-    E0s: tuple[float, ...]  # eV, of each of atomic_numbers
     avg_num_neighbors: float
-    scale: float  # eV
-    shift: float  # eV per atom; 0 when the "MACE" flavour is trained, as in mace-torch
+    heads: tuple[Head, ...]
 
     def __post_init__(self) -> None:
         """Check that the parts fit each other."""
         numbers = self.atomic_numbers
         if not numbers or list(numbers) != sorted(set(numbers)):
             raise InputError(f"atomic_numbers={numbers} must be ascending, without repeats")
-        if len(self.E0s) != len(numbers):
-            raise InputError(f"{len(self.E0s)} E0s for {len(numbers)} elements: give one of each")
+        for head in self.heads:
+            if len(head.E0s) != len(numbers):
+                n_E0s = len(head.E0s)
+                raise InputError(f"{n_E0s} E0s for {len(numbers)} elements: give one of each")
+        names = self.head_names
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"heads {list(names)}: at least one, each with a name of its own")
         if self.r_max <= 0 or self.avg_num_neighbors <= 0:
             raise InputError(
                 f"r_max={self.r_max} and avg_num_neighbors={self.avg_num_neighbors} must be "
                 "positive; is there any structure with neighbours?"
             )
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Names of the heads, in their order."""
+        return tuple(head.name for head in self.heads)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ModelData":
+        """From JSON; files of models with one head had no list of heads once."""
+        data = dict(data)
+        if "heads" not in data:
+            data["heads"] = [{name: data.pop(name) for name in ("E0s", "scale", "shift")}]
+        heads = tuple(Head(**{**head, "E0s": tuple(head["E0s"])}) for head in data.pop("heads"))
+        return cls(**{**data, "atomic_numbers": tuple(data["atomic_numbers"])}, heads=heads)
 
 
 @dataclass(frozen=True)
@@ -79,15 +111,14 @@ class Places:
     edges: EdgeBlocks | EdgeIndex
     groups: ElementGroups | ElementSlots
     elements: Tensor | Chunks
+    heads: Tensor | None = None  # [n_atoms] int64; None where the model has one head
 
 
 class MACE(nn.Module):
     """The model; see the module's docstring.
 
-    >>> data = ModelData(
-    ...     r_max=4.0, atomic_numbers=(1, 8), E0s=(-13.6, -432.5), avg_num_neighbors=2.0, scale=1.0,
-    ...     shift=0.0,
-    ... )
+    >>> heads = (Head(E0s=(-13.6, -432.5), scale=1.0, shift=0.0),)
+    >>> data = ModelData(r_max=4.0, atomic_numbers=(1, 8), avg_num_neighbors=2.0, heads=heads)
     >>> settings = ModelSettings(num_channels=4, max_L=1, max_ell=2, correlation=2, radial_MLP=[8])
     >>> model = MACE(settings, data, kernels="reference")
     >>> vectors = torch.tensor([[0.0, 0.0, 0.96], [0.0, 0.0, -0.96]])  # O -> H and back, Å
@@ -113,9 +144,11 @@ class MACE(nn.Module):
         self.kernels = kernels  # auto, or one of METHODS
         self.static_shapes = False  # of all that is computed, given the sizes of a batch
         # float64 bits in an integer buffer: casting the model to float32 leaves them alone
-        bits = torch.tensor(data.E0s, dtype=torch.float64).view(torch.int64)
-        self.register_buffer("_E0_bits", bits, persistent=False)
-        n_elements = len(data.atomic_numbers)
+        E0s = torch.tensor([head.E0s for head in data.heads], dtype=torch.float64)
+        self.register_buffer("_E0_bits", E0s.view(torch.int64), persistent=False)
+        self._scale = Constant(np.array([head.scale for head in data.heads]))
+        self._shift = Constant(np.array([head.shift for head in data.heads]))
+        n_elements, n_heads = len(data.atomic_numbers), len(data.heads)
         self._harmonics = SphericalHarmonics(settings.max_ell)
         degrees = np.arange(settings.max_ell + 1)
         self._parity = Constant(np.repeat((-1.0) ** degrees, 2 * degrees + 1))
@@ -128,15 +161,15 @@ class MACE(nn.Module):
         )
         self.products = nn.ModuleList(ProductBlock(sizes) for sizes in layers)
         self.readouts = nn.ModuleList(
-            NonLinearReadout(settings.num_channels, settings.mlp_width())
+            NonLinearReadout(settings.num_channels, settings.mlp_width(), n_heads)
             if 0 < layer == len(layers) - 1
-            else LinearReadout(settings.num_channels)
+            else LinearReadout(settings.num_channels, n_heads)
             for layer in range(len(layers))
         )
 
     @property
     def E0s(self) -> Tensor:
-        """Energies [n_elements] of isolated atoms, float64, eV."""
+        """Energies [n_heads, n_elements] of isolated atoms, float64, eV."""
         bits = self._E0_bits
         assert isinstance(bits, Tensor)
         return bits.view(torch.float64)
@@ -167,14 +200,16 @@ class MACE(nn.Module):
         receivers: Tensor,
         pairs: Tensor | None = None,
         first_of_pair: Tensor | None = None,
+        heads: Tensor | None = None,
     ) -> Tensor:
         """Interaction energies [n_atoms], eV, without those of isolated atoms.
 
         Takes edge vectors [n_edges, 3] (Å, sender to receiver, in the model's dtype), elements
         [n_atoms], senders and receivers [n_edges], int64; receivers ascending. With pairs (see
         ``Graph``) only the vector of the first edge of each pair is used; without them, all are.
+        ``heads`` [n_atoms] int64 is needed if the model has several.
         """
-        places = self.places(elements, senders, receivers, pairs, first_of_pair)
+        places = self.places(elements, senders, receivers, pairs, first_of_pair, heads)
         return self.energies(vectors, elements, places)
 
     def places(
@@ -184,8 +219,13 @@ class MACE(nn.Module):
         receivers: Tensor,
         pairs: Tensor | None = None,
         first_of_pair: Tensor | None = None,
+        heads: Tensor | None = None,
     ) -> Places:
         """What ``energies`` needs to know of a batch; made anew for every batch."""
+        if len(self.data.heads) == 1:
+            heads = None
+        elif heads is None:
+            raise ValueError(f"heads [n_atoms]: which of {', '.join(self.data.head_names)}?")
         n_elements = len(self.data.atomic_numbers)
         method = method_of(self.kernels, elements.device)
         edges = METHODS[method](senders, receivers, len(elements), pairs, first_of_pair)
@@ -196,7 +236,7 @@ class MACE(nn.Module):
         else:
             groups = ElementGroups.of(elements, n_elements)
             chunks = Chunks.of(elements, n_elements)
-        return Places(edges, groups, elements if method == "reference" else chunks)
+        return Places(edges, groups, elements if method == "reference" else chunks, heads)
 
     def energies(self, vectors: Tensor, elements: Tensor, places: Places) -> Tensor:
         """The same as ``forward``: operations on tensors alone, which PyTorch can trace."""
@@ -204,13 +244,24 @@ class MACE(nn.Module):
         edges = self._edges(vectors, places.edges)
         x = self.node_embedding(elements)
         energies = torch.zeros_like(x[:, 0, 0])
+        chosen = self._chosen(places.heads, x)
         for interaction, product, readout in zip(
             self.interactions, self.products, self.readouts, strict=True
         ):
             message, skip = interaction(x, edges, places.groups)
             x = product(message, skip, places.elements)
-            energies = energies + readout(x)
-        return self.data.scale * energies + self.data.shift
+            energies = energies + readout(x, chosen)
+        if chosen is None:
+            return self.data.heads[0].scale * energies + self.data.heads[0].shift
+        scale, shift = (table.like(x) for table in (self._scale, self._shift))
+        return (chosen * scale).sum(1) * energies + (chosen * shift).sum(1)
+
+    def _chosen(self, heads: Tensor | None, like: Tensor) -> Tensor | None:
+        """1 at the head of each atom [n_atoms, n_heads]: sums over it need no order of adding."""
+        if heads is None:
+            return None
+        every = torch.arange(len(self.data.heads), device=heads.device)
+        return (heads.unsqueeze(1) == every).to(like.dtype)
 
     def _edges(self, vectors: Tensor, places: EdgeBlocks | EdgeIndex) -> Edges:
         """Lengths and what depends on them per pair; Y_l(-v) = (-1)^l Y_l(v) for the reverse."""

@@ -19,7 +19,6 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "class": ("ScaleShiftMACE", "MACE"),
     "interaction_cls": ([], [RESIDUAL]),
     "interaction_cls_first": (RESIDUAL, AGNOSTIC),
-    "n_heads": (1,),
     "gate": ("silu",),
     "radial_type": ("bessel",),
     "distance_transform": (None, "None"),
@@ -50,6 +49,7 @@ def header_of(mace_torch_model: Any) -> Header:
     bessel = model.radial_embedding.bessel_fn
     transform = getattr(model.radial_embedding, "distance_transform", None)
     last = model.readouts[-1]
+    heads = list(getattr(model, "heads", ["Default"]))
     first = type(model.interactions[0]).__name__
     orders = {
         len(contraction.weights) + 1
@@ -70,10 +70,10 @@ def header_of(mace_torch_model: Any) -> Header:
         "num_radial_basis": int(model.radial_embedding.out_dim),
         "num_cutoff_basis": int(model.radial_embedding.cutoff_fn.p),
         "radial_MLP": [int(n) for n in model.interactions[0].conv_tp_weights.hs[1:-1]],
-        "MLP_irreps": str(last.hidden_irreps) if len(model.interactions) > 1 else "16x0e",
+        "MLP_irreps": _hidden_scalars(last, len(heads)) if len(model.interactions) > 1 else "16x0e",
         "interaction_cls_first": first,
         "interaction_cls": sorted({type(block).__name__ for block in model.interactions[1:]}),
-        "n_heads": len(getattr(model, "heads", ["Default"])),
+        "heads": heads,
         "gate": _gate_name(last),
         "radial_type": {"BesselBasis": "bessel"}.get(type(bessel).__name__, type(bessel).__name__),
         "distance_transform": None if transform is None else type(transform).__name__,
@@ -87,6 +87,12 @@ def header_of(mace_torch_model: Any) -> Header:
         "uniform_correlation": len(orders) == 1,
         "readout_cls": type(last).__name__,
     }
+
+
+def _hidden_scalars(readout: Any, n_heads: int) -> str:
+    """Those of one head."""
+    irreps = readout.hidden_irreps
+    return str(irreps) if n_heads == 1 else f"{int(irreps.dim) // n_heads}x0e"
 
 
 def _gate_name(readout: Any) -> str:

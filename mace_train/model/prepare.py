@@ -36,20 +36,26 @@ def training_kernels(model: MACE) -> list[Request]:
     """The kernels of a step on energies and forces, which include those of a prediction."""
 
     def work() -> None:
-        vectors, *places = three_atoms(model)
-        energy = model(vectors, *places).sum()
-        (force,) = torch.autograd.grad(energy, vectors, create_graph=True)
+        atoms = three_atoms(model)
+        energy = model(**atoms).sum()
+        (force,) = torch.autograd.grad(energy, atoms["vectors"], create_graph=True)
         torch.autograd.grad(force.sum() + energy, list(model.parameters()), allow_unused=True)
 
     with torch.enable_grad():
         return requests_of(work)
 
 
-def three_atoms(model: MACE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Vectors, elements, senders and receivers of a triangle."""
+def three_atoms(model: MACE) -> dict[str, Tensor]:
+    """What a model takes of a triangle, by name."""
     device = model.E0s.device
     receivers = torch.tensor([0, 0, 1, 1, 2, 2], device=device)
     senders = torch.tensor([1, 2, 0, 2, 0, 1], device=device)
     corners = torch.eye(3, dtype=model.dtype, device=device)
-    vectors = (corners[receivers] - corners[senders]).requires_grad_()
-    return vectors, torch.zeros(3, dtype=torch.int64, device=device), senders, receivers
+    zeros = torch.zeros(3, dtype=torch.int64, device=device)
+    return {
+        "vectors": (corners[receivers] - corners[senders]).requires_grad_(),
+        "elements": zeros,
+        "senders": senders,
+        "receivers": receivers,
+        "heads": zeros,
+    }

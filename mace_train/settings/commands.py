@@ -153,6 +153,8 @@ class EvaluateSettings:
     """Name of the stress (eV/Å^3)."""
     virials_key: str = "REF_virials"
     """Name of the virials (eV)."""
+    head: str | None = None
+    """Head of a model with several that predicts all structures; null: the head of each."""
     default_dtype: str | None = None
     """float32 or float64; null takes the checkpoint's."""
     plots: bool = True
@@ -199,6 +201,8 @@ class ReportSettings:
     """Name of the stress (eV/Å^3)."""
     virials_key: str = "REF_virials"
     """Name of the virials (eV)."""
+    head: str | None = None
+    """Head of a model with several that predicts all structures; null: the head of each."""
     default_dtype: str | None = None
     """float32 or float64; null takes the checkpoint's."""
     batching: BatchingSettings = field(default_factory=BatchingSettings)

@@ -175,6 +175,9 @@ class LossSettings:
     config_type_weights: Any = None
     """Weight of a structure by its config_type, beside its own config_weight, such as
     {bulk: 2, surface: 0.5}; 1 for a config_type that is not named."""
+    head_weights: Any = None
+    """Weight of a structure by its head, beside the others, such as {replay: 0.1}; 1 for a head
+    that is not named."""
 
     def __post_init__(self) -> None:
         names = ("energy_weight", "forces_weight", "stress_weight", "virials_weight")
@@ -195,23 +198,34 @@ class LossSettings:
             raise InputError(
                 f"loss.virials_weight: the loss {self.loss} has no such term; use stress_weight"
             )
-        for kind, weight in self.weights_by_type().items():
-            check_at_least(f"loss.config_type_weights.{kind}", weight, 0.0)
+        for name, weights in (
+            ("config_type_weights", self.weights_by_type()),
+            ("head_weights", self.weights_by_head()),
+        ):
+            for kind, weight in weights.items():
+                check_at_least(f"loss.{name}.{kind}", weight, 0.0)
         if not any(getattr(self, name) > 0 for name in names):
             raise InputError(f"loss: nothing to train on, every one of {', '.join(names)} is 0")
 
     def weights_by_type(self) -> dict[str, float]:
         """Weights of the config_types that are named."""
-        given = {} if self.config_type_weights is None else self.config_type_weights
-        numbers = isinstance(given, dict) and all(
-            isinstance(weight, (int, float)) for weight in given.values()
+        return _weights("config_type", self.config_type_weights, "{bulk: 2, surface: 0.5}")
+
+    def weights_by_head(self) -> dict[str, float]:
+        """Weights of the heads that are named."""
+        return _weights("head", self.head_weights, "{replay: 0.1}")
+
+
+def _weights(kind: str, given: Any, example: str) -> dict[str, float]:
+    given = {} if given is None else given
+    numbers = isinstance(given, dict) and all(
+        isinstance(weight, (int, float)) for weight in given.values()
+    )
+    if not numbers:
+        raise InputError(
+            f"loss.{kind}_weights={given!r} must map {kind}s to numbers, such as '{example}'"
         )
-        if not numbers:
-            raise InputError(
-                f"loss.config_type_weights={given!r} must map config_types to numbers, such as "
-                "'{bulk: 2, surface: 0.5}'"
-            )
-        return {str(kind): float(weight) for kind, weight in given.items()}
+    return {str(name): float(weight) for name, weight in given.items()}
 
 
 @dataclass(kw_only=True)

@@ -124,6 +124,9 @@ class CheckpointSettings:
     """Newest checkpoints that are kept; at least two, so that one may be damaged."""
     keep_every: int | None = None
     """Epochs between checkpoints that are kept for good, as epoch-N.safetensors."""
+    head: str | None = None
+    """Head whose validation loss decides which checkpoint is best, when to reduce the learning rate
+    and when to stop; null: the loss over all heads."""
 
     def __post_init__(self) -> None:
         check_at_least("checkpoints.every_minutes", self.every_minutes, 0.0, strictly=True)

@@ -111,9 +111,8 @@ def load_model(path: Path, dtype: torch.dtype | None = None) -> tuple[MACE, dict
     tensors, header = read(path)
     if dtype is None:
         dtype = getattr(torch, header["default_dtype"])
-    data = header["model_data"]
-    data = {**data, "atomic_numbers": tuple(data["atomic_numbers"]), "E0s": tuple(data["E0s"])}
-    model = MACE(ModelSettings(**header["model_settings"]), ModelData(**data)).to(dtype)
+    data = ModelData.from_dict(header["model_data"])
+    model = MACE(ModelSettings(**header["model_settings"]), data).to(dtype)
     prefix = "average." if any(name.startswith("average.") for name in tensors) else "model."
     load_parameters(model, tensors, prefix, path)
     return model, header

@@ -164,6 +164,7 @@ def groups(run: Run, part: Part, first: int, m: int) -> Iterator[list[Graph]]:
         bins,
         atomic_numbers=run.model.data.atomic_numbers,
         dtype=run.dtype,
+        heads=run.train.head_of,
         num_workers=run.settings.cluster.num_workers,
         pin_memory=run.world.device.type == "cuda",
     )

@@ -137,8 +137,9 @@ def _bin(sizes: NDArray[np.int64], order: NDArray[np.int64], n_atoms: int) -> ND
 
 
 def _graphs(run: Run, bins: list[NDArray[np.int64]]) -> list[Graph]:
-    numbers = run.model.data.atomic_numbers
-    return list(batches(run.train.shards, bins, atomic_numbers=numbers, dtype=run.dtype))
+    numbers, heads = run.model.data.atomic_numbers, run.train.head_of
+    shards, dtype = run.train.shards, run.dtype
+    return list(batches(shards, bins, atomic_numbers=numbers, dtype=dtype, heads=heads))
 
 
 def _peak(run: Run, graph: Graph) -> float:

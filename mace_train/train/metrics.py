@@ -1,10 +1,11 @@
 """Errors as mergeable sums: one code for validation, testing and every number of ranks.
 
-Each row (all structures, one config_type, one element) and quantity keeps four float64 sums over
-components: count, |error|, error^2 and reference^2. Sums add over batches and ranks, so an RMSE
-does not depend on how structures were batched and no structure counts twice.
+Each row (all structures, one head, one config_type, one element) and quantity keeps four float64
+sums over components: count, |error|, error^2 and reference^2. Sums add over batches and ranks, so
+an RMSE does not depend on how structures were batched and no structure counts twice.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,45 +23,50 @@ QUANTITIES = {
 
 
 class ErrorSums:
-    """Sums of errors for rows ``all``, every config_type, and every element (forces only)."""
+    """Sums of errors for rows ``all``, heads if several, config_types, elements (forces only)."""
 
     def __init__(
         self,
         config_types: list[str],
         atomic_numbers: tuple[int, ...],
         device: torch.device | None = None,
+        heads: Sequence[str] = (),
     ) -> None:
+        several = [f"head {name}" for name in heads] if len(heads) > 1 else []
+        self.n_heads = len(several)
         self.config_types = config_types
         elements = [f"element {chemical_symbols[z]}" for z in atomic_numbers]
-        self.rows = ["all", *(f"config_type {name}" for name in config_types), *elements]
+        kinds = [f"config_type {name}" for name in config_types]
+        self.rows = ["all", *several, *kinds, *elements]
         shape = (len(self.rows), len(QUANTITIES), 4)
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def add(self, prediction: Prediction, graph: Graph, config_type_of_graph: Tensor) -> None:
         """Take in one batch; ``config_type_of_graph`` [n_graphs] indexes config_types."""
         n_atoms = graph.n_atoms_of_graph.to(torch.float64)[:, None]
-        row_of_graph = 1 + config_type_of_graph
+        rows = [torch.zeros_like(graph.heads), 1 + self.n_heads + config_type_of_graph]
+        if self.n_heads:
+            rows.append(1 + graph.heads)
         self._add(
             "energy",
             (prediction.energy[:, None] / n_atoms, graph.energy[:, None] / n_atoms),
             graph.has_energy,
-            [torch.zeros_like(row_of_graph), row_of_graph],
+            rows,
         )
         assert prediction.forces is not None
-        row_of_atom = row_of_graph[graph.graph_of_atom]
-        row_of_element = 1 + len(self.config_types) + graph.elements
+        row_of_element = 1 + self.n_heads + len(self.config_types) + graph.elements
         self._add(
             "forces",
             (prediction.forces, graph.forces),
             graph.has_forces[graph.graph_of_atom],
-            [torch.zeros_like(row_of_atom), row_of_atom, row_of_element],
+            [*(row[graph.graph_of_atom] for row in rows), row_of_element],
         )
         if prediction.stress is not None:
             self._add(
                 "stress",
                 (prediction.stress.flatten(1), graph.stress.flatten(1)),
                 graph.has_stress,
-                [torch.zeros_like(row_of_graph), row_of_graph],
+                rows,
             )
 
     def _add(

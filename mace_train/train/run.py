@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mace_train.balance.costs import Costs
@@ -33,7 +34,8 @@ class Split:
     shards: ShardSet
     config_types: list[str]
     config_type_of: Tensor  # [n] int64, index into config_types
-    weight_of: Tensor  # [n] float64, weight by config_type
+    weight_of: Tensor  # [n] float64, weight by config_type and head
+    head_of: NDArray[np.int64]  # [n] index into the model's heads
 
     @cached_property
     def costs(self) -> Costs:

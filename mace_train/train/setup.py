@@ -10,15 +10,16 @@ from typing import IO
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from mace_train.balance.sampler import BinSampler
 from mace_train.checks import existing_folder, lock_folder, make_folder
-from mace_train.data.loading import kinds_of
+from mace_train.data.loading import heads_of, kinds_of
 from mace_train.data.shards import ShardSet
-from mace_train.data.statistics import Statistics, open_split
+from mace_train.data.statistics import HeadStatistics, Statistics, open_split
 from mace_train.errors import InputError
-from mace_train.model.mace import MACE, ModelData
+from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.model.prepare import prepare
 from mace_train.ops.methods import announcement
 from mace_train.settings import ClusterSettings, LossSettings, ModelSettings, TrainSettings
@@ -54,6 +55,7 @@ def set_up(settings: TrainSettings, world: World, shards_in: Path | None = None)
     archive = Archive(output / "checkpoints", rules.keep, rules.keep_every)
     _check_new(archive, settings, world)
     model = new_model(settings, statistics).to(world.device)
+    check_heads(settings, model.data)
     choose_kernels(model, settings.cluster, world)
     choose_precision(model, settings, world)
     if settings.cluster.cuda_graphs:
@@ -142,11 +144,6 @@ def _check_new(archive: Archive, settings: TrainSettings, world: World) -> None:
 
 def new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
     """A model with random weights from ``settings.seed``, in ``settings.default_dtype``."""
-    if len(statistics.heads) > 1:
-        raise InputError(
-            f"the data have the heads {', '.join(statistics.heads)} and models have one; "
-            "preprocess the structures of one head"
-        )
     model_settings = settings.model
     if model_settings.r_max not in (None, statistics.r_max):
         raise InputError(
@@ -154,25 +151,36 @@ def new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
             f"were made with r_max={statistics.r_max}; leave model.r_max out, or preprocess again "
             f"with r_max={model_settings.r_max}"
         )
-    scale, shift = _scale_shift(model_settings, statistics)
     data = ModelData(
         r_max=statistics.r_max,
         atomic_numbers=tuple(statistics.atomic_numbers),
-        E0s=tuple(statistics.E0s[z] for z in statistics.atomic_numbers),
         avg_num_neighbors=statistics.avg_num_neighbors,
-        scale=scale,
-        shift=shift,
+        heads=tuple(
+            _head(name, model_settings, statistics.atomic_numbers, of_head)
+            for name, of_head in statistics.heads.items()
+        ),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return MACE(model_settings, data).to(getattr(torch, settings.default_dtype))
 
 
-def _scale_shift(settings: ModelSettings, statistics: Statistics) -> tuple[float, float]:
+def _head(
+    name: str, settings: ModelSettings, atomic_numbers: list[int], statistics: HeadStatistics
+) -> Head:
+    """E0s, scale and shift of one head; E0 is 0 for an element that its structures lack."""
+    lacking = [chemical_symbols[z] for z in atomic_numbers if z not in statistics.E0s]
+    if lacking:
+        LOGGER.info("head %s has no %s; their E0 in it is 0", name, ", ".join(lacking))
+    E0s = tuple(statistics.E0s.get(z, 0.0) for z in atomic_numbers)
+    return Head(E0s, *_scale_shift(settings, statistics), name)
+
+
+def _scale_shift(settings: ModelSettings, statistics: HeadStatistics) -> tuple[float, float]:
     """Scale and shift of the interaction energy per atom, as mace-torch chooses them."""
-    shift = statistics.mean_energy_per_atom if settings.model == "ScaleShiftMACE" else 0.0
     if settings.scaling == "no_scaling":
         return 1.0, 0.0
+    shift = statistics.mean_energy_per_atom if settings.model == "ScaleShiftMACE" else 0.0
     if settings.scaling == "std_scaling":
         scale, name = statistics.std_energy_per_atom, "standard deviation of the energy per atom"
     else:
@@ -188,24 +196,39 @@ def _scale_shift(settings: ModelSettings, statistics: Statistics) -> tuple[float
 def _splits(
     settings: TrainSettings, folder: Path, statistics: Statistics
 ) -> tuple[Split, Split | None]:
-    train = _split(settings, open_split(folder, "train"))
+    names = list(statistics.heads)
+    train = _split(settings, open_split(folder, "train"), names)
     _check_loss(settings.loss, train)
     if "valid" not in statistics.splits:
         LOGGER.warning("%s has no valid/: no validation, best is the last epoch", folder)
         return train, None
-    return train, _split(settings, open_split(folder, "valid"))
+    return train, _split(settings, open_split(folder, "valid"), names)
 
 
-def _split(settings: TrainSettings, shards: ShardSet) -> Split:
-    kinds = kinds_of(shards)
+def _split(settings: TrainSettings, shards: ShardSet, heads: list[str]) -> Split:
+    kinds, head_of = kinds_of(shards), heads_of(shards, heads, str(shards.folder))
+    by_head = settings.loss.weights_by_head()
+    weight_of_head = torch.tensor([by_head.get(name, 1.0) for name in heads], dtype=torch.float64)
     weights = settings.loss.weights_by_type()
     weight_of_kind = torch.tensor([weights.get(name, 1.0) for name in kinds.names])
     return Split(
         shards=shards,
         config_types=kinds.names,
         config_type_of=kinds.index_of,
-        weight_of=weight_of_kind.to(torch.float64)[kinds.index_of],
+        weight_of=weight_of_kind.to(torch.float64)[kinds.index_of] * weight_of_head[head_of],
+        head_of=head_of,
     )
+
+
+def check_heads(settings: TrainSettings, data: ModelData) -> None:
+    """InputError for settings of a head that the model does not have."""
+    named = {f"loss.head_weights.{name}": name for name in settings.loss.weights_by_head()}
+    if settings.checkpoints.head is not None:
+        named["checkpoints.head"] = settings.checkpoints.head
+    for where, name in named.items():
+        if name not in data.head_names:
+            heads = ", ".join(data.head_names)
+            raise InputError(f"{where}: no head {name!r}; the heads of the data are: {heads}")
 
 
 def _check_loss(loss: LossSettings, train: Split) -> None:

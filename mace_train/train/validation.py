@@ -1,5 +1,6 @@
 """Errors of a model on a split, every structure exactly once whatever the number of ranks."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from mace_train.balance.costs import Capacity, Costs, derive_capacity
 from mace_train.balance.sampler import evaluation_plan
+from mace_train.data.graph import Graph
 from mace_train.data.loading import batches
 from mace_train.model.derivatives import predict
 from mace_train.settings import BatchingSettings
@@ -17,17 +19,23 @@ from mace_train.train.run import Run
 
 
 def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
-    """(loss, table of errors) of the averaged weights on the validation split, on every rank."""
+    """(loss, table of errors) of the averaged weights on the validation split, on every rank.
+
+    The loss is that of one head where ``checkpoints.head`` names it.
+    """
     assert run.valid is not None
     split, world, model = run.valid, run.world, run.model
     bins = _bins(run)
-    errors = ErrorSums(split.config_types, model.data.atomic_numbers, world.device)
+    names = model.data.head_names
+    errors = ErrorSums(split.config_types, model.data.atomic_numbers, world.device, names)
+    judged = run.settings.checkpoints.head
     total = LossSums.zero(world.device)
     graphs = batches(
         split.shards,
         bins,
         atomic_numbers=model.data.atomic_numbers,
         dtype=run.dtype,
+        heads=split.head_of,
         num_workers=run.settings.cluster.num_workers,
         pin_memory=world.device.type == "cuda",
     )
@@ -38,12 +46,20 @@ def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
             prediction = predict(model, graph, stress=stress, create_graph=False)
             ids = graph.ids.cpu()
             weight = split.weight_of[ids].to(graph.weight)
-            sums = loss_sums(prediction, graph, run.stage.loss, structure_weight=weight)
+            counted = graph if judged is None else _of_head(graph, names.index(judged))
+            sums = loss_sums(prediction, counted, run.stage.loss, structure_weight=weight)
             total = total + sums.detached()
             errors.add(prediction, graph, split.config_type_of[ids].to(world.device))
     errors.sums = world.sum(errors.sums)
     reduced = world.sum(torch.stack((total.numerators, total.counts)))
     return float(LossSums(reduced[0], reduced[1]).loss(run.stage.loss)), errors.table()
+
+
+def _of_head(graph: Graph, head: int) -> Graph:
+    """The graph with the labels of one head alone."""
+    mine = graph.heads == head
+    names = ("has_energy", "has_forces", "has_stress")
+    return replace(graph, **{name: getattr(graph, name) & mine for name in names})
 
 
 def evaluation_capacity(costs: Costs, settings: BatchingSettings) -> Capacity:

@@ -27,13 +27,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from mace_train.model.mace import MACE, ModelData  # noqa: E402
+from mace_train.model.mace import MACE, Head, ModelData  # noqa: E402
 from mace_train.model.prepare import prepare  # noqa: E402
 from mace_train.settings import ModelSettings  # noqa: E402
 
 LIMITS = {"cold": 20.0, "warm": 1.0}
 MEDIUM = ModelSettings(num_channels=128, max_L=1, max_ell=3, correlation=3)
-DATA = ModelData(5.0, (1, 6, 8), (0.0, 0.0, 0.0), 9.0, 1.0, 0.0)
+DATA = ModelData(5.0, (1, 6, 8), 9.0, (Head((0.0, 0.0, 0.0), 1.0, 0.0),))
 
 
 def main() -> int:

@@ -39,7 +39,7 @@ from mace_train.data.read import read_structures  # noqa: E402
 from mace_train.data.shards import sample_of  # noqa: E402
 from mace_train.data.structure import LabelKeys  # noqa: E402
 from mace_train.model.derivatives import predict  # noqa: E402
-from mace_train.model.mace import MACE, ModelData  # noqa: E402
+from mace_train.model.mace import MACE, Head, ModelData  # noqa: E402
 from mace_train.settings import LossSettings, ModelSettings  # noqa: E402
 from mace_train.train.gradients import Gradients  # noqa: E402
 from mace_train.train.loss import loss_sums  # noqa: E402
@@ -117,7 +117,7 @@ def times(world: World, options: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     graph, everything = _graph(world.rank), _graph(None)
     settings = ModelSettings(num_channels=options["channels"])
-    data = ModelData(R_MAX, (1, 6, 7, 8), (0.0,) * 4, 20.0, 1.0, 0.0)
+    data = ModelData(R_MAX, (1, 6, 7, 8), 20.0, (Head((0.0,) * 4, 1.0, 0.0),))
     models = [MACE(settings, data) for _ in range(3)]
     for model in models[1:]:
         model.load_state_dict(models[0].state_dict())

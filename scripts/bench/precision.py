@@ -35,7 +35,7 @@ from mace_train.data.read import read_structures
 from mace_train.data.shards import sample_of
 from mace_train.data.structure import LabelKeys
 from mace_train.model.derivatives import predict
-from mace_train.model.mace import MACE, ModelData
+from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import LossSettings, ModelSettings
 from mace_train.train.loss import loss_sums
 from mace_train.train.memory import peak, reset_peak
@@ -210,7 +210,7 @@ def memory_and_time(
 
 def _model(channels: int, max_L: int) -> MACE:
     torch.manual_seed(0)
-    data = ModelData(R_MAX, (1, 6, 7, 8), (0.0,) * 4, 20.0, 1.0, 0.0)
+    data = ModelData(R_MAX, (1, 6, 7, 8), 20.0, (Head((0.0,) * 4, 1.0, 0.0),))
     return MACE(ModelSettings(num_channels=channels, max_L=max_L), data)
 
 

@@ -89,5 +89,5 @@ def mace_torch_batch(graph: Graph, n_elements: int) -> dict[str, torch.Tensor]:
         "cell": cell.reshape(-1, 3),
         "batch": graph.graph_of_atom,
         "ptr": torch.cat([ends.new_zeros(1), ends]),
-        "head": torch.zeros(graph.n_graphs, dtype=torch.int64),
+        "head": graph.heads,
     }

@@ -12,7 +12,7 @@ from mace_train.data.graph import Graph
 from mace_train.data.loading import collate
 from mace_train.data.shard_file import sample_of
 from mace_train.data.structure import Structure
-from mace_train.model.mace import MACE, ModelData
+from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
 
 
@@ -85,18 +85,16 @@ def model_of(
     r_max: float = 4.0,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
+    heads: Sequence[str] = ("Default",),
     **settings: object,
 ) -> MACE:
     """A small model with random weights; settings override few channels and narrow networks."""
     small = {"num_channels": 4, "radial_MLP": [8, 8], "MLP_irreps": "5x0e"}
-    data = ModelData(
-        r_max=r_max,
-        atomic_numbers=atomic_numbers,
-        E0s=tuple(-10.0 * z for z in atomic_numbers),
-        avg_num_neighbors=7.3,
-        scale=0.8,
-        shift=0.1,
-    )
+    E0s = tuple(-10.0 * z for z in atomic_numbers)
+    heads = [
+        Head(tuple(E0 - i for E0 in E0s), 0.8 + i, 0.1 - i, name) for i, name in enumerate(heads)
+    ]
+    data = ModelData(r_max, atomic_numbers, 7.3, tuple(heads))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return MACE(ModelSettings(**{**small, **settings}), data).to(dtype)

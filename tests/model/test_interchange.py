@@ -28,9 +28,9 @@ def test_shapes_and_names_are_mace_torchs(reference):
     assert imported.settings.num_channels == 4
     assert imported.settings.mlp_width() == 5
     assert imported.data.avg_num_neighbors == 7.3
-    assert imported.data.E0s == (-10.0, -80.0, -130.0)
-    assert imported.data.scale == 0.8
-    assert imported.data.shift == 0.1
+    assert imported.data.heads[0].E0s == (-10.0, -80.0, -130.0)
+    assert imported.data.heads[0].scale == 0.8
+    assert imported.data.heads[0].shift == 0.1
 
 
 @pytest.mark.parametrize("options", [{}, {"model": "MACE"}, {"num_interactions": 1, "max_L": 0}])
@@ -61,7 +61,7 @@ def test_precise_isolated_energies_replace_rounded_ones(reference):
     header = reference.header | {"E0s": precise}
     model = from_mace_torch(single | {"atomic_numbers": torch.tensor([1, 8, 13])}, header)
     assert model.dtype == torch.float32
-    assert model.E0s.tolist() == precise
+    assert model.E0s.tolist() == [precise]
     graph = graph_of(reference.structures, 4.0, (1, 8, 13), torch.float32)
     found = predict(model, graph, stress=False, create_graph=False).interaction_energy
     expected = reference.results["interaction_energy"].float()
@@ -84,7 +84,7 @@ def test_precise_isolated_energies_replace_rounded_ones(reference):
         ({"num_cutoff_basis": 6}, r"cutoff_fn.p is 5\.0, the header implies 6\.0"),
         ({"model": "MACE"}, "model='MACE' does not go with RealAgnosticResidual"),
         ({"pair_repulsion": True}, "pair_repulsion=True cannot be imported"),
-        ({"n_heads": 2}, "n_heads=2 cannot be imported"),
+        ({"heads": ["a", "b"]}, "differ in heads: the header names a, b"),
         ({"class": "AtomicDipolesMACE"}, "class='AtomicDipolesMACE' cannot be imported"),
     ],
 )
@@ -126,7 +126,7 @@ def test_trained_frequencies_are_an_error(reference):
 def test_headers_may_leave_out_features(reference):
     for name in SUPPORTED:
         reference.header.pop(name, None)
-    assert from_mace_torch(reference.tensors, reference.header).data.scale == 0.8
+    assert from_mace_torch(reference.tensors, reference.header).data.heads[0].scale == 0.8
 
 
 def test_initial_distributions():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mace_train.errors import InputError
 from mace_train.model.derivatives import predict
-from mace_train.model.mace import MACE, ModelData
+from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
 from tests.model.rotations import rotation
 from tests.model.systems import graph_of, lonely, mixed, model_of, rattled, salt, tiny_cell, water
@@ -251,16 +251,17 @@ def test_energy_without_forces_can_be_differentiated(model):
 
 
 def test_isolated_atom_energy_is_exact_in_float32():
-    data = ModelData(R_MAX, (1, 8), (-13.587222780835477, -2041.8396277138414), 5.0, 1.0, 0.0)
+    E0s = (-13.587222780835477, -2041.8396277138414)
+    data = ModelData(R_MAX, (1, 8), 5.0, (Head(E0s, 1.0, 0.0),))
     model = MACE(ModelSettings(num_channels=2, max_ell=1, radial_MLP=[4]), data).float()
-    assert model.E0s.tolist() == list(data.E0s)
-    assert copy.deepcopy(model).double().E0s.tolist() == list(data.E0s)
+    assert model.E0s.tolist() == [list(E0s)]
+    assert copy.deepcopy(model).double().E0s.tolist() == [list(E0s)]
     graph = graph_of([Atoms("O"), Atoms("H")], R_MAX, (1, 8), torch.float32)
     result = predict(model, graph, stress=False, create_graph=False)
     total = result.node_energy - result.energy
     assert torch.equal(total, torch.zeros(2, dtype=torch.float64))
     alone = result.energy - result.interaction_energy.double()
-    assert alone.tolist() == pytest.approx(list(data.E0s[::-1]), abs=1e-12)
+    assert alone.tolist() == pytest.approx(list(E0s[::-1]), abs=1e-12)
 
 
 def test_float32_is_close(model):
@@ -314,19 +315,21 @@ def test_other_architectures_are_invariant(options):
     ("changes", "words"),
     [
         ({"atomic_numbers": (8, 1)}, "ascending"),
-        ({"E0s": (1.0,)}, "1 E0s for 2 elements"),
+        ({"heads": (Head((1.0,), 1.0, 0.0),)}, "1 E0s for 2 elements"),
+        ({"heads": (Head((0.0, 0.0), 1.0, 0.0),) * 2}, "each with a name of its own"),
+        ({"heads": ()}, "at least one"),
         ({"avg_num_neighbors": 0.0}, "must be positive"),
     ],
 )
 def test_bad_model_data(changes, words):
-    good = {"r_max": 4.0, "atomic_numbers": (1, 8), "E0s": (0.0, 0.0)}
-    good |= {"avg_num_neighbors": 5.0, "scale": 1.0, "shift": 0.0}
+    good = {"r_max": 4.0, "atomic_numbers": (1, 8), "avg_num_neighbors": 5.0}
+    good["heads"] = (Head((0.0, 0.0), 1.0, 0.0),)
     with pytest.raises(InputError, match=words):
         ModelData(**{**good, **changes})
 
 
 def test_r_max_of_settings_and_data_must_agree():
-    data = ModelData(4.0, (1,), (0.0,), 5.0, 1.0, 0.0)
+    data = ModelData(4.0, (1,), 5.0, (Head((0.0,), 1.0, 0.0),))
     with pytest.raises(InputError, match=r"r_max=5\.0.*4\.0"):
         MACE(ModelSettings(r_max=5.0), data)
 

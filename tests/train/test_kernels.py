@@ -2,7 +2,7 @@
 
 import pytest
 
-from mace_train.model.mace import MACE, ModelData
+from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
 from mace_train.train import setup
 from mace_train.world import World
@@ -10,7 +10,7 @@ from mace_train.world import World
 
 def model() -> MACE:
     settings = ModelSettings(num_channels=4, max_L=0, max_ell=1, correlation=2, radial_MLP=[8])
-    return MACE(settings, ModelData(4.0, (1, 8), (0.0, 0.0), 5.0, 1.0, 0.0))
+    return MACE(settings, ModelData(4.0, (1, 8), 5.0, (Head((0.0, 0.0), 1.0, 0.0),)))
 
 
 class Rank(World):

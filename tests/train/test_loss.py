@@ -47,6 +47,7 @@ def batch(missing: bool) -> Graph:
         has_energy=has,
         has_forces=other,
         has_stress=has,
+        heads=torch.zeros(n, dtype=torch.int64),
         weight=random(n).abs(),
         energy_weight=random(n).abs(),
         forces_weight=random(n).abs(),

@@ -1,0 +1,117 @@
+"""Models made of other models: with other elements, with more heads, with one of several heads.
+
+What depends on elements is one row or block of weights for each (the embedding, skip_tp and the
+contraction), read at the element of an atom. e3nn divides by the root of the number of inputs, and
+a one-hot element has as many as there are elements; so rows that are kept are multiplied by
+(n_new / n_old)^(1/2) in the embedding and skip_tp, and every remaining atom has the energy it had.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from mace_train.errors import InputError
+from mace_train.model.mace import MACE, Head, ModelData
+
+Change = Callable[[str, Tensor], Tensor]
+
+
+def with_elements(model: MACE, atomic_numbers: Sequence[int]) -> MACE:
+    """The model for these elements alone (any order, made ascending).
+
+    Elements that it does not know get the mean of the weights of those it knows, and E0s of 0:
+    a place to train from.
+    """
+    numbers, old = tuple(sorted(set(atomic_numbers))), model.data.atomic_numbers
+    if numbers == old:
+        return model
+    places = [old.index(z) if z in old else None for z in numbers]
+    if not any(place is not None for place in places):
+        names = ", ".join(chemical_symbols[z] for z in numbers)
+        raise InputError(f"the model knows none of {names}, only {_symbols(old)}")
+    factor = (len(numbers) / len(old)) ** 0.5
+
+    def chosen(table: Tensor) -> Tensor:
+        """Rows of the new elements from rows of the old ones."""
+        mean = table.mean(0)
+        return torch.stack([mean if i is None else table[i] for i in places])
+
+    def change(name: str, weight: Tensor) -> Tensor:
+        if name == "node_embedding.linear.weight":
+            return chosen(weight.view(len(old), -1)).flatten() * factor
+        if ".skip_tp." in name:  # [degree, channel in, element, channel out]
+            channels = model.settings.num_channels
+            blocks = weight.view(-1, channels, len(old), channels).movedim(2, 0)
+            return chosen(blocks).movedim(0, 2).flatten() * factor
+        if ".symmetric_contractions." in name:  # [element, path, channel]
+            return chosen(weight)
+        return weight
+
+    heads = tuple(
+        replace(head, E0s=tuple(0.0 if i is None else head.E0s[i] for i in places))
+        for head in model.data.heads
+    )
+    return _rebuilt(model, replace(model.data, atomic_numbers=numbers, heads=heads), change)
+
+
+def with_heads(model: MACE, heads: Sequence[Head], source: str | None = None) -> MACE:
+    """The model with these heads, each with the readouts of one head (``source``) of the model."""
+    model = one_head(model, source)
+    n_heads = len(heads)
+    data = replace(model.data, heads=tuple(heads))
+    if n_heads == 1:
+        return _rebuilt(model, data, lambda name, weight: weight)
+
+    def change(name: str, weight: Tensor) -> Tensor:
+        if not name.startswith("readouts."):
+            return weight
+        if name.endswith("linear_1.weight"):  # [channel, head, hidden]
+            return weight.view(model.settings.num_channels, -1).repeat(1, n_heads).flatten()
+        if name.endswith("linear_2.weight"):  # [head, hidden, head]
+            return (
+                torch.kron(torch.eye(n_heads).to(weight), weight[:, None]).flatten() * n_heads**0.5
+            )
+        return weight[:, None].repeat(1, n_heads).flatten()  # [channel, head]
+
+    return _rebuilt(model, data, change)
+
+
+def one_head(model: MACE, name: str | None = None) -> MACE:
+    """The model of one of its heads; a model that has one needs no name."""
+    names = model.data.head_names
+    if name is None and len(names) > 1:
+        raise InputError(f"the model has the heads {', '.join(names)}; name one of them")
+    if name is not None and name not in names:
+        raise InputError(f"no head {name!r}; the model's heads are {', '.join(names)}")
+    if len(names) == 1:
+        return model
+    head, n_heads = names.index(name or ""), len(names)
+
+    def change(name: str, weight: Tensor) -> Tensor:
+        if not name.startswith("readouts."):
+            return weight
+        if name.endswith("linear_1.weight"):  # [channel, head, hidden]
+            return weight.view(model.settings.num_channels, n_heads, -1)[:, head].flatten()
+        if name.endswith("linear_2.weight"):  # [head, hidden, head]
+            return weight.view(n_heads, -1, n_heads)[head, :, head] * n_heads**-0.5
+        return weight.view(-1, n_heads)[:, head]  # [channel, head]
+
+    return _rebuilt(model, replace(model.data, heads=(model.data.heads[head],)), change)
+
+
+def _rebuilt(model: MACE, data: ModelData, change: Change) -> MACE:
+    """A model of the same architecture for other data, with changed weights."""
+    weights = {
+        name: change(name, tensor.detach()).clone() for name, tensor in model.state_dict().items()
+    }
+    with torch.random.fork_rng(devices=[]):
+        built = MACE(model.settings, data, model.kernels).to(model.dtype)
+    built.load_state_dict(weights)
+    return built.to(model.E0s.device)
+
+
+def _symbols(atomic_numbers: Sequence[int]) -> str:
+    return ", ".join(chemical_symbols[z] for z in atomic_numbers)

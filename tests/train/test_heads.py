@@ -1,0 +1,144 @@
+"""Several levels of theory in one training: E0s, loss, errors and best checkpoint by head."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase.io import write
+
+from mace_train.data.loading import batches
+from mace_train.data.statistics import Statistics
+from mace_train.errors import InputError
+from mace_train.model.adapt import one_head
+from mace_train.model.derivatives import predict
+from mace_train.settings import CheckpointSettings, LossSettings
+from mace_train.train.checkpoint import load_model
+from mace_train.train.loss import LossSums, loss_sums
+from mace_train.train.setup import set_up
+from mace_train.train.step import train_step
+from mace_train.train.validation import validate
+from mace_train.world import World
+from tests.conftest import TINY_MODEL, emt_structures, run_command
+from tests.train.test_trainer import settings_for
+
+OFFSET = {1: 3.0, 7: -40.0, 8: 7.0, 13: 100.0}  # of the other theory's isolated atoms, eV
+CPU = ("cluster=cpu", *TINY_MODEL)
+
+
+def other_theory(structures):
+    """The same forces, scaled, with energies of another zero."""
+    for atoms in structures:
+        offset = sum(OFFSET[z] for z in atoms.numbers)
+        atoms.info["REF_energy"] = 1.5 * atoms.info["REF_energy"] + offset
+        atoms.arrays["REF_forces"] *= 1.5
+        if "REF_stress" in atoms.info:
+            atoms.info["REF_stress"] *= 1.5
+    return structures
+
+
+@pytest.fixture(scope="module")
+def two_heads(tmp_path_factory):
+    """Folder of shards with the heads emt and other, and the files that they come from."""
+    folder = tmp_path_factory.mktemp("heads")
+    write(folder / "emt.xyz", emt_structures(12, 4), format="extxyz")
+    others = [a for a in other_theory(emt_structures(12, 4, seed=1)) if a.numbers[0] != 13]
+    write(folder / "other.xyz", others, format="extxyz")
+    files = f"{{emt: {folder}/emt.xyz, other: {folder}/other.xyz}}"
+    run_command(
+        "preprocess",
+        f"data.train_file={files}",
+        "data.valid_fraction=0.3",
+        "r_max=4.0",
+        f"output={folder}/data",
+    )
+    return folder
+
+
+def test_every_head_has_its_own_zero_and_scale(two_heads, tmp_path):
+    run = set_up(settings_for(two_heads / "data", tmp_path / "run"), World())
+    statistics = Statistics.read(two_heads / "data" / "statistics.json").heads
+    assert run.model.data.head_names == ("emt", "other")
+    for head in run.model.data.heads:
+        of_head = statistics[head.name]
+        assert head.scale == of_head.rms_forces
+        assert head.shift == of_head.mean_energy_per_atom
+    E0s = {
+        head.name: dict(zip((1, 7, 8, 13), head.E0s, strict=True)) for head in run.model.data.heads
+    }
+    assert E0s["other"][7] == pytest.approx(1.5 * E0s["emt"][7] - 40.0)
+    assert E0s["other"][13] == 0.0  # it has no aluminium
+    assert E0s["emt"][13] != 0.0
+
+
+def test_training_evaluation_and_the_way_to_one_head(two_heads, tmp_path, capsys):
+    output = tmp_path / "run"
+    words = (f"data_dir={two_heads}/data", f"output={output}", "max_num_epochs=3", *CPU)
+    run_command("train", *words, "checkpoints.head=other", "loss.head_weights={emt: 0.5}")
+    model, _ = load_model(output)
+    out = tmp_path / "errors"
+    files = f"data_dir={two_heads}/data"
+    run_command("evaluate", f"checkpoint={output}", files, f"output={out}", "cluster=cpu")
+    rows = {row["name"]: row for row in json.loads((out / "errors.json").read_text())["errors"]}
+    counts = [rows[name]["energy_count"] for name in ("head emt", "head other")]
+    assert min(counts) > 0
+    assert sum(counts) == rows["all"]["energy_count"]
+    capsys.readouterr()
+    # one head for structures that name none
+    single = tmp_path / "single"
+    given = f"test_file={two_heads}/other.xyz"
+    run_command(
+        "evaluate", f"checkpoint={output}", given, f"output={single}", "head=other", "cluster=cpu"
+    )
+    with pytest.raises(SystemExit):
+        run_command("evaluate", f"checkpoint={output}", given, f"output={out}", "cluster=cpu")
+    assert "heads are emt, other" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_command("evaluate", f"checkpoint={output}", given, "head=scan", "cluster=cpu")
+    assert "head='scan': the model's heads are emt, other" in capsys.readouterr().err
+    assert one_head(model, "other").data.head_names == ("other",)
+
+
+def test_a_head_of_weight_zero_does_not_train(two_heads, tmp_path):
+    loss = LossSettings(head_weights={"emt": 0.0})
+    run = set_up(settings_for(two_heads / "data", tmp_path / "run", loss=loss), World())
+    (graph,) = _graphs(run, run.train, [np.arange(len(run.train.shards))])
+    assert set(graph.heads.tolist()) == {0, 1}
+    train_step(run, [graph], lr=0.0)
+    gradient = run.model.readouts[0].linear.weight.grad.view(-1, 2)
+    assert float(gradient[:, 0].abs().max()) == 0.0
+    assert float(gradient[:, 1].abs().max()) > 0.0
+
+
+def test_one_head_judges_the_checkpoints(two_heads, tmp_path):
+    settings = settings_for(two_heads / "data", tmp_path / "run")
+    run = set_up(replace(settings, checkpoints=CheckpointSettings(head="other")), World())
+    mine = np.flatnonzero(run.valid.head_of == 1)
+    assert 0 < len(mine) < len(run.valid.shards)
+    total = LossSums.zero(torch.device("cpu"))
+    for graph in _graphs(run, run.valid, [mine[:1], mine[1:]]):
+        prediction = predict(run.model, graph, stress=True, create_graph=False)
+        weight = run.valid.weight_of[graph.ids]
+        sums = loss_sums(prediction, graph, settings.loss, structure_weight=weight)
+        total = total + sums.detached()
+    found, table = validate(run)
+    assert found == pytest.approx(float(total.loss(settings.loss)), rel=1e-12)
+    assert table[0]["energy_count"] == len(run.valid.shards)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"checkpoints": CheckpointSettings(head="scan")}, r"checkpoints\.head: no head 'scan'"),
+        ({"loss": LossSettings(head_weights={"hf": 1})}, r"loss\.head_weights\.hf: no head 'hf'"),
+    ],
+)
+def test_unknown_heads(changes, words, two_heads, tmp_path):
+    with pytest.raises(InputError, match=words + ".*emt, other"):
+        set_up(settings_for(two_heads / "data", tmp_path / "run", **changes), World())
+
+
+def _graphs(run, split, bins):
+    numbers = run.model.data.atomic_numbers
+    return batches(split.shards, bins, atomic_numbers=numbers, dtype=run.dtype, heads=split.head_of)

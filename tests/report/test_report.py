@@ -183,6 +183,22 @@ def test_groups_by_a_loop_over_structures():
     assert sum(row.n_atoms for row in sizes) == errors.n_atoms.sum()
 
 
+def test_heads_have_rows_and_zeros_of_their_own():
+    structures = emt_structures(10, 4)
+    for i, atoms in enumerate(structures):
+        atoms.info["head"] = "pbe" if i % 2 else "r2scan"
+        counts = np.bincount(atoms.numbers, minlength=14)[[1, 7, 8, 13]]
+        atoms.info["REF_energy"] = counts @ ([-13.0, -54.0, -75.0, -2.0] if i % 2 else [1, 2, 3, 4])
+    errors = errors_of(structures)
+    labels = [s.energy for s in errors.structures]
+    assert errors.composition_energies() == pytest.approx(labels, abs=1e-8)
+    rows = {row.name: row for row in errors.by("head")}
+    assert rows.keys() == {"pbe", "r2scan"}
+    assert rows["pbe"].n_structures == len(structures) // 2
+    own = [i for i, s in enumerate(errors.structures) if s.head == "pbe"]
+    assert rows["pbe"].energy_rmse == pytest.approx(np.sqrt(np.mean(errors.energy[own] ** 2)))
+
+
 def test_many_sizes_are_grouped():
     random = np.random.default_rng(0)
     chains = [Atoms(f"H{n}", random.uniform(0, 9, (n, 3))) for n in range(2, 40)]

@@ -17,7 +17,7 @@ from mace_train.report.errors import Errors
 from tests.conftest import emt_structures, run_command
 from tests.report.browser import look, measure
 
-VOID = {"meta", "link", "img", "source", "br"}
+VOID = {"meta", "link", "img", "source", "wbr"}
 
 
 class Page(HTMLParser):

@@ -46,9 +46,8 @@ class ShardSet:
 
     >>> shards = ShardSet(Path("prepared/train"))
     >>> sample = shards.sample(0)
-    >>> len(sample.structure.numbers) == shards.n_atoms[0]
-    True
-    >>> len(sample.edges.senders) == shards.n_edges[0]
+    >>> sizes = [len(sample.structure.numbers), len(sample.edges.senders)]
+    >>> sizes == [shards.n_atoms[0], shards.n_edges[0]]
     True
 
     Attributes:

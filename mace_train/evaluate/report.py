@@ -62,12 +62,12 @@ def write_report(
     title = f"{settings.checkpoint} on {origin}: {len(source)} structures"
     text = error_table(table, title) if table else f"{title}, none of them with a label"
     with open(output / "errors.txt", "w") as handle:
-        Console(file=handle, width=140).print(text)
+        Console(file=handle, width=140).print(text, soft_wrap=not table)
     console = Console()
     console.width = max(
         console.width, 100
     )  # a narrow terminal wraps lines rather than losing words
-    console.print(text)
+    console.print(text, soft_wrap=not table)
     written = ["errors.json", "errors.txt"]
     structures = [source.sample(i).structure for i in range(len(source))]
     if settings.plots and table:

@@ -82,6 +82,8 @@ def _drawn(draw: Draw, theme: Theme, height: float) -> bytes:
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
         draw(axes, theme)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # or savefig lays it out twice more
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=DPI, format="png")
     return buffer.getvalue()

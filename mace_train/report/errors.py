@@ -4,6 +4,7 @@ Computed in float64 from labels and predictions: energies per atom, components o
 The same sums as those of training (train/metrics.py), with more ways to group them.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +42,7 @@ class Worst:
     """One structure with a large error."""
 
     id: int  # its place in the set, from 0
-    source: str  # file and number that it was read from
+    source: str  # file and number that it was read from, below Errors.folder
     formula: str
     n_atoms: int
     config_type: str
@@ -72,6 +73,12 @@ class Errors:
     def numbers(self) -> NDArray[np.int64]:
         """[n_atoms] atomic numbers."""
         return np.concatenate([s.numbers for s in self.structures])
+
+    @cached_property
+    def folder(self) -> str:
+        """The beginning of all paths that the structures were read from, up to a slash."""
+        common = os.path.commonprefix([s.source for s in self.structures])
+        return common[: common.rfind("/") + 1]
 
     @cached_property
     def energy(self) -> Floats:
@@ -206,7 +213,7 @@ class Errors:
         lengths = np.linalg.norm(self.forces[self.structure_of_atom == i], axis=1)
         return Worst(
             id=i,
-            source=structure.source,
+            source=structure.source.removeprefix(self.folder),
             formula=Formula.from_list(symbols).format("hill"),
             n_atoms=structure.n_atoms,
             config_type=structure.config_type,

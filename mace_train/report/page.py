@@ -187,13 +187,11 @@ def _balance_table(page: Page) -> list[tuple[str, str]]:
         rows.append(("straggler ratio, measured", f"{sum(measured) / len(measured):.4f}"))
     if fill is not None:
         rows += [
-            ("lower bound of the predicted one", f"{fill.plan.least_straggler:.4f}"),
+            ("its lower bound", f"{fill.plan.least_straggler:.4f}"),
             ("steps of an epoch", f"{fill.plan.n_steps:,}"),
             ("ranks", f"{fill.plan.world_size:,}"),
-            (
-                "capacity of a bin",
-                f"{fill.capacity.max_atoms:,} atoms, {fill.capacity.max_edges:,} edges",
-            ),
+            ("capacity of a bin, atoms", f"{fill.capacity.max_atoms:,}"),
+            ("capacity of a bin, edges", f"{fill.capacity.max_edges:,}"),
             ("mean fill, atoms", f"{fill.atoms.mean():.1%}"),
             ("mean fill, edges", f"{fill.edges.mean():.1%}"),
             ("structures of a bin, mean", f"{fill.plan.n_structures.mean():.2f}"),

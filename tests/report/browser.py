@@ -4,28 +4,32 @@ import os
 import re
 import shutil
 import subprocess
+from html import escape
 from pathlib import Path
 
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MEASURE = """
+# a frame may be narrower than 500 pixels, the window may not
+FRAME = """
+<body><iframe srcdoc="{page}" style="width: {width}px; height: 900px; border: 0"></iframe>
 <script>
-addEventListener("load", () => {
-  const images = [...document.images];
+addEventListener("load", () => {{
+  const frame = document.querySelector("iframe");
+  const images = [...frame.contentDocument.images];
   const canvas = document.createElement("canvas").getContext("2d");
-  const isDecoded = (image) => {
+  const isDecoded = (image) => {{
     canvas.clearRect(0, 0, 300, 150);
     if (image.naturalWidth === 0) return false;
     canvas.drawImage(image, 0, 0, 300, 150);
     return canvas.getImageData(0, 0, 300, 150).data.some((value) => value > 0);
-  };
+  }};
   document.documentElement.dataset.measured = [
-    innerWidth, document.documentElement.scrollWidth, images.length,
-    images.filter(isDecoded).length,
+    frame.contentWindow.innerWidth, frame.contentDocument.documentElement.scrollWidth,
+    images.length, images.filter(isDecoded).length,
   ].join(" ");
-});
-</script>
+}});
+</script></body>
 """
 
 
@@ -48,14 +52,14 @@ def look(page: Path, picture: Path, width: int, height: int, *, dark: bool = Fal
 
 
 def measure(page: Path, folder: Path, width: int) -> tuple[int, int, int, int]:
-    """Width of the window and of the page in pixels; number of images, and of those decoded."""
-    copy = folder / "measured.html"
-    copy.write_text(page.read_text().replace("</body>", f"{MEASURE}</body>"))
-    done = _run(copy, folder, width, 900, ["--dump-dom"])
+    """Width of the view and of the page in pixels; number of images, and of those decoded."""
+    frame = folder / "frame.html"
+    frame.write_text(FRAME.format(page=escape(page.read_text()), width=width))
+    done = _run(frame, folder, width + 100, 1000, ["--dump-dom"])
     found = re.search(r'data-measured="(\d+) (\d+) (\d+) (\d+)"', done.stdout)
     assert found, done.stderr[-2000:]
-    window, whole, images, decoded = map(int, found.groups())
-    return window, whole, images, decoded
+    view, whole, images, decoded = map(int, found.groups())
+    return view, whole, images, decoded
 
 
 def _run(

@@ -77,7 +77,7 @@ class Errors:
     @cached_property
     def folder(self) -> str:
         """The beginning of all paths that the structures were read from, up to a slash."""
-        common = os.path.commonprefix([s.source for s in self.structures])
+        common = os.path.commonprefix([s.source for s in self.structures])  # noqa: RUF071
         return common[: common.rfind("/") + 1]
 
     @cached_property

@@ -187,7 +187,7 @@ def _balance_table(page: Page) -> list[tuple[str, str]]:
         rows.append(("straggler ratio, measured", f"{sum(measured) / len(measured):.4f}"))
     if fill is not None:
         rows += [
-            ("its lower bound", f"{fill.plan.least_straggler:.4f}"),
+            ("least predicted, last epoch", f"{fill.plan.least_straggler:.4f}"),
             ("steps of an epoch", f"{fill.plan.n_steps:,}"),
             ("ranks", f"{fill.plan.world_size:,}"),
             ("capacity of a bin, atoms", f"{fill.capacity.max_atoms:,}"),

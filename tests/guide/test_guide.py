@@ -13,6 +13,7 @@ import pytest
 from ase.io import read, write
 
 from mace_train._paths import EXAMPLE_DATA
+from mace_train.report import pictures
 from tests.conftest import run_command
 
 GUIDE = Path(__file__).parents[2] / "mace_train" / "guide"
@@ -65,6 +66,7 @@ def shortened(words: list[str], place: Path) -> list[str]:
 @pytest.mark.slow
 def test_its_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
+    monkeypatch.setattr(pictures, "DPI", 40)  # figures are looked at in tests/report
     for page in PAGES:  # pages use what those before have made
         for language, block in blocks(page, "bash", "python"):
             if language == "python":

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 
 from mace_train.data.structure import LabelKeys, structure_from_atoms
 from mace_train.evaluate.parity import Predicted
+from mace_train.report import pictures
 from mace_train.report.errors import Errors
 from tests.conftest import emt_structures, run_command
 from tests.report.browser import look, measure
@@ -222,7 +223,8 @@ def test_the_worst_structures_come_first():
     assert worst[0].source == f"file, {worst[0].id}"
 
 
-def test_an_evaluation_is_shown_as_it_was_written(trained, xyz, tmp_path):
+def test_an_evaluation_is_shown_as_it_was_written(trained, xyz, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "DPI", 40)
     frames = read(xyz, ":6")
     frames[4].info["config_type"] = "<b>&"
     write(tmp_path / "test.xyz", frames, format="extxyz")

@@ -39,7 +39,8 @@ def training_kernels(model: MACE) -> list[Request]:
         atoms = three_atoms(model)
         energy = model(**atoms).sum()
         (force,) = torch.autograd.grad(energy, atoms["vectors"], create_graph=True)
-        torch.autograd.grad(force.sum() + energy, list(model.parameters()), allow_unused=True)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        torch.autograd.grad(force.sum() + energy, trained, allow_unused=True)
 
     with torch.enable_grad():
         return requests_of(work)

@@ -22,6 +22,7 @@ from mace_train.settings.commands import (
 from mace_train.settings.data import DataSettings, InspectSettings, PreprocessSettings
 from mace_train.settings.learning import (
     FinishSettings,
+    FoundationSettings,
     LossSettings,
     ModelSettings,
     OptimizerSettings,
@@ -46,6 +47,7 @@ __all__ = [
     "DoctorSettings",
     "EvaluateSettings",
     "FinishSettings",
+    "FoundationSettings",
     "InspectSettings",
     "LoggerSettings",
     "LossSettings",

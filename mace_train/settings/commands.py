@@ -9,6 +9,7 @@ from mace_train.checks import as_files, check_at_least, check_choice
 from mace_train.errors import InputError
 from mace_train.settings.learning import (
     FinishSettings,
+    FoundationSettings,
     LossSettings,
     ModelSettings,
     OptimizerSettings,
@@ -64,6 +65,7 @@ class TrainSettings:
     """What to do when the gradient of a step is NaN or infinite: stop, or skip the step; ten in a
     row stop in any case."""
     model: ModelSettings = field(default_factory=ModelSettings)
+    foundation: FoundationSettings = field(default_factory=FoundationSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     loss: LossSettings = field(default_factory=LossSettings)

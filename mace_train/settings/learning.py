@@ -60,6 +60,38 @@ class ModelSettings:
 
 
 @dataclass(kw_only=True)
+class FoundationSettings:
+    """A trained model to start from (fine-tuning); its architecture replaces that of `model`."""
+
+    checkpoint: str | None = None
+    """Checkpoint, or output folder of a training; null: random weights."""
+    head: str | None = None
+    """Head to start from, if the model has several; every head of the data begins as this one."""
+    E0s: str = "data"
+    """Energies of isolated atoms: data (those of the data, which fits a new level of theory),
+    foundation (those of the model), or estimated (those of the model plus what its errors on up to
+    10,000 training structures say by least squares)."""
+    elements: str = "data"
+    """data (the elements of the data alone), or all (those of the model too)."""
+    lora_rank: int | None = None
+    """Train products of two matrices of this rank, added to every linear layer, and nothing else
+    (LoRA, arXiv 2106.09685); null trains the weights themselves."""
+    lora_alpha: float = 1.0
+    """The products are multiplied by lora_alpha / lora_rank."""
+
+    def __post_init__(self) -> None:
+        check_choice("foundation.E0s", self.E0s, ("data", "foundation", "estimated"))
+        check_choice("foundation.elements", self.elements, ("data", "all"))
+        check_at_least("foundation.lora_rank", self.lora_rank, 1)
+        check_at_least("foundation.lora_alpha", self.lora_alpha, 0.0, strictly=True)
+        defaults = FoundationSettings.__dataclass_fields__
+        given = [n for n, item in defaults.items() if getattr(self, n) != item.default]
+        if self.checkpoint is None and given:
+            names = ", ".join(f"foundation.{name}" for name in given)
+            raise InputError(f"{names}: needs foundation.checkpoint, the model to start from")
+
+
+@dataclass(kw_only=True)
 class OptimizerSettings:
     """Optimizer and its parameter groups (weight decay as in mace-torch)."""
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mace_train import __version__
 from mace_train.errors import InputError
+from mace_train.model.lora import merged
 from mace_train.model.mace import MACE, ModelData
 from mace_train.settings import ModelSettings
 
@@ -114,8 +115,19 @@ def load_model(path: Path, dtype: torch.dtype | None = None) -> tuple[MACE, dict
     data = ModelData.from_dict(header["model_data"])
     model = MACE(ModelSettings(**header["model_settings"]), data).to(dtype)
     prefix = "average." if any(name.startswith("average.") for name in tensors) else "model."
-    load_parameters(model, tensors, prefix, path)
+    load_parameters(model, _without_low_rank(tensors, header, prefix), prefix, path)
     return model, header
+
+
+def _without_low_rank(
+    tensors: dict[str, Tensor], header: dict[str, Any], prefix: str
+) -> dict[str, Tensor]:
+    """The weights of a plain model, if the file is of one with low-rank changes."""
+    given = header.get("settings", {}).get("foundation", {})
+    if not given.get("lora_rank"):
+        return tensors
+    weights = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return merged(weights, given["lora_alpha"] / given["lora_rank"])
 
 
 def load_parameters(model: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:

@@ -10,26 +10,27 @@ from typing import IO
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from torch import Tensor
 
 from mace_train.balance.sampler import BinSampler
 from mace_train.checks import existing_folder, lock_folder, make_folder
 from mace_train.data.loading import heads_of, kinds_of
 from mace_train.data.shards import ShardSet
-from mace_train.data.statistics import HeadStatistics, Statistics, open_split
+from mace_train.data.statistics import Statistics, open_split
 from mace_train.errors import InputError
-from mace_train.model.mace import MACE, Head, ModelData
+from mace_train.model.mace import MACE, ModelData
 from mace_train.model.prepare import prepare
 from mace_train.ops.methods import announcement
-from mace_train.settings import ClusterSettings, LossSettings, ModelSettings, TrainSettings
+from mace_train.settings import ClusterSettings, LossSettings, TrainSettings
 from mace_train.train import checkpoint
 from mace_train.train.archive import Archive
 from mace_train.train.average import Average
 from mace_train.train.captured import CapturedGradient, check_cuda_graphs, cuda_graph
+from mace_train.train.foundation import from_foundation
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import TERMS
 from mace_train.train.memory import calibrate
+from mace_train.train.new_model import new_model
 from mace_train.train.optim import freeze, make_optimizer
 from mace_train.train.part import Part
 from mace_train.train.record import write_record
@@ -54,7 +55,12 @@ def set_up(settings: TrainSettings, world: World, shards_in: Path | None = None)
     rules = settings.checkpoints
     archive = Archive(output / "checkpoints", rules.keep, rules.keep_every)
     _check_new(archive, settings, world)
-    model = new_model(settings, statistics).to(world.device)
+    if settings.foundation.checkpoint is None:
+        model = new_model(settings, statistics)
+    else:
+        model = from_foundation(settings, statistics, train, archive, world)
+        settings = replace(settings, model=model.settings)
+    model = model.to(world.device)
     check_heads(settings, model.data)
     choose_kernels(model, settings.cluster, world)
     choose_precision(model, settings, world)
@@ -140,57 +146,6 @@ def _check_new(archive: Archive, settings: TrainSettings, world: World) -> None:
             f"output={settings.output} already holds a training ({archive.path('last')}); add "
             "restart_latest=true to continue it, or choose another output"
         )
-
-
-def new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
-    """A model with random weights from ``settings.seed``, in ``settings.default_dtype``."""
-    model_settings = settings.model
-    if model_settings.r_max not in (None, statistics.r_max):
-        raise InputError(
-            f"model.r_max={model_settings.r_max} but the neighbour lists in {settings.data_dir} "
-            f"were made with r_max={statistics.r_max}; leave model.r_max out, or preprocess again "
-            f"with r_max={model_settings.r_max}"
-        )
-    data = ModelData(
-        r_max=statistics.r_max,
-        atomic_numbers=tuple(statistics.atomic_numbers),
-        avg_num_neighbors=statistics.avg_num_neighbors,
-        heads=tuple(
-            _head(name, model_settings, statistics.atomic_numbers, of_head)
-            for name, of_head in statistics.heads.items()
-        ),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return MACE(model_settings, data).to(getattr(torch, settings.default_dtype))
-
-
-def _head(
-    name: str, settings: ModelSettings, atomic_numbers: list[int], statistics: HeadStatistics
-) -> Head:
-    """E0s, scale and shift of one head; E0 is 0 for an element that its structures lack."""
-    lacking = [chemical_symbols[z] for z in atomic_numbers if z not in statistics.E0s]
-    if lacking:
-        LOGGER.info("head %s has no %s; their E0 in it is 0", name, ", ".join(lacking))
-    E0s = tuple(statistics.E0s.get(z, 0.0) for z in atomic_numbers)
-    return Head(E0s, *_scale_shift(settings, statistics), name)
-
-
-def _scale_shift(settings: ModelSettings, statistics: HeadStatistics) -> tuple[float, float]:
-    """Scale and shift of the interaction energy per atom, as mace-torch chooses them."""
-    if settings.scaling == "no_scaling":
-        return 1.0, 0.0
-    shift = statistics.mean_energy_per_atom if settings.model == "ScaleShiftMACE" else 0.0
-    if settings.scaling == "std_scaling":
-        scale, name = statistics.std_energy_per_atom, "standard deviation of the energy per atom"
-    else:
-        scale, name = statistics.rms_forces, "RMS of the forces"
-    if not scale > 0:
-        raise InputError(
-            f"model.scaling={settings.scaling}: the {name} of the training data is {scale}; "
-            "use model.scaling=no_scaling or add data that it can be taken from"
-        )
-    return scale, shift
 
 
 def _splits(

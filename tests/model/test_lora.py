@@ -1,0 +1,63 @@
+"""Low-rank changes: none at first, the only thing that trains, and gone when merged."""
+
+import torch
+
+from mace_train.model.derivatives import predict
+from mace_train.model.lora import LowRank, add_low_rank, merged
+from tests.model.rotations import rotation
+from tests.model.systems import graph_of, lonely, model_of, water
+
+
+def changed_model(seed: int = 0):
+    """A model with low-rank changes that are not zero."""
+    model = model_of((1, 8), max_ell=2, seed=seed)
+    add_low_rank(model, 2, 4.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".B"):
+                parameter.normal_()
+    return model
+
+
+def test_nothing_changes_at_first_and_little_trains():
+    plain, model = (model_of((1, 8), max_ell=2) for _ in range(2))
+    add_low_rank(model, 2, 4.0)
+    graph = graph_of([water(), lonely()], 4.0, (1, 8))
+    expected = predict(plain, graph, stress=True, create_graph=True)
+    found = predict(model, graph, stress=True, create_graph=True)
+    assert torch.equal(found.energy, expected.energy)
+    assert torch.equal(found.forces, expected.forces)
+    found.forces.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        is_change = name.endswith((".A", ".B"))
+        assert parameter.requires_grad == is_change, name
+        assert (parameter.grad is not None) == is_change, name
+    changes = [module for module in model.modules() if isinstance(module, LowRank)]
+    assert len(changes) == 1 + 2 * (2 + 3 + 1) + 2 + 3  # layers of two interactions and products
+
+
+def test_merged_weights_are_those_of_a_plain_model():
+    model = changed_model()
+    plain = model_of((1, 8), max_ell=2, seed=5)
+    plain.load_state_dict(merged(model.state_dict(), 4.0 / 2))
+    graph = graph_of([water(), lonely()], 4.0, (1, 8))
+    expected, found = (predict(m, graph, stress=False, create_graph=False) for m in (model, plain))
+    torch.testing.assert_close(found.energy, expected.energy, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-11)
+    original = predict(model_of((1, 8), max_ell=2), graph, stress=False, create_graph=False)
+    assert float((found.forces - original.forces).abs().max()) > 1e-3
+
+
+def test_a_changed_model_is_equivariant():
+    model = changed_model()
+    before = water()
+    turn = rotation(3)
+    after = before.copy()
+    after.positions = before.positions @ turn.T
+    first, second = (
+        predict(model, graph_of([atoms], 4.0, (1, 8)), stress=False, create_graph=False)
+        for atoms in (before, after)
+    )
+    torch.testing.assert_close(first.energy, second.energy, rtol=1e-12, atol=1e-10)
+    rotated = first.forces @ torch.from_numpy(turn).T
+    torch.testing.assert_close(rotated, second.forces, rtol=1e-10, atol=1e-10)

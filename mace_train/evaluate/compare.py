@@ -116,7 +116,7 @@ def _print(rows: list[dict[str, Any]], different: dict[str, dict[str, Any]]) -> 
     if different:
         table.add_section()
     for name, values in different.items():
-        table.add_row(name, *(str(values[row["name"]]) for row in rows))
+        table.add_row(name, *(_text(values[row["name"]]) for row in rows))
     Console().print(table)
 
 

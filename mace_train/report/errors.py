@@ -223,6 +223,18 @@ class Errors:
         )
 
 
+def number(value: float | None) -> str:
+    """About three digits, without exponents where they fit."""
+    if value is None:
+        return ""
+    size = abs(value)
+    if size >= 100:
+        return f"{value:,.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if size >= 1 or value == 0 else f"{value:.3g}"
+
+
 def _rms(values: Floats) -> float | None:
     """Root mean square of what is not nan; None if nothing is."""
     known = values[np.isfinite(values)]

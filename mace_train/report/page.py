@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mace_train import __version__
 from mace_train.evaluate.compare import flat
-from mace_train.report.errors import Errors, Row, Worst
+from mace_train.report.errors import Errors, Row, Worst, number
 from mace_train.report.pictures import Picture
 from mace_train.report.plots import phase_seconds
 from mace_train.report.run_folder import Fill, RunFolder
@@ -101,18 +101,6 @@ def rendered(page: Page) -> str:
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
     )
-
-
-def number(value: float | None) -> str:
-    """About three digits, without exponents where they fit."""
-    if value is None:
-        return ""
-    size = abs(value)
-    if size >= 100:
-        return f"{value:,.0f}"
-    if size >= 10:
-        return f"{value:.1f}"
-    return f"{value:.2f}" if size >= 1 or value == 0 else f"{value:.3g}"
 
 
 def _value(value: Any) -> str:

@@ -15,7 +15,7 @@ from matplotlib.ticker import (
 from numpy.typing import NDArray
 
 from mace_train.evaluate.parity import draw_parity, energy_pairs, force_pairs, stress_pairs
-from mace_train.report.errors import Errors
+from mace_train.report.errors import Errors, number
 from mace_train.report.pictures import Picture, Theme, picture
 from mace_train.report.run_folder import Fill, RunFolder
 from mace_train.train.phases import PHASES
@@ -79,11 +79,19 @@ def _learning(
             axes.plot(x, y, color=colour, label=label, marker="o" if len(x) < 3 else None, ms=4)
         values = [value for _, _, y in curves for value in y]
         _log_if_wide(axes, values)
-        axes.set(xlabel="epoch", ylabel=unit)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(ylabel=unit)
+        _epochs(axes, run.epochs)
         axes.legend()
 
     return picture(name, title, text, draw)
+
+
+def _epochs(axes: Axes, epochs: list[Record]) -> None:
+    """Epochs along x, as whole numbers."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(epochs) < 3:
+        axes.set_xlim(epochs[0]["epoch"] + 0.4, epochs[-1]["epoch"] + 1.6)
 
 
 def _stages(axes: Axes, epochs: list[Record], theme: Theme) -> None:
@@ -167,7 +175,9 @@ def _parity(
         bar.formatter = FuncFormatter(lambda value, _: f"{value:,.6g}")
         bar.minorformatter = NullFormatter()
         bar.outline.set_visible(False)
-        axes.text(0.04, 0.96, f"RMSE {1000 * rmse:.3g} {unit}", transform=axes.transAxes, va="top")
+        axes.text(
+            0.04, 0.96, f"RMSE {number(1000 * rmse)} {unit}", transform=axes.transAxes, va="top"
+        )
 
     return picture(name, title, f"{text} Colour: how many points lie nearby.", draw, height=0.88)
 
@@ -184,7 +194,7 @@ def distribution(errors: Errors, prefix: str) -> list[Picture]:
             edges = np.geomspace(shown.min() * 0.95, shown.max() * 1.05, 46)
             axes.hist(shown, bins=edges.tolist(), color=theme.series[0], alpha=0.9)
             for value, name, style in zip(quantiles, ("median", "95 %"), ("-", "--"), strict=True):
-                label = f"{name}: {1000 * value:.3g} meV/Å"
+                label = f"{name}: {number(1000 * value)} meV/Å"
                 axes.axvline(1000 * value, color=theme.series[1], ls=style, lw=1.4, label=label)
             axes.set(xlabel="length of the error of a force, meV/Å", ylabel="atoms")
             _log(axes.xaxis, shown.min(), shown.max())
@@ -273,8 +283,8 @@ def balance(run: RunFolder, fill: Fill | None) -> list[Picture]:
                 _, x, y = _curve(measured, key, label)
                 axes.plot(x, y, color=colour, label=label, marker="o" if len(x) < 3 else None, ms=4)
             axes.axhline(1, color=theme.text, lw=0.8)
-            axes.set(xlabel="epoch", ylabel="slowest rank / mean rank")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set(ylabel="slowest rank / mean rank")
+            _epochs(axes, run.epochs)
             axes.legend()
 
         text = "1 is a perfect balance. Predicted from atoms and edges, measured as computing time."
@@ -314,9 +324,9 @@ def time(run: RunFolder) -> list[Picture]:
                 below += seconds
         else:
             axes.stackplot(x, *shares.values(), labels=list(shares), colors=theme.series, lw=0)
-        axes.set(xlabel="epoch", ylabel="seconds")
+        axes.set(ylabel="seconds")
+        _epochs(axes, run.epochs)
         axes.set_ylim(0, 1.35 * max(sum(column) for column in zip(*shares.values(), strict=True)))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper left", ncols=3, columnspacing=1.0, handlelength=1.2)
 
     return [picture("time", "Time of epochs", "Mean over ranks; validation is not in it.", draw)]

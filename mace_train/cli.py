@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "balance": (settings.BalanceSettings, "mace_train.balance.report", "balance"),
     "train": (settings.TrainSettings, "mace_train.train.trainer", "train"),
     "evaluate": (settings.EvaluateSettings, "mace_train.evaluate.evaluate", "evaluate"),
+    "report": (settings.ReportSettings, "mace_train.report.report", "report"),
     "compare": (settings.CompareSettings, "mace_train.evaluate.compare", "compare"),
     "sweep": (settings.SweepSettings, "mace_train.sweep.summary", "summarise"),
     "tune": (settings.TuneSettings, "mace_train.sweep.tune", "tune"),
@@ -62,6 +63,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
 
 _LEADING = {  # the setting that a first word without = is
     "inspect": "data_dir",
+    "report": "run",
     "sweep": "folder",
     "import": "model_file",
     "export": "checkpoint",

@@ -20,6 +20,7 @@ mace-train: train MACE interatomic potentials on whole clusters
   mace-train balance     data_dir=prepared gpus=8
   mace-train train       data_dir=prepared model=small output=runs/first
   mace-train evaluate    checkpoint=runs/first test_file=test.xyz output=runs/first/test
+  mace-train report      runs/first
   mace-train compare     runs/first runs/second output=comparison
   mace-train sweep       runs/sweep
   mace-train tune        trials=50 output=runs/tune -- data_dir=prepared model=tiny,small

@@ -18,6 +18,14 @@ PIP=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
 "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || true
 export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
+# the report is looked at in a browser; without one those tests are skipped, with the reason
+if ! command -v chromium chromium-browser google-chrome >/dev/null &&
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+    apt-get install -q -y --no-install-recommends chromium; } >/dev/null ||
+    echo "scripts/test.sh: apt-get cannot install chromium; the report's browser tests are skipped" >&2
+fi
+
 unset PYTHONDONTWRITEBYTECODE  # or every process that a test starts compiles the package again
 
 ruff check .

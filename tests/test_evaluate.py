@@ -31,6 +31,9 @@ def test_errors_follow_from_the_written_predictions(report, xyz):
         p.arrays["MACE_forces"] - r.arrays["REF_forces"]
         for p, r in zip(predicted, reference, strict=True)
     ]
+    assert [p.info["source"] for p in predicted] == [
+        f"{xyz}, structure {i}" for i in range(len(reference))
+    ]
     rmse = np.sqrt(np.mean(np.concatenate(forces) ** 2))
     assert rows["all"]["forces_rmse_eV_per_A"] == pytest.approx(rmse, rel=1e-4)
     chosen = [
@@ -63,6 +66,8 @@ def test_structures_without_labels_are_predicted(trained, tmp_path):
     assert np.isfinite(atoms.info["MACE_energy"])
     assert "REF_energy" not in atoms.info
     assert json.loads((output / "errors.json").read_text())["errors"] == []
+    assert "1 structures, none of them with a label" in (output / "errors.txt").read_text()
+    assert not (output / "parity.png").exists()
 
 
 @pytest.mark.slow

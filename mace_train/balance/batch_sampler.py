@@ -35,6 +35,13 @@ class BalancedBatchSampler:
     Losses: DDP averages gradients over ranks, but bins hold different numbers of structures. To
     train on the mean over the global batch, scale a rank's *sum* by world_size over the number of
     structures of all ranks, ``totals(epoch, step)``, which needs no communication.
+
+    >>> from torch.utils.data import DataLoader
+    >>> n_atoms, n_edges = [3, 9, 5, 6, 4, 9], [6, 72, 20, 30, 12, 72]
+    >>> sampler = BalancedBatchSampler(n_atoms, n_edges, max_atoms=18, world_size=2, rank=0, seed=1)
+    >>> loader = DataLoader(range(6), batch_sampler=sampler)
+    >>> [sum(n_atoms[i] for i in batch.tolist()) for batch in loader]  # 36 atoms on two ranks
+    [18]
     """
 
     def __init__(

@@ -25,6 +25,15 @@ class BinSampler:
     """Iterates the bins of one rank: of the current epoch, from the current step on.
 
     Raises ``InputError`` at once when a structure does not fit into the capacity.
+
+    >>> import numpy as np
+    >>> costs = Costs(np.array([3, 9, 5, 6, 4, 9]), np.array([6, 72, 20, 30, 12, 72]))
+    >>> settings = BatchingSettings(max_atoms=18)
+    >>> ranks = [BinSampler(costs, settings, world_size=2, rank=r, seed=1) for r in range(2)]
+    >>> [len(list(sampler.bins(epoch=0))) for sampler in ranks]  # as many steps on every rank
+    [1, 1]
+    >>> sorted(int(i) for sampler in ranks for ids in sampler for i in ids)  # every structure once
+    [0, 1, 2, 3, 4, 5]
     """
 
     def __init__(

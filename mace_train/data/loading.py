@@ -113,6 +113,17 @@ def batches(
     """One Graph per bin, in order; an empty bin gives an empty Graph.
 
     ``heads`` [n] are those of all structures of the source (see ``heads_of``); None is 0 for all.
+
+    >>> from pathlib import Path
+    >>> from mace_train.data.shards import ShardSet
+    >>> shards = ShardSet(Path("prepared/train"))
+    >>> bins = [np.array([0, 2]), np.array([1])]
+    >>> for graph in batches(
+    ...     shards, bins, atomic_numbers=shards.elements, dtype=torch.float32
+    ... ):
+    ...     print(graph.ids.tolist(), graph.vectors().shape == (graph.n_edges, 3))
+    [0, 2] True
+    [1] True
     """
     dataset = _Bins(source, bins, atomic_numbers, dtype, heads)
     if num_workers:

@@ -44,6 +44,12 @@ def shard_path(folder: Path, index: int) -> Path:
 class ShardSet:
     """All structures of a folder of shards, in the order of the shards.
 
+    >>> shards = ShardSet(Path("prepared/train"))
+    >>> sample = shards.sample(0)
+    >>> sizes = [len(sample.structure.numbers), len(sample.edges.senders)]
+    >>> sizes == [shards.n_atoms[0], shards.n_edges[0]]
+    True
+
     Attributes:
         folder: Where the shards are.
         r_max: Cutoff radius of the neighbour lists, Å.

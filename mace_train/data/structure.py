@@ -223,7 +223,8 @@ class _Labels:
             raise InvalidStructureError(
                 "no energy",
                 f"{self.source}: no energy under {self.keys.energy!r} and none that ASE parsed; "
-                f"found {self._found()}; name the right one with energy_key",
+                f"found {self._found()}; name the right one with data.energy_key in preprocess, "
+                "energy_key in evaluate",
             )
         array = self._numbers(value, self.keys.energy)
         if array.size != 1:

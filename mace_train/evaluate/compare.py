@@ -57,15 +57,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _settings(path: Path) -> dict[str, Any]:
     file = path / "settings.json"
-    return _flat(json.loads(file.read_text())) if file.is_file() else {}
+    return flat(json.loads(file.read_text())) if file.is_file() else {}
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names."""
+    result: dict[str, Any] = {}
     for name, value in settings.items():
         nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return flat
+        result |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return result
 
 
 def _different_settings(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -115,7 +116,7 @@ def _print(rows: list[dict[str, Any]], different: dict[str, dict[str, Any]]) -> 
     if different:
         table.add_section()
     for name, values in different.items():
-        table.add_row(name, *(str(values[row["name"]]) for row in rows))
+        table.add_row(name, *(_text(values[row["name"]]) for row in rows))
     Console().print(table)
 
 

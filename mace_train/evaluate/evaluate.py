@@ -27,7 +27,8 @@ from mace_train.data.shards import sample_of
 from mace_train.data.statistics import open_split
 from mace_train.data.structure import LabelKeys, is_isolated
 from mace_train.errors import InputError
-from mace_train.evaluate.report import Predicted, write_report
+from mace_train.evaluate.parity import Predicted
+from mace_train.evaluate.report import write_report
 from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE, ModelData
 from mace_train.settings import EvaluateSettings
@@ -85,24 +86,53 @@ class InMemory:
         return self.samples[index]
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """A model's errors and predictions on a set of structures."""
+
+    table: list[dict[str, Any]]  # see train/metrics.py
+    predicted: dict[int, Predicted]  # by structure, on rank 0
+    source: SampleSource
+    heads: NDArray[np.int64]  # [n_structures] of the model
+    model: ModelData
+
+
 def evaluate(settings: EvaluateSettings) -> list[dict[str, Any]]:
     """The error table (see train/metrics.py) of a checkpoint; writes the report on rank 0."""
-    dtype = None if settings.default_dtype is None else getattr(torch, settings.default_dtype)
     with open_world(settings.cluster) as world:
-        model, header = load_model(Path(settings.checkpoint), dtype)
-        model = model.to(world.device)
-        choose_kernels(model, settings.cluster, world)
-        dtype = dtype or getattr(torch, header["default_dtype"])
-        source = open_source(settings, model.data.r_max)
-        _check_elements(source, model.data)
         if world.is_main:
             make_folder("output", Path(settings.output))
-        heads = chosen_heads(source, settings, model.data)
-        errors, predicted = _predict_all(model, source, heads, settings, world, dtype)
-        table = errors.table()
+        done = evaluated(settings, world)
         if world.is_main:
-            write_report(table, predicted, source, heads, settings, model.data)
-        return table
+            write_report(done.table, done.predicted, done.source, done.heads, settings, done.model)
+        return done.table
+
+
+def evaluated(settings: EvaluateSettings, world: World) -> Evaluated:
+    """The checkpoint's errors and predictions on the structures that the settings name.
+
+    Raises ``InputError`` for a checkpoint that cannot be read, or structures it does not fit.
+
+    >>> from mace_train.settings import ClusterSettings
+    >>> cpu = ClusterSettings(device="cpu", kernels="reference")
+    >>> settings = EvaluateSettings(checkpoint="runs/first", data_dir="prepared", cluster=cpu)
+    >>> with open_world(cpu) as world:
+    ...     done = evaluated(settings, world)
+    >>> done.table[0]["name"]
+    'all'
+    >>> len(done.predicted) == len(done.source)
+    True
+    """
+    dtype = None if settings.default_dtype is None else getattr(torch, settings.default_dtype)
+    model, header = load_model(Path(settings.checkpoint), dtype)
+    model = model.to(world.device)
+    choose_kernels(model, settings.cluster, world)
+    dtype = dtype or getattr(torch, header["default_dtype"])
+    source = open_source(settings, model.data.r_max)
+    _check_elements(source, model.data)
+    heads = chosen_heads(source, settings, model.data)
+    errors, predicted = _predict_all(model, source, heads, settings, world, dtype)
+    return Evaluated(errors.table(), predicted, source, heads, model.data)
 
 
 def open_source(settings: EvaluateSettings, r_max: float) -> SampleSource:

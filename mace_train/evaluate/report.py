@@ -2,14 +2,12 @@
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.io import write as ase_write
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
@@ -17,6 +15,13 @@ from rich.table import Table
 
 from mace_train.data.loading import SampleSource
 from mace_train.data.structure import Structure
+from mace_train.evaluate.parity import (
+    Predicted,
+    draw_parity,
+    energy_pairs,
+    force_pairs,
+    stress_pairs,
+)
 from mace_train.model.mace import ModelData
 from mace_train.settings import EvaluateSettings
 
@@ -32,15 +37,6 @@ COLUMNS = {
     "RMSE stress\nmeV/Å^3": ("stress_rmse_eV_per_A3", 1000.0),
     "MAE stress\nmeV/Å^3": ("stress_mae_eV_per_A3", 1000.0),
 }
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """What the model says of one structure."""
-
-    energy: float  # eV, total
-    forces: NDArray[np.float64]  # [n_atoms, 3] eV/Å
-    stress: NDArray[np.float64]  # [3, 3] eV/Å^3
 
 
 def write_report(
@@ -63,17 +59,18 @@ def write_report(
         "errors": table,
     }
     (output / "errors.json").write_text(json.dumps(record, indent=1) + "\n")
-    text = error_table(table, f"{settings.checkpoint} on {origin}: {len(source)} structures")
+    title = f"{settings.checkpoint} on {origin}: {len(source)} structures"
+    text = error_table(table, title) if table else f"{title}, none of them with a label"
     with open(output / "errors.txt", "w") as handle:
-        Console(file=handle, width=140).print(text)
+        Console(file=handle, width=140).print(text, soft_wrap=not table)
     console = Console()
     console.width = max(
         console.width, 100
     )  # a narrow terminal wraps lines rather than losing words
-    console.print(text)
+    console.print(text, soft_wrap=not table)
     written = ["errors.json", "errors.txt"]
     structures = [source.sample(i).structure for i in range(len(source))]
-    if settings.plots:
+    if settings.plots and table:
         E0s = _energies_of_atoms(structures, heads, model)
         figure = parity_figure(structures, predicted, table, E0s)
         figure.savefig(output / "parity.png", dpi=150)
@@ -124,11 +121,11 @@ def parity_figure(
 
     ``E0s`` [n_structures] are the summed energies of the isolated atoms, eV.
     """
-    energies = _energies(structures, predicted, E0s)
+    energies = energy_pairs(structures, predicted, E0s)
     panels = [
         ("energy", "energy per atom, relative to isolated atoms (eV)", energies),
-        ("forces", "force components (eV/Å)", _forces(structures, predicted)),
-        ("stress", "stress components (eV/Å³)", _stresses(structures, predicted)),
+        ("forces", "force components (eV/Å)", force_pairs(structures, predicted)),
+        ("stress", "stress components (eV/Å³)", stress_pairs(structures, predicted)),
     ]
     panels = [panel for panel in panels if len(panel[2]) > 0]
     figure = Figure(figsize=(5.0 * max(len(panels), 1), 4.6), layout="constrained")
@@ -137,55 +134,11 @@ def parity_figure(
         key = next(k for k in table[0] if k.startswith(f"{quantity}_rmse_"))
         unit = key.removeprefix(f"{quantity}_rmse_").replace("_per_", "/").replace("A3", "Å³")
         unit = unit.replace("eV/A", "eV/Å")
-        _parity(axes, pairs, label, f"{quantity}: RMSE {1000 * table[0][key]:.3g} m{unit}")
+        title = f"{quantity}: RMSE {1000 * table[0][key]:.3g} m{unit}"
+        drawn = draw_parity(axes, pairs, f"reference {label}")
+        axes.set_title(title)
+        figure.colorbar(drawn, ax=axes, label="points nearby")
     return figure
-
-
-def _parity(axes: Axes, pairs: NDArray[np.float64], label: str, title: str) -> None:
-    """One panel; ``pairs`` [n, 2] are (reference, predicted)."""
-    low, high = float(pairs.min()), float(pairs.max())
-    margin = 0.04 * (high - low) or 0.1
-    limits = (low - margin, high + margin)
-    if len(pairs) > 3000:  # too many to tell points apart: show their density
-        drawn = axes.hexbin(
-            pairs[:, 0], pairs[:, 1], gridsize=80, bins="log", mincnt=1, extent=(*limits, *limits)
-        )
-        axes.figure.colorbar(drawn, ax=axes, label="components per cell")
-    else:
-        axes.scatter(pairs[:, 0], pairs[:, 1], s=9, alpha=0.6, linewidths=0)
-    axes.plot(limits, limits, color="black", linewidth=0.8, linestyle="--")
-    axes.set(xlim=limits, ylim=limits, aspect="equal", title=title)
-    axes.set_xlabel(f"reference {label}", fontsize="small")
-    axes.set_ylabel("predicted")
-
-
-def _energies(
-    structures: list[Structure], predicted: dict[int, Predicted], E0s: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    pairs = [
-        ((s.energy - E0s[i]) / s.n_atoms, (predicted[i].energy - E0s[i]) / s.n_atoms)
-        for i, s in enumerate(structures)
-        if s.energy is not None
-    ]
-    return np.array(pairs).reshape(-1, 2)
-
-
-def _forces(structures: list[Structure], predicted: dict[int, Predicted]) -> NDArray[np.float64]:
-    pairs = [
-        np.stack((s.forces.ravel(), predicted[i].forces.ravel()), axis=1)
-        for i, s in enumerate(structures)
-        if s.forces is not None
-    ]
-    return np.concatenate([np.zeros((0, 2)), *pairs])
-
-
-def _stresses(structures: list[Structure], predicted: dict[int, Predicted]) -> NDArray[np.float64]:
-    pairs = [
-        np.stack((s.stress.ravel(), predicted[i].stress.ravel()), axis=1)
-        for i, s in enumerate(structures)
-        if s.stress is not None
-    ]
-    return np.concatenate([np.zeros((0, 2)), *pairs])
 
 
 def _atoms(structure: Structure, predicted: Predicted) -> Atoms:
@@ -195,6 +148,7 @@ def _atoms(structure: Structure, predicted: Predicted) -> Atoms:
     )
     atoms.info["config_type"] = structure.config_type
     atoms.info["head"] = structure.head
+    atoms.info["source"] = structure.source
     atoms.info["MACE_energy"] = predicted.energy
     atoms.arrays["MACE_forces"] = predicted.forces
     if structure.pbc.all():

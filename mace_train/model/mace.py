@@ -117,7 +117,22 @@ class Places:
 
 
 class MACE(nn.Module):
-    """The model; see the module's docstring."""
+    """The model; see the module's docstring.
+
+    >>> heads = (Head(E0s=(-13.6, -432.5), scale=1.0, shift=0.0),)
+    >>> data = ModelData(r_max=4.0, atomic_numbers=(1, 8), avg_num_neighbors=2.0, heads=heads)
+    >>> settings = ModelSettings(num_channels=4, max_L=1, max_ell=2, correlation=2, radial_MLP=[8])
+    >>> model = MACE(settings, data, kernels="reference")
+    >>> vectors = torch.tensor([[0.0, 0.0, 0.96], [0.0, 0.0, -0.96]])  # O -> H and back, Å
+    >>> energies = model(
+    ...     vectors,
+    ...     elements=torch.tensor([1, 0]),  # index into atomic_numbers: O, H
+    ...     senders=torch.tensor([1, 0]),
+    ...     receivers=torch.tensor([0, 1]),
+    ... )
+    >>> energies.shape  # of both atoms, eV, above isolated atoms
+    torch.Size([2])
+    """
 
     def __init__(self, settings: ModelSettings, data: ModelData, kernels: str = "auto") -> None:
         super().__init__()

@@ -22,9 +22,11 @@ def prepare(model: MACE, *, show_progress: bool = False) -> int:
     if not show_progress:
         compile_all(requests, lambda done, total: None)
         return len(requests)
+    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("compiling kernels", total=len(requests))
         compile_all(requests, lambda done, total: bar.update(task, completed=done))
     return len(requests)

@@ -32,7 +32,14 @@ Monomial = tuple[Segment, ...]
 
 @dataclass
 class Polynomial:
-    """Terms of every output segment: monomial -> coefficient."""
+    """Terms of every output segment: monomial -> coefficient.
+
+    >>> polynomial = Polynomial({"x": Kind.ROW, "w": Kind.INDEXED})
+    >>> polynomial.add(Segment("out", 0), 0.5, Segment("w", 0), Segment("x", 1), Segment("x", 1))
+    >>> print(polynomial)
+    x: per row, w: indexed
+    out[0] = +0.5 w[0] x[1] x[1]
+    """
 
     operands: dict[str, Kind]
     terms: dict[Segment, dict[Monomial, float]] = field(default_factory=dict)

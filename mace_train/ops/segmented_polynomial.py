@@ -65,6 +65,18 @@ def segmented_polynomial(
     ``index`` [n_rows], int64, belongs to the INDEXED operands. Takes the widest dtype of the
     inputs, at least float32. Raises ValueError for shapes that do not fit, InputError for a
     method that cannot run here.
+
+    A scalar product of two vectors, for every row and channel:
+
+    >>> from mace_train.ops.polynomial import Polynomial
+    >>> product = Polynomial({"a": Kind.ROW, "b": Kind.ROW})
+    >>> for i in range(3):
+    ...     product.add(Segment("out", 0), 1.0, Segment("a", i), Segment("b", i))
+    >>> key = register(Operation(product, {"a": 3, "b": 3, "out": 1}))
+    >>> a, b = torch.randn(5, 3, 8, dtype=torch.float64), torch.randn(5, 3, 8, dtype=torch.float64)
+    >>> out = segmented_polynomial(key, {"a": a, "b": b}, method="reference")["out"]
+    >>> torch.allclose(out[:, 0], (a * b).sum(1))
+    True
     """
     operation = _KERNELS[key].operation
     tensors = list(in_common_precision(*[inputs[name] for name in operation.inputs]))

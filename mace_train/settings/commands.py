@@ -174,6 +174,54 @@ class EvaluateSettings:
 
 
 @dataclass(kw_only=True)
+class ReportSettings:
+    """One page about a training: `mace-train report RUN [key=value ...]`.
+
+    Writes report.html, complete in itself, and its figures as PNG. Errors are those of the best
+    checkpoint on the training's own validation structures, unless others are named.
+    """
+
+    run: str = MISSING
+    """Output folder of a training."""
+    output: str | None = None
+    """Folder for report.html and PNGs; null is RUN/report."""
+    evaluation: Any = None
+    """Output folder or folders of `mace-train evaluate`, which are shown and not computed again."""
+    test_file: Any = None
+    """File or files that ASE reads, to be evaluated."""
+    data_dir: str | None = None
+    """Folder written by `mace-train preprocess`, to be evaluated; null is the training's own."""
+    split: str = "valid"
+    """Which part of a preprocessed folder: train, valid or test."""
+    worst: int = 10
+    """Structures with the largest errors to list, by forces and by energy."""
+    energy_key: str = "REF_energy"
+    """Name of the energy (eV) in files that ASE reads."""
+    forces_key: str = "REF_forces"
+    """Name of the forces (eV/Å)."""
+    stress_key: str = "REF_stress"
+    """Name of the stress (eV/Å^3)."""
+    virials_key: str = "REF_virials"
+    """Name of the virials (eV)."""
+    head: str | None = None
+    """Head of a model with several that predicts all structures; null: the head of each."""
+    default_dtype: str | None = None
+    """float32 or float64; null takes the checkpoint's."""
+    batching: BatchingSettings = field(default_factory=BatchingSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+
+    def __post_init__(self) -> None:
+        as_files("evaluation", self.evaluation)
+        as_files("test_file", self.test_file)
+        check_choice("split", self.split, ("train", "valid", "test"))
+        check_at_least("worst", self.worst, 1)
+        if self.default_dtype is not None:
+            check_choice("default_dtype", self.default_dtype, ("float32", "float64"))
+        if self.test_file is not None and self.data_dir is not None:
+            raise InputError("report takes either test_file=FILE or data_dir=FOLDER, not both")
+
+
+@dataclass(kw_only=True)
 class CompareSettings:
     """Compare trainings: `mace-train compare RUN RUN ... [output=FOLDER]`."""
 

@@ -99,7 +99,14 @@ def model_header(model: MACE) -> dict[str, Any]:
 
 
 def load_model(path: Path, dtype: torch.dtype | None = None) -> tuple[MACE, dict[str, Any]]:
-    """(model with the weights to use, header) from a checkpoint file or a training's folder."""
+    """(model with the weights to use, header) from a checkpoint file or a training's folder.
+
+    >>> model, header = load_model(Path("runs/first"), torch.float64)
+    >>> model.data.r_max
+    4.0
+    >>> header["default_dtype"]
+    'float32'
+    """
     if path.is_dir():
         path = path / "checkpoints" / "best.safetensors"
     tensors, header = read(path)

@@ -121,7 +121,7 @@ def _start_log(run: Run) -> MetricsLog | None:
     n_weights = sum(parameter.numel() for parameter in run.model.parameters())
     n_frozen = n_weights - sum(parameter.numel() for parameter in run.trained_parameters)
     LOGGER.info(
-        "%s: %d weights%s (%s), %d training structures, %d ranks on %s; packer %s, at most %d "
+        "%s: %d weights%s (%s), %d training structures, %d %s on %s; packer %s, at most %d "
         "atoms and %d edges per rank and step",
         run.model.settings.model,
         n_weights,
@@ -129,6 +129,7 @@ def _start_log(run: Run) -> MetricsLog | None:
         run.settings.default_dtype,
         len(run.train.shards),
         run.world.size,
+        "rank" if run.world.size == 1 else "ranks",
         run.world.device.type,
         run.settings.batching.packer,
         run.sampler.capacity.max_atoms,

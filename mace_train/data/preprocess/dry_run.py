@@ -83,13 +83,13 @@ def look_at(block: Block, keys: LabelKeys) -> Found:
                 found.n_atoms[len(described)] += 1
                 found.elements.update(set(np.asarray(described.numbers).tolist()))
                 found.names.update(names_in(described))
+                found.n_periodic += bool(np.all(described.pbc))
                 structure = structure_from_atoms(described, keys, source, notes, head=block.head)
             except InputError as error:
                 kind = error.kind if isinstance(error, InvalidStructureError) else "unreadable"
                 found.invalid[kind] += 1
                 found.first_invalid = found.first_invalid or str(error)
                 continue
-            found.n_periodic += bool(structure.pbc.all())
             found.heads[structure.head] += 1
             found.config_types[structure.config_type] += 1
     return found

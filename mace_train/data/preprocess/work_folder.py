@@ -54,7 +54,7 @@ def work_folder(output: Path, expected: frozenset[str], *, overwrite: bool) -> I
     except BaseException:
         if _n_finished(folder):
             LOGGER.info(
-                "%d finished parts are kept in %s; preprocess continues from there when it runs "
+                "finished parts (%d) are kept in %s; preprocess continues from there when it runs "
                 "again with this output",
                 _n_finished(folder),
                 folder,
@@ -80,7 +80,7 @@ def _make(folder: Path, output: Path) -> None:
         ) from error
     n_finished = _n_finished(folder)
     if n_finished:
-        LOGGER.info("continuing in %s, which holds %d finished parts", folder, n_finished)
+        LOGGER.info("continuing in %s; finished parts there: %d", folder, n_finished)
 
 
 def _check_replaceable(output: Path, expected: frozenset[str], overwrite: bool) -> None:

@@ -89,7 +89,7 @@ def test_finished_parts_stay_for_the_next_run(tmp_path, error, caplog):
     with pytest.raises(type(error)):
         make(tmp_path / "out", error=error, finished=1)
     assert names(tmp_path) == [".out.partial"]
-    assert "1 finished parts are kept in" in caplog.text
+    assert "finished parts (1) are kept in" in caplog.text
     with work_folder(tmp_path / "out", EXPECTED, overwrite=False) as folder:
         assert (folder / "blocks" / "0.json").exists()
         assert (folder / "result" / "a").exists()

@@ -1,0 +1,119 @@
+"""``mace-train report RUN``: one HTML page about a training, complete in itself, and its figures.
+
+Epochs, settings and versions come from the run's folder; errors from its best checkpoint on the
+run's own validation structures, or on others that the settings name, or from the output folder of
+``mace-train evaluate``. Bins are those of evaluation, on any number of ranks. Writes report.html
+and the figures (light) as PNG; the page works offline, on a phone, in light and dark.
+"""
+
+import json
+import logging
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ase.io import read as ase_read
+
+from mace_train.checks import as_files, existing_folder, make_folder
+from mace_train.data.structure import LabelKeys, structure_from_atoms
+from mace_train.errors import InputError
+from mace_train.evaluate.evaluate import evaluated
+from mace_train.evaluate.parity import Predicted
+from mace_train.report import plots
+from mace_train.report.errors import Errors
+from mace_train.report.page import ErrorSection, Page, rendered
+from mace_train.report.run_folder import RunFolder, fill_of_bins, read_run
+from mace_train.settings import EvaluateSettings, ReportSettings
+from mace_train.world import World, open_world
+
+LOGGER = logging.getLogger("mace_train")
+
+
+def report(settings: ReportSettings) -> Path | None:
+    """Write the report; the path of the page (on rank 0).
+
+    Raises ``InputError`` for a folder without a training, or structures that cannot be evaluated.
+    """
+    path = existing_folder("run", settings.run)
+    run = read_run(path)
+    output = path / "report" if settings.output is None else Path(settings.output)
+    with open_world(settings.cluster) as world:
+        if world.is_main:
+            make_folder("output", output)
+        sets = [_read_evaluation(Path(p)) for p in as_files("evaluation", settings.evaluation)]
+        if not sets or settings.test_file is not None or settings.data_dir is not None:
+            errors = _evaluate(settings, run, world)
+            sets += [] if errors is None else [errors]
+        return _write(run, sets, output, settings.worst) if world.is_main else None
+
+
+def _evaluate(settings: ReportSettings, run: RunFolder, world: World) -> Errors | None:
+    """Errors on the structures that the settings name; None on other ranks than 0."""
+    data_dir = settings.data_dir
+    if settings.test_file is None and data_dir is None:
+        data_dir = str(_own_data(run, settings.split))
+    shared = {f.name for f in fields(EvaluateSettings)} & {f.name for f in fields(ReportSettings)}
+    given = {name: getattr(settings, name) for name in shared} | {"data_dir": data_dir}
+    done = evaluated(EvaluateSettings(**given, checkpoint=settings.run), world)
+    if not world.is_main:
+        return None
+    files = ", ".join(as_files("test_file", settings.test_file))
+    title = files or f"{data_dir}/{settings.split}"
+    structures = [done.source.sample(i).structure for i in range(len(done.source))]
+    return Errors(title, structures, done.predicted)
+
+
+def _own_data(run: RunFolder, split: str) -> Path:
+    """The folder that a run was trained on; ``InputError`` if it or its split is gone."""
+    others = "give data_dir=FOLDER, test_file=FILE or evaluation=FOLDER"
+    if not run.data_dir.is_dir():
+        raise InputError(f"{run.path} was trained on {run.data_dir}, which is not here; {others}")
+    if not (run.data_dir / split).is_dir():
+        raise InputError(f"{run.data_dir} has no {split}/; give split=train, or {others}")
+    return run.data_dir
+
+
+def _read_evaluation(folder: Path) -> Errors:
+    """Labels and predictions that ``mace-train evaluate`` wrote."""
+    path = folder / "predictions.extxyz"
+    if not path.is_file():
+        raise InputError(
+            f"evaluation={folder}: no predictions.extxyz; give the output folder of "
+            "`mace-train evaluate` (without predictions=false)"
+        )
+    keys = LabelKeys("REF_energy", "REF_forces", "REF_stress", "REF_virials")
+    structures, predicted = [], {}
+    for i, atoms in enumerate(ase_read(path, ":")):
+        source = str(atoms.info.get("source", f"{path}: {i}"))
+        structures.append(structure_from_atoms(atoms, keys, source, require_energy=False))
+        stress: Any = atoms.info.get("MACE_stress", structures[-1].cell * 0)
+        predicted[i] = Predicted(atoms.info["MACE_energy"], atoms.arrays["MACE_forces"], stress)
+    record = json.loads((folder / "errors.json").read_text())
+    return Errors(str(record["data"]), structures, predicted)
+
+
+def _write(run: RunFolder, sets: list[Errors], output: Path, n_worst: int) -> Path:
+    """Draw, render and write everything."""
+    fill = fill_of_bins(run)
+    sections = [
+        ErrorSection(
+            errors,
+            plots.parity(errors, prefix),
+            plots.distribution(errors, prefix),
+            errors.worst(errors.forces_rmse, n_worst),
+            errors.worst(abs(errors.energy), n_worst),
+        )
+        for errors, prefix in zip(sets, _prefixes(len(sets)), strict=True)
+    ]
+    page = Page(run, sections, plots.learning(run), plots.balance(run, fill), plots.time(run), fill)
+    for picture in page.pictures:
+        (output / f"{picture.name}.png").write_bytes(picture.light)
+    path = output / "report.html"
+    path.write_text(rendered(page), encoding="utf-8")
+    LOGGER.info("wrote %s and %d figures beside it", path, len(page.pictures))
+    return path
+
+
+def _prefixes(n: int) -> list[str]:
+    """Beginnings of file names that tell the figures of several sets apart."""
+    return [""] if n == 1 else [f"set{k + 1}_" for k in range(n)]

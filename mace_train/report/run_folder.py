@@ -1,0 +1,116 @@
+"""What the output folder of a training says of it: epochs, settings, sessions, model, bins."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from mace_train.balance.costs import Capacity, Costs
+from mace_train.balance.plan import Plan, make_plan
+from mace_train.data.statistics import open_split
+from mace_train.errors import InputError
+from mace_train.evaluate.compare import best_epoch, flat, read_metrics
+from mace_train.settings import MISSING, TrainSettings
+from mace_train.train import checkpoint
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A training, as its output folder tells it."""
+
+    path: Path
+    epochs: list[dict[str, Any]]  # records of metrics.jsonl
+    settings: dict[str, Any]
+    sessions: list[dict[str, Any]]  # of provenance.json
+    header: dict[str, Any]  # of the best checkpoint
+    n_weights: int
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The record of the best epoch."""
+        return best_epoch(self.epochs)
+
+    @property
+    def data_dir(self) -> Path:
+        """The preprocessed folder it was trained on: as it was given, or where it was then."""
+        given = Path(self.settings["data_dir"])
+        repeat = self.path / "repeat.yaml"
+        if not given.is_dir() and repeat.is_file():
+            return Path(yaml.safe_load(repeat.read_text())["data_dir"])
+        return given
+
+    def changed_settings(self) -> dict[str, tuple[Any, Any]]:
+        """(value, default) of the settings that are not the schema's defaults, by dotted name."""
+        defaults = flat(_defaults())
+        return {
+            name: (value, defaults.get(name))
+            for name, value in flat(self.settings).items()
+            if value != defaults.get(name)
+        }
+
+
+def read_run(path: Path) -> RunFolder:
+    """The training in ``path``; ``InputError`` where it has no epoch or no checkpoint yet."""
+    epochs = read_metrics(path)
+    best = path / "checkpoints" / "best.safetensors"
+    if not best.is_file():
+        raise InputError(f"{path}: no checkpoints/best.safetensors yet; wait for a validation")
+    tensors, header = checkpoint.read(best)
+    sessions = path / "provenance.json"
+    return RunFolder(
+        path,
+        epochs,
+        header["settings"],
+        json.loads(sessions.read_text()) if sessions.is_file() else [],
+        header,
+        sum(tensor.numel() for tensor in tensors.values()),
+    )
+
+
+def _defaults() -> dict[str, Any]:
+    """The schema's defaults; what has none is left out."""
+    made = asdict(TrainSettings())
+    required = {f.name for f in fields(TrainSettings) if f.default == MISSING}
+    return {name: value for name, value in made.items() if name not in required}
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How full the bins of an epoch were, relative to the capacity."""
+
+    atoms: NDArray[np.float64]  # [n_bins]
+    edges: NDArray[np.float64]  # [n_bins]
+    plan: Plan
+    capacity: Capacity
+
+
+def fill_of_bins(run: RunFolder) -> Fill | None:
+    """The bins of the last epoch, planned again as training did; None where its data are gone."""
+    last = run.path / "checkpoints" / "last.json"
+    if not last.is_file() or not (run.data_dir / "train").is_dir():
+        return None
+    origin = json.loads(last.read_text())["sampler"]
+    shards = open_split(run.data_dir, "train")
+    costs = Costs(shards.n_atoms.astype(np.int64), shards.n_edges.astype(np.int64))
+    if costs.fingerprint != origin["dataset"]:
+        return None  # other data, or bins that were limited by a model of memory
+    names = ("max_atoms", "max_edges", "batch_size", "max_memory")
+    capacity = Capacity(**{name: origin[name] for name in names})
+    plan = make_plan(
+        costs,
+        origin["packer"],
+        capacity,
+        origin["world_size"],
+        origin["seed"],
+        run.epochs[-1]["epoch"],
+    )
+    return Fill(
+        plan.n_atoms.ravel() / capacity.max_atoms,
+        plan.n_edges.ravel() / max(capacity.max_edges, 1),
+        plan,
+        capacity,
+    )

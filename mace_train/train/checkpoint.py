@@ -98,6 +98,13 @@ def model_header(model: MACE) -> dict[str, Any]:
     return {"model_settings": asdict(model.settings), "model_data": asdict(model.data)}
 
 
+def model_header_of(header: dict[str, Any]) -> dict[str, Any]:
+    """That part of the header of a file; what older files do not state has its default."""
+    settings = ModelSettings(**header["model_settings"])
+    data = ModelData.from_dict(header["model_data"])
+    return {"model_settings": asdict(settings), "model_data": asdict(data)}
+
+
 def load_model(path: Path, dtype: torch.dtype | None = None) -> tuple[MACE, dict[str, Any]]:
     """(model with the weights to use, header) from a checkpoint file or a training's folder.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mace_train.balance.costs import Capacity
 from mace_train.errors import InputError
+from mace_train.settings import LossSettings
 from mace_train.train import checkpoint
 from mace_train.train.loss import LossSums
 from mace_train.train.optim import evaluation_weights, load_optimizer_state, optimizer_state
@@ -189,12 +190,12 @@ def _check_same_origin(run: Run, header: dict[str, Any], path: Path) -> None:
             f"{path} was trained on other data than {run.settings.data_dir}; "
             "choose another output to train on this data"
         )
-    now = _as_json(_header(run))
+    now, before = _as_json(_header(run)), _as_json(checkpoint.model_header_of(header))
     changed = [
-        f"{name}: {_short(header[part].get(name))} there, {_short(now[part].get(name))} now"
+        f"{name}: {_short(before[part][name])} there, {_short(value)} now"
         for part in ("model_settings", "model_data")
-        for name in now[part].keys() | header[part].keys()
-        if name != "r_max" and header[part].get(name) != now[part].get(name)
+        for name, value in now[part].items()
+        if name != "r_max" and before[part][name] != value
     ]
     if header["default_dtype"] != now["default_dtype"]:
         changed.append(
@@ -231,7 +232,7 @@ def _announce_changes(run: Run, header: dict[str, Any]) -> None:
     if changed:
         LOGGER.warning("settings changed since the checkpoint: %s", ", ".join(changed))
     valid_hash = None if run.valid is None else run.valid.shards.dataset_hash
-    loss_changed = header["settings"]["loss"] != _as_json(asdict(run.settings.loss))
+    loss_changed = LossSettings(**header["settings"]["loss"]) != run.settings.loss
     if loss_changed or header["valid_hash"] != valid_hash:
         LOGGER.warning("the loss or the validation data changed: the best loss starts anew")
         run.progress.best_loss, run.progress.bad_validations = None, 0

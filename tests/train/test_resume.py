@@ -17,7 +17,7 @@ from mace_train.settings import (
     StageTwoSettings,
     TrainSettings,
 )
-from mace_train.train.checkpoint import read
+from mace_train.train.checkpoint import read, save
 from mace_train.train.epoch import EpochLoop
 from mace_train.train.part import Part, as_bits, from_bits
 from mace_train.train.setup import set_up
@@ -190,3 +190,22 @@ def test_a_part_knows_what_remains_and_what_time_it_is(prepared, tmp_path):
     assert (
         from_bits(as_bits(left, whole.n_structures), whole.n_structures).tolist() == left.tolist()
     )
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(prepared, tmp_path, caplog):
+    """Files that lack what came later: heads, repulsion, transforms, weights of heads."""
+    whole, old = tmp_path / "whole", tmp_path / "old"
+    train(small(prepared, whole))
+    train(small(prepared, old, max_num_epochs=2))
+    path = max((old / "checkpoints").glob("step-*.safetensors"))
+    tensors, header = read(path)
+    (head,) = header["model_data"].pop("heads")
+    header["model_data"] |= {name: head[name] for name in ("E0s", "scale", "shift")}
+    for name in ("pair_repulsion", "distance_transform"):
+        del header["model_settings"][name]
+    del header["settings"]["loss"]["head_weights"]
+    save(path, tensors, header)
+    caplog.clear()
+    train(small(prepared, old))
+    assert "the best loss starts anew" not in caplog.text
+    assert_same_end(whole, old)

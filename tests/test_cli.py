@@ -73,21 +73,6 @@ def test_a_failing_job_does_not_end_a_sweep(prepared, tmp_path, monkeypatch, cap
         assert path.exists() == finished
 
 
-def test_data_of_several_heads_are_prepared_and_not_trained_on(xyz, tmp_path, capsys):
-    """Each head has its E0s and statistics; a model has one head."""
-    files = f"data.train_file={{pbe: {xyz}, r2scan: {xyz}}}"
-    data = tmp_path / "data"
-    run_command("preprocess", files, "data.valid_fraction=0.25", "r_max=4.0", f"output={data}")
-    heads = json.loads((data / "statistics.json").read_text())["heads"]
-    assert sorted(heads) == ["pbe", "r2scan"]
-    assert heads["pbe"]["E0s"] == heads["r2scan"]["E0s"]
-    with pytest.raises(SystemExit) as stop:
-        run_command("train", f"data_dir={data}", f"output={tmp_path / 'run'}", *TINY_MODEL)
-    assert stop.value.code == 2
-    assert "the data have the heads pbe, r2scan and models have one" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "checkpoints").exists()
-
-
 def test_sigterm_ends_with_a_checkpoint(prepared, tmp_path):
     settings = [f"data_dir={prepared}", f"output={tmp_path / 'run'}", "max_num_epochs=10000"]
     process = subprocess.Popen(

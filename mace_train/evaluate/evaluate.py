@@ -100,17 +100,16 @@ class Evaluated:
 def evaluate(settings: EvaluateSettings) -> list[dict[str, Any]]:
     """The error table (see train/metrics.py) of a checkpoint; writes the report on rank 0."""
     with open_world(settings.cluster) as world:
-        if world.is_main:
-            make_folder("output", Path(settings.output))
-        done = evaluated(settings, world)
+        done = evaluated(settings, world, Path(settings.output))
         if world.is_main:
             write_report(done.table, done.predicted, done.source, done.heads, settings, done.model)
         return done.table
 
 
-def evaluated(settings: EvaluateSettings, world: World) -> Evaluated:
+def evaluated(settings: EvaluateSettings, world: World, output: Path | None = None) -> Evaluated:
     """The checkpoint's errors and predictions on the structures that the settings name.
 
+    A folder ``output`` is made (rank 0) after all checks and before anything is predicted.
     Raises ``InputError`` for a checkpoint that cannot be read, or structures it does not fit.
 
     >>> from mace_train.settings import ClusterSettings
@@ -131,6 +130,8 @@ def evaluated(settings: EvaluateSettings, world: World) -> Evaluated:
     source = open_source(settings, model.data.r_max)
     _check_elements(source, model.data)
     heads = chosen_heads(source, settings, model.data)
+    if output is not None and world.is_main:
+        make_folder("output", output)
     errors, predicted = _predict_all(model, source, heads, settings, world, dtype)
     return Evaluated(errors.table(), predicted, source, heads, model.data)
 

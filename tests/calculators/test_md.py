@@ -87,8 +87,8 @@ def test_nvt_of_a_committee_keeps_the_temperature(trained, crystal, tmp_path):
         (["relax", "structure={start}", "index=0", "relax_cell=true"], "are periodic in all three"),
         (["relax", "structure={start}", "pressure_GPa=1"], "needs relax_cell=true"),
         (["relax", "structure={start}", "algorithm=newton"], "valid choices are: fire, lbfgs"),
-        (["export", "format=onnx"], "valid choices are: .*aoti"),
-        (["export", "output=model.onnx"], "files .pt2"),
+        (["export", "format=onnx"], "state_dict, aoti, export"),
+        (["export", "format=aoti", "output=model.onnx"], "files .pt2"),
     ],
 )
 def test_bad_input(arguments, words, trained, crystal, tmp_path, capsys):

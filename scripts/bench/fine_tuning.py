@@ -229,7 +229,7 @@ def draw(errors: dict[str, list[dict[str, float]]], work: Path, path: Path) -> N
         bars.bar(np.arange(len(TESTS)) + i * width, means, width, label=kind)
     bars.set_xticks(np.arange(len(TESTS)) + 0.4 - width / 2, list(TESTS))
     bars.set(ylabel="forces, RMSE, meV/Å", yscale="log")
-    bars.legend(frameon=False, fontsize=8, ncols=2)
+    bars.legend(frameon=False, fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 

@@ -83,7 +83,13 @@ def test_compiled_library(tmp_path):
         ELEMENTS, correlation=1, max_ell=1, max_L=0, num_interactions=1, radial_MLP=[4]
     )
     path = tmp_path / "model.pt2"
-    export_program(model, path, "aoti")
+    quick = {  # five times as fast to compile; the program is the same
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+        "aot_inductor.precompile_headers": False,
+        "cpp_cache_precompile_headers": False,
+    }
+    with torch._inductor.config.patch(quick):
+        export_program(model, path, "aoti")
     program = torch._inductor.aoti_load_package(str(path))
     assert program.get_metadata()["r_max"] == "4.0"
     check(program, model)

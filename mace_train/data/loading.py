@@ -2,10 +2,11 @@
 
 A bin is gathered from its shards and checked (batch.py) and turned into tensors with every index
 array that a step needs (indices.py), all in the worker and in one piece of memory (packed.py) that
-the process that trains receives. What a Graph holds depends on its bin alone, so the number of
-workers changes nothing.
+the process that trains receives (slots.py). What a Graph holds depends on its bin alone, so the
+number of workers changes nothing.
 """
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +21,8 @@ from mace_train.data.batch import Batch
 from mace_train.data.columns import Sample
 from mace_train.data.graph import Graph
 from mace_train.data.indices import StructureError, index_edges
-from mace_train.data.packed import Packed
+from mace_train.data.packed import Packed, n_bytes
+from mace_train.data.slots import Slots
 from mace_train.errors import InputError
 
 WEIGHTS = ("weight", "energy_weight", "forces_weight", "stress_weight")
@@ -127,14 +129,23 @@ def batches(
     """
     dataset = _Bins(source, bins, atomic_numbers, dtype, heads)
     if num_workers:
-        dataset.warm_up()
+        dataset.prepare_for(num_workers)
     loader: DataLoader[Packed] = DataLoader(
         dataset,
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
     )
-    return map(Packed.graph, iter(loader))  # iter: the workers start now
+    return _received(iter(loader), dataset.slots)  # iter: the workers start now
+
+
+def _received(items: Iterator[Packed], slots: Slots | None) -> Iterator[Graph]:
+    """The Graphs, one at a time; what the caller keeps is never overwritten."""
+    for item in items:
+        yield item.graph()
+        del item
+        if slots is not None:
+            slots.give_back()
 
 
 class _Bins(Dataset[Packed]):
@@ -150,6 +161,7 @@ class _Bins(Dataset[Packed]):
     ) -> None:
         self.source, self.bins, self.heads = source, bins, heads
         self.atomic_numbers, self.dtype = atomic_numbers, dtype
+        self.slots: Slots | None = None
 
     def __len__(self) -> int:
         return len(self.bins)
@@ -157,19 +169,31 @@ class _Bins(Dataset[Packed]):
     def __getitem__(self, index: int) -> Packed:
         return self._read(self.bins[index])
 
-    def warm_up(self) -> None:
-        """Read one structure, so that workers need not compile or load machine code themselves."""
-        for ids in self.bins:
-            if len(ids):
-                self._read(ids[:1])
-                return
+    def prepare_for(self, num_workers: int) -> None:
+        """Make slots that hold every bin, and read one structure, so that no worker compiles."""
+        first = next((ids for ids in self.bins if len(ids)), None)
+        if first is None:
+            return
+        self._read(first[:1])
+        if multiprocessing.get_start_method() == "fork":  # what they are shared by
+            n_graphs = np.array([len(ids) for ids in self.bins])
+            bin_of = np.repeat(np.arange(len(self.bins)), n_graphs)
+            ids = np.concatenate(self.bins)
+            n_atoms, n_edges = (
+                np.bincount(bin_of, counts[ids]).max()
+                for counts in (self.source.n_atoms, self.source.n_edges)
+            )
+            sizes = int(n_graphs.max()), int(n_atoms), int(n_edges)
+            self.slots = Slots(num_workers, n_bytes(*sizes, self.dtype))
 
     def _read(self, ids: NDArray[np.int64]) -> Packed:
         batch = self.source.batch(ids)
         heads = None if self.heads is None else self.heads[ids]
         numbers = self.atomic_numbers
         try:
-            return packed(batch, ids, atomic_numbers=numbers, dtype=self.dtype, heads=heads)
+            return packed(
+                batch, ids, atomic_numbers=numbers, dtype=self.dtype, heads=heads, slots=self.slots
+            )
         except StructureError as error:
             name = self.source.sample(int(ids[error.structure])).structure.source
             raise InputError(f"{name}: {error}") from None
@@ -198,17 +222,19 @@ def packed(
     atomic_numbers: tuple[int, ...],
     dtype: torch.dtype,
     heads: NDArray[np.int64] | None = None,
+    slots: Slots | None = None,
 ) -> Packed:
     """The Graph of a batch, whose structures are ``ids`` [n_graphs] of their split.
 
-    ``heads`` [n_graphs] index the model's; None is 0 for all.
+    ``heads`` [n_graphs] index the model's; None is 0 for all. ``slots`` give the memory.
 
     Raises:
         StructureError: an atomic number that is not among ``atomic_numbers``, or an edge without
             its reverse.
     """
     n_graphs, rows = len(batch.rows), batch.rows
-    result = Packed.empty(n_graphs, len(batch.numbers), len(batch.senders), dtype)
+    empty = Packed.empty if slots is None else slots.empty
+    result = empty(n_graphs, len(batch.numbers), len(batch.senders), dtype)
     arrays = result.arrays()
     index_edges(batch, **{name: arrays.pop(name) for name in _OF_EDGES})
     values: dict[str, NDArray[Any]] = {

@@ -62,8 +62,8 @@ class Packed:
     @classmethod
     def empty(cls, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Self:
         """Memory that has not been written, for a Graph with floats of ``dtype``."""
-        sizes = (n_graphs, n_atoms, n_edges)
-        return cls(torch.empty(_n_bytes(*sizes, dtype), dtype=torch.uint8), *sizes, dtype)
+        sizes = (n_graphs, n_atoms, n_edges, dtype)
+        return cls(torch.empty(n_bytes(*sizes), dtype=torch.uint8), *sizes)
 
     def graph(self) -> Graph:
         """The Graph, whose tensors are views."""
@@ -105,8 +105,8 @@ def _places(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> tu
     return tuple(places)
 
 
-def _n_bytes(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> int:
-    """Bytes of all tensors."""
+def n_bytes(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> int:
+    """Bytes of all tensors of a Graph."""
     _, kind, (length, *_), first, step = _places(n_graphs, n_atoms, n_edges, dtype)[-1]
     end = (first + length * step) * kind.itemsize
     return -(-end // _ALIGNMENT) * _ALIGNMENT

@@ -69,7 +69,7 @@ _LEADING = {  # the setting that a first word without = is
     "export": "checkpoint",
     "from-mace-config": "config",
 }
-ONE_PROCESS = (
+_ONE_PROCESS = (
     "balance",
     "compare",
     "sweep",
@@ -251,7 +251,7 @@ def _check_launch(command: str, overrides: list[str]) -> None:
         )
     tasks = launched_tasks()
     n_ranks = max(n_ranks, 1 if tasks is None else tasks.size)
-    if n_ranks > 1 and command in ONE_PROCESS:
+    if n_ranks > 1 and command in _ONE_PROCESS:
         _fail(
             f"{command} is one process, but {n_ranks} were started: run it without torchrun, "
             "mpiexec or srun"

@@ -40,6 +40,7 @@ mace-train: train MACE interatomic potentials on whole clusters
   mace-train train --cfg job ...                        print the settings, run nothing
   mace-train COMMAND --help                             all settings of a command
   mace-train --version"""
+_REQUIRED = "(required)"
 
 
 def command_help(command: str, schema: type, configs: Path) -> str:
@@ -51,7 +52,8 @@ def command_help(command: str, schema: type, configs: Path) -> str:
         lines += [f"  {group}: {', '.join(names)}" for group, names in groups.items()]
         lines.append("")
     lines.append("Settings:")
-    for name, kind, default, text in _settings(schema):
+    rows = sorted(_settings(schema), key=lambda row: row[2] != _REQUIRED)
+    for name, kind, default, text in rows:
         lines += [f"  {name}: {kind} = {default}", *(f"      {line}" for line in text)]
     return "\n".join(lines)
 
@@ -87,7 +89,7 @@ def _default(field: "dataclasses.Field[Any]") -> str:
     if field.default_factory is not dataclasses.MISSING:
         return str(field.default_factory())
     if field.default == settings.MISSING:
-        return "(required)"
+        return _REQUIRED
     return "null" if field.default is None else str(field.default)
 
 

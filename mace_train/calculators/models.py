@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -113,20 +112,8 @@ def sample_from(atoms: Atoms, model: MACE, source: str) -> Sample:
     """
     bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     structure = structure_from_atoms(bare, _NO_LABELS, source, require_energy=False)
-    check_elements(structure.numbers, model, source)
+    model.data.check_elements(structure.numbers, source)
     return sample_of(structure, model.data.r_max)
-
-
-def check_elements(numbers: NDArray[np.int64], model: MACE, source: str) -> None:
-    """InputError if one of the atomic numbers [n_atoms] is not among those of the model."""
-    unknown = sorted(set(numbers.tolist()) - set(model.data.atomic_numbers))
-    if unknown:
-        symbols = ", ".join(f"{chemical_symbols[z]} ({z})" for z in unknown)
-        known = ", ".join(chemical_symbols[z] for z in model.data.atomic_numbers)
-        raise InputError(
-            f"{source}: the model does not know {symbols}, only {known}; use a model that was "
-            "trained on data with this element"
-        )
 
 
 def graph_from(samples: Sequence[Sample], model: MACE) -> Graph:

@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mace_train.calculators.models import Checkpoint, load_single
 from mace_train.checks import check_choice, make_folder
 from mace_train.errors import InputError
-from mace_train.model.compiled import ModelEnergies
+from mace_train.model.compiled import ModelEnergies, energies_and_gradient
 from mace_train.model.mace import MACE
 from mace_train.ops.compiler import NO_COMPILER, find_compiler
 from mace_train.settings import ExportSettings
@@ -160,7 +159,7 @@ class _Program(nn.Module):
         self.register_buffer("element_of", index.to(model.E0s.device))
         self.names = [name for name, _ in model.named_parameters()]
         self.weights = nn.ParameterList(model.parameters())
-        vectors, elements = self._vectors(*inputs), self._elements(inputs[2])[0]
+        vectors, elements = self._vectors(*inputs[:2], *inputs[3:]), self._elements(inputs[2])[0]
         trace = make_fx(_with_gradient(model), tracing_mode="symbolic", _allow_non_fake_inputs=True)
         parameters = dict(model.named_parameters())
         with torch.no_grad():
@@ -178,7 +177,7 @@ class _Program(nn.Module):
         shifts: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Energy, node energies, forces and virials; see INPUTS and OUTPUTS."""
-        vectors = self._vectors(positions, cell, atomic_numbers, senders, receivers, shifts)
+        vectors = self._vectors(positions, cell, senders, receivers, shifts)
         elements, known = self._elements(atomic_numbers)
         parameters = dict(zip(self.names, self.weights, strict=True))
         found = self._graph[0](parameters, vectors, elements, senders, receivers)
@@ -191,13 +190,7 @@ class _Program(nn.Module):
         return node_energy.sum(), node_energy, forces, -0.5 * (products + products.T)
 
     def _vectors(
-        self,
-        positions: Tensor,
-        cell: Tensor,
-        atomic_numbers: Tensor,
-        senders: Tensor,
-        receivers: Tensor,
-        shifts: Tensor,
+        self, positions: Tensor, cell: Tensor, senders: Tensor, receivers: Tensor, shifts: Tensor
     ) -> Tensor:
         differences = positions.index_select(0, receivers) - positions.index_select(0, senders)
         return (differences + shifts.to(cell.dtype) @ cell).to(self.dtype)
@@ -219,13 +212,11 @@ def _with_gradient(model: MACE) -> Any:
         senders: Tensor,
         receivers: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        named = {f"model.{name}": value for name, value in parameters.items()}
         places = model.places(elements, senders, receivers)
-        with torch.enable_grad():
-            vectors = vectors.detach().requires_grad_()
-            result = functional_call(energies, named, (vectors, elements, places))
-            (gradient,) = torch.autograd.grad(result.sum(), vectors)
-        return result.detach(), gradient
+        found = energies_and_gradient(
+            energies, parameters, vectors, elements, places, create_graph=False
+        )
+        return found[0].detach(), found[1]
 
     return both
 

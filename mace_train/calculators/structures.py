@@ -7,13 +7,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mace_train.balance.costs import Costs
-from mace_train.balance.sampler import evaluation_plan
 from mace_train.calculators.models import Checkpoint, Results, load_single, results_of, sample_from
 from mace_train.data.loading import batches
 from mace_train.evaluate.evaluate import InMemory
 from mace_train.settings import BatchingSettings
 from mace_train.train.log import EpochProgress
-from mace_train.train.validation import evaluation_capacity
+from mace_train.train.validation import evaluation_bins
 
 
 def evaluate_structures(
@@ -40,9 +39,7 @@ def evaluate_structures(
         return []
     samples = [sample_from(atoms, model, f"structure {i}") for i, atoms in enumerate(structures)]
     source = InMemory(samples)
-    costs = Costs(source.n_atoms, source.n_edges)
-    capacity = evaluation_capacity(costs, batching or BatchingSettings())
-    bins = list(evaluation_plan(costs, capacity, 1).of_rank(0))
+    bins = evaluation_bins(Costs(source.n_atoms, source.n_edges), batching or BatchingSettings())
     graphs = batches(source, bins, atomic_numbers=model.data.atomic_numbers, dtype=model.dtype)
     evaluated: dict[int, Atoms] = {}
     for graph in EpochProgress(show_progress).over(graphs, len(bins), "evaluate"):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mace_train.data.frame import Described
 from mace_train.errors import InvalidStructureError
-from mace_train.settings import DataSettings, EvaluateSettings
+from mace_train.settings import DataSettings, PredictionSettings
 
 LOGGER = logging.getLogger("mace_train")
 ISOLATED_TYPES = ("IsolatedAtom", "isolated_atom")
@@ -49,6 +49,19 @@ class Structure:
     head: str = "Default"  # which level of theory its labels are of
     source: str = ""  # where it was read, for messages
 
+    @classmethod
+    def unlabelled(cls, atoms: Described) -> Self:
+        """The geometry alone, as it is (``structure_from_atoms`` checks it)."""
+        return cls(
+            numbers=np.asarray(atoms.numbers, dtype=np.int64),
+            positions=atoms.positions.copy(),
+            cell=np.asarray(atoms.cell[:]),
+            pbc=np.asarray(atoms.pbc),
+            energy=None,
+            forces=None,
+            stress=None,
+        )
+
     @property
     def n_atoms(self) -> int:
         """Number of atoms."""
@@ -66,7 +79,7 @@ class LabelKeys:
     head: str = "head"
 
     @classmethod
-    def of(cls, settings: DataSettings | EvaluateSettings) -> Self:
+    def of(cls, settings: DataSettings | PredictionSettings) -> Self:
         """The names that the settings give."""
         return cls(
             energy=settings.energy_key,

@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from mace_train.balance.costs import Costs
-from mace_train.balance.sampler import evaluation_plan
 from mace_train.checks import as_files, existing_folder, make_folder
 from mace_train.data.batch import Batch
 from mace_train.data.columns import Sample
@@ -31,12 +29,12 @@ from mace_train.evaluate.parity import Predicted
 from mace_train.evaluate.report import write_report
 from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE, ModelData
-from mace_train.settings import EvaluateSettings
+from mace_train.settings import EvaluateSettings, PredictionSettings
 from mace_train.train.checkpoint import load_model
 from mace_train.train.log import EpochProgress
 from mace_train.train.metrics import ErrorSums
 from mace_train.train.setup import choose_kernels
-from mace_train.train.validation import evaluation_capacity
+from mace_train.train.validation import evaluation_bins
 from mace_train.world import World, open_world
 
 LOGGER = logging.getLogger("mace_train")
@@ -100,13 +98,18 @@ class Evaluated:
 def evaluate(settings: EvaluateSettings) -> list[dict[str, Any]]:
     """The error table (see train/metrics.py) of a checkpoint; writes the report on rank 0."""
     with open_world(settings.cluster) as world:
-        done = evaluated(settings, world, Path(settings.output))
+        done = evaluated(settings.checkpoint, settings, world, Path(settings.output))
         if world.is_main:
             write_report(done.table, done.predicted, done.source, done.heads, settings, done.model)
         return done.table
 
 
-def evaluated(settings: EvaluateSettings, world: World, output: Path | None = None) -> Evaluated:
+def evaluated(
+    checkpoint: str | Path,
+    settings: PredictionSettings,
+    world: World,
+    output: Path | None = None,
+) -> Evaluated:
     """The checkpoint's errors and predictions on the structures that the settings name.
 
     A folder ``output`` is made (rank 0) after all checks and before anything is predicted.
@@ -114,21 +117,23 @@ def evaluated(settings: EvaluateSettings, world: World, output: Path | None = No
 
     >>> from mace_train.settings import ClusterSettings
     >>> cpu = ClusterSettings(device="cpu", kernels="reference")
-    >>> settings = EvaluateSettings(checkpoint="runs/first", data_dir="prepared", cluster=cpu)
+    >>> settings = PredictionSettings(data_dir="prepared", cluster=cpu)
     >>> with open_world(cpu) as world:
-    ...     done = evaluated(settings, world)
+    ...     done = evaluated("runs/first", settings, world)
     >>> done.table[0]["name"]
     'all'
     >>> len(done.predicted) == len(done.source)
     True
     """
     dtype = None if settings.default_dtype is None else getattr(torch, settings.default_dtype)
-    model, header = load_model(Path(settings.checkpoint), dtype)
+    model, header = load_model(Path(checkpoint), dtype)
     model = model.to(world.device)
     choose_kernels(model, settings.cluster, world)
     dtype = dtype or getattr(torch, header["default_dtype"])
     source = open_source(settings, model.data.r_max)
-    _check_elements(source, model.data)
+    for i in range(len(source)):
+        structure = source.sample(i).structure
+        model.data.check_elements(structure.numbers, structure.source)
     heads = chosen_heads(source, settings, model.data)
     if output is not None and world.is_main:
         make_folder("output", output)
@@ -136,7 +141,7 @@ def evaluated(settings: EvaluateSettings, world: World, output: Path | None = No
     return Evaluated(errors.table(), predicted, source, heads, model.data)
 
 
-def open_source(settings: EvaluateSettings, r_max: float) -> SampleSource:
+def open_source(settings: PredictionSettings, r_max: float) -> SampleSource:
     """The structures that the settings name, with neighbour lists for ``r_max``."""
     files = as_files("test_file", settings.test_file)
     if bool(files) == (settings.data_dir is not None):
@@ -165,7 +170,7 @@ def open_source(settings: EvaluateSettings, r_max: float) -> SampleSource:
 
 
 def chosen_heads(
-    source: SampleSource, settings: EvaluateSettings, data: ModelData
+    source: SampleSource, settings: PredictionSettings, data: ModelData
 ) -> NDArray[np.int64]:
     """[n] head of the model for every structure: the one of the settings, or its own."""
     names = data.head_names
@@ -176,33 +181,18 @@ def chosen_heads(
     return np.full(len(source), names.index(settings.head), dtype=np.int64)
 
 
-def _check_elements(source: SampleSource, model: ModelData) -> None:
-    """InputError for the first structure with an element that the model does not know."""
-    for i in range(len(source)):
-        structure = source.sample(i).structure
-        unknown = sorted(set(structure.numbers.tolist()) - set(model.atomic_numbers))
-        if unknown:
-            symbols = ", ".join(f"{chemical_symbols[z]} ({z})" for z in unknown)
-            known = ", ".join(chemical_symbols[z] for z in model.atomic_numbers)
-            raise InputError(
-                f"{structure.source}: the model does not know {symbols}, only {known}; remove the "
-                "structure, or train on data with this element"
-            )
-
-
 def _predict_all(
     model: MACE,
     source: SampleSource,
     heads: NDArray[np.int64],
-    settings: EvaluateSettings,
+    settings: PredictionSettings,
     world: World,
     dtype: torch.dtype,
 ) -> tuple[ErrorSums, dict[int, Predicted]]:
     """(errors over all ranks, predictions by structure on rank 0)."""
     kinds = kinds_of(source)
     costs = Costs(source.n_atoms.astype(np.int64), source.n_edges.astype(np.int64))
-    capacity = evaluation_capacity(costs, settings.batching)
-    bins = list(evaluation_plan(costs, capacity, world.size).of_rank(world.rank))
+    bins = evaluation_bins(costs, settings.batching, world)
     numbers, names = model.data.atomic_numbers, model.data.head_names
     errors = ErrorSums(kinds.names, numbers, world.device, names)
     graphs = batches(

@@ -34,21 +34,7 @@ def probe_structures(atomic_numbers: list[int], r_max: float) -> list[Atoms]:
 
 def graph_of(structures: list[Atoms], atomic_numbers: list[int], r_max: float) -> Graph:
     """One graph of ASE structures without labels, float64."""
-    samples = [
-        sample_of(
-            Structure(
-                numbers=np.asarray(atoms.numbers, dtype=np.int64),
-                positions=atoms.positions.copy(),
-                cell=np.asarray(atoms.cell[:]),
-                pbc=np.asarray(atoms.pbc),
-                energy=None,
-                forces=None,
-                stress=None,
-            ),
-            r_max,
-        )
-        for atoms in structures
-    ]
+    samples = [sample_of(Structure.unlabelled(atoms), r_max) for atoms in structures]
     return collate(
         samples,
         np.arange(len(samples)),

@@ -11,6 +11,7 @@ The graph serves batches of all sizes: it is traced on one whose sizes equal no 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,21 +82,28 @@ def trace(model: MACE) -> GraphModule:
     inputs = example(model)
     with torch.no_grad():
         model.energies(*inputs)  # tables are made and kernels compiled outside of the trace
-    energies = ModelEnergies(model)
-
-    def both(
-        parameters: Parameters, vectors: Tensor, elements: Tensor, places: Places
-    ) -> tuple[Tensor, Tensor]:
-        named = {f"model.{name}": value for name, value in parameters.items()}
-        with torch.enable_grad():
-            vectors = vectors.detach().requires_grad_()
-            result = functional_call(energies, named, (vectors, elements, places))
-            (gradient,) = torch.autograd.grad(result.sum(), vectors, create_graph=True)
-        return result, gradient
-
+    both = partial(energies_and_gradient, ModelEnergies(model), create_graph=True)
     make = make_fx(both, tracing_mode="symbolic", _allow_non_fake_inputs=True)
     traced: GraphModule = make(dict(model.named_parameters()), *inputs)
     return traced
+
+
+def energies_and_gradient(
+    energies: "ModelEnergies",
+    parameters: Parameters,
+    vectors: Tensor,
+    elements: Tensor,
+    places: Places,
+    *,
+    create_graph: bool,
+) -> tuple[Tensor, Tensor]:
+    """Interaction energies [n_atoms] and their gradient [n_edges, 3], with these parameters."""
+    named = {f"model.{name}": value for name, value in parameters.items()}
+    with torch.enable_grad():
+        vectors = vectors.detach().requires_grad_()
+        result = functional_call(energies, named, (vectors, elements, places))
+        (gradient,) = torch.autograd.grad(result.sum(), vectors, create_graph=create_graph)
+    return result, gradient
 
 
 def export(model: MACE, *, forces: bool = True) -> torch.export.ExportedProgram:

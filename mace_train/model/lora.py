@@ -39,11 +39,14 @@ def add_low_rank(model: nn.Module, rank: int, alpha: float) -> None:
     model.requires_grad_(False)
     for module in list(model.modules()):
         if isinstance(module, (DegreeLinear, ElementLinear, RadialLayer)):
-            n_out = module.n_out if isinstance(module, DegreeLinear) else module.weight.shape[-1]
-            if isinstance(module, ElementLinear):
-                n_out = module.shape[-1]
-            change = LowRank(module.weight, n_out, rank, alpha / rank)
+            change = LowRank(module.weight, _n_out(module), rank, alpha / rank)
             parametrize.register_parametrization(module, "weight", change)
+
+
+def _n_out(module: DegreeLinear | ElementLinear | RadialLayer) -> int:
+    if isinstance(module, DegreeLinear):
+        return module.n_out
+    return module.shape[-1] if isinstance(module, ElementLinear) else module.weight.shape[-1]
 
 
 def merged(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mace_train.errors import InputError
@@ -94,6 +96,17 @@ class ModelData:
     def head_names(self) -> tuple[str, ...]:
         """Names of the heads, in their order."""
         return tuple(head.name for head in self.heads)
+
+    def check_elements(self, numbers: NDArray[np.int64], source: str) -> None:
+        """InputError that names ``source`` if it has an element that the model does not know."""
+        unknown = sorted(set(numbers.tolist()) - set(self.atomic_numbers))
+        if unknown:
+            symbols = ", ".join(f"{chemical_symbols[z]} ({z})" for z in unknown)
+            known = ", ".join(chemical_symbols[z] for z in self.atomic_numbers)
+            raise InputError(
+                f"{source}: the model does not know {symbols}, only {known}; remove the structure, "
+                "or use a model that was trained on data with this element"
+            )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ModelData":

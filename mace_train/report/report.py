@@ -8,7 +8,7 @@ and the figures (light) as PNG; the page works offline, on a phone, in light and
 
 import json
 import logging
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mace_train.report import plots
 from mace_train.report.errors import Errors
 from mace_train.report.page import ErrorSection, Page, rendered
 from mace_train.report.run_folder import RunFolder, fill_of_bins, read_run
-from mace_train.settings import EvaluateSettings, ReportSettings
+from mace_train.settings import ReportSettings
 from mace_train.world import World, open_world
 
 LOGGER = logging.getLogger("mace_train")
@@ -49,16 +49,13 @@ def report(settings: ReportSettings) -> Path | None:
 
 def _evaluate(settings: ReportSettings, run: RunFolder, world: World) -> Errors | None:
     """Errors on the structures that the settings name; None on other ranks than 0."""
-    data_dir = settings.data_dir
-    if settings.test_file is None and data_dir is None:
-        data_dir = str(_own_data(run, settings.split))
-    shared = {f.name for f in fields(EvaluateSettings)} & {f.name for f in fields(ReportSettings)}
-    given = {name: getattr(settings, name) for name in shared} | {"data_dir": data_dir}
-    done = evaluated(EvaluateSettings(**given, checkpoint=settings.run), world)
+    if settings.test_file is None and settings.data_dir is None:
+        settings = replace(settings, data_dir=str(_own_data(run, settings.split)))
+    done = evaluated(settings.run, settings, world)
     if not world.is_main:
         return None
     files = ", ".join(as_files("test_file", settings.test_file))
-    title = files or f"{data_dir}/{settings.split}"
+    title = files or f"{settings.data_dir}/{settings.split}"
     structures = [done.source.sample(i).structure for i in range(len(done.source))]
     return Errors(title, structures, done.predicted)
 

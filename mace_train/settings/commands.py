@@ -134,19 +134,15 @@ class BalanceSettings:
 
 
 @dataclass(kw_only=True)
-class EvaluateSettings:
-    """Error tables, parity plots and predictions of a trained model."""
+class PredictionSettings:
+    """Labelled structures and how a trained model predicts them."""
 
-    checkpoint: str = MISSING
-    """best.safetensors or last.safetensors, or the output folder of a training."""
     test_file: Any = None
-    """File or files that ASE reads; or give data_dir."""
+    """File or files that ASE reads, to be evaluated; or give data_dir."""
     data_dir: str | None = None
-    """Folder written by `mace-train preprocess`; or give test_file."""
+    """Folder written by `mace-train preprocess`, to be evaluated; or give test_file."""
     split: str = "valid"
     """Which part of a preprocessed folder: train, valid or test."""
-    output: str = "evaluation"
-    """Folder for errors.json, errors.txt, parity plots and predictions.extxyz."""
     energy_key: str = "REF_energy"
     """Name of the energy (eV) in files that ASE reads."""
     forces_key: str = "REF_forces"
@@ -159,10 +155,6 @@ class EvaluateSettings:
     """Head of a model with several that predicts all structures; null: the head of each."""
     default_dtype: str | None = None
     """float32 or float64; null takes the checkpoint's."""
-    plots: bool = True
-    """Draw parity plots."""
-    predictions: bool = True
-    """Write predictions.extxyz."""
     batching: BatchingSettings = field(default_factory=BatchingSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
@@ -174,7 +166,21 @@ class EvaluateSettings:
 
 
 @dataclass(kw_only=True)
-class ReportSettings:
+class EvaluateSettings(PredictionSettings):
+    """Error tables, parity plots and predictions of a trained model."""
+
+    checkpoint: str = MISSING
+    """best.safetensors or last.safetensors, or the output folder of a training."""
+    output: str = "evaluation"
+    """Folder for errors.json, errors.txt, parity plots and predictions.extxyz."""
+    plots: bool = True
+    """Draw parity plots."""
+    predictions: bool = True
+    """Write predictions.extxyz."""
+
+
+@dataclass(kw_only=True)
+class ReportSettings(PredictionSettings):
     """One page about a training: `mace-train report RUN [key=value ...]`.
 
     Writes report.html, complete in itself, and its figures as PNG. Errors are those of the best
@@ -187,36 +193,13 @@ class ReportSettings:
     """Folder for report.html and PNGs; null is RUN/report."""
     evaluation: Any = None
     """Output folder or folders of `mace-train evaluate`, which are shown and not computed again."""
-    test_file: Any = None
-    """File or files that ASE reads, to be evaluated."""
-    data_dir: str | None = None
-    """Folder written by `mace-train preprocess`, to be evaluated; null is the training's own."""
-    split: str = "valid"
-    """Which part of a preprocessed folder: train, valid or test."""
     worst: int = 10
     """Structures with the largest errors to list, by forces and by energy."""
-    energy_key: str = "REF_energy"
-    """Name of the energy (eV) in files that ASE reads."""
-    forces_key: str = "REF_forces"
-    """Name of the forces (eV/Å)."""
-    stress_key: str = "REF_stress"
-    """Name of the stress (eV/Å^3)."""
-    virials_key: str = "REF_virials"
-    """Name of the virials (eV)."""
-    head: str | None = None
-    """Head of a model with several that predicts all structures; null: the head of each."""
-    default_dtype: str | None = None
-    """float32 or float64; null takes the checkpoint's."""
-    batching: BatchingSettings = field(default_factory=BatchingSettings)
-    cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         as_files("evaluation", self.evaluation)
-        as_files("test_file", self.test_file)
-        check_choice("split", self.split, ("train", "valid", "test"))
         check_at_least("worst", self.worst, 1)
-        if self.default_dtype is not None:
-            check_choice("default_dtype", self.default_dtype, ("float32", "float64"))
         if self.test_file is not None and self.data_dir is not None:
             raise InputError("report takes either test_file=FILE or data_dir=FOLDER, not both")
 

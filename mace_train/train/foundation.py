@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mace_train.balance.costs import Costs
-from mace_train.balance.sampler import evaluation_plan
 from mace_train.data.loading import batches
 from mace_train.data.statistics import Statistics
 from mace_train.errors import InputError
@@ -28,7 +27,7 @@ from mace_train.settings import TrainSettings
 from mace_train.train.archive import Archive
 from mace_train.train.checkpoint import load_model
 from mace_train.train.run import Split
-from mace_train.train.validation import evaluation_capacity
+from mace_train.train.validation import evaluation_bins
 from mace_train.world import World
 
 LOGGER = logging.getLogger("mace_train")
@@ -48,6 +47,7 @@ def from_foundation(
     given = settings.foundation
     dtype = getattr(torch, settings.default_dtype)
     origin = one_head(load_model(Path(given.checkpoint or ""), dtype)[0], given.head)
+    origin.to(world.device).kernels = settings.cluster.kernels
     if origin.data.r_max != statistics.r_max:
         raise InputError(
             f"foundation.checkpoint={given.checkpoint} has r_max={origin.data.r_max}, but the "
@@ -115,21 +115,21 @@ def _corrections(
     step = -(-len(chosen) // MOST_STRUCTURES)
     chosen = chosen[:: max(step, 1)]
     costs = Costs(train.costs.n_atoms[chosen], train.costs.n_edges[chosen])
-    plan = evaluation_plan(costs, evaluation_capacity(costs, settings.batching), world.size)
-    bins = [chosen[ids] for ids in plan.of_rank(world.rank)]
+    bins = [chosen[ids] for ids in evaluation_bins(costs, settings.batching, world)]
     n = len(model.data.atomic_numbers)
-    sums = torch.zeros(n, n + 1, dtype=torch.float64)
+    sums = torch.zeros(n, n + 1, dtype=torch.float64, device=world.device)
     numbers, dtype = model.data.atomic_numbers, model.dtype
     for graph in batches(train.shards, bins, atomic_numbers=numbers, dtype=dtype):
+        graph = graph.to(world.device)
         with torch.no_grad():
             found = predict(model, graph, stress=False, forces=False, create_graph=False)
-        counts = torch.zeros(graph.n_graphs, n, dtype=torch.float64)
-        ones = torch.ones(graph.n_atoms, dtype=torch.float64)
+        counts = sums.new_zeros(graph.n_graphs, n)
+        ones = sums.new_ones(graph.n_atoms)
         counts.index_put_((graph.graph_of_atom, graph.elements), ones, accumulate=True)
         counts = counts[graph.has_energy]
         error = (graph.energy - found.energy)[graph.has_energy]
         sums += counts.T @ torch.cat((counts, error[:, None]), dim=1)
-    sums = world.sum(sums.to(world.device)).cpu()
+    sums = world.sum(sums).cpu()
     solution: NDArray[np.float64] = (
         torch.linalg.pinv(sums[:, :n], rtol=1e-10) @ sums[:, n]
     ).numpy()
@@ -160,7 +160,7 @@ def _compare(origin: MACE, model: MACE, train: Split, world: World) -> None:
         LOGGER.warning("no training structure has known elements alone: nothing to compare with")
         return
     expected = _predictions(origin, train, ids, 0)
-    n_atoms = torch.from_numpy(train.costs.n_atoms[ids])
+    n_atoms = torch.from_numpy(train.costs.n_atoms[ids]).to(world.device)
     energy, force = 0.0, 0.0
     for head in range(len(model.data.heads)):
         found = _predictions(model, train, ids, head)
@@ -200,7 +200,7 @@ def _predictions(model: MACE, train: Split, ids: NDArray[np.int64], head: int) -
     numbers = model.data.atomic_numbers
     heads = np.full(len(train.shards), head, dtype=np.int64)
     (graph,) = batches(train.shards, [ids], atomic_numbers=numbers, dtype=model.dtype, heads=heads)
-    return predict(model, graph, stress=False, create_graph=False)
+    return predict(model, graph.to(model.E0s.device), stress=False, create_graph=False)
 
 
 def _forces(prediction: Prediction) -> Tensor:

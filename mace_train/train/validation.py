@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -16,6 +17,7 @@ from mace_train.train.average import holding
 from mace_train.train.loss import LossSums, loss_sums
 from mace_train.train.metrics import ErrorSums
 from mace_train.train.run import Run
+from mace_train.world import World
 
 
 def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
@@ -25,7 +27,7 @@ def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
     """
     assert run.valid is not None
     split, world, model = run.valid, run.world, run.model
-    bins = _bins(run)
+    bins = evaluation_bins(split.costs, run.settings.batching, world)
     names = model.data.head_names
     errors = ErrorSums(split.config_types, model.data.atomic_numbers, world.device, names)
     judged = run.settings.checkpoints.head
@@ -62,7 +64,15 @@ def _of_head(graph: Graph, head: int) -> Graph:
     return replace(graph, **{name: getattr(graph, name) & mine for name in names})
 
 
-def evaluation_capacity(costs: Costs, settings: BatchingSettings) -> Capacity:
+def evaluation_bins(
+    costs: Costs, settings: BatchingSettings, world: World | None = None
+) -> list[NDArray[np.int64]]:
+    """Every structure once: the bins of this rank, or all of them without a ``world``."""
+    n_ranks, rank = (1, 0) if world is None else (world.size, world.rank)
+    return list(evaluation_plan(costs, _capacity(costs, settings), n_ranks).of_rank(rank))
+
+
+def _capacity(costs: Costs, settings: BatchingSettings) -> Capacity:
     """Capacity of one rank and batch: the given limits, where a larger structure goes alone."""
 
     def limit(given: int | None, largest: int) -> int | None:
@@ -71,10 +81,3 @@ def evaluation_capacity(costs: Costs, settings: BatchingSettings) -> Capacity:
     max_atoms = limit(settings.max_atoms, int(costs.n_atoms.max()))
     max_edges = limit(settings.max_edges, int(costs.n_edges.max()))
     return derive_capacity(costs, settings.valid_batch_size, max_atoms, max_edges)
-
-
-def _bins(run: Run) -> list[NDArray[Any]]:
-    assert run.valid is not None
-    costs = run.valid.costs
-    capacity = evaluation_capacity(costs, run.settings.batching)
-    return list(evaluation_plan(costs, capacity, run.world.size).of_rank(run.world.rank))

@@ -19,12 +19,10 @@ FOLDER holds botnet_3BPA and botnet_acac (arXiv 2205.06643) as extended XYZ. Fin
 """
 
 import argparse
-import gzip
 import json
 import os
 import subprocess
 import sys
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +78,7 @@ def main() -> int:
 
 def prepare(data: Path, work: Path) -> dict[str, Path]:
     """Files of test structures; shards of 3BPA, of acetylacetone, and of both."""
-    bpa, acac = (read_gz(data / f"botnet_{n}/train_300K.extxyz.gz") for n in ("3BPA", "acac"))
+    bpa, acac = (read(data / f"botnet_{n}/train_300K.extxyz.gz", ":") for n in ("3BPA", "acac"))
     bpa_atoms = isolated(data / "botnet_3BPA/iso_atoms.extxyz.gz")
     acac_atoms = isolated(data / "botnet_acac/isolated_atoms.extxyz.gz")
     order = np.random.default_rng(0)
@@ -93,8 +91,8 @@ def prepare(data: Path, work: Path) -> dict[str, Path]:
         "acac-train": acac_atoms + acac[:N_SMALL],
         "acac-valid": acac[-50:],
         "3BPA 300 K": bpa[450:],
-        "acac 300 K": read_gz(data / "botnet_acac/test_MD_300K.extxyz.gz")[::3],
-        "acac 600 K": read_gz(data / "botnet_acac/test_MD_600K.extxyz.gz")[::3],
+        "acac 300 K": read(data / "botnet_acac/test_MD_300K.extxyz.gz", ":")[::3],
+        "acac 600 K": read(data / "botnet_acac/test_MD_600K.extxyz.gz", ":")[::3],
     }
     files = {name: work / f"{name.replace(' ', '_')}.xyz" for name in sets}
     for name, path in files.items():
@@ -114,25 +112,9 @@ def prepare(data: Path, work: Path) -> dict[str, Path]:
     return files
 
 
-def read_gz(path: Path) -> list[Atoms]:
-    """Structures with their labels as REF_energy and REF_forces."""
-    with gzip.open(path, "rt") as handle:
-        frames = list(read(StringIO(handle.read()), ":", format="extxyz"))
-    for atoms in frames:
-        if atoms.calc is not None:
-            atoms.info["REF_energy"] = atoms.calc.results["energy"]
-            if "forces" in atoms.calc.results:
-                atoms.arrays["REF_forces"] = atoms.calc.results["forces"]
-            atoms.calc = None
-        for kind, holder in (("energy", atoms.info), ("forces", atoms.arrays)):
-            if kind in holder:
-                holder[f"REF_{kind}"] = holder.pop(kind)
-    return frames
-
-
 def isolated(path: Path) -> list[Atoms]:
     """The isolated atoms, named as such."""
-    frames = read_gz(path)
+    frames = read(path, ":")
     for atoms in frames:
         atoms.info["config_type"] = "IsolatedAtom"
     return frames

@@ -15,7 +15,6 @@ Finished trainings in --work are used again, so an interrupted run continues.
 """
 
 import argparse
-import gzip
 import json
 import os
 import subprocess
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
 from ase.io import read, write
 
 TESTS = ("300K", "600K")
@@ -93,30 +91,22 @@ def _arguments() -> argparse.Namespace:
 
 def prepare(data: Path, work: Path) -> dict[str, Path]:
     """Plain extxyz files with the split that both programs use."""
-    structures = _read_gz(data / "train_300K.extxyz.gz")
+    structures = read(data / "train_300K.extxyz.gz", ":")
     order = np.random.default_rng(0).permutation(len(structures))
     valid, train = order[:50], order[50:]
-    isolated = _read_gz(data / "isolated_atoms.extxyz.gz")
+    isolated = read(data / "isolated_atoms.extxyz.gz", ":")
     for atoms in isolated:
         atoms.info["config_type"] = "IsolatedAtom"
     sets = {
         "train": isolated + [structures[i] for i in train],
         "valid": [structures[i] for i in valid],
-        **{name: _read_gz(data / f"test_MD_{name}.extxyz.gz") for name in TESTS},
+        **{name: read(data / f"test_MD_{name}.extxyz.gz", ":") for name in TESTS},
     }
     files = {name: work / f"{name}.xyz" for name in sets}
     for name, path in files.items():
         if not path.exists():
             write(path, sets[name], format="extxyz")
     return files
-
-
-def _read_gz(path: Path) -> list[Atoms]:
-    with gzip.open(path, "rt") as handle:
-        text = handle.read()
-    from io import StringIO
-
-    return list(read(StringIO(text), ":", format="extxyz"))
 
 
 def _cached(path: Path, run: Any, *arguments: Any) -> dict[str, Any]:

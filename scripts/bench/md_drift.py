@@ -12,13 +12,11 @@ REF_energy and REF_forces. What is finished in --work is used again, so an inter
 """
 
 import argparse
-import gzip
 import json
 import math
 import os
 import subprocess
 import sys
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +79,7 @@ def _water(arguments: argparse.Namespace) -> tuple[list[Atoms], Atoms]:
     """Structures of H and O to train on, and a box at the density of the liquid."""
     structures = [
         atoms
-        for atoms in _read_gz(EXAMPLE_DATA / "train.extxyz.gz")
+        for atoms in read(EXAMPLE_DATA / "train.extxyz.gz", ":")
         if set(atoms.numbers.tolist()) <= {1, 8}
     ]
     random = np.random.default_rng(0)
@@ -97,18 +95,13 @@ def _water(arguments: argparse.Namespace) -> tuple[list[Atoms], Atoms]:
 
 def _bpa(arguments: argparse.Namespace) -> tuple[list[Atoms], Atoms]:
     """The set at 300 K with isolated atoms, and its first molecule."""
-    molecules = _read_gz(arguments.data / "train_300K.extxyz.gz")
-    isolated = _read_gz(arguments.data / "iso_atoms.extxyz.gz")
+    molecules = read(arguments.data / "train_300K.extxyz.gz", ":")
+    isolated = read(arguments.data / "iso_atoms.extxyz.gz", ":")
     for atoms in isolated:
         atoms.info["config_type"] = "IsolatedAtom"
     start = molecules[0].copy()
     start.calc = None
     return isolated + molecules, start
-
-
-def _read_gz(path: Path) -> list[Atoms]:
-    with gzip.open(path, "rt") as handle:
-        return list(read(StringIO(handle.read()), ":", format="extxyz"))
 
 
 def _drift(

@@ -56,16 +56,7 @@ def mixed(numbers: Sequence[int], n_atoms: int = 9, seed: int = 4) -> Atoms:
 
 def unlabelled(atoms: Atoms, r_max: float) -> Sample:
     """An ASE structure with its neighbours."""
-    structure = Structure(
-        numbers=np.asarray(atoms.numbers, dtype=np.int64),
-        positions=atoms.positions.copy(),
-        cell=np.asarray(atoms.cell[:]),
-        pbc=np.asarray(atoms.pbc),
-        energy=None,
-        forces=None,
-        stress=None,
-    )
-    return sample_of(structure, r_max)
+    return sample_of(Structure.unlabelled(atoms), r_max)
 
 
 def graph_of(

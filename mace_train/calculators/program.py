@@ -12,6 +12,7 @@ Python. Neither needs mace_train or its kernels where it runs.
 import copy
 import json
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,19 +94,17 @@ def export_program(
         "outputs": OUTPUTS,
     }
     text = json.dumps(description, indent=1, ensure_ascii=False)
-    program = program_of(model)
-    if format == "export":
-        torch.export.save(program, path, extra_files={"mace_train.json": text})
-    else:
-        torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(path),
-            inductor_configs={
-                "aot_inductor.metadata": {
-                    name: str(description[name]) for name in ("r_max", "atomic_numbers")
-                }
-            },
-        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of its own pytrees
+        program = program_of(model)
+        if format == "export":
+            torch.export.save(program, path, extra_files={"mace_train.json": text})
+        else:
+            metadata = {name: str(description[name]) for name in ("r_max", "atomic_numbers")}
+            configs = {"aot_inductor.metadata": metadata}
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=configs
+            )
     path.with_name(f"{path.name}.json").write_text(text + "\n")
     return description
 

@@ -156,6 +156,24 @@ def test_the_loss_of_a_node_costs_nothing(cluster, prepared, folder, undisturbed
     assert_same_end(output, undisturbed)
 
 
+def test_the_next_job_of_a_chain_continues_where_requeue_is_not_allowed(
+    cluster, prepared, folder, undisturbed
+):
+    options = [*TWO_NODES, "--no-requeue", "--dependency=singleton"]
+    first, second = (
+        submit(cluster, folder, options, f"data_dir={prepared}", "max_num_epochs=16")
+        for _ in range(2)
+    )
+    wait_for_epoch(folder / "run", 0)
+    assert cluster.states(second) == ["PENDING"]
+    cluster.run("scancel", "--signal=USR1", first)
+    assert cluster.wait(first) == ["FAILED"], log_of(folder, f"train-{first}.log")
+    assert "ExitCode=75:0" in cluster.run("scontrol", "show", "job", first)
+    assert cluster.wait(second) == ["COMPLETED"], log_of(folder, f"train-{second}.log")
+    assert "stopped with everything saved" in log_of(folder, f"train-{first}.log")
+    assert_same_end(folder / "run", undisturbed)
+
+
 def test_bad_input_is_not_tried_again(cluster, prepared, folder):
     job = submit(cluster, folder, TWO_NODES, f"data_dir={prepared}", "max_num_epoch=2")
     assert cluster.wait(job) == ["FAILED"]

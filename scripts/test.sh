@@ -32,4 +32,5 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-python -m pytest -n "${MACE_TRAIN_TEST_PROCESSES:-2}" "$@"
+# more than two cores need: tests of ranks, faults and Slurm wait much of their time
+python -m pytest -n "${MACE_TRAIN_TEST_PROCESSES:-3}" "$@"

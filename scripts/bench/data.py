@@ -13,7 +13,8 @@ epoch           all bins of an epoch, 3000 atoms each, in bytes of the files per
                 against the limit that is left when Python costs nothing: CRC-32 and conversion of
                 the same arrays by zlib and numpy, a whole shard at a time and without pairs of
                 edges. Beside it the rates of read(2), from the page cache and from the disk.
-                Then by one worker per core, wall time, against the disk.
+                Then by one worker per core, wall time, against what bounds it: the disk, or as many
+                processes that make the same Graphs and hand them to nobody.
 
 CPU time of the process where both are one process (the machine may be shared), medians of 3.
 Needs the extra "interop".
@@ -22,6 +23,7 @@ Needs the extra "interop".
 import argparse
 import gzip
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -266,11 +268,27 @@ def epoch(label: str, prepared: Path, repeats: int) -> list[dict[str, Any]]:
     )
     workers = len(os.sched_getaffinity(0))
     many = WORKERS_BINS // len(bins) * bins
-    together = len(many) / len(bins) * size / wall_seconds(lambda: graphs(many, workers), repeats)
+    work = len(many) / len(bins) * size
+    together = work / wall_seconds(lambda: graphs(many, workers), repeats)
+    alone = workers * work / wall_seconds(lambda: in_processes(workers, graphs, many), repeats)
+    what, bound = min(("disk", more["disk"]), ("processors", alone), key=lambda pair: pair[1])
+    print(f"  {workers} processes that hand nothing over: {alone:.0f} MB/s; bound: {what}")
     return [
         row(f"{label}: epoch, checksums and conversion", rate, limit, 0.1, "MB/s", **more),
-        row(f"{label}: epoch, {workers} workers, disk", together, more["disk"], 0.8, "MB/s"),
+        row(f"{label}: epoch, {workers} workers, {what}", together, bound, 0.8, "MB/s"),
     ]
+
+
+def in_processes(n: int, work: Callable[[Any], None], argument: object) -> None:
+    """Do all of the work in each of n processes at the same time."""
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=work, args=(argument,)) for _ in range(n)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"a process ended with {process.exitcode}")
 
 
 def convert(shards: ShardSet, shard: int) -> list[np.ndarray]:

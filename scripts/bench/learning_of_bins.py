@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from mace_train._paths import EXAMPLE_DATA  # noqa: E402
 from mace_train.data.preprocess import preprocess  # noqa: E402
@@ -108,6 +109,7 @@ def _figure(curves: dict[str, list[list[float]]]) -> Figure:
             epochs, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2
         )
     axes.set(xlabel="epoch", ylabel="validation force RMSE, eV/Å")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(title=f"mean and range, {len(curves['balanced'])} seeds")
     return figure
 

@@ -28,6 +28,7 @@ from mace_train.data.columns import Storage
 from mace_train.data.e0s import Forms, fit_E0s
 from mace_train.data.labels import LabelCounts
 from mace_train.data.parallel.crew import Crew, open_crew
+from mace_train.data.preprocess import overlap
 from mace_train.data.preprocess.assemble import (
     FitTask,
     MeasureTask,
@@ -160,12 +161,14 @@ class _Preprocess:
                     LOGGER.info("%s_file: %d isolated atoms stay in the %s set", split, n, split)
                 selected[split] = (all_of_it, np.arange(len(all_of_it)))
         result = self._assemble(selected)
-        _check_edges(ShardSet(result / "train"))
-        statistics = self._statistics(result, selection)
+        splits = {name: ShardSet(result / name) for name in SPLITS if (result / name).is_dir()}
+        _check_edges(splits["train"])
+        statistics = self._statistics(splits, selection)
         n_rejects = _write_rejects(result / REJECTS, summaries)
         statistics.write(result / FILE_NAME)
         if n_rejects:
             _announce_rejects(summaries)
+        overlap.warn(overlap.overlaps(splits, self.crew))
 
     def _reading(self, trained: frozenset[int] | None = None) -> Reading:
         settings = self.settings
@@ -247,9 +250,8 @@ class _Preprocess:
             os.unlink(leftover)
         return result
 
-    def _statistics(self, result: Path, selection: Selection) -> Statistics:
+    def _statistics(self, splits: dict[str, ShardSet], selection: Selection) -> Statistics:
         """E0s of every head, then the sums over all training shards."""
-        splits = {name: ShardSet(result / name) for name in SPLITS if (result / name).is_dir()}
         train = splits["train"]
         paths = [header.path for header in train.headers]
         E0s: dict[str, tuple[dict[int, float], str]] = {}

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _FEW = 12  # values of a setting through whose medians a line is drawn
+_TICKS = 6  # values that are all written below the axis, side by side
+_UNITS = {"A": "Å", "A3": "Å³"}
 
 
 def draw_effects(rows: list[dict[str, Any]], names: list[str], by: str, path: Path) -> None:
@@ -18,16 +20,19 @@ def draw_effects(rows: list[dict[str, Any]], names: list[str], by: str, path: Pa
     for axes, name in zip(panels, names, strict=True):
         _panel(axes, [(row["settings"][name], row["error"]) for row in rows])
         axes.set_xlabel(name)
-    panels[0].set_ylabel(by.replace("_", " "))
+    panels[0].set_ylabel(_words(by))
     if all(row["error"] > 0 for row in rows):
         panels[0].set_yscale("log")
+        panels[0].yaxis.set_major_formatter("{x:g}")
+        panels[0].yaxis.set_minor_formatter("{x:g}")
     figure.savefig(path, dpi=150)
 
 
 def _panel(axes: Axes, points: list[tuple[str | None, float]]) -> None:
     numbers = _numbers([value for value, _ in points])
-    if numbers is None:  # names, in the order in which they are met
-        labels = sorted({str(value) for value, _ in points})
+    if numbers is None or len(set(numbers)) <= _TICKS:
+        order = float if numbers is not None else str
+        labels = sorted({str(value) for value, _ in points}, key=order)
         places = [float(labels.index(str(value))) for value, _ in points]
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlim(-0.5, len(labels) - 0.5)
@@ -44,6 +49,17 @@ def _panel(axes: Axes, points: list[tuple[str | None, float]]) -> None:
         ]
         axes.plot(values, middle, linewidth=1.0, marker="_", markersize=14, color="black")
     axes.grid(alpha=0.3, linewidth=0.5)
+
+
+def _words(name: str) -> str:
+    """A name of metrics.csv for people.
+
+    >>> _words("valid_forces_rmse_eV_per_A")
+    'valid forces RMSE, eV/Å'
+    """
+    what, _, unit = name.partition("_eV_per_")
+    words = what.replace("_", " ").replace("rmse", "RMSE").replace("mae", "MAE")
+    return f"{words}, eV/{_UNITS.get(unit, unit)}" if unit else words
 
 
 def _numbers(values: list[str | None]) -> list[float] | None:

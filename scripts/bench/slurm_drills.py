@@ -108,8 +108,11 @@ def _disturbed(
             print("the training was over before the drills were; raise --epochs")
             break
         kind = choice.choice(kinds)
-        start = time.monotonic()
+        start, n_restarts = time.monotonic(), cluster.restarts(job)
         _inflict(cluster, job, kind, choice)
+        if kind != "kill":  # after which the training starts again in the same allocation
+            _wait_for_requeue(cluster, job, n_restarts + 1)
+            n_epochs = len(records(work / "run"))
         _wait_for_epoch(cluster, job, work, n_epochs + 2)  # one may have been under way
         done[kind] += 1
         seconds.append(time.monotonic() - start)
@@ -145,6 +148,14 @@ def _inflict(cluster: Cluster, job: str, kind: str, choice: random.Random) -> No
 
 def _nodes(cluster: Cluster, job: str) -> str:
     return cluster.run("squeue", "-h", "-j", job, "-o", "%N")
+
+
+def _wait_for_requeue(cluster: Cluster, job: str, n_restarts: int) -> None:
+    end = time.monotonic() + 120
+    while cluster.restarts(job) < n_restarts:
+        if time.monotonic() > end or cluster.states(job) == ["FAILED"]:
+            raise SystemExit(f"job {job} did not go back to the queue a {n_restarts}th time")
+        time.sleep(0.1)
 
 
 def _wait_for_epoch(cluster: Cluster, job: str, work: Path, n_epochs: int) -> None:

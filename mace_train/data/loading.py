@@ -136,16 +136,7 @@ def batches(
         num_workers=num_workers,
         pin_memory=pin_memory,
     )
-    return _received(iter(loader), dataset.slots)  # iter: the workers start now
-
-
-def _received(items: Iterator[Packed], slots: Slots | None) -> Iterator[Graph]:
-    """The Graphs, one at a time; what the caller keeps is never overwritten."""
-    for item in items:
-        yield item.graph()
-        del item
-        if slots is not None:
-            slots.give_back()
+    return map(Packed.graph, iter(loader))  # iter: the workers start now
 
 
 class _Bins(Dataset[Packed]):

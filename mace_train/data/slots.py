@@ -3,15 +3,12 @@
 Fresh shared memory comes page by page, which can take several times as long as filling it with a
 batch (scripts/bench/data.py measures it). Here every worker has a few slots that it and the process
 that trains have both mapped. It fills one, sends its number, and may fill it again when nothing in
-the other process refers to the Graph any more; while it has none, torch hands over other memory.
+the other process refers to the Graph any more; while none is free, torch hands over other memory.
 """
 
 import mmap
-import multiprocessing
 import weakref
-from collections import deque
 from dataclasses import dataclass
-from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -22,6 +19,7 @@ from torch.utils.data import get_worker_info
 from mace_train.data.packed import Packed, n_bytes
 
 PER_WORKER = 4  # two wait, one is filled or on its way, one is in use
+FREE, TAKEN = 0, 1  # a worker takes its own slots, the process that trains frees them
 _OPEN: "weakref.WeakValueDictionary[int, Slots]" = weakref.WeakValueDictionary()
 
 
@@ -30,40 +28,26 @@ class Slots:
 
     def __init__(self, n_workers: int, size: int) -> None:
         self._size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        n_slots = n_workers * PER_WORKER
         # no file in /dev/shm, which many containers limit to 64 MB
-        self._memory = mmap.mmap(-1, n_workers * PER_WORKER * self._size)
-        self._free: list[SimpleQueue[int]] = []
-        self._released: deque[int] = deque()
-        for worker in range(n_workers):
-            self._free.append(multiprocessing.get_context("fork").SimpleQueue())
-            for slot in range(worker * PER_WORKER, (worker + 1) * PER_WORKER):
-                self._free[worker].put(slot)
+        self.memory = mmap.mmap(-1, n_slots * self._size)
+        self.states = mmap.mmap(-1, n_slots)  # FREE at first
         _OPEN[id(self)] = self
 
     def empty(self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Packed:
         """In a worker: memory for a Graph, in a slot if one is free."""
-        info = get_worker_info()
-        sizes = (n_graphs, n_atoms, n_edges, dtype)
-        if info is None or self._free[info.id].empty():
-            return Packed.empty(*sizes)
-        slot = self._free[info.id].get()
-        return _InSlot(torch.from_numpy(self._piece(slot)), *sizes, slots=id(self), slot=slot)
+        info, sizes = get_worker_info(), (n_graphs, n_atoms, n_edges, dtype)
+        if info is not None:
+            for slot in range(info.id * PER_WORKER, (info.id + 1) * PER_WORKER):
+                if self.states[slot] == FREE:
+                    self.states[slot] = TAKEN
+                    memory = torch.from_numpy(self.piece(slot))
+                    return _InSlot(memory, *sizes, slots=id(self), slot=slot)
+        return Packed.empty(*sizes)
 
-    def received(self, slot: int) -> NDArray[np.uint8]:
-        """In the process that trains: the memory of a slot, released with the last reference."""
-        piece = self._piece(slot)
-        # not at once to the worker: this runs wherever memory is freed, and a queue has a lock
-        weakref.finalize(piece, self._released.append, slot).atexit = False
-        return piece
-
-    def give_back(self) -> None:
-        """Let the workers fill what has been released."""
-        while self._released:
-            slot = self._released.popleft()
-            self._free[slot // PER_WORKER].put(slot)
-
-    def _piece(self, slot: int) -> NDArray[np.uint8]:
-        return np.frombuffer(self._memory, np.uint8, self._size, slot * self._size)
+    def piece(self, slot: int) -> NDArray[np.uint8]:
+        """The memory of a slot."""
+        return np.frombuffer(self.memory, np.uint8, self._size, slot * self._size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +62,17 @@ class _InSlot(Packed):
         return _received, (self.slots, self.slot, sizes)
 
 
+class _Lease:
+    """A slot in the process that trains, free again when nothing refers to its memory."""
+
+    def __init__(self, slots: Slots, slot: int) -> None:
+        self._slots, self._slot = slots, slot
+        self.__array_interface__ = slots.piece(slot).__array_interface__
+
+    def __del__(self) -> None:
+        self._slots.states[self._slot] = FREE
+
+
 def _received(slots: int, slot: int, sizes: tuple[int, int, int, torch.dtype]) -> Packed:
-    memory = torch.from_numpy(_OPEN[slots].received(slot))
+    memory = torch.from_numpy(np.asarray(_Lease(_OPEN[slots], slot)))  # which keeps the lease
     return Packed(memory[: n_bytes(*sizes)], *sizes)

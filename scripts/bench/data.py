@@ -13,8 +13,9 @@ epoch           all bins of an epoch, 3000 atoms each, in bytes of the files per
                 against the limit that is left when Python costs nothing: CRC-32 and conversion of
                 the same arrays by zlib and numpy, a whole shard at a time and without pairs of
                 edges. Beside it the rates of read(2), from the page cache and from the disk.
-                Then by one worker per core, wall time, against what bounds it: the disk, or as many
-                processes that make the same Graphs and hand them to nobody.
+                Then by workers, wall time, on all cores but one, which the process that receives
+                has to itself, against what bounds them: the disk, or as many processes that make
+                the same Graphs and hand them to nobody.
 
 CPU time of the process where both are one process (the machine may be shared), medians of 3.
 Needs the extra "interop".
@@ -266,16 +267,16 @@ def epoch(label: str, prepared: Path, repeats: int) -> list[dict[str, Any]]:
     limit = size / cpu_seconds(
         lambda: [convert(shards, k) for k in range(shards.n_shards)], repeats
     )
-    workers = len(os.sched_getaffinity(0))
+    workers = max(1, len(os.sched_getaffinity(0)) - 1)
     many = WORKERS_BINS // len(bins) * bins
     work = len(many) / len(bins) * size
     together = work / wall_seconds(lambda: graphs(many, workers), repeats)
     alone = workers * work / wall_seconds(lambda: in_processes(workers, graphs, many), repeats)
     what, bound = min(("disk", more["disk"]), ("processors", alone), key=lambda pair: pair[1])
-    print(f"  {workers} processes that hand nothing over: {alone:.0f} MB/s; bound: {what}")
+    print(f"  {workers} process(es) that hand nothing over: {alone:.0f} MB/s; bound: {what}")
     return [
         row(f"{label}: epoch, checksums and conversion", rate, limit, 0.1, "MB/s", **more),
-        row(f"{label}: epoch, {workers} workers, {what}", together, bound, 0.8, "MB/s"),
+        row(f"{label}: epoch, {workers} worker(s), {what}", together, bound, 0.8, "MB/s"),
     ]
 
 

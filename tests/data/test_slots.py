@@ -46,8 +46,8 @@ def bins_of(shards: ShardSet) -> list[np.ndarray]:
 
 
 def is_inside(graph, slots: Slots) -> bool:
-    first = torch.from_numpy(slots._piece(0)).data_ptr()
-    return first <= graph.positions.data_ptr() < first + len(slots._memory)
+    first = torch.from_numpy(slots.piece(0)).data_ptr()
+    return first <= graph.positions.data_ptr() < first + len(slots.memory)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -83,11 +83,15 @@ def test_slots_are_used_again(shards, slots, num_workers):
 def test_memory_goes_with_the_last_graph(shards, slots):
     graphs = loaded(shards, bins_of(shards), 2)
     first, copy = next(graphs), next(loaded(shards, bins_of(shards), 0))
-    graphs.close()
+    assert any(slots[0].states[:])
     del graphs
-    slots.clear()
     gc.collect()
     assert torch.equal(first.forces, copy.forces)
+    states = slots[0].states
+    slots.clear()
+    n_taken = sum(states[:])
+    del first
+    assert sum(states[:]) == n_taken - 1
 
 
 def test_where_processes_are_not_forked_torch_hands_over(shards, slots, monkeypatch):

@@ -8,6 +8,7 @@ number of workers changes nothing.
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -175,7 +176,8 @@ class _Bins(Dataset[Packed]):
                 for counts in (self.source.n_atoms, self.source.n_edges)
             )
             sizes = int(n_graphs.max()), int(n_atoms), int(n_edges)
-            self.slots = Slots(num_workers, n_bytes(*sizes, self.dtype))
+            with suppress(OSError):  # more than the system would ever give: torch hands over
+                self.slots = Slots(num_workers, n_bytes(*sizes, self.dtype))
 
     def _read(self, ids: NDArray[np.int64]) -> Packed:
         batch = self.source.batch(ids)

@@ -101,6 +101,15 @@ def test_where_processes_are_not_forked_torch_hands_over(shards, slots, monkeypa
     assert not slots
 
 
+def test_where_there_is_no_room_torch_hands_over(shards, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(loading, "Slots", refuse)
+    bins = bins_of(shards)[:3]
+    assert [graph.ids.tolist() for graph in loaded(shards, bins, 1)] == [b.tolist() for b in bins]
+
+
 def test_only_empty_bins(shards, slots):
     graphs = list(loaded(shards, [np.zeros(0, dtype=np.int64)] * 3, 2))
     assert [graph.n_atoms for graph in graphs] == [0, 0, 0]

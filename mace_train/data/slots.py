@@ -35,9 +35,9 @@ class Slots:
         _OPEN[id(self)] = self
 
     def empty(self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Packed:
-        """In a worker: memory for a Graph, in a slot if one is free."""
+        """In a worker: memory for a Graph, in a slot if one is free and large enough."""
         info, sizes = get_worker_info(), (n_graphs, n_atoms, n_edges, dtype)
-        if info is not None:
+        if info is not None and n_bytes(*sizes) <= self._size:
             for slot in range(info.id * PER_WORKER, (info.id + 1) * PER_WORKER):
                 if self.states[slot] == FREE:
                     self.states[slot] = TAKEN

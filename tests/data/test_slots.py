@@ -1,6 +1,7 @@
 """Memory that workers and the process that trains share: used again, but never too early."""
 
 import gc
+import mmap
 import multiprocessing
 
 import numpy as np
@@ -99,6 +100,21 @@ def test_where_processes_are_not_forked_torch_hands_over(shards, slots, monkeypa
     bins = bins_of(shards)[:3]
     assert [graph.ids.tolist() for graph in loaded(shards, bins, 1)] == [b.tolist() for b in bins]
     assert not slots
+
+
+def test_what_is_larger_than_a_slot_goes_elsewhere(shards, monkeypatch):
+    made: list[Slots] = []
+
+    def small(n_workers, size):
+        made.append(Slots(n_workers, mmap.PAGESIZE))
+        return made[-1]
+
+    monkeypatch.setattr(loading, "Slots", small)
+    bins = [np.array([0]), np.arange(len(shards))]
+    one, whole = loaded(shards, bins, 1)
+    assert is_inside(one, made[0])
+    assert not is_inside(whole, made[0])
+    assert whole.ids.tolist() == bins[1].tolist()
 
 
 def test_where_there_is_no_room_torch_hands_over(shards, monkeypatch):

@@ -91,7 +91,7 @@ def main() -> None:
     write_cost_model(arguments.output, fitted)
     print(
         f"{fitted.fixed_s * 1e3:.2f} ms + {fitted.atom_s * 1e6:.2f} us per atom + "
-        f"{fitted.edge_s * 1e6:.3f} us per edge (an atom as much as {fitted.edges_per_atom} edges); "
+        f"{fitted.edge_s * 1e6:.3f} us per edge (an atom is {fitted.edges_per_atom} edges); "
         f"residual {fitted.residual:.1%}"
     )
 

@@ -55,7 +55,7 @@ def check_batches(model, compiled, names=BATCHES):
 def test_compiled_training_step():
     """Batches of all sizes by one compilation; changed weights count."""
     torch.compiler.reset()
-    model = small_model(num_interactions=1)
+    model = small_model()
     compiled = CompiledMACE(model, "aot_eager")
     check_batches(model, compiled)
     with torch.no_grad():
@@ -69,10 +69,7 @@ def test_compiled_training_step():
 @torch_warnings
 def test_compiled_by_inductor():
     torch.compiler.reset()
-    # the smallest there is: what is longer compiles longer, through the same code
-    model = model_of(
-        ELEMENTS, max_ell=1, max_L=0, correlation=1, num_interactions=1, radial_MLP=[4]
-    )
+    model = small_model(num_interactions=1)  # for two it compiles twice as long
     check_batches(model, CompiledMACE(model))
 
 

@@ -101,8 +101,7 @@ def test_forces_and_stress_are_derivatives(settings):
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 def test_traced_model_trains_on_the_same_gradients(kernels):
     numbers = (1, 8, 11)
-    settings = {"max_ell": 1, "max_L": 1, "correlation": 2, **MODELS[2]}
-    model = model_of(numbers, **settings | {"num_interactions": 1})
+    model = model_of(numbers, max_ell=1, max_L=1, correlation=2, **MODELS[2])
     model.kernels = kernels
     close = Atoms("OH", positions=[[0, 0, 0], [0.7, 0, 0]])
     graph = graph_of([mixed(numbers), close], 4.0, numbers)

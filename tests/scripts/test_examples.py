@@ -1,15 +1,14 @@
 """The examples of scripts/examples run as their users would run them."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests.modules import module_of
 from tests.train.ranks import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -31,15 +30,6 @@ def on_two_ranks(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def imported(script: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(script).stem, EXAMPLES / script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 def test_plain_ddp_learns():
     lines = on_two_ranks("plain_ddp.py").splitlines()
@@ -51,7 +41,7 @@ def test_plain_ddp_learns():
 @pytest.mark.filterwarnings("ignore")  # of PyTorch Geometric
 def test_graphs_of_pytorch_geometric_are_balanced():
     pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installed")
-    before, after, seen = imported("pyg_data.py").main()
+    before, after, seen = module_of(EXAMPLES / "pyg_data.py").main()
     assert seen == list(range(600))
     assert after < 1.01 < before
 

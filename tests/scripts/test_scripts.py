@@ -1,25 +1,16 @@
 """Scripts that nothing else runs: they can be imported, and measured costs can be used."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
 from mace_train.balance.cost_model import read_cost_model
+from tests.modules import module_of
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/bench/*.py")])
 MADE_HERE = ("mace_train", "tests", "example_data")
-
-
-def imported(path: Path):
-    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.filterwarnings("ignore")  # of the peers that they compare with
@@ -27,7 +18,7 @@ def imported(path: Path):
 def test_it_finds_what_it_imports(path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
     try:
-        imported(path)
+        module_of(path)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in MADE_HERE:
             raise
@@ -39,7 +30,7 @@ def test_measured_costs_are_a_cost_model(prepared, tmp_path, monkeypatch):
     words = ["--data", prepared, "--model", "tiny", "--max-atoms", 40, "--sizes", 4]
     words += ["--repeats", 2, "--output", costs]
     monkeypatch.setattr(sys, "argv", ["measure_costs.py", *map(str, words)])
-    imported(ROOT / "scripts" / "measure_costs.py").main()
+    module_of(ROOT / "scripts" / "measure_costs.py").main()
     model = read_cost_model(str(costs))
     assert model.source.startswith("measured: model tiny")
     assert model.seconds(40, 400) > 0

@@ -5,7 +5,6 @@ if their atoms, cell and periodicity are, positions and cell to 1e-5 Å.
 """
 
 import hashlib
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,52 +20,31 @@ from mace_train.data.structure import LOGGER
 PRECISION = 1e-5  # Å
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """What a split shares with train."""
-
-    split: str
-    n_shared: int  # structures of the split that are in train, too
-    n_structures: int  # of the split
-    example: tuple[str, str]  # where one of them was read, in the split and in train
-
-
-def overlaps(splits: dict[str, ShardSet], crew: Crew) -> list[Overlap]:
-    """What valid and test share with train; 8 bytes per structure on the calling process."""
-    held_out = [name for name in splits if name != "train" and len(splits[name])]
-    if not held_out:
-        return []
-    paths = {
-        name: [header.path for header in splits[name].headers] for name in ("train", *held_out)
+def warn_of_shared(splits: dict[str, ShardSet], crew: Crew) -> None:
+    """One line for each split that is not wholly held out; 8 bytes per structure are held here."""
+    chosen = {name: shards for name, shards in splits.items() if len(shards)}
+    if len(chosen) < 2:
+        return
+    paths = [header.path for shards in chosen.values() for header in shards.headers]
+    found = iter(crew.map(geometry_keys, paths, lambda result: None))
+    keys = {
+        name: np.concatenate([next(found) for _ in shards.headers])
+        for name, shards in chosen.items()
     }
-    tasks = [path for of_split in paths.values() for path in of_split]
-    keys = iter(crew.map(geometry_keys, tasks, lambda result: None))
-    of_split = {
-        name: np.concatenate([next(keys) for _ in paths[name]]) for name in ("train", *held_out)
-    }
-    train = of_split["train"]
-    found = []
-    for name in held_out:
-        shared = np.flatnonzero(np.isin(of_split[name], train))
+    train = keys.pop("train")
+    for name, held_out in keys.items():
+        shared = np.flatnonzero(np.isin(held_out, train))
         if len(shared):
-            here = int(shared[0])
-            there = int(np.flatnonzero(train == of_split[name][here])[0])
-            example = (_source(splits[name], here), _source(splits["train"], there))
-            found.append(Overlap(name, len(shared), len(splits[name]), example))
-    return found
-
-
-def warn(found: list[Overlap]) -> None:
-    """One line for each split that is not wholly held out."""
-    for overlap in found:
-        LOGGER.warning(
-            "%d of the %d structures of %s are in train, too (%s is %s): errors on them are "
-            "those of structures that were trained on; take them out of one of the two",
-            overlap.n_shared,
-            overlap.n_structures,
-            overlap.split,
-            *overlap.example,
-        )
+            twin = np.flatnonzero(train == held_out[shared[0]])
+            LOGGER.warning(
+                "%d of the %d structures of %s are in train, too (%s is %s): errors on them are "
+                "those of structures that were trained on; take them out of one of the two",
+                len(shared),
+                len(held_out),
+                name,
+                _source(splits[name], int(shared[0])),
+                _source(splits["train"], int(twin[0])),
+            )
 
 
 def geometry_keys(path: Path) -> NDArray[np.uint64]:

@@ -28,7 +28,6 @@ from mace_train.data.columns import Storage
 from mace_train.data.e0s import Forms, fit_E0s
 from mace_train.data.labels import LabelCounts
 from mace_train.data.parallel.crew import Crew, open_crew
-from mace_train.data.preprocess import overlap
 from mace_train.data.preprocess.assemble import (
     FitTask,
     MeasureTask,
@@ -39,6 +38,7 @@ from mace_train.data.preprocess.assemble import (
 )
 from mace_train.data.preprocess.block import Reading, Summary, read_block
 from mace_train.data.preprocess.dry_run import survey
+from mace_train.data.preprocess.overlap import warn_of_shared
 from mace_train.data.preprocess.plan import Block, InputFile, make_blocks
 from mace_train.data.preprocess.progress import stage
 from mace_train.data.preprocess.selection import (
@@ -168,7 +168,7 @@ class _Preprocess:
         statistics.write(result / FILE_NAME)
         if n_rejects:
             _announce_rejects(summaries)
-        overlap.warn(overlap.overlaps(splits, self.crew))
+        warn_of_shared(splits, self.crew)
 
     def _reading(self, trained: frozenset[int] | None = None) -> Reading:
         settings = self.settings

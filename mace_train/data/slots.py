@@ -1,7 +1,7 @@
 """Slots: memory in which loading workers hand over Graphs, used again and again.
 
 Fresh shared memory comes page by page, which can take several times as long as filling it with a
-batch (scripts/bench/data.py measures it). Here every worker has a few slots that it and the process
+batch. Here every worker has a few slots that it and the process
 that trains have both mapped. It fills one, sends its number, and may fill it again when nothing in
 the other process refers to the Graph any more; while none is free, torch hands over other memory.
 """

@@ -23,6 +23,7 @@ from mace_train.data.columns import Sample
 from mace_train.data.graph import Graph
 from mace_train.data.indices import StructureError, index_edges
 from mace_train.data.packed import Packed, n_bytes
+from mace_train.data.padding import Shape, fill_up
 from mace_train.data.slots import Slots
 from mace_train.errors import InputError
 
@@ -110,12 +111,14 @@ def batches(
     atomic_numbers: tuple[int, ...],
     dtype: torch.dtype,
     heads: NDArray[np.int64] | None = None,
+    shape: Shape | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[Graph]:
     """One Graph per bin, in order; an empty bin gives an empty Graph.
 
     ``heads`` [n] are those of all structures of the source (see ``heads_of``); None is 0 for all.
+    With a ``shape`` all Graphs are filled up to it (see padding.py).
 
     >>> from pathlib import Path
     >>> from mace_train.data.shards import ShardSet
@@ -128,7 +131,7 @@ def batches(
     [0, 2] True
     [1] True
     """
-    dataset = _Bins(source, bins, atomic_numbers, dtype, heads)
+    dataset = _Bins(source, bins, atomic_numbers, dtype, heads, shape)
     if num_workers:
         dataset.prepare_for(num_workers)
     loader: DataLoader[Packed] = DataLoader(
@@ -150,8 +153,9 @@ class _Bins(Dataset[Packed]):
         atomic_numbers: tuple[int, ...],
         dtype: torch.dtype,
         heads: NDArray[np.int64] | None,
+        shape: Shape | None,
     ) -> None:
-        self.source, self.bins, self.heads = source, bins, heads
+        self.source, self.bins, self.heads, self.shape = source, bins, heads, shape
         self.atomic_numbers, self.dtype = atomic_numbers, dtype
         self.slots: Slots | None = None
 
@@ -168,25 +172,29 @@ class _Bins(Dataset[Packed]):
             return
         self._read(first[:1])
         if multiprocessing.get_start_method() == "fork":  # what they are shared by
-            n_graphs = np.array([len(ids) for ids in self.bins])
-            bin_of = np.repeat(np.arange(len(self.bins)), n_graphs)
-            ids = np.concatenate(self.bins)
-            n_atoms, n_edges = (
-                np.bincount(bin_of, counts[ids]).max()
-                for counts in (self.source.n_atoms, self.source.n_edges)
-            )
-            sizes = int(n_graphs.max()), int(n_atoms), int(n_edges)
             with suppress(OSError):  # more than the system would ever give: torch hands over
-                self.slots = Slots(num_workers, n_bytes(*sizes, self.dtype))
+                self.slots = Slots(num_workers, n_bytes(*self._largest(), self.dtype))
+
+    def _largest(self) -> tuple[int, int, int]:
+        """Structures, atoms and edges, each as many as any bin has."""
+        if self.shape is not None:
+            return self.shape.n_graphs, self.shape.n_atoms, self.shape.n_edges
+        n_graphs = np.array([len(ids) for ids in self.bins])
+        bin_of = np.repeat(np.arange(len(self.bins)), n_graphs)
+        ids = np.concatenate(self.bins)
+        n_atoms, n_edges = (
+            np.bincount(bin_of, counts[ids]).max()
+            for counts in (self.source.n_atoms, self.source.n_edges)
+        )
+        return int(n_graphs.max()), int(n_atoms), int(n_edges)
 
     def _read(self, ids: NDArray[np.int64]) -> Packed:
         batch = self.source.batch(ids)
         heads = None if self.heads is None else self.heads[ids]
+        memory = _Memory(self.slots, self.shape)
         numbers = self.atomic_numbers
         try:
-            return packed(
-                batch, ids, atomic_numbers=numbers, dtype=self.dtype, heads=heads, slots=self.slots
-            )
+            return packed(batch, ids, numbers, self.dtype, heads, memory)
         except StructureError as error:
             name = self.source.sample(int(ids[error.structure])).structure.source
             raise InputError(f"{name}: {error}") from None
@@ -203,32 +211,50 @@ def collate(
     """Concatenate structures, whose ``ids`` and ``heads`` are [n_graphs], into one Graph."""
     batch = Batch.of_samples(samples)
     try:
-        return packed(batch, ids, atomic_numbers=atomic_numbers, dtype=dtype, heads=heads).graph()
+        return packed(batch, ids, atomic_numbers, dtype, heads).graph()
     except StructureError as error:
         raise InputError(f"{samples[error.structure].structure.source}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Where Graphs are written: slots if there are any, of one shape if it is given."""
+
+    slots: Slots | None = None
+    shape: Shape | None = None
+
+    def empty(self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Packed:
+        """Memory with room for so many structures, atoms and edges."""
+        sizes = n_graphs, n_atoms, n_edges
+        if self.shape is not None:
+            self.shape.check(*sizes)
+            sizes = self.shape.n_graphs, self.shape.n_atoms, self.shape.n_edges
+        make = Packed.empty if self.slots is None else self.slots.empty
+        return make(*sizes, dtype)
 
 
 def packed(
     batch: Batch,
     ids: NDArray[np.int64],
-    *,
     atomic_numbers: tuple[int, ...],
     dtype: torch.dtype,
     heads: NDArray[np.int64] | None = None,
-    slots: Slots | None = None,
+    memory: _Memory | None = None,
 ) -> Packed:
     """The Graph of a batch, whose structures are ``ids`` [n_graphs] of their split.
 
-    ``heads`` [n_graphs] index the model's; None is 0 for all. ``slots`` give the memory.
+    ``heads`` [n_graphs] index the model's; None is 0 for all. ``memory`` is where it is written.
 
     Raises:
         StructureError: an atomic number that is not among ``atomic_numbers``, or an edge without
             its reverse.
+        InputError: the batch is larger than the shape that it is to have.
     """
     n_graphs, rows = len(batch.rows), batch.rows
-    empty = Packed.empty if slots is None else slots.empty
-    result = empty(n_graphs, len(batch.numbers), len(batch.senders), dtype)
-    arrays = result.arrays()
+    sizes = n_graphs, len(batch.numbers), len(batch.senders)
+    memory = memory or _Memory()
+    result = memory.empty(*sizes, dtype)
+    arrays = result.arrays(*sizes)
     index_edges(batch, **{name: arrays.pop(name) for name in _OF_EDGES})
     values: dict[str, NDArray[Any]] = {
         "positions": batch.positions,
@@ -243,6 +269,8 @@ def packed(
     }
     for name, array in arrays.items():
         array[...] = values[name]
+    if memory.shape is not None:
+        fill_up(result, *sizes, memory.shape.r_max)
     return result
 
 

@@ -1,7 +1,7 @@
 """Packed: a Graph whose tensors lie one after the other in one piece of memory.
 
-A worker's Graph reaches the process that trains as one shared and one pinned piece, not as one of
-each for every tensor.
+A worker's Graph reaches the process that trains as one shared and one pinned piece, and a GPU by
+one copy, not as one of each for every tensor.
 """
 
 from dataclasses import dataclass
@@ -65,6 +65,22 @@ class Packed:
         sizes = (n_graphs, n_atoms, n_edges, dtype)
         return cls(torch.empty(n_bytes(*sizes), dtype=torch.uint8), *sizes)
 
+    @classmethod
+    def of(cls, graph: Graph) -> "Packed":
+        """The memory of ``graph`` if it is packed, else of a packed copy; on the host."""
+        memory = packed_memory(graph)
+        if memory is None:
+            sizes = graph.n_graphs, graph.n_atoms, graph.n_edges
+            memory = cls.empty(*sizes, graph.positions.dtype)
+            for name, array in memory.arrays().items():
+                array[...] = getattr(graph, name).numpy()
+        return memory
+
+    @property
+    def sizes(self) -> tuple[int, int, int, torch.dtype]:
+        """Structures, atoms, edges and the type of floats."""
+        return self.n_graphs, self.n_atoms, self.n_edges, self.dtype
+
     def graph(self) -> Graph:
         """The Graph, whose tensors are views."""
         views = {kind: self.memory.view(kind) for kind in {self.dtype, *_TYPES}}
@@ -75,31 +91,70 @@ class Packed:
             }
         )
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The same as arrays, to be filled in."""
+    def arrays(self, *sizes: int) -> dict[str, NDArray[Any]]:
+        """The same as arrays, to be filled in; of the first structures, atoms, edges if given."""
         views = {kind: self.memory.view(kind).numpy() for kind in {self.dtype, *_TYPES}}
+        lengths = _lengths(*(sizes or self.sizes[:3]))
         return {
-            name: views[kind][first : first + shape[0] * step].reshape(shape)
+            name: views[kind][first : first + lengths[name] * step].reshape(-1, *shape[1:])
             for name, kind, shape, first, step in self._places()
         }
 
+    def to(self, device: torch.device) -> "Packed":
+        """The same on another device, by one copy that overlaps with computation if it can."""
+        return Packed(self.memory.to(device, non_blocking=True), *self.sizes)
+
     def _places(self) -> tuple[Place, ...]:
-        return _places(self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
+        return _places(*self.sizes)
 
     def pin_memory(self) -> "Packed":
         """The same in page-locked memory (called by torch's DataLoader)."""
-        pinned = self.memory.pin_memory()
-        return Packed(pinned, self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
+        return Packed(self.memory.pin_memory(), *self.sizes)
+
+
+def packed_memory(graph: Graph) -> Packed | None:
+    """The memory that all tensors of ``graph`` are views of, in the order of a Packed, if so."""
+    dtype, storage = graph.positions.dtype, graph.positions.untyped_storage()
+    sizes = graph.n_graphs, graph.n_atoms, graph.n_edges, dtype
+    size, begin = n_bytes(*sizes), graph.positions.storage_offset() * dtype.itemsize
+    for name, kind, shape, first, _ in _places(*sizes):
+        tensor: Tensor = getattr(graph, name)
+        is_own = tensor.untyped_storage().data_ptr() == storage.data_ptr()
+        is_there = (tensor.storage_offset() - first) * kind.itemsize == begin
+        is_alike = tensor.dtype == kind and tensor.shape == shape and tensor.is_contiguous()
+        if not (is_own and is_there and is_alike):
+            return None
+    memory = torch.empty(0, dtype=torch.uint8, device=graph.positions.device)
+    return Packed(memory.set_(storage, begin, (size,), (1,)), *sizes)
+
+
+def on_device(graph: Graph, device: torch.device) -> Graph:
+    """``graph`` on a device; by one copy if it is packed."""
+    if graph.positions.device == device:
+        return graph
+    memory = packed_memory(graph)
+    return graph.to(device) if memory is None else memory.to(device).graph()
+
+
+def names_of(axis: str) -> set[str]:
+    """Tensors of a Graph with a row for each of the "graphs", "atoms", "edges" or "pairs"."""
+    return {name for name, (_, axes) in _LAYOUT.items() if axes[0] == axis}
+
+
+def _lengths(n_graphs: int, n_atoms: int, n_edges: int) -> dict[str, int]:
+    """Rows of every tensor."""
+    sizes = {"graphs": n_graphs, "atoms": n_atoms, "edges": n_edges, "pairs": n_edges // 2}
+    return {name: sizes[axes[0]] for name, (_, axes) in _LAYOUT.items()}
 
 
 @lru_cache(maxsize=16)
 def _places(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> tuple[Place, ...]:
     """Place of every tensor."""
-    sizes = {"graphs": n_graphs, "atoms": n_atoms, "edges": n_edges, "pairs": n_edges // 2}
+    lengths = _lengths(n_graphs, n_atoms, n_edges)
     end, places = 0, []
     for name, (kind, axes) in _LAYOUT.items():
         kind = kind or dtype
-        length, step = sizes[axes[0]], _STRIDES[len(axes) - 1][0]
+        length, step = lengths[name], _STRIDES[len(axes) - 1][0]
         places.append((name, kind, (length, *axes[1:]), end // kind.itemsize, step))
         end += -(-length * step * kind.itemsize // _ALIGNMENT) * _ALIGNMENT
     return tuple(places)

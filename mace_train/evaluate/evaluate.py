@@ -20,6 +20,7 @@ from mace_train.data.batch import Batch
 from mace_train.data.columns import Sample
 from mace_train.data.labels import LabelReport
 from mace_train.data.loading import Kinds, SampleSource, batches, heads_of, kinds_of
+from mace_train.data.packed import on_device
 from mace_train.data.read import read_structures
 from mace_train.data.shards import sample_of
 from mace_train.data.statistics import open_split
@@ -206,7 +207,7 @@ def _predict_all(
     predicted: dict[int, Predicted] = {}
     bar = EpochProgress(world.is_main)
     for graph in bar.over(graphs, len(bins), "evaluate"):
-        graph = graph.to(world.device)
+        graph = on_device(graph, world.device)
         prediction = predict(model, graph, stress=True, create_graph=False)
         _add(errors, prediction, graph, kinds)
         predicted |= _split(prediction, graph.ids.tolist(), graph.n_atoms_of_graph.tolist())

@@ -26,6 +26,14 @@ class Average:
         weights = [value.detach() for value in model.parameters()]
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1.0 - decay)
 
+    @torch.no_grad()
+    def move(self, model: nn.Module, share: Tensor) -> None:
+        """Go this part of the way to the weights; one number, on their device."""
+        shadow = list(self.shadow.values())
+        way = torch._foreach_sub([value.detach() for value in model.parameters()], shadow)
+        torch._foreach_mul_(way, share)
+        torch._foreach_add_(shadow, way)
+
 
 @contextmanager
 def holding(model: nn.Module, values: dict[str, Tensor] | None) -> Iterator[None]:

@@ -4,33 +4,34 @@ Bins of one shape (``data.padding``) take the same kernels in the same order, so
 (forward pass, forces, loss, backward pass through both) is captured once, with its inputs and
 outputs in tensors of their own:
 
-    static inputs <- bin, weights of structures, denominators;   replay;   .grad += static outputs
+    static inputs <- bin, weights of structures, denominators;   replay:   .grad += gradient
 
-A GPU that replays waits for no launch from the host. Outside of it stay the sum over ranks, the
-look at the norm (what to do with a gradient that is not finite is the host's decision) and the
-optimizer. Nothing within may look at a value or make a shape from one: the model has
-``static_shapes``. A change of shape, loss or optimizer stage is a new capture, which costs some
-four steps; shapes are those of the capacity, so one per epoch at most.
+A GPU that replays waits for no launch from the host. The sum over ranks follows outside, the
+optimizer is a recording of its own (captured_update.py). Nothing within may look at a value or
+make a shape from one: the model has ``static_shapes``. A change of shape or loss is a new capture,
+which costs some four steps; shapes are those of the capacity, so one per epoch at most.
 """
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mace_train.data.graph import Graph
+from mace_train.data.packed import Packed
 from mace_train.errors import InputError
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
 from mace_train.ops.methods import method_of
 from mace_train.settings import LossSettings
+from mace_train.train.gradients import Gradients
 from mace_train.train.loss import LossSums, loss_sums, needs_stress
 
 Tensors = tuple[Tensor, ...]
 Replay = Callable[[], None]
-Capture = Callable[[Callable[..., Tensors], Tensors], tuple[Replay, Tensors]]
-"""Takes a function and its inputs; what fills the outputs anew from the inputs, and the outputs."""
+Capture = Callable[[Callable[[], Tensors], torch.device], tuple[Replay, Tensors]]
+"""Takes a function of tensors that stay where they are; what runs it again, and its outputs."""
 
 N_WARM_UP = 3
 
@@ -49,17 +50,29 @@ def check_cuda_graphs(kernels: str, device: torch.device) -> None:
         )
 
 
+@dataclass
+class _Recording:
+    """A capture with its inputs: the memory of a bin, and numbers [n_graphs + 4] of it."""
+
+    key: tuple[object, ...]
+    memory: Tensor
+    numbers: Tensor
+    replay: Replay
+    outputs: Tensors
+
+
 class CapturedGradient:
     """Gradients of bins; one recording is held at a time."""
 
-    def __init__(self, model: MACE, weights: list[nn.Parameter], capture: Capture) -> None:
+    def __init__(
+        self, model: MACE, weights: list[nn.Parameter], gradients: Gradients, capture: Capture
+    ) -> None:
         self.model = model
         self.weights = weights
+        self._gradients = gradients
         self._capture = capture
-        self._key: tuple[object, ...] = ()
-        self._inputs: Tensors = ()
-        self._outputs: Tensors = ()
-        self._replay: Replay | None = None
+        self._recording: _Recording | None = None
+        self._prefetch = Prefetch(weights[0].device)
         self.n_captures = 0
 
     @torch.no_grad()
@@ -69,65 +82,114 @@ class CapturedGradient:
         Takes weights of structures [n_graphs] and denominators [4] over all ranks; all of it may
         lie on the host.
         """
-        inputs = (*(getattr(graph, item.name) for item in fields(graph)), weight, counts)
-        key = (loss, *(tensor.shape for tensor in inputs))
-        if self._replay is None or key != self._key:
-            self._begin(key, inputs, loss)
-        assert self._replay is not None
-        for static, value in zip(self._inputs, inputs, strict=True):
-            static.copy_(value, non_blocking=True)
-        self._replay()
-        numerators, own_counts, *gradients = self._outputs
-        sums = [weight.grad for weight in self.weights if weight.grad is not None]
-        torch._foreach_add_(sums, gradients)
+        bin_ = Packed.of(graph)
+        # masks and weights come in float64 and the like
+        numbers = torch.cat((weight, counts)).to(self.weights[0].dtype)
+        key = (loss, bin_.sizes)
+        if self._recording is None or key != self._recording.key:
+            self._record(key, bin_, numbers, loss)
+        recording = self._recording
+        assert recording is not None
+        self._prefetch.copy((bin_.memory, numbers), (recording.memory, recording.numbers))
+        recording.replay()
+        numerators, own_counts = recording.outputs
         return LossSums(numerators.clone(), own_counts.clone())
 
     def forget(self) -> None:
         """Drop the recording and its memory."""
-        self._key, self._inputs, self._outputs, self._replay = (), (), (), None
+        self._recording = None
 
-    def _begin(self, key: tuple[object, ...], inputs: Tensors, loss: LossSettings) -> None:
+    def _record(
+        self, key: tuple[object, ...], bin_: Packed, numbers: Tensor, loss: LossSettings
+    ) -> None:
         self.forget()  # before memory is taken for the next
-        device, dtype = self.weights[0].device, self.weights[0].dtype
-        # masks and weights come in float64 and the like; the copy casts
-        typed = (*inputs[:-2], *(tensor.to(dtype) for tensor in inputs[-2:]))
-        self._inputs = tuple(tensor.to(device, copy=True) for tensor in typed)
+        device = self.weights[0].device
+        static = Packed(bin_.memory.to(device, copy=True), *bin_.sizes)
+        static_numbers = numbers.to(device, copy=True)
+        before = self._gradients.flat.clone()  # to which the runs before the capture add, too
 
-        def gradient(*tensors: Tensor) -> Tensors:
-            return gradient_of_bin(self.model, self.weights, tensors, loss)
+        def add_gradient() -> Tensors:
+            weight, counts = static_numbers[: bin_.n_graphs], static_numbers[bin_.n_graphs :]
+            sums, found = gradient_of_bin(
+                self.model, self.weights, static.graph(), weight, counts, loss
+            )
+            torch._foreach_add_(self._gradients.views, found)
+            return sums.numerators, sums.counts
 
-        self._replay, self._outputs = self._capture(gradient, self._inputs)
-        self._key = key
+        replay, outputs = self._capture(add_gradient, device)
+        self._gradients.flat.copy_(before)
+        self._recording = _Recording(key, static.memory, static_numbers, replay, outputs)
         self.n_captures += 1
 
 
 def gradient_of_bin(
-    model: MACE, weights: list[nn.Parameter], tensors: Tensors, loss: LossSettings
-) -> Tensors:
-    """(numerators, counts, gradient of every weight), a function of the tensors of a bin alone."""
-    *of_graph, structure_weight, counts = tensors
-    graph = Graph(*of_graph)
+    model: MACE,
+    weights: list[nn.Parameter],
+    graph: Graph,
+    structure_weight: Tensor,
+    counts: Tensor,
+    loss: LossSettings,
+) -> tuple[LossSums, Tensors]:
+    """The loss sums of a bin and the gradient of every weight, a function of tensors alone."""
     with torch.enable_grad():
         prediction = predict(model, graph, stress=needs_stress(loss), create_graph=True)
         sums = loss_sums(prediction, graph, loss, structure_weight=structure_weight)
         value = sums.loss(loss, counts)
         gradients = torch.autograd.grad(value, weights, materialize_grads=True)
-    found = sums.detached()
-    return found.numerators, found.counts, *gradients
+    return sums.detached(), gradients
 
 
-def cuda_graph(function: Callable[..., Tensors], inputs: Tensors) -> tuple[Replay, Tensors]:
+class Prefetch:
+    """Copies from the host that run beside what the GPU is doing, if their source is pinned."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def copy(self, sources: Tensors, targets: Tensors) -> None:
+        """Copy, when all that was launched before is done; the way to the GPU begins at once."""
+        if self._stream is None:
+            arrived = sources
+        else:
+            current = torch.cuda.current_stream(self._device)
+            with torch.cuda.stream(self._stream):
+                arrived = tuple(t.to(self._device, non_blocking=True) for t in sources)
+            current.wait_stream(self._stream)
+            for tensor in arrived:
+                tensor.record_stream(current)
+        for target, value in zip(targets, arrived, strict=True):
+            target.copy_(value)
+
+
+def on_its_way(number: Tensor) -> Callable[[], float]:
+    """Begin to copy a number to the host; what waits for it and gives it."""
+    if number.device.type != "cuda":
+        return number.item
+    arrived = torch.empty_like(number, device="cpu", pin_memory=True)
+    arrived.copy_(number, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+
+    def wait() -> float:
+        event.synchronize()
+        return arrived.item()
+
+    return wait
+
+
+def cuda_graph(function: Callable[[], Tensors], device: torch.device) -> tuple[Replay, Tensors]:
     """A ``Capture`` by ``torch.cuda.graph``, after some runs on a stream beside the current one."""
-    device = inputs[0].device
     current = torch.cuda.current_stream(device)
     beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     beside.wait_stream(current)
     with torch.cuda.stream(beside):
         for _ in range(N_WARM_UP):
-            function(*inputs)
+            function()
     current.wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
     # other threads read data into page-locked memory meanwhile
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        outputs = function(*inputs)
+        outputs = function()
     return graph.replay, outputs

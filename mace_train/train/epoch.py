@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,7 +12,7 @@ import torch
 
 from mace_train.data.graph import Graph
 from mace_train.data.loading import batches
-from mace_train.data.padding import Shape, padded
+from mace_train.data.padding import Shape
 from mace_train.train.log import EpochProgress
 from mace_train.train.loss import LossSums
 from mace_train.train.noise import NoiseScale
@@ -20,7 +21,7 @@ from mace_train.train.phases import Phases
 from mace_train.train.run import Run, Tally, fingerprints
 from mace_train.train.signals import Interruption
 from mace_train.train.state import save_state
-from mace_train.train.step import Outcome, train_step
+from mace_train.train.step import Outcome, Started, finish_step, start_step
 from mace_train.train.trouble import handle_trouble
 
 GRAPHS_AT_A_TIME = 16  # empty structures cost nothing, and most epochs have the same shape then
@@ -60,54 +61,67 @@ class EpochLoop:
         run = self.run
         m = run.settings.batching.accumulate
         bar = EpochProgress(run.settings.logger.progress and run.world.is_main)
-        first = run.progress.part_step
+        step = run.progress.part_step
         label = f"epoch {part.epoch + 1}"
-        steps = groups(run, part, first, m)
-        for graphs in bar.over(self.phases.waiting(steps), -(-(part.n_steps - first) // m), label):
-            step = run.progress.part_step
+        steps = groups(run, part, step, m)
+        ahead: deque[tuple[Started, int]] = deque()  # with the bins done after them
+        for graphs in bar.over(self.phases.waiting(steps), -(-(part.n_steps - step) // m), label):
             after = min(step + m, part.n_steps)
             lr = run.lr(part.time(step), part.time(after))
-            outcome = train_step(run, graphs, lr, self.phases, self._wishes())
-            if outcome.trouble is not None:
-                rest = handle_trouble(run, part, step, outcome)
-                if rest is not None:
-                    run.progress.part_step = 0
+            wishes = self._wishes(len(ahead))
+            started = start_step(run, graphs, lr, self.phases, wishes, len(ahead))
+            ahead.append((started, after))
+            wait_for_it = after == part.n_steps or any(started.wishes) or not run.starts_ahead
+            while len(ahead) > (0 if wait_for_it else 1):
+                rest = self._finish(part, *ahead.popleft())
+                if rest is not None:  # steps that started since have changed nothing
                     return rest
-            self._note(outcome, graphs, after)
-            if bar.enabled:
-                bar.note(self._line())
-            if after < part.n_steps and self._save_if_wished(outcome, part):
+                if bar.enabled:
+                    bar.note(self._line())
+            if after < part.n_steps and self._save_if_wished(started, part):
                 return None
+            step = after
         return None
 
-    def _wishes(self) -> tuple[float, float]:
+    def _finish(self, part: Part, started: Started, after: int) -> Part | None:
+        """See a step to its end; what is left of the epoch if that is planned anew."""
+        run = self.run
+        outcome = finish_step(run, started, self.phases)
+        if outcome.trouble is not None:
+            rest = handle_trouble(run, part, run.progress.part_step, outcome)
+            if rest is not None:
+                run.progress.part_step = 0
+                return rest
+        self._note(outcome, after)
+        return None
+
+    def _wishes(self, n_ahead: int) -> tuple[float, float]:
         """(stop, write a checkpoint), as this rank sees it."""
-        settings, step = self.run.settings.checkpoints, self.run.progress.step + 1
+        settings, step = self.run.settings.checkpoints, self.run.progress.step + n_ahead + 1
         due = settings.every_steps is not None and step % settings.every_steps == 0
         if settings.every_minutes is not None and self.run.world.is_main:
             due = due or time.monotonic() - self._saved > 60 * settings.every_minutes
         return float(self.interruption.signal is not None), float(due)
 
-    def _note(self, outcome: Outcome, graphs: list[Graph], after: int) -> None:
+    def _note(self, outcome: Outcome, after: int) -> None:
         """Count a step that was made, or skipped."""
-        run = self.run
+        run, started = self.run, outcome.started
         run.progress.step += 1
         run.progress.part_step = after
         self.phases.step_done()
-        ids = torch.cat([graph.ids for graph in graphs])
-        ids = ids[ids >= 0]  # without what was filled up
+        ids = started.ids
         if outcome.trouble is not None:
             run.tally.add(LossSums.zero(run.world.device), ids)
             return
         run.progress.n_skipped_in_row = 0
-        run.tally.add(outcome.sums, ids)
-        self.norm, self.lr = outcome.norm, outcome.lr
+        run.tally.add(started.sums, ids)
+        self.norm, self.lr = outcome.norm, started.lr
         if outcome.noise is not None:
-            self.noise.add(outcome.noise[0], len(ids), outcome.noise[1], outcome.n_structures)
+            self.noise.add(outcome.noise[0], len(ids), outcome.noise[1], started.n_structures)
 
-    def _save_if_wished(self, outcome: Outcome, part: Part) -> bool:
+    def _save_if_wished(self, started: Started, part: Part) -> bool:
         """Write a checkpoint if a rank wants one; True if the training is to stop here."""
-        stop, save = (wish > 0 for wish in outcome.wishes)
+        stop, save = (wish > 0 for wish in started.wishes)
         if stop or save:
             self._tick()
             save_state(self.run, part)
@@ -165,14 +179,12 @@ def groups(run: Run, part: Part, first: int, m: int) -> Iterator[list[Graph]]:
         atomic_numbers=run.model.data.atomic_numbers,
         dtype=run.dtype,
         heads=run.train.head_of,
+        shape=shape_of_bins(run, part) if run.settings.batching.static_shapes else None,
         num_workers=run.settings.cluster.num_workers,
         pin_memory=run.world.device.type == "cuda",
     )
     if part.epoch + 1 < run.settings.max_num_epochs:
         run.sampler.prepare(part.epoch + 1)  # after the loader's processes were forked
-    if run.settings.batching.static_shapes:
-        shape = shape_of_bins(run, part)
-        graphs = (padded(graph, shape, run.model.data.r_max) for graph in graphs)
     while group := list(islice(graphs, m)):
         yield group
 
@@ -186,4 +198,5 @@ def shape_of_bins(run: Run, part: Part) -> Shape:
         n_graphs=GRAPHS_AT_A_TIME * -(-n_structures // GRAPHS_AT_A_TIME),
         n_atoms=max(capacity.max_atoms, int(plan.n_atoms.max())) + 1,
         n_edges=n_edges + n_edges % 2,
+        r_max=run.model.data.r_max,
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mace_train.balance.costs import Costs
 from mace_train.data.loading import batches
+from mace_train.data.packed import on_device
 from mace_train.data.statistics import Statistics
 from mace_train.errors import InputError
 from mace_train.model.adapt import one_head, with_elements, with_heads
@@ -120,7 +121,7 @@ def _corrections(
     sums = torch.zeros(n, n + 1, dtype=torch.float64, device=world.device)
     numbers, dtype = model.data.atomic_numbers, model.dtype
     for graph in batches(train.shards, bins, atomic_numbers=numbers, dtype=dtype):
-        graph = graph.to(world.device)
+        graph = on_device(graph, world.device)
         with torch.no_grad():
             found = predict(model, graph, stress=False, forces=False, create_graph=False)
         counts = sums.new_zeros(graph.n_graphs, n)

@@ -33,8 +33,12 @@ class Gradients:
         self._world = world
         self._parameters = list(reversed(parameters))
         n_values = sum(parameter.numel() for parameter in parameters)
-        self._flat = self._parameters[0].new_zeros(n_values + 1)
+        self.flat = self._parameters[0].new_zeros(n_values + 1)
         self._buckets = self._make_buckets(bucket_bytes)
+        sizes = [parameter.numel() for parameter in self._parameters]
+        parts = zip(self._parameters, torch.split(self.flat[:-1], sizes), strict=True)
+        self.views = [part.view_as(parameter) for parameter, part in parts][::-1]
+        """The gradients of ``parameters``, in their order."""
         self._sending = False
         self._works: list[Any] = []
         self._own_squares: list[Tensor] | None = None
@@ -45,7 +49,7 @@ class Gradients:
 
     def _make_buckets(self, bucket_bytes: int) -> list[slice]:
         """Slices of the flat buffer; gradients become views of it."""
-        limit = max(1, bucket_bytes // self._flat.element_size())
+        limit = max(1, bucket_bytes // self.flat.element_size())
         self._bucket_of: dict[int, int] = {}
         buckets, first, last = [], 0, 0
         for parameter in self._parameters:
@@ -58,12 +62,9 @@ class Gradients:
 
     def begin(self, *, own_norm: bool = False) -> None:
         """Set all gradients to zero; ``own_norm`` also measures this rank's own gradient."""
-        self._flat.zero_()
-        first = 0
-        for parameter in self._parameters:  # again in every step: others may have set it to None
-            last = first + parameter.numel()
-            parameter.grad = self._flat[first:last].view_as(parameter)
-            first = last
+        self.flat.zero_()
+        for parameter, view in zip(reversed(self._parameters), self.views, strict=True):
+            parameter.grad = view  # in every step: others may have set it to None
         self._works, self._sending = [], False
         self._own_squares = [] if own_norm else None
 
@@ -83,7 +84,7 @@ class Gradients:
             self._send()
 
     def _send(self) -> None:
-        part = self._flat[self._buckets[len(self._works)]]
+        part = self.flat[self._buckets[len(self._works)]]
         if self._own_squares is not None:
             self._own_squares.append(part.square().sum())
         self._works.append(dist.all_reduce(part, async_op=True) if self._world.size > 1 else None)
@@ -92,23 +93,23 @@ class Gradients:
         """Send the rest and wait for the sums; ``failed`` makes the step void on all ranks."""
         self._sending = False
         if failed:
-            self._flat[-1] = math.nan
+            self.flat[-1] = math.nan
         while len(self._works) < len(self._buckets):
             self._send()
         for work in self._works:
             if work is not None:
                 work.wait()
 
-    def own_square(self) -> float:
+    def own_square(self) -> Tensor:
         """|g|^2 of this rank's own gradient, before it was summed over ranks."""
         assert self._own_squares is not None
-        return float(torch.stack(self._own_squares).sum())
+        return torch.stack(self._own_squares).sum()
 
     def norm(self) -> float:
         """The norm of the summed gradient; not finite if the step is void. Equal on all ranks."""
-        return float(torch.linalg.vector_norm(self._flat))
+        return float(torch.linalg.vector_norm(self.flat))
 
     def clip(self, norm: float, limit: float | None) -> None:
         """Shorten the gradient to ``limit`` if its ``norm`` is above it."""
         if limit is not None and norm > limit:
-            self._flat.mul_(limit / (norm + 1e-6))  # as torch's clip_grad_norm_ does
+            self.flat.mul_(limit / (norm + 1e-6))  # as torch's clip_grad_norm_ does

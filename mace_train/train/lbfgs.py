@@ -28,7 +28,7 @@ class LbfgsLoop(EpochLoop):
         part = Part.whole(run.sampler, run.progress.epoch + 1)
         totals = self._totals(part)
         begun_with: list[LossSums] = []
-        seed_step(run)
+        seed_step(run, run.progress.step)
 
         def closure() -> Tensor:
             sums = self._gradient(part, totals)

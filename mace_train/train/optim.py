@@ -76,9 +76,16 @@ def freeze(model: nn.Module, names: list[str]) -> None:
 
 
 def make_optimizer(
-    model: nn.Module, settings: OptimizerSettings, kind: str | None = None
+    model: nn.Module,
+    settings: OptimizerSettings,
+    kind: str | None = None,
+    *,
+    on_device: bool = False,
 ) -> torch.optim.Optimizer:
-    """The optimizer ``kind`` (default: that of the settings) over the parameters that train."""
+    """The optimizer ``kind`` (default: that of the settings) over the parameters that train.
+
+    ``on_device`` keeps all that Adam and AdamW count on the weights' device, to be captured.
+    """
     kind = kind or settings.optimizer
     if kind == "lbfgs":
         members = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -87,7 +94,13 @@ def make_optimizer(
     if kind == "schedulefree":
         return _schedule_free()([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[kind](groups, lr=settings.lr, betas=betas, amsgrad=settings.amsgrad)
+    options: dict[str, Any] = {"lr": settings.lr, "betas": betas, "amsgrad": settings.amsgrad}
+    if on_device:
+        device = next(model.parameters()).device
+        for group in groups:  # in float32, as the fused kernels take it
+            group["lr"] = torch.tensor(settings.lr, dtype=torch.float32, device=device)
+        options |= {"fused": True, "capturable": True}
+    return kinds[kind](groups, **options)
 
 
 def _schedule_free() -> Any:
@@ -109,7 +122,10 @@ def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group its learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr * group["lr_factor"])
+        else:
+            group["lr"] = lr * group["lr_factor"]
 
 
 def evaluation_weights(
@@ -160,7 +176,8 @@ def load_optimizer_state(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        state = _state_of(name, tensors, numbers["state"], parameter.device)
+        counts_on = parameter.device if optimizer.defaults.get("capturable") else None
+        state = _state_of(name, tensors, numbers["state"], parameter.device, counts_on)
         if state and any(group.get("amsgrad") for group in optimizer.param_groups):
             state.setdefault("max_exp_avg_sq", state["exp_avg_sq"].clone())  # on since, perhaps
         if state:
@@ -170,13 +187,19 @@ def load_optimizer_state(
 
 
 def _state_of(
-    name: str, tensors: dict[str, Tensor], numbers: dict[str, Any], device: torch.device
+    name: str,
+    tensors: dict[str, Tensor],
+    numbers: dict[str, Any],
+    device: torch.device,
+    counts_on: torch.device | None,
 ) -> dict[str, Any]:
-    """The state of one parameter; counts of steps stay on the CPU, where Adam keeps them."""
+    """The state of one parameter; counts of steps are on the CPU where Adam is not captured."""
     prefix = f"{name}."
     found = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
     given = {key.removeprefix(prefix): v for key, v in numbers.items() if key.startswith(prefix)}
-    placed = {key: v if key == "step" else v.to(device) for key, v in found.items()}
+    placed = {
+        key: v.to((counts_on or "cpu") if key == "step" else device) for key, v in found.items()
+    }
     state: dict[str, Any] = {key: v for key, v in placed.items() if "." not in key}
     for key, value in given.items():
         if isinstance(value, dict):

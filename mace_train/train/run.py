@@ -18,6 +18,7 @@ from mace_train.settings import TrainSettings
 from mace_train.train.archive import Archive
 from mace_train.train.average import Average
 from mace_train.train.captured import CapturedGradient
+from mace_train.train.captured_update import CapturedUpdate
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import LossSums
 from mace_train.train.optim import evaluation_weights, is_schedule_free, make_optimizer
@@ -110,6 +111,7 @@ class Run:
     statistics: Statistics
     tally: Tally
     captured: CapturedGradient | None = None  # with cluster.cuda_graphs
+    captured_update: CapturedUpdate | None = None
     part: Part | None = None  # of the epoch that a resumed run stands in
     last_errors: str | None = None  # RMSEs of the last validation, for people to watch
 
@@ -129,6 +131,11 @@ class Run:
         last = self.progress.stage == len(self.stages) - 1
         return last and self.progress.bad_validations >= self.settings.patience
 
+    @property
+    def starts_ahead(self) -> bool:
+        """Steps are decided by the device, so the next one may start before they are done."""
+        return self.captured_update is not None and self.stage.optimizer in ("adam", "adamw")
+
     @cached_property
     def trained_parameters(self) -> list[nn.Parameter]:
         """The weights that are not frozen."""
@@ -140,7 +147,8 @@ class Run:
 
     def new_optimizer(self, kind: str) -> torch.optim.Optimizer:
         """An optimizer of that kind over the weights that train."""
-        optimizer = make_optimizer(self.model, self.settings.optimizer, kind)
+        on_device = self.settings.cluster.cuda_graphs
+        optimizer = make_optimizer(self.model, self.settings.optimizer, kind, on_device=on_device)
         if is_schedule_free(optimizer):
             optimizer.train()  # type: ignore[attr-defined]
         return optimizer

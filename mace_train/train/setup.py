@@ -26,6 +26,7 @@ from mace_train.train import checkpoint
 from mace_train.train.archive import Archive
 from mace_train.train.average import Average
 from mace_train.train.captured import CapturedGradient, check_cuda_graphs, cuda_graph
+from mace_train.train.captured_update import CapturedUpdate
 from mace_train.train.foundation import from_foundation
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import TERMS
@@ -93,7 +94,10 @@ def set_up(settings: TrainSettings, world: World, shards_in: Path | None = None)
     elif settings.batching.capacity == "auto":
         run.sampler.use(calibrate(run))
     if settings.cluster.cuda_graphs:
-        run.captured = CapturedGradient(model, run.trained_parameters, cuda_graph)
+        run.captured = CapturedGradient(model, run.trained_parameters, run.gradients, cuda_graph)
+        run.captured_update = CapturedUpdate(
+            model, run.gradients, run.average, settings.clip_grad, cuda_graph
+        )
     run.progress.n_starts += 1
     _check_same_on_all_ranks(run)
     return run

@@ -5,6 +5,7 @@ bins and ranks. The denominators of the loss are known before the first forward 
 sum over ranks, which also carries the wishes to stop or to write a checkpoint, so all ranks hear of
 them in the same step. Whatever goes wrong on one rank (out of memory, a loss that is not finite)
 makes the norm of the summed gradient not finite on every rank, and all of them take the same turn.
+With a captured update (captured_update.py) a step is started before the one before it is finished.
 """
 
 import math
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from mace_train.data.graph import Graph
+from mace_train.data.packed import on_device
 from mace_train.model.derivatives import predict
+from mace_train.train.captured import on_its_way
 from mace_train.train.loss import TERMS, LossSums, label_counts, loss_sums, needs_stress
 from mace_train.train.optim import set_lr
 from mace_train.train.phases import Phases
@@ -33,21 +36,27 @@ class Trouble:
 
 
 @dataclass
+class Started:
+    """A step on its way: a GPU may still be at it."""
+
+    ids: Tensor  # this rank's structures
+    n_structures: int  # over all ranks
+    wishes: list[float]  # how many ranks want each of what the caller offered
+    sums: LossSums
+    lr: float
+    norm: Callable[[], float]  # waits for it; not finite if the step changed nothing
+    own_square: Tensor | None = None  # see noise.py
+    failure: str | None = None  # on this rank
+
+
+@dataclass
 class Outcome:
     """What one step gave; ``trouble`` of all ranks where it had to be given up."""
 
-    sums: LossSums
+    started: Started
     norm: float
-    n_structures: int  # over all ranks
-    wishes: list[float]  # how many ranks want each of what the caller offered
-    lr: float = math.nan
     noise: tuple[float, float] | None = None  # see noise.py
     trouble: list[Trouble] | None = None
-
-
-def seed_step(run: Run) -> None:
-    """Random numbers of this step and rank follow from (seed, step, rank) alone."""
-    torch.manual_seed(hash((run.settings.seed, run.progress.step, run.world.rank)) & (2**63 - 1))
 
 
 def train_step(
@@ -59,27 +68,80 @@ def train_step(
 ) -> Outcome:
     """One step with ``graphs`` of this rank, on the host; ``lr`` is before any scaling."""
     phases = phases or Phases()
-    run.world.signal_life(run.progress.step, "compute")
-    seed_step(run)
+    return finish_step(run, start_step(run, graphs, lr, phases, wishes), phases)
+
+
+def start_step(
+    run: Run,
+    graphs: list[Graph],
+    lr: float,
+    phases: Phases,
+    wishes: tuple[float, ...] = (),
+    n_ahead: int = 0,
+) -> Started:
+    """Begin a step while ``n_ahead`` others are on their way, only with ``run.starts_ahead``."""
+    number = run.progress.step + n_ahead
+    run.world.signal_life(number, "compute")
+    seed_step(run, number)
     totals, failure, sums = accumulate(run, graphs, phases, wishes)
-    n_structures = int(totals[len(sums.counts)])
+    n_structures = int(totals[len(TERMS)])
+    ids = torch.cat([graph.ids for graph in graphs])
+    started = Started(
+        ids=ids[ids >= 0],  # without what was filled up
+        n_structures=n_structures,
+        wishes=totals[len(TERMS) + 1 :].tolist(),
+        sums=sums,
+        lr=scaled(lr, run.settings.optimizer, n_structures),
+        norm=lambda: math.nan,
+        failure=failure,
+    )
+    if run.settings.logger.noise_scale:
+        started.own_square = run.gradients.own_square()
+    set_lr(run.optimizer, started.lr)
+    update = _update_on_device if run.starts_ahead else _update
+    started.norm = update(run, phases)
+    return started
+
+
+def finish_step(run: Run, started: Started, phases: Phases) -> Outcome:
+    """Wait for a step, and for what went wrong on any rank; steps finish in their order."""
+    with phases("compute"):
+        outcome = Outcome(started, started.norm())
+    if not math.isfinite(outcome.norm):
+        outcome.trouble = _trouble(run, started)
+        return outcome
+    if run.starts_ahead and run.average is not None:
+        run.average.n_updates += 1
+    if started.own_square is not None:
+        outcome.noise = (float(started.own_square), outcome.norm**2)
+    return outcome
+
+
+def _update(run: Run, phases: Phases) -> Callable[[], float]:
+    """Let the optimizer go on if the gradient is finite; its norm."""
     with phases("compute"):
         norm = run.gradients.norm()
-    outcome = Outcome(sums, norm, n_structures, totals[len(sums.counts) + 1 :].tolist())
-    if not math.isfinite(norm):
+    if math.isfinite(norm):
+        with phases("optimizer"):
+            run.gradients.clip(norm, run.settings.clip_grad)
+            run.optimizer.step()
+            if run.average is not None:
+                run.average.update(run.model)
+    else:
         run.gradients.begin()
-        outcome.trouble = _trouble(run, graphs, sums, failure)
-        return outcome
-    outcome.lr = scaled(lr, run.settings.optimizer, n_structures)
-    if run.settings.logger.noise_scale:
-        outcome.noise = (run.gradients.own_square(), norm**2)
+    return lambda: norm
+
+
+def _update_on_device(run: Run, phases: Phases) -> Callable[[], float]:
+    """The same, decided by the device; what waits for the norm."""
+    assert run.captured_update is not None
     with phases("optimizer"):
-        run.gradients.clip(norm, run.settings.clip_grad)
-        set_lr(run.optimizer, outcome.lr)
-        run.optimizer.step()
-        if run.average is not None:
-            run.average.update(run.model)
-    return outcome
+        return on_its_way(run.captured_update.step(run.optimizer))
+
+
+def seed_step(run: Run, number: int) -> None:
+    """Random numbers of a step and rank follow from (seed, number of the step, rank) alone."""
+    torch.manual_seed(hash((run.settings.seed, number, run.world.rank)) & (2**63 - 1))
 
 
 def accumulate(
@@ -133,7 +195,7 @@ def backward(run: Run, graph: Graph, known: Callable[[], Tensor], phases: Phases
         with phases("compute"):
             return run.captured.add(graph, weight, counts, loss)
     with phases("compute"):
-        graph = graph.to(run.world.device)
+        graph = on_device(graph, run.world.device)
         prediction = predict(run.model, graph, stress=needs_stress(loss), create_graph=True)
         weight = weight.to(graph.weight)
         sums = loss_sums(prediction, graph, loss, structure_weight=weight)
@@ -150,16 +212,18 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _trouble(run: Run, graphs: list[Graph], sums: LossSums, failure: str | None) -> list[Trouble]:
+def _trouble(run: Run, started: Started) -> list[Trouble]:
     """What went wrong on every rank."""
-    if failure is not None and run.captured is not None:
+    if started.failure is not None and run.captured is not None:
         run.captured.forget()
     if run.world.device.type == "cuda":
         torch.cuda.empty_cache()
-    ids = [int(i) for graph in graphs for i in graph.ids if i >= 0]
     own = None
-    if failure is not None:
-        own = Trouble("memory", ids, failure)
-    elif not torch.isfinite(sums.numerators).all():
-        own = Trouble("loss", ids)
-    return [trouble for trouble in run.world.gather_all(own) if trouble is not None]
+    if started.failure is not None:
+        own = Trouble("memory", started.ids.tolist(), started.failure)
+    elif not torch.isfinite(started.sums.numerators).all():
+        own = Trouble("loss", started.ids.tolist())
+    trouble = [one for one in run.world.gather_all(own) if one is not None]
+    if run.captured_update is not None:
+        run.captured_update.go_on()
+    return trouble

@@ -11,6 +11,7 @@ from mace_train.balance.costs import Capacity, Costs, derive_capacity
 from mace_train.balance.sampler import evaluation_plan
 from mace_train.data.graph import Graph
 from mace_train.data.loading import batches
+from mace_train.data.packed import on_device
 from mace_train.model.derivatives import predict
 from mace_train.settings import BatchingSettings
 from mace_train.train.average import holding
@@ -44,9 +45,8 @@ def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
     stress = bool(split.shards.has_stress.any())
     with holding(model, run.weights_to_use()):
         for graph in graphs:
-            graph = graph.to(world.device)
+            ids, graph = graph.ids, on_device(graph, world.device)
             prediction = predict(model, graph, stress=stress, create_graph=False)
-            ids = graph.ids.cpu()
             weight = split.weight_of[ids].to(graph.weight)
             counted = graph if judged is None else _of_head(graph, names.index(judged))
             sums = loss_sums(prediction, counted, run.stage.loss, structure_weight=weight)

@@ -1,13 +1,14 @@
 """A Graph in one piece of memory."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mace_train.data.graph import Graph
-from mace_train.data.packed import _LAYOUT, Packed
+from mace_train.data.packed import _LAYOUT, Packed, on_device, packed_memory
 
 
 def test_every_tensor_has_a_place():
@@ -32,3 +33,39 @@ def test_tensors_are_views_that_do_not_overlap(dtype, sizes):
     assert (graph.n_graphs, graph.n_atoms, graph.n_edges) == sizes
     assert graph.positions.dtype == dtype
     assert len(graph.first_of_pair) == sizes[2] // 2
+
+
+def test_a_packed_graph_reaches_a_device_by_one_copy():
+    for sizes in ((0, 0, 0), (3, 7, 22)):
+        packed = Packed.empty(*sizes, torch.float32)
+        packed.memory.fill_(1)
+        graph = packed.graph()
+        memory = packed_memory(graph)
+        assert memory is not None
+        assert torch.equal(memory.memory, packed.memory)
+        assert on_device(graph, torch.device("cpu")) is graph
+        with _Copies() as copies:
+            moved = on_device(graph, torch.device("meta"))
+        assert copies.n == 1
+        assert all(getattr(moved, item.name).is_meta for item in fields(Graph))
+        assert moved.n_edges == graph.n_edges
+
+
+def test_a_graph_of_other_tensors_is_not_taken_for_a_packed_one():
+    graph = Packed.empty(3, 7, 22, torch.float32).graph()
+    for name in ("positions", "ids", "pairs"):
+        other = replace(graph, **{name: getattr(graph, name).clone()})
+        assert packed_memory(other) is None
+        assert on_device(other, torch.device("meta")).pairs.is_meta
+    swapped = replace(graph, senders=graph.receivers, receivers=graph.senders)
+    assert packed_memory(swapped) is None
+
+
+class _Copies(TorchDispatchMode):
+    """Counts copies between devices."""
+
+    n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.n += function is torch.ops.aten._to_copy.default
+        return function(*args, **(kwargs or {}))

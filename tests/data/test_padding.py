@@ -1,5 +1,7 @@
 """A batch that is filled up gives the same numbers, and the filling takes no part."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -26,8 +28,8 @@ def test_predictions_losses_and_gradients_are_those_without_padding(
     run = set_up(settings_for(prepared, tmp_path / "run", default_dtype=dtype), World())
     run.model.kernels = kernels
     graph = graph_of(run, [0, 3, 7])
-    shape = Shape(graph.n_graphs + 3, graph.n_atoms + 5, graph.n_edges + 102)
-    full = padded(graph, shape, run.model.data.r_max)
+    shape = Shape(graph.n_graphs + 3, graph.n_atoms + 5, graph.n_edges + 102, run.model.data.r_max)
+    full = padded(graph, shape)
     assert (full.n_graphs, full.n_atoms, full.n_edges) == (
         shape.n_graphs,
         shape.n_atoms,
@@ -62,7 +64,7 @@ def test_what_does_not_fit_is_an_error(prepared, tmp_path):
     graph = graph_of(run, [0, 3])
     for change in ((2, 99, 999), (9, graph.n_atoms, 999), (9, 99, graph.n_edges - 2)):
         with pytest.raises(InputError, match="leaves no room"):
-            padded(graph, Shape(*change), 4.0)
+            padded(graph, Shape(*change, r_max=4.0))
 
 
 def test_an_empty_bin_is_filled_up_too(prepared, tmp_path):
@@ -75,7 +77,7 @@ def test_an_empty_bin_is_filled_up_too(prepared, tmp_path):
             dtype=run.dtype,
         )
     )
-    full = padded(empty, Shape(2, 7, 30), run.model.data.r_max)
+    full = padded(empty, Shape(2, 7, 30, run.model.data.r_max))
     prediction = predict(run.model, full, stress=False, create_graph=False)
     assert torch.isfinite(prediction.energy).all()
     assert (prediction.forces == 0).all()
@@ -91,3 +93,19 @@ def test_a_training_with_static_shapes_learns_the_same(prepared, tmp_path):
     for one, other in zip(*rows, strict=True):
         for key in ("train_loss", "valid_loss", "structures"):
             assert other[key] == pytest.approx(one[key], rel=1e-9), key
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loading_fills_up_as_padded_does(num_workers, prepared, tmp_path):
+    run = set_up(settings_for(prepared, tmp_path / "run"), World())
+    shards, numbers = run.train.shards, run.model.data.atomic_numbers
+    bins = [np.array([0, 3]), np.array([], dtype=np.int64), np.array([7])]
+    shape = Shape(5, 60, 2000, 4.5)
+    options = {"atomic_numbers": numbers, "dtype": torch.float32, "num_workers": num_workers}
+    one = [padded(graph, shape) for graph in batches(shards, bins, **options)]
+    other = list(batches(shards, bins, shape=shape, **options))
+    for graph, expected in zip(other, one, strict=True):
+        for item in fields(graph):
+            assert torch.equal(getattr(graph, item.name), getattr(expected, item.name)), item.name
+    with pytest.raises(InputError, match="leaves no room"):
+        next(batches(shards, bins, shape=Shape(2, 60, 2000, 4.5), **options))

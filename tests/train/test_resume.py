@@ -37,9 +37,9 @@ def train_until_killed(world: World, settings: TrainSettings, n_steps: int) -> l
     trained: list[list[int]] = []
     note = EpochLoop._note
 
-    def counted(loop: EpochLoop, outcome: Any, graphs: Any, after: int) -> None:
-        note(loop, outcome, graphs, after)
-        trained.append([int(i) for graph in graphs for i in graph.ids])
+    def counted(loop: EpochLoop, outcome: Any, after: int) -> None:
+        note(loop, outcome, after)
+        trained.append(outcome.started.ids.tolist())
         if len(trained) == n_steps:
             run.archive.close()
             raise KilledError

@@ -72,7 +72,7 @@ def gradient_of_one_step(
     run = set_up(settings, world)
     outcome = train_step(run, [graph_of(run, bins[world.rank])], lr=0.0)
     gradients = {name: value.grad.clone() for name, value in run.model.named_parameters()}
-    return gradients, outcome.sums.numerators.tolist()
+    return gradients, outcome.started.sums.numerators.tolist()
 
 
 def graph_of(run: Run, ids: list[int]) -> Graph:
@@ -137,7 +137,9 @@ def curve(world: World, settings: TrainSettings, n_epochs: int) -> tuple[list[fl
         bins = [list(plan.of_rank(rank)) for rank in range(world.rank, N_BINS, world.size)]
         for of_step in zip(*bins, strict=True):
             outcome = train_step(run, [graph_of(run, ids.tolist()) for ids in of_step], lr=0.01)
-            sums = world.sum(torch.stack((outcome.sums.numerators, outcome.sums.counts)))
+            sums = world.sum(
+                torch.stack((outcome.started.sums.numerators, outcome.started.sums.counts))
+            )
             losses.append(float(LossSums(*sums).loss(settings.loss)))
     return losses, validate(run)
 

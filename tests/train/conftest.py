@@ -1,0 +1,57 @@
+"""What stands in for a CUDA graph where there is none.
+
+A list of the operations of one run: like a graph of kernels it keeps every number that Python saw
+and every tensor where it lay, and does the same again with whatever these tensors hold. To look at
+a value is an error within, as in a capture.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mace_train.ops import convolution
+from mace_train.train import setup
+from mace_train.train.captured import Replay, Tensors
+
+
+class Operations(TorchDispatchMode):
+    """What one run did, to be done again on the same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default, "looks at a value"
+        result = function(*args, **(kwargs or {}))
+        self.done.append((function, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def again(self) -> None:
+        for function, args, kwargs, before in self.done:
+            after = function(*args, **kwargs)
+            for old, new in zip(tree_leaves(before), tree_leaves(after), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def recorded(function: Callable[[], Tensors], device: torch.device) -> tuple[Replay, Tensors]:
+    """A capture by the operations of one run, after one before it."""
+    function()
+    with Operations() as operations:
+        outputs = function()
+    return operations.again, outputs
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> None:
+    """Recordings on the CPU; what looks at values there, to check them, is left out."""
+    monkeypatch.setattr(setup, "check_cuda_graphs", lambda *_: None)
+    monkeypatch.setattr(setup, "cuda_graph", recorded)
+    monkeypatch.setattr(convolution, "_check", lambda *_: None)
+    monkeypatch.setattr(convolution, "_check_pairs", lambda *_: None)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mace_train.ops import convolution
-from mace_train.train import setup
+from mace_train.train import log, setup
 from mace_train.train.captured import Replay, Tensors
 
 
@@ -55,3 +55,9 @@ def stand_in(monkeypatch) -> None:
     monkeypatch.setattr(setup, "cuda_graph", recorded)
     monkeypatch.setattr(convolution, "_check", lambda *_: None)
     monkeypatch.setattr(convolution, "_check_pairs", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch) -> None:
+    """Trainings draw no curves, the longest part of most; those of test_record.py do."""
+    monkeypatch.setattr(log.MetricsLog, "_draw", lambda *_: None)

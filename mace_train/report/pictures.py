@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 DPI = 200
 WIDTH = 4.6  # inches; on a phone 9 points of such a figure are 10 pixels
@@ -72,21 +73,29 @@ class Picture:
 
 def picture(name: str, title: str, caption: str, draw: Draw, height: float = 0.76) -> Picture:
     """Draw a figure in both themes."""
-    light, dark = (_drawn(draw, theme, height) for theme in (LIGHT, DARK))
+    light, places = _drawn(draw, LIGHT, height)
+    dark, _ = _drawn(draw, DARK, height, places)
     return Picture(name, title, caption, light, dark, height)
 
 
-def _drawn(draw: Draw, theme: Theme, height: float) -> bytes:
+def _drawn(
+    draw: Draw, theme: Theme, height: float, places: list[Bbox] | None = None
+) -> tuple[bytes, list[Bbox]]:
+    """The figure as PNG, and the places of its axes; to find them takes as long as to draw."""
     with matplotlib.rc_context(_style(theme)):
         figure = Figure(figsize=(WIDTH, WIDTH * height), layout="constrained")
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
         draw(axes, theme)
-        figure.draw_without_rendering()
+        if places is None:
+            figure.draw_without_rendering()
+            places = [axis.get_position() for axis in figure.axes]
         figure.set_layout_engine("none")  # or savefig lays it out twice more
+        for axis, place in zip(figure.axes, places, strict=True):
+            axis.set_position(place)
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=DPI, format="png")
-    return buffer.getvalue()
+    return buffer.getvalue(), places
 
 
 def _style(theme: Theme) -> dict[str, object]:

@@ -128,7 +128,8 @@ def _graph(data: Path, dtype: torch.dtype, device: torch.device) -> tuple[Graph,
 
 def _peer_model(case: Case, numbers: tuple[int, ...], device: torch.device) -> nn.Module:
     sizes = {"channels": case.channels, "max_L": case.max_degree, "radial_MLP": [64, 64, 64]}
-    return mace_torch_model(numbers, r_max=R_MAX, **sizes).to(case.dtype).to(device)
+    model = mace_torch_model(numbers, r_max=R_MAX, scripted=True, **sizes)
+    return model.to(case.dtype).to(device)
 
 
 def _steps(case: Case, arguments: argparse.Namespace, wanted: str = "") -> dict[str, Step]:

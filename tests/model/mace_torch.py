@@ -1,6 +1,8 @@
 """Building and calling models of mace-torch, which is imported inside of functions only."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,13 @@ def mace_torch_model(
     seed: int = 0,
     channels: int = 4,
     max_L: int = 1,
+    scripted: bool = False,
     **changes: Any,
 ) -> torch.nn.Module:
-    """A float64 model as mace_run_train builds it for --model=flavour, with random weights."""
+    """A float64 model as mace_run_train builds it for --model=flavour, with random weights.
+
+    ``scripted`` is what users have, and takes twice as long to build.
+    """
     modules = import_mace()
     from e3nn import o3
 
@@ -53,7 +59,7 @@ def mace_torch_model(
         **changes,
     }
     default = torch.get_default_dtype()
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(), warnings.catch_warnings(), _codegen(scripted):
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         torch.set_default_dtype(torch.float64)
@@ -61,3 +67,17 @@ def mace_torch_model(
             return modules.ScaleShiftMACE(**arguments)
         finally:
             torch.set_default_dtype(default)
+
+
+@contextmanager
+def _codegen(scripted: bool) -> Iterator[None]:
+    """Whether e3nn compiles the code that it generates by TorchScript, or runs it as it is."""
+    import e3nn
+
+    before = e3nn.get_optimization_defaults()
+    if "jit_script_fx" in before:  # e3nn 0.4
+        e3nn.set_optimization_defaults(jit_script_fx=scripted)
+    try:
+        yield
+    finally:
+        e3nn.set_optimization_defaults(**before)

@@ -213,6 +213,8 @@ def balance(settings: BalanceSettings) -> dict[str, Any]:
 
 def report_on(costs: Costs, settings: BalanceSettings, show: Callable[..., None]) -> dict[str, Any]:
     """The report on given sizes."""
+    if settings.output is not None:
+        make_folder("output", Path(settings.output))
     batching, cluster = settings.batching, cluster_of(settings)
     entries = compare(costs, batching, settings.gpus, settings.seed, cluster)
     capacity = entries[0].capacity
@@ -245,7 +247,6 @@ def report_on(costs: Costs, settings: BalanceSettings, show: Callable[..., None]
         show(table)
     if settings.output is not None:
         output = Path(settings.output)
-        make_folder("output", output)
         (output / "balance.json").write_text(json.dumps(report, indent=2) + "\n")
         plans = {entry.packer: entry.plan for entry in entries}
         plots.bins_and_ranks(plans, capacity).savefig(output / "balance.png", dpi=150)

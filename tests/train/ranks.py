@@ -18,7 +18,7 @@ from mace_train.world import World, open_world
 Function = Callable[..., Any]
 
 # ranks are forked from a process that has imported what takes seconds, and nothing else
-set_forkserver_preload(["mace_train.train.trainer", "torch._dynamo"])
+set_forkserver_preload(["mace_train.train.trainer", "mace_train.train.curves", "torch._dynamo"])
 
 
 def run_ranks(

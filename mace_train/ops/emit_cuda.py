@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass
 from string import Template
 
 from mace_train._paths import KERNELS
-from mace_train.ops.cuda_passes import Pass, Tuning, passes_of, tuning_of
+from mace_train.ops.cuda_passes import Pass, Tuning, is_sum, passes_of, tuning_of
 from mace_train.ops.emit_statements import Body, uniform_lines, uniform_slots
 from mace_train.ops.kernel import Kernel, Loop, Operand, Role
-from mace_train.ops.program import Segment
+from mace_train.ops.program import Program, Segment
+from mace_train.ops.schedule import schedule
 
 LANES = 32
 SHARED_BYTES = 16384  # of shared coefficients per block, about; a few blocks fit a multiprocessor
-EDGES_AT_A_TIME = 32  # at most; one warp computes their coefficients
+WIDE_BYTES = 16  # that a thread reads at once from shared memory
 
 _ROW_READ = {
     Role.ROW: "row",
@@ -77,26 +78,27 @@ class _Skeleton(Template):
 
 def emit_cuda(kernel: Kernel, target: CudaTarget, tuning: Tuning | None = None) -> str:
     """The source of one kernel; ``run`` takes n_items, the index tensors, inputs and outputs."""
-    if kernel.loop is Loop.ROWS and not kernel.program.sums():
-        return _sums(kernel, target)
-    return _Emission(kernel, target, tuning or tuning_of(kernel, target.n_bytes)).source()
+    tuning = tuning or tuning_of(kernel, target.n_bytes)
+    if is_sum(kernel):
+        return _sums(kernel, target, tuning)
+    return _Emission(kernel, target, tuning).source()
 
 
-def _sums(kernel: Kernel, target: CudaTarget) -> str:
+def _sums(kernel: Kernel, target: CudaTarget, tuning: Tuning) -> str:
     """Rows of the one input, summed over chunks."""
     (rows,), (sums,) = kernel.inputs, kernel.outputs
     assert (rows.role, sums.role) == (Role.ROW, Role.CHUNK)
     assert rows.n_segments == sums.n_segments == len(kernel.program.outputs)
     nodes = kernel.program.graph.nodes
     assert all(nodes[n] == (rows.name, s.number) for s, n in kernel.program.outputs.items())
-    threads = 128
-    launch = Launch(threads, rows.n_segments * target.n_channels, 1)
-    return launch.header() + _common(target, threads) + _fill("sums.cu", SEGMENTS=rows.n_segments)
+    launch = Launch(tuning.threads, rows.n_segments * target.n_channels, 1)
+    body = _fill("sums.cu", SEGMENTS=rows.n_segments, UNROLL=_unroll(tuning))
+    return launch.header() + _common(target, tuning.threads) + body
 
 
-def block_of(n_channels: int) -> tuple[int, int]:
+def block_of(n_channels: int, at_most: int = 128) -> tuple[int, int]:
     """Threads of a block, and blocks for the channels of one receiver: few lanes are idle."""
-    n_blocks = -(-n_channels // 128)
+    n_blocks = -(-n_channels // at_most)
     per_block = -(-n_channels // n_blocks)
     return -(-per_block // LANES) * LANES, n_blocks
 
@@ -111,9 +113,12 @@ class _Emission:
         self.passes = passes_of(kernel, tuning)
         self.roles = {o.name: o.role for o in (*kernel.inputs, *kernel.outputs)}
         self.segments = {o.name: o.n_segments for o in (*kernel.inputs, *kernel.outputs)}
-        self.slots = [uniform_slots(part.program) for part in self.passes]
-        self.n_slots = max(1, *map(len, self.slots)) | 1  # odd: no two lanes in one bank
-        self.threads, self.channel_blocks = block_of(target.n_channels)
+        in_order = _slots_in_order_of_use if tuning.wide else uniform_slots
+        self.slots = [in_order(part.program) for part in self.passes]
+        # an odd number of the units that are read: no two lanes in one bank
+        unit = WIDE_BYTES // target.n_bytes if tuning.wide else 1
+        self.n_slots = (-(-max(1, *map(len, self.slots)) // unit) | 1) * unit
+        self.threads, self.channel_blocks = block_of(target.n_channels, tuning.threads)
 
     def source(self) -> str:
         """Header, common part and the filled skeleton of the loop."""
@@ -162,7 +167,8 @@ class _Emission:
                     NUMBER=number,
                     SUMS=self._start(sums),
                     UNIFORM_POINTERS=self._uniform_pointers(part),
-                    UNIFORM=uniform_lines(part.program, self.slots[number]),
+                    UNIFORM=self._uniform(number, part),
+                    UNROLL=_unroll(self.tuning),
                     EDGE_POINTERS=self._pointers(of_edge, part),
                     BODY=self._body(part, self.slots[number], sums),
                     STORES=[*self._finish(sums), *self._zeros(part, Role.ROW)],
@@ -173,6 +179,7 @@ class _Emission:
             BLOCKS=self.tuning.blocks,
             EDGES=self._edges_at_a_time(0),
             SLOTS=self.n_slots,
+            STAGE=self._stage(),
             CHANNEL_BLOCKS=self.channel_blocks,
             PARAMETERS=self._parameters(),
             POINTERS=self._pointers(self._having(Role.ROW)),
@@ -192,7 +199,8 @@ class _Emission:
                     "edges_pass.cuh",
                     NUMBER=number,
                     UNIFORM_POINTERS=self._uniform_pointers(part),
-                    UNIFORM=uniform_lines(part.program, self.slots[number]),
+                    UNIFORM=self._uniform(number, part),
+                    UNROLL=_unroll(self.tuning),
                     SUMS=self._start(sums),
                     POINTERS=self._pointers(per_channel, part),
                     BODY=[*body, *self._zeros(part, Role.EDGE, Role.PAIR)],
@@ -205,6 +213,7 @@ class _Emission:
             BLOCKS=self.tuning.blocks,
             EDGES=self._edges_at_a_time(n_totals * self.threads // LANES),
             SLOTS=self.n_slots,
+            STAGE=self._stage(),
             TOTALS=max(n_totals, 1),
             PARAMETERS=self._parameters(),
             PASSES=passes,
@@ -212,12 +221,31 @@ class _Emission:
 
     def _edges_at_a_time(self, n_totals: int) -> int:
         """A power of two that keeps within SHARED_BYTES."""
-        n_edges = EDGES_AT_A_TIME
+        n_edges = self.tuning.edges
         while n_edges > 4 and n_edges * (self.n_slots + n_totals) > (
             SHARED_BYTES // self.target.n_bytes
         ):
             n_edges //= 2
         return n_edges
+
+    def _uniform(self, number: int, part: Pass) -> list[str]:
+        """Statements of one thread for one edge: what all channels share of it."""
+        staged = [f"{name}_of[j] = {name}s[edge];" for name in self._staged()]
+        return [*staged, *uniform_lines(part.program, self.slots[number])]
+
+    def _stage(self) -> list[str]:
+        return [f"__shared__ long long {name}_of[EDGES];" for name in self._staged()]
+
+    def _staged(self) -> list[str]:
+        """Indices that a block reads for all edges at hand, before it reads what they point to."""
+        roles = set(self.roles.values())
+        names = {"sender": Role.SENDER, "pair": Role.PAIR} if self.tuning.staged else {}
+        return [name for name, role in names.items() if role in roles]
+
+    def _row_read(self, operand: Operand) -> str:
+        row = _ROW_READ[operand.role]
+        name = row.removesuffix("s[edge]")
+        return f"{name}_of[j]" if name in self._staged() else row
 
     def _parameters(self) -> str:
         inputs = [f"const T* __restrict__ in_{o.name}" for o in self.kernel.inputs]
@@ -234,8 +262,7 @@ class _Emission:
         for o in operands:
             columns = f"({o.n_segments} * K) + k"
             if o in self.kernel.inputs and o.name in read:
-                row = _ROW_READ[o.role]
-                lines.append(f"const T* {o.name} = in_{o.name} + {row} * {columns};")
+                lines.append(f"const T* {o.name} = in_{o.name} + {self._row_read(o)} * {columns};")
             elif o in self.kernel.outputs and o.name in written:
                 row = _ROW_WRITTEN[o.role]
                 lines.append(f"T* {o.name} = out_{o.name} + {row} * {columns};")
@@ -254,9 +281,10 @@ class _Emission:
             segment, value = output
             if segment in sums:
                 return f"{sums[segment]} += {value};"
-            return f"store({segment.operand} + {segment.number} * K, {value});"
+            return f"{self._store(segment)}, {value});"
 
-        lines = Body(part.program, put, slots, sums).lines()
+        once = [o.name for o in self.kernel.inputs if self._is_streamed(o)]
+        lines = Body(part.program, put, slots, sums, load_once=once).lines()
         return self._forgetting(lines, part) if self.tuning.reload else lines
 
     def _forgetting(self, lines: list[str], part: Pass) -> list[str]:
@@ -279,16 +307,21 @@ class _Emission:
         return [f"T {name} = 0;" for name in sums.values()]
 
     def _finish(self, sums: dict[Segment, str]) -> list[str]:
-        return [f"store({s.operand} + {s.number} * K, {name});" for s, name in sums.items()]
+        return [f"{self._store(s)}, {name});" for s, name in sums.items()]
+
+    def _store(self, segment: Segment) -> str:
+        """The beginning of a statement that stores an output."""
+        outputs = {o.name: o for o in self.kernel.outputs}
+        store = "store_once" if self._is_streamed(outputs[segment.operand]) else "store"
+        return f"{store}({segment.operand} + {segment.number} * K"
+
+    def _is_streamed(self, operand: Operand) -> bool:
+        return self.tuning.stream and operand.role in (Role.EDGE, Role.PAIR)
 
     def _zeros(self, part: Pass, *roles: Role) -> list[str]:
         """Zero in the segments that no input reaches."""
         absent = sorted(part.owned - part.program.outputs.keys())
-        return [
-            f"store({s.operand} + {s.number} * K, T(0));"
-            for s in absent
-            if self.roles[s.operand] in roles
-        ]
+        return [f"{self._store(s)}, T(0));" for s in absent if self.roles[s.operand] in roles]
 
     def _warp_sums(self, part: Pass, reduced: list[Operand], sums: dict[Segment, str]) -> list[str]:
         """Sums over the lanes of every warp, at most 32 at a time."""
@@ -325,6 +358,17 @@ class _Emission:
                 ]
             first += o.n_segments
         return lines
+
+
+def _slots_in_order_of_use(program: Program) -> dict[int, int]:
+    """Places of shared values, so that those that are read together lie together."""
+    known = uniform_slots(program)
+    read = [i for step in schedule(program, uniform=False) for i in step.term.factors if i in known]
+    return {number: slot for slot, number in enumerate(dict.fromkeys([*read, *known]))}
+
+
+def _unroll(tuning: Tuning) -> str:
+    return f"#pragma unroll {tuning.unroll}" if tuning.unroll else ""
 
 
 def _owns(part: Pass, operand: Operand) -> bool:

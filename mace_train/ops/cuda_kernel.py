@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mace_train.ops import cuda_compiler, cuda_driver, kernel_cache
+from mace_train.ops.cuda_launch import CudaTarget, Launch
 from mace_train.ops.cuda_tuning import choices_of
-from mace_train.ops.emit_cuda import CudaTarget, Launch, emit_cuda
+from mace_train.ops.emit_cuda import emit_cuda
 from mace_train.ops.kernel import Kernel
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
@@ -72,15 +73,15 @@ class CudaKernel:
     ) -> None:
         """Fill the outputs; all tensors are contiguous and on one device.
 
-        More index tensors than the skeletons take (three) are for other back ends.
+        More index tensors than the skeleton takes are for other back ends.
         """
         if n_items == 0:
             return
-        tensors = (*index[:3], *inputs, *outputs)
         device, dtype = outputs[0].device, outputs[0].dtype
-        assert all(t.is_contiguous() and t.device == device for t in tensors)
-        assert all(t.dtype == torch.int64 for t in index[:3])
-        assert all(t.dtype == dtype for t in (*inputs, *outputs))
         launch, function = self.prepare(dtype, n_channels, device)
+        tensors = (*index[: launch.indices], *inputs, *outputs)
+        assert all(t.is_contiguous() and t.device == device for t in tensors)
+        assert all(t.dtype == torch.int64 for t in index[: launch.indices])
+        assert all(t.dtype == dtype for t in (*inputs, *outputs))
         pointers = [tensor.data_ptr() for tensor in tensors]
         function.launch(launch.grid(n_items), launch.threads, [n_items, *pointers])

@@ -57,7 +57,7 @@ def tuning_of(kernel: Kernel, n_bytes: int) -> Tuning:
         return Tuning(reload=400 if cost > 2500 else 0)
     if kernel.loop is Loop.RECEIVERS:
         return Tuning(sums=40)
-    if kernel.loop is Loop.EDGES:
+    if kernel.loop in (Loop.EDGES, Loop.PAIRS):
         return Tuning(reload=200 if cost > 600 else 0)
     reload = 200 if cost > 1100 else 0
     if cost > 2500:

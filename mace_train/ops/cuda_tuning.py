@@ -5,6 +5,7 @@
        "sm_90": {
          "measured": {...},                        where and when, for readers
          "rows_per_chunk": 16,                     of the contraction's chunks
+         "gradients_by_pair": false,               of the convolution: see ``convolution_pairs``
          "kernels": {"rows x16 w29 -> out4": {"float32": {"128": {"blocks": 3, ...}}}}}}}
 
 A kernel is named by its loop and the sizes of its operands, so that a name does not depend on the
@@ -24,8 +25,8 @@ from typing import Any, NoReturn
 
 from mace_train._paths import KERNELS
 from mace_train.errors import InputError
+from mace_train.ops.cuda_launch import CudaTarget
 from mace_train.ops.cuda_passes import Tuning, tuning_of
-from mace_train.ops.emit_cuda import CudaTarget
 from mace_train.ops.kernel import Kernel, Operand
 
 TABLE = KERNELS / "tuning.json"
@@ -55,6 +56,7 @@ class Choices:
 
     kernels: Mapping[tuple[str, str, int], Mapping[str, Any]] = field(default_factory=dict)
     rows_per_chunk: int | None = None
+    gradients_by_pair: bool = False
 
     def tuning(self, kernel: Kernel, target: CudaTarget) -> Tuning:
         """The choices for a kernel: its defaults, but for what the table says."""
@@ -119,6 +121,9 @@ def _choices(values: dict[str, Any], where: str) -> Choices:
     rows = values.get("rows_per_chunk")
     if rows is not None and not (_is_whole(rows) and 1 <= rows <= 4096):
         _refuse(f"{where}, rows_per_chunk", rows, "a whole number, 1 to 4096")
+    by_pair = values.get("gradients_by_pair", False)
+    if not isinstance(by_pair, bool):
+        _refuse(f"{where}, gradients_by_pair", by_pair, "true or false")
     found = {}
     for kernel, dtypes in _object(values.get("kernels", {}), f"{where}, kernels").items():
         for dtype, widths in _object(dtypes, f"{where}, {kernel}").items():
@@ -129,7 +134,7 @@ def _choices(values: dict[str, Any], where: str) -> Choices:
                 if not width.isdecimal():
                     _refuse(place, width, "a number of channels")
                 found[kernel, dtype, int(width)] = _entry(_object(entry, place), place)
-    return Choices(found, rows)
+    return Choices(found, rows, by_pair)
 
 
 def _entry(values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -6,19 +6,17 @@ padded. The first line of a source says how it is launched (``Launch``), so that
 run without making its program again.
 """
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from string import Template
 
 from mace_train._paths import KERNELS
+from mace_train.ops.cuda_launch import LANES, CudaTarget, Launch, block_of
 from mace_train.ops.cuda_passes import Pass, Tuning, is_sum, passes_of, tuning_of
 from mace_train.ops.emit_statements import Body, uniform_lines, uniform_slots
 from mace_train.ops.kernel import Kernel, Loop, Operand, Role
 from mace_train.ops.program import Program, Segment
 from mace_train.ops.schedule import schedule
 
-LANES = 32
 SHARED_BYTES = 16384  # of shared coefficients per block, about; a few blocks fit a multiprocessor
 WIDE_BYTES = 16  # that a thread reads at once from shared memory
 
@@ -34,41 +32,6 @@ _ROW_READ = {
 """The row of its tensor that an input is, in the words of the skeletons."""
 _ROW_WRITTEN = _ROW_READ | {Role.PAIR: "edge"}
 """... and that an output is; rows of both edges of a pair are summed after the kernel."""
-
-
-@dataclass(frozen=True)
-class CudaTarget:
-    """Precision, and channels of the tensors."""
-
-    scalar: str  # float or double
-    n_channels: int
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of a number."""
-        return 4 if self.scalar == "float" else 8
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Threads of a block and of an item of the loop, and blocks in the second dimension."""
-
-    threads: int
-    threads_per_item: int
-    passes: int
-
-    def grid(self, n_items: int) -> tuple[int, int, int]:
-        """Blocks for so many chunks or receivers."""
-        return -(-n_items * self.threads_per_item // self.threads), self.passes, 1
-
-    def header(self) -> str:
-        """The first line of a source."""
-        return f"// launch: {json.dumps(asdict(self))}\n"
-
-    @classmethod
-    def of(cls, source: str) -> "Launch":
-        """What the first line of a source says."""
-        return cls(**json.loads(source.split("\n", 1)[0].removeprefix("// launch: ")))
 
 
 class _Skeleton(Template):
@@ -96,13 +59,6 @@ def _sums(kernel: Kernel, target: CudaTarget, tuning: Tuning) -> str:
     return launch.header() + _common(target, tuning.threads) + body
 
 
-def block_of(n_channels: int, at_most: int = 128) -> tuple[int, int]:
-    """Threads of a block, and blocks for the channels of one receiver: few lanes are idle."""
-    n_blocks = -(-n_channels // at_most)
-    per_block = -(-n_channels // n_blocks)
-    return -(-per_block // LANES) * LANES, n_blocks
-
-
 class _Emission:
     """One source in the making."""
 
@@ -118,17 +74,22 @@ class _Emission:
         # an odd number of the units that are read: no two lanes in one bank
         unit = WIDE_BYTES // target.n_bytes if tuning.wide else 1
         self.n_slots = (-(-max(1, *map(len, self.slots)) // unit) | 1) * unit
-        self.threads, self.channel_blocks = block_of(target.n_channels, tuning.threads)
+        # a thread has the sums of one channel over both edges of a pair, so no channel may be left
+        at_most = target.n_channels if kernel.loop is Loop.PAIRS else tuning.threads
+        self.threads, self.channel_blocks = block_of(target.n_channels, at_most)
 
     def source(self) -> str:
         """Header, common part and the filled skeleton of the loop."""
         fill = {Loop.ROWS: self._rows, Loop.RECEIVERS: self._receivers, Loop.EDGES: self._edges}
+        fill[Loop.PAIRS] = self._pairs
         threads_per_item = {
             Loop.ROWS: self.target.n_channels,
             Loop.RECEIVERS: self.channel_blocks * self.threads,
             Loop.EDGES: self.threads,
+            Loop.PAIRS: 2 * self.threads // self._edges_at_a_time(self._n_totals()),
         }[self.kernel.loop]
-        launch = Launch(self.threads, threads_per_item, len(self.passes))
+        n_indices = 4 if self.kernel.loop is Loop.PAIRS else 3
+        launch = Launch(self.threads, threads_per_item, len(self.passes), n_indices)
         body = fill[self.kernel.loop]()
         return launch.header() + _common(self.target, self.threads) + body
 
@@ -187,8 +148,7 @@ class _Emission:
         )
 
     def _edges(self) -> str:
-        reduced = [o for o in self.kernel.outputs if o.role is Role.UNIFORM]
-        n_totals = sum(o.n_segments for o in reduced)
+        reduced = self._reduced()
         per_channel = self._having(Role.ROW, Role.SENDER, Role.PAIR, Role.EDGE)
         passes = []
         for number, part in enumerate(self.passes):
@@ -208,16 +168,53 @@ class _Emission:
                     TOTALS=self._totals(part, reduced),
                 )
             )
+        return self._with_totals("edges.cu", passes)
+
+    def _pairs(self) -> str:
+        reduced = self._reduced()
+        of_edge = self._having(Role.ROW, Role.SENDER, Role.EDGE)
+        of_pair = self._having(Role.PAIR)
+        passes = []
+        for number, part in enumerate(self.passes):
+            sums, pair_sums = self._sums(part, Role.UNIFORM), self._sums(part, Role.PAIR)
+            body = self._body(part, self.slots[number], sums | pair_sums)
+            passes.append(
+                _fill(
+                    "pairs_pass.cuh",
+                    NUMBER=number,
+                    UNIFORM_POINTERS=self._uniform_pointers(part),
+                    UNIFORM=self._uniform(number, part),
+                    PAIR_POINTERS=self._pointers(of_pair, part),
+                    PAIR_SUMS=self._start(pair_sums),
+                    SUMS=self._start(sums),
+                    POINTERS=self._pointers(of_edge, part),
+                    BODY=[*body, *self._zeros(part, Role.EDGE)],
+                    WARP_SUMS=self._warp_sums(part, reduced, sums),
+                    STORES=[*self._finish(pair_sums), *self._zeros(part, Role.PAIR)],
+                    TOTALS=self._totals(part, reduced),
+                )
+            )
+        return self._with_totals("pairs.cu", passes)
+
+    def _with_totals(self, name: str, passes: list[str]) -> str:
         return _fill(
-            "edges.cu",
+            name,
             BLOCKS=self.tuning.blocks,
-            EDGES=self._edges_at_a_time(n_totals * self.threads // LANES),
+            EDGES=self._edges_at_a_time(self._n_totals()),
             SLOTS=self.n_slots,
             STAGE=self._stage(),
-            TOTALS=max(n_totals, 1),
+            TOTALS=max(sum(o.n_segments for o in self._reduced()), 1),
             PARAMETERS=self._parameters(),
             PASSES=passes,
         )
+
+    def _reduced(self) -> list[Operand]:
+        """Outputs that are sums over channels."""
+        return [o for o in self.kernel.outputs if o.role is Role.UNIFORM]
+
+    def _n_totals(self) -> int:
+        """Numbers in shared memory for these sums, of one edge."""
+        return sum(o.n_segments for o in self._reduced()) * self.threads // LANES
 
     def _edges_at_a_time(self, n_totals: int) -> int:
         """A power of two that keeps within SHARED_BYTES."""
@@ -240,9 +237,13 @@ class _Emission:
         """Indices that a block reads for all edges at hand, before it reads what they point to."""
         roles = set(self.roles.values())
         names = {"sender": Role.SENDER, "pair": Role.PAIR} if self.tuning.staged else {}
+        if self.kernel.loop is Loop.PAIRS:
+            names.pop("pair", None)
         return [name for name, role in names.items() if role in roles]
 
     def _row_read(self, operand: Operand) -> str:
+        if operand.role is Role.PAIR and self.kernel.loop is Loop.PAIRS:
+            return "pair"
         row = _ROW_READ[operand.role]
         name = row.removesuffix("s[edge]")
         return f"{name}_of[j]" if name in self._staged() else row
@@ -265,6 +266,8 @@ class _Emission:
                 lines.append(f"const T* {o.name} = in_{o.name} + {self._row_read(o)} * {columns};")
             elif o in self.kernel.outputs and o.name in written:
                 row = _ROW_WRITTEN[o.role]
+                if o.role is Role.PAIR and self.kernel.loop is Loop.PAIRS:
+                    row = "pair"
                 lines.append(f"T* {o.name} = out_{o.name} + {row} * {columns};")
         return lines
 
@@ -345,6 +348,7 @@ class _Emission:
     def _totals(self, part: Pass, reduced: list[Operand]) -> list[str]:
         """Sums over the warps, written for all edges at hand."""
         lines, first = [], 0
+        edge = "order[e0 + j]" if self.kernel.loop is Loop.PAIRS else "(e0 + j)"
         for o in reduced:
             if _owns(part, o):
                 lines += [
@@ -353,7 +357,7 @@ class _Emission:
                     "T sum = 0;",
                     "for (int w = 0; w < WARPS; ++w)",
                     f"sum += totals[(j * WARPS + w) * TOTALS + {first} + s];",
-                    f"out_{o.name}[(e0 + j) * {o.n_segments} + s] = sum;",
+                    f"out_{o.name}[{edge} * {o.n_segments} + s] = sum;",
                     "}",
                 ]
             first += o.n_segments

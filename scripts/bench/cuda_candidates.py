@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mace_train.ops import cuda_compiler
+from mace_train.ops.cuda_launch import CudaTarget, Launch
 from mace_train.ops.cuda_passes import Tuning, is_sum, tuning_of
-from mace_train.ops.emit_cuda import CudaTarget, Launch, emit_cuda
+from mace_train.ops.emit_cuda import emit_cuda
 from mace_train.ops.kernel import Kernel, Loop, Role
 
 
@@ -60,14 +61,15 @@ def neighbours(kernel: Kernel, target: CudaTarget, center: Tuning) -> Iterator[T
 
 
 def _values(kernel: Kernel, target: CudaTarget, center: Tuning) -> dict[str, list[object]]:
-    threads = [32, 64, 128]
     if is_sum(kernel):
         return {"threads": [64, 128, 256], "unroll": [1, 2, 4, 8]}
     found: dict[str, list[object]] = {
         "blocks": [1, 2, 3, 4, 5, 6, 8],
-        "threads": [n for n in threads if n <= -(-target.n_channels // 32) * 32],
         "reload": [0, 100, 200, 400],
     }
+    if kernel.loop is not Loop.PAIRS:  # there it has one thread for every channel
+        at_most = -(-target.n_channels // 32) * 32
+        found["threads"] = [n for n in (32, 64, 128) if n <= at_most]
     outputs = {o.name: o for o in kernel.outputs}
     if kernel.loop is Loop.RECEIVERS:
         n_sums = len(kernel.program.outputs)
@@ -75,7 +77,9 @@ def _values(kernel: Kernel, target: CudaTarget, center: Tuning) -> dict[str, lis
     else:
         found["split"] = [(), *_splits(list(outputs))]
     if kernel.loop is not Loop.ROWS:
-        found |= {"edges": [8, 16, 32, 64], "unroll": [0, 1, 2, 4]}
+        found["edges"] = [8, 16, 32, 64]
+        if kernel.loop is not Loop.PAIRS:
+            found["unroll"] = [0, 1, 2, 4]
         found |= {"wide": [False, True], "staged": [False, True]}
         if any(o.role in (Role.EDGE, Role.PAIR) for o in (*kernel.inputs, *kernel.outputs)):
             found["stream"] = [False, True]

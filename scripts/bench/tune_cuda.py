@@ -41,8 +41,8 @@ from cuda_problem import N_ELEMENTS, Problem, Sizes, medians  # noqa: E402
 
 from mace_train.ops import cuda_compiler, cuda_driver, cuda_tuning  # noqa: E402
 from mace_train.ops.cuda_kernel import SCALARS  # noqa: E402
+from mace_train.ops.cuda_launch import CudaTarget  # noqa: E402
 from mace_train.ops.cuda_passes import Tuning  # noqa: E402
-from mace_train.ops.emit_cuda import CudaTarget  # noqa: E402
 from mace_train.ops.kernel import Kernel, Role, sum_kernel  # noqa: E402
 from mace_train.ops.symmetric_contraction import ATOMS_PER_CHUNK  # noqa: E402
 

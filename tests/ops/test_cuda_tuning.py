@@ -12,9 +12,10 @@ import torch
 from mace_train.errors import InputError
 from mace_train.ops import cuda_tuning
 from mace_train.ops.cuda_kernel import CudaKernel
+from mace_train.ops.cuda_launch import CudaTarget
 from mace_train.ops.cuda_passes import Tuning, tuning_of
 from mace_train.ops.cuda_tuning import choices_of, entry_of, name_of
-from mace_train.ops.emit_cuda import CudaTarget, emit_cuda
+from mace_train.ops.emit_cuda import emit_cuda
 from mace_train.ops.kernel import sum_kernel
 from mace_train.ops.symmetric_contraction import rows_per_chunk
 from tests.ops.test_emit_cuda import KERNELS, assert_right, contraction, convolution, needs_compiler
@@ -166,7 +167,7 @@ EVERYTHING = Tuning(3, 32, 4, 7, (), 8, 2, True, True, True)
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "name", ["messages", "second derivatives of edges", "second derivatives of messages", "sums"]
+    "name", ["messages", "second derivatives of edges", "gradients of pairs", "sums"]
 )
 def test_choices_together(name, dtype, tmp_path):
     assert_right(KERNELS[name](), 72, dtype, tmp_path, EVERYTHING)

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from mace_train.model.mace import MACE, Head, ModelData  # noqa: E402
 from mace_train.model.prepare import training_kernels  # noqa: E402
 from mace_train.ops import cuda_compiler  # noqa: E402
 from mace_train.ops.compiled import CompiledKernel  # noqa: E402
+from mace_train.ops.kernel import Loop  # noqa: E402
 from mace_train.settings import ModelSettings  # noqa: E402
 
 BUDGET = KERNELS / "budget.json"
@@ -106,12 +107,27 @@ def variants() -> list[Variant]:
                     else (f"{operation} {irreps} {name}")
                 )
                 kernels[label] = kernel
+    with_pairs = {label: k for label, k in kernels.items() if _has_pairs(k)}
+    kernels |= {f"{label} by pair": _by_pair(kernel) for label, kernel in with_pairs.items()}
     dtypes = (torch.float32, torch.float64)
     return [
         Variant(f"{label} {str(dtype).removeprefix('torch.')}", kernels[label], dtype)
         for label in sorted(kernels)
         for dtype in dtypes
     ]
+
+
+def _has_pairs(kernel: CompiledKernel) -> bool:
+    """Whether it has gradients of r, which are summed over the edges of a pair."""
+    operation, *rest = kernel.recipe.split(" ")
+    return operation == "convolution" and rest[1] != "forward" and "r" in rest[-1]
+
+
+def _by_pair(kernel: CompiledKernel) -> CompiledKernel:
+    """The same in a loop over pairs, as ``gradients_by_pair`` of kernels/tuning.json has it."""
+    return CompiledKernel(
+        f"{kernel.recipe} by pair", lambda: replace(kernel.build(), loop=Loop.PAIRS)
+    )
 
 
 def measure(

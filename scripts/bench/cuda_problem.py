@@ -51,9 +51,8 @@ class Problem:
         self.kernel, self.dtype, self.sizes, self.device = kernel, dtype, sizes, device
         places, self.rows_read, self.rows_written = _index(kernel, sizes)
         self.index = [t.to(device) for t in places]
-        self.n_items = len(places[2 if kernel.loop is Loop.ROWS else 0]) - (
-            kernel.loop is not Loop.ROWS
-        )
+        by_receiver = kernel.loop in (Loop.RECEIVERS, Loop.EDGES)
+        self.n_items = len(places[0 if by_receiver else 1]) - 1
         self.n_rounds = sizes.n_atoms if _has_chunks(kernel) else sizes.n_edges
 
     def operands(self, seed: int) -> Operands:
@@ -145,9 +144,15 @@ def _index(kernel: Kernel, sizes: Sizes) -> tuple[list[Tensor], dict[Role, int],
     senders = torch.cat((others, ends))[order]
     pairs = torch.arange(n_edges // 2).repeat(2)[order]
     first = torch.searchsorted(receivers, torch.arange(n_atoms + 1))
+    n_pairs = n_edges // 2
+    met = torch.full((n_pairs,), n_edges).scatter_reduce(0, pairs, torch.arange(len(pairs)), "amin")
+    pairs = torch.argsort(torch.argsort(met))[pairs]  # numbered in the order of their first edges
     rows = dict.fromkeys((Role.ROW, Role.SENDER), n_atoms)
-    rows |= dict.fromkeys((Role.EDGE, Role.UNIFORM), len(senders))
-    return [first, senders, pairs], rows | {Role.PAIR: n_edges // 2}, rows | {Role.PAIR: n_edges}
+    rows |= dict.fromkeys((Role.EDGE, Role.UNIFORM), len(senders)) | {Role.PAIR: n_pairs}
+    if kernel.loop is Loop.PAIRS:
+        two = 2 * torch.arange(n_pairs + 1)
+        return [torch.argsort(pairs, stable=True), two, senders, receivers], rows, rows
+    return [first, senders, pairs], rows, rows | {Role.PAIR: n_edges}
 
 
 def medians(

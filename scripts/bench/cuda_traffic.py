@@ -1,6 +1,6 @@
 """Launches and bytes of the CUDA kernels of a training step, counted without a GPU.
 
-    python scripts/bench/cuda_traffic.py [--json traffic.json] [--edges-per-atom 16]
+    python scripts/bench/cuda_traffic.py [--json traffic.json] [--edges-per-atom 16] [--by-pair]
 
 A step on energies and forces runs on a small graph with kernels that only note their tensors, as it
 would on a GPU. Bytes are those of all operands, each once per launch (gathered rows that are read
@@ -63,7 +63,7 @@ def main() -> int:
     rows = []
     for dtype in (torch.float32, torch.float64):
         for max_degree in (0, 1, 2):
-            n_edges, traffic = step(max_degree, dtype, arguments.edges_per_atom)
+            n_edges, traffic = step(max_degree, dtype, arguments.edges_per_atom, arguments.by_pair)
             rows.append(_row(max_degree, dtype, n_edges, traffic, arguments))
     for title, names in TABLES.items():
         print(f"\n{title}\n\n| model | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
@@ -104,6 +104,7 @@ def _text(value: Any) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--edges-per-atom", type=int, default=16)
+    parser.add_argument("--by-pair", action="store_true", help="gradients visit pairs of edges")
     parser.add_argument("--bandwidth", type=float, default=4.8e12, help="bytes per second")
     parser.add_argument("--tf32", type=float, default=495e12, help="flop/s; float32 takes three")
     parser.add_argument("--fp64", type=float, default=67e12, help="flop/s of tensor cores")
@@ -112,7 +113,9 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def step(max_degree: int, dtype: torch.dtype, edges_per_atom: int) -> tuple[int, Traffic]:
+def step(
+    max_degree: int, dtype: torch.dtype, edges_per_atom: int, by_pair: bool = False
+) -> tuple[int, Traffic]:
     """Number of edges, and what a step on energies and forces launches for them."""
     torch.manual_seed(0)
     settings = ModelSettings(num_channels=CHANNELS, max_L=max_degree)
@@ -140,6 +143,7 @@ def step(max_degree: int, dtype: torch.dtype, edges_per_atom: int) -> tuple[int,
     with (
         mock.patch.object(compiled, "runs_on_cuda", return_value=True),
         mock.patch.object(convolution, "runs_on_cuda", return_value=True),
+        mock.patch.object(convolution, "visits_pairs", return_value=by_pair),
         mock.patch.object(CompiledKernel, "run", run),
         _Operators() as operators,
     ):
@@ -212,7 +216,7 @@ def note(
     names = [o.name for o in kernel.inputs if o.role is Role.PAIR]
     traffic.readings[kernel.loop] += len(names)
     traffic.made += rest[-1] == "forward" and operation == "convolution"
-    traffic.made += "vr" in names and kernel.loop is Loop.EDGES
+    traffic.made += "vr" in names and kernel.loop is not Loop.RECEIVERS
     traffic.writings += sum(of_pairs[len(inputs) :])
 
 
@@ -237,7 +241,7 @@ def _row(
     ns_of_row = 1e9 * sum(n_paths) / len(n_paths) * CHANNELS * dtype.itemsize / arguments.bandwidth
     ns_of_product = 1e9 * sum(n_paths) / len(n_paths) * CHANNELS * 2 * width / flops
     outside = (traffic.made + 2 * traffic.writings) / 2  # a pair is two edges
-    of_edges = traffic.readings[Loop.EDGES] + 2 * traffic.writings
+    of_edges = traffic.readings[Loop.EDGES] + traffic.readings[Loop.PAIRS] + 2 * traffic.writings
     of_receivers = traffic.readings[Loop.RECEIVERS]
     row_bytes = max(n_paths) * CHANNELS * dtype.itemsize
     return {

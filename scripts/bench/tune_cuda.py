@@ -43,11 +43,12 @@ from mace_train.ops import cuda_compiler, cuda_driver, cuda_tuning  # noqa: E402
 from mace_train.ops.cuda_kernel import SCALARS  # noqa: E402
 from mace_train.ops.cuda_launch import CudaTarget  # noqa: E402
 from mace_train.ops.cuda_passes import Tuning  # noqa: E402
-from mace_train.ops.kernel import Kernel, Role, sum_kernel  # noqa: E402
+from mace_train.ops.kernel import Kernel, Loop, Role, sum_kernel  # noqa: E402
 from mace_train.ops.symmetric_contraction import ATOMS_PER_CHUNK  # noqa: E402
 
 CHANNELS = 128
 CHUNKS = "rows per chunk"  # a row of the results beside those of kernels
+PAIRS = "gradients by pair"
 CHUNK_LENGTHS = (8, 16, 32, 64)
 Row = dict[str, Any]
 
@@ -188,7 +189,11 @@ def tune(chosen: list[Subject], arguments: argparse.Namespace, device: torch.dev
         )
     if is_complete and not state.has(CHUNKS):
         state.add(CHUNKS, search_chunks(chosen, state.rows, arguments, device))
+    if is_complete and not state.has(PAIRS):
+        state.add(PAIRS, search_pairs(chosen, state.rows, arguments, device))
     if state.has(CHUNKS):
+        relative = state.rows[PAIRS]["relative"]
+        print(f"gradients by pair take {relative:.2f} of the time of those by edge and their sums")
         print(f"time of the contraction with {state.rows[CHUNKS]['relative']} (atoms per chunk)")
     if arguments.write:
         write_table(state.rows, architecture, _where(device), arguments.margin)
@@ -292,6 +297,26 @@ def search_chunks(
     return {"relative": relative, "best": best_length, "gain": 1.0 - relative[best_length]}
 
 
+def search_pairs(
+    chosen: list[Subject], rows: dict[str, Row], arguments: argparse.Namespace, device: torch.device
+) -> Row:
+    """Time of gradients pair by pair over that of gradients by edge and their sums."""
+    found = {}
+    for subject in chosen:
+        by_edge = rows.get(subject.label.replace(" by pair", ""))
+        if subject.kernel.loop is not Loop.PAIRS or by_edge is None:
+            continue
+        (n_segments,) = (o.n_segments for o in subject.kernel.outputs if o.role is Role.PAIR)
+        summing = Subject("", sum_kernel(n_segments), subject.dtype, subject.n_channels)
+        (built,) = compiled(summing, [summing.default], cuda_driver.architecture(device), 1)
+        sizes = Sizes(arguments.edges // 2, arguments.edges, subject.n_channels, 1)
+        problem = Problem(summing.kernel, subject.dtype, sizes, device)
+        work = {"": problem.launches(built, problem.sets())}
+        seconds = by_edge["best"] + medians(work, device, arguments.repeats)[""]
+        found[subject.label] = rows[subject.label]["best"] / seconds
+    return {"relative": sum(found.values()) / len(found) if found else 1.0, "of kernels": found}
+
+
 def _peak(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Multiply-adds and bytes per second that simple loops reach."""
     from kernels_cuda import measure_machine
@@ -319,7 +344,9 @@ def write_table(rows: dict[str, Row], architecture: str, where: Row, margin: flo
     entries = table["architectures"].setdefault(architecture, {})
     entries["measured"] = where
     rows = dict(rows)
-    chunks = rows.pop(CHUNKS, None)
+    chunks, pairs = rows.pop(CHUNKS, None), rows.pop(PAIRS, None)
+    if pairs is not None:
+        entries["gradients_by_pair"] = pairs["relative"] < 1.0 - margin
     if chunks is not None:
         entries.pop("rows_per_chunk", None)
         if chunks["gain"] > margin:

@@ -11,6 +11,7 @@ import torch
 
 from mace_train.errors import InputError
 from mace_train.ops import cuda_tuning
+from mace_train.ops.convolution_pairs import visits_pairs
 from mace_train.ops.cuda_kernel import CudaKernel
 from mace_train.ops.cuda_launch import CudaTarget
 from mace_train.ops.cuda_passes import Tuning, tuning_of
@@ -104,6 +105,16 @@ def test_chunks_take_the_length_of_the_architecture(use_table, monkeypatch):
     assert rows_per_chunk(torch.device("cpu")) == 32
 
 
+@pytest.mark.parametrize("n_channels", [128, 512])
+def test_gradients_visit_pairs_where_the_table_says_so(n_channels, use_table, monkeypatch):
+    use_table({"format": 1, "architectures": {"sm_90": {"gradients_by_pair": True}}})
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr("mace_train.ops.cuda_driver.architecture", lambda device: "sm_90")
+    assert visits_pairs(gpu, n_channels) == (n_channels == 128)  # a thread for each in one block
+    monkeypatch.setattr("mace_train.ops.cuda_driver.architecture", lambda device: "sm_80")
+    assert not visits_pairs(gpu, n_channels)
+
+
 def malformed(entry=None, **changes):
     return table_of(sum_kernel(1), {} if entry is None else entry, **changes)
 
@@ -126,6 +137,10 @@ def malformed(entry=None, **changes):
         (malformed({"split": "x y"}), r"split: got 'x y', expected a list"),
         (malformed({"wide": 1}), r"wide: got 1, expected true or false"),
         (malformed(dtype="half"), r"got 'half', expected one of float32, float64"),
+        (
+            {"format": 1, "architectures": {"sm_90": {"gradients_by_pair": 1}}},
+            r"by_pair: got 1, exp",
+        ),
         (malformed(width="all"), r"got 'all', expected a number of channels"),
         (
             {"format": 1, "architectures": {"sm_90": {"rows_per_chunk": 0}}},

@@ -29,7 +29,7 @@ import cuda_problem
 import tune_cuda
 from mace_train.ops import cuda_tuning
 from mace_train.ops.cuda_passes import Tuning
-from tests.ops.test_emit_cuda import contraction, convolution
+from tests.ops.test_emit_cuda import by_pair, contraction, convolution
 
 near = [{"unroll": 2}, {"threads": 64}, {"blocks": 2}]
 def neighbours(kernel, target, center):
@@ -49,6 +49,7 @@ cuda_problem.L2_BYTES = 1 << 12
 subjects = [
     tune_cuda.Subject("a", contraction("backward_xw"), torch.float64, 4),
     tune_cuda.Subject("b", convolution("backward xyr"), torch.float32, 4),
+    tune_cuda.Subject("b by pair", by_pair(convolution("backward xyr")), torch.float32, 4),
 ]
 for minutes, expected in ((0.0, 1), (5.0, 0), (5.0, 0)):
     arguments = Namespace(json=folder / "out.json", minutes=minutes, write=True, atoms=12, edges=40,
@@ -93,10 +94,13 @@ def test_search_on_the_host(tmp_path):
     assert done.stdout.count("| a |") == 2  # measured once, then read
     assert done.stderr.count("WRONG RESULT, not used: reload 1") == 1
     results = json.loads((tmp_path / "out.json").read_text())
-    a, b = (results["kernels"][name] for name in "ab")
+    a, b, by_pair = (results["kernels"][name] for name in ("a", "b", "b by pair"))
     assert a["wrong"]
     assert not b["wrong"]
+    assert not by_pair["wrong"]
+    assert results["kernels"]["gradients by pair"]["of kernels"].keys() == {"b by pair"}
     assert a["timed"] == 4
     assert results["kernels"]["rows per chunk"]["relative"]["16"] == 1.0
     table = json.loads((tmp_path / "tuning.json").read_text())["architectures"]["host"]
+    assert table["gradients_by_pair"] is True  # whatever the clock says, with this margin
     assert table["kernels"][a["name"]] == {"float64": {"4": a["entry"]}}

@@ -172,6 +172,11 @@ def why_dropped(candidate: Built, others: list[Built], default: Built) -> str | 
     return None
 
 
+def is_promising(candidate: Built, default: Built) -> bool:
+    """Whether more warps hide more latency, at no price in local memory."""
+    return candidate.warps > default.warps and candidate.local <= default.local
+
+
 def _runs_alike(a: Built, b: Built) -> bool:
     return a.code == b.code and a.launch == b.launch
 

@@ -15,7 +15,8 @@ end the lengths of the contraction's chunks are compared, for all its kernels to
 Finished kernels are in the JSON file; the same command goes on where it was stopped. --write puts
 what is faster than the default into ``kernels/tuning.json``. --rehearse needs no GPU: it compiles
 the first candidates of every kernel and prints registers, bytes of local memory, shared bytes of a
-block, warps per multiprocessor, and what need not be timed. Needs the extra "cuda".
+block, warps per multiprocessor, what has more warps than the default without more local memory, and
+what need not be timed. Needs the extra "cuda".
 """
 
 import argparse
@@ -27,6 +28,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +125,8 @@ def compiled(
 ) -> list[Built]:
     """Candidates, compiled side by side."""
     with ThreadPoolExecutor(jobs) as pool:
-        one = candidates.build
-        waiting = [
-            pool.submit(one, subject.kernel, subject.target, tuning, architecture)
-            for tuning in tunings
-        ]
-        return [job.result() for job in waiting]
+        build = partial(candidates.build, subject.kernel, subject.target, architecture=architecture)
+        return list(pool.map(build, tunings))
 
 
 def rehearse(chosen: list[Subject], arguments: argparse.Namespace) -> int:
@@ -146,8 +144,8 @@ def rehearse(chosen: list[Subject], arguments: argparse.Namespace) -> int:
         rows = [_facts(one, built, built[0]) for one in built]
         state.add(subject.label, {"candidates": rows})
         print(f"\n{subject.label}, {arguments.architecture}, NVRTC {cuda_compiler.version()}")
-        print("| choice | registers | local | shared | warps | need not be timed |")
-        print("|---|---|---|---|---|---|")
+        print("| choice | registers | local | shared | warps | promising | need not be timed |")
+        print("|---" * 7 + "|")
         for row in rows:
             print("| " + " | ".join(str(value or "") for value in row.values()) + " |", flush=True)
     return 0
@@ -160,6 +158,7 @@ def _facts(one: Built, all_: list[Built], default: Built) -> Row:
         "local": one.local,
         "shared": one.shared,
         "warps": one.warps,
+        "promising": candidates.is_promising(one, default),
         "dropped": candidates.why_dropped(one, all_, default),
     }
 

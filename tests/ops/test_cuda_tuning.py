@@ -164,7 +164,7 @@ def as_the_host_sees(source: str) -> str:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["messages", "gradients of edges", "gradients"])
+@pytest.mark.parametrize("name", ["gradients of edges", "gradients"])
 def test_no_candidate_changes_results(name, tmp_path):
     """Candidates with the same text for the host are one."""
     kernel, target = KERNELS[name](), CudaTarget("double", 40)

@@ -31,7 +31,7 @@ from mace_train.ops import cuda_tuning
 from mace_train.ops.cuda_passes import Tuning
 from tests.ops.test_emit_cuda import by_pair, contraction, convolution
 
-near = [{"unroll": 2}, {"threads": 64}, {"blocks": 2}]
+near = [{"threads": 64}]
 def neighbours(kernel, target, center):
     for change in near:
         yield Tuning(**vars(center) | change)
@@ -99,7 +99,7 @@ def test_search_on_the_host(tmp_path):
     assert not b["wrong"]
     assert not by_pair["wrong"]
     assert results["kernels"]["gradients by pair"]["of kernels"].keys() == {"b by pair"}
-    assert a["timed"] == 4
+    assert a["timed"] == 2  # the default and another
     assert results["kernels"]["rows per chunk"]["relative"]["16"] == 1.0
     table = json.loads((tmp_path / "tuning.json").read_text())["architectures"]["host"]
     assert table["gradients_by_pair"] is True  # whatever the clock says, with this margin

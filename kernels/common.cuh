@@ -9,12 +9,41 @@ enum : int { THREADS = @THREADS@, LANES = 32, WARPS = THREADS / LANES };
 static __device__ __forceinline__ T load(const T* p) { return *p; }
 static __device__ __forceinline__ void store(T* p, T v) { *p = v; }
 
+// The same for what nothing reads again soon: the caches drop it first.
+#ifdef __CUDACC__
+static __device__ __forceinline__ T load_once(const T* p) { return __ldcs(p); }
+static __device__ __forceinline__ void store_once(T* p, T v) { __stcs(p, v); }
+#else
+static T load_once(const T* p) { return *p; }
+static void store_once(T* p, T v) { *p = v; }
+#endif
+
 // From here on the compiler does not know what the pointer points to, so what it loads later is loaded
-// again (from the first-level cache) rather than kept in registers.
+// again (from the first-level cache) rather than kept in registers. It still knows that it is global
+// memory: generic loads are slower.
 static __device__ __forceinline__ void forget(const T*& p) {
 #ifdef __CUDACC__
   asm volatile("" : "+l"(p));
+  __builtin_assume(__isGlobal(p));
 #endif
+}
+
+// One step of the sums below, and the next ones, all unrolled: v must never be indexed by a variable,
+// which would put it into local memory.
+template <int HALF, int BIT, int N>
+static __device__ __forceinline__ void halve(T (&v)[N]) {
+  if constexpr (HALF > 0) {
+    const bool upper = (threadIdx.x & BIT) != 0;
+#pragma unroll
+    for (int i = 0; i < HALF; ++i) {
+      const T low = v[i], high = v[HALF + i];
+      const T keep = upper ? high : low, give = upper ? low : high;
+      v[i] = keep + __shfl_xor_sync(0xffffffffu, give, BIT);
+    }
+  } else {
+    v[0] += __shfl_xor_sync(0xffffffffu, v[0], BIT);
+  }
+  if constexpr (BIT > 1) halve<HALF / 2, BIT / 2>(v);
 }
 
 // Sums of N values (N a power of two, at most 32) over the lanes of a warp: lane l has the total of
@@ -22,19 +51,6 @@ static __device__ __forceinline__ void forget(const T*& p) {
 // serve 32 values and 16 serve 16, where one butterfly per value takes 5 each.
 template <int N>
 static __device__ __forceinline__ T sum_over_warp(T (&v)[N]) {
-  const int lane = threadIdx.x % LANES;
-  int bit = LANES / 2;
-#pragma unroll
-  for (int half = N / 2; half > 0; half /= 2) {
-    const bool upper = (lane & bit) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const T keep = upper ? v[half + i] : v[i], give = upper ? v[i] : v[half + i];
-      v[i] = keep + __shfl_xor_sync(0xffffffffu, give, bit);
-    }
-    bit /= 2;
-  }
-#pragma unroll
-  for (; bit > 0; bit /= 2) v[0] += __shfl_xor_sync(0xffffffffu, v[0], bit);
+  halve<N / 2, LANES / 2>(v);
   return v[0];
 }

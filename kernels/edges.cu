@@ -10,7 +10,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, @BLOCKS@) run(
     const long long* __restrict__ senders, const long long* __restrict__ pairs,
     @PARAMETERS@) {
   enum : int { EDGES = @EDGES@, SLOTS = @SLOTS@, TOTALS = @TOTALS@ };
-  __shared__ T shared[EDGES * SLOTS];
+  alignas(16) __shared__ T shared[EDGES * SLOTS];
+  @STAGE@
   __shared__ T totals[EDGES * WARPS * TOTALS];
   const long long row = blockIdx.x;
   const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;

@@ -9,6 +9,7 @@ if (blockIdx.y == @NUMBER@) {
       @UNIFORM@
     }
     __syncthreads();
+    @UNROLL@
     for (int j = 0; j < n; ++j) {
       const long long edge = e0 + j;
       const T* u = shared + j * SLOTS;

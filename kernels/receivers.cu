@@ -9,7 +9,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, @BLOCKS@) run(
     const long long* __restrict__ senders, const long long* __restrict__ pairs,
     @PARAMETERS@) {
   enum : int { EDGES = @EDGES@, SLOTS = @SLOTS@ };
-  __shared__ T shared[EDGES * SLOTS];
+  alignas(16) __shared__ T shared[EDGES * SLOTS];
+  @STAGE@
   const long long row = blockIdx.x / @CHANNEL_BLOCKS@;
   const long long k = blockIdx.x % @CHANNEL_BLOCKS@ * (long long)THREADS + threadIdx.x;
   const bool active = k < K;

@@ -12,6 +12,7 @@ if (blockIdx.y == @NUMBER@) {
     }
     __syncthreads();
     if (active) {
+      @UNROLL@
       for (int j = 0; j < n; ++j) {
         const long long edge = e0 + j;
         const T* u = shared + j * SLOTS;

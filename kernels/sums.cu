@@ -10,7 +10,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) run(
   const long long chunk = thread / COLUMNS, column = thread % COLUMNS;
   if (chunk >= n_items) return;
   T sum = 0;
-#pragma unroll 4
+  @UNROLL@
   for (long long place = first[chunk]; place < first[chunk + 1]; ++place)
     sum += in[order[place] * COLUMNS + column];
   out[chunk * COLUMNS + column] = sum;

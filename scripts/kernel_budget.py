@@ -1,13 +1,14 @@
-"""Compiles all CUDA kernels of MACE models, without a GPU, and checks registers and spilled bytes.
+"""Compiles all CUDA kernels of MACE models, without a GPU, and checks registers and local memory.
 
     python scripts/kernel_budget.py                    every kernel against kernels/budget.json
     python scripts/kernel_budget.py --write            ... and make its numbers the ceilings
     python scripts/kernel_budget.py --architectures sm_90 --only "0e\\+1o" --table
 
 The kernels are those of training energies and forces with 128 channels, l_max 3 and correlation 3,
-for features 0e, 0e+1o and 0e+1o+2e, in both precisions. Registers are per thread; bytes of spill
-stores are per thread and what ptxas says. Ceilings are rounded up a little, since versions of NVRTC
-differ. Needs the extra "cuda".
+for features 0e, 0e+1o and 0e+1o+2e, in both precisions. Registers and bytes of local memory are per
+thread and what ptxas says: spill stores, or the stack frame where it is larger (an array that is
+indexed by a variable). Ceilings are rounded up a little, since versions of NVRTC differ. Needs the
+extra "cuda".
 """
 
 import argparse
@@ -19,7 +20,8 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,13 +34,14 @@ from mace_train.model.mace import MACE, Head, ModelData  # noqa: E402
 from mace_train.model.prepare import training_kernels  # noqa: E402
 from mace_train.ops import cuda_compiler  # noqa: E402
 from mace_train.ops.compiled import CompiledKernel  # noqa: E402
+from mace_train.ops.kernel import Loop  # noqa: E402
 from mace_train.settings import ModelSettings  # noqa: E402
 
 BUDGET = KERNELS / "budget.json"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 CHANNELS = 128
 IRREPS = ("0e", "0e+1o", "0e+1o+2e")
-Numbers = dict[str, list[int]]  # architecture: registers, bytes of spill stores
+Numbers = dict[str, list[int]]  # architecture: registers, bytes of local memory
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def variants() -> list[Variant]:
                     else (f"{operation} {irreps} {name}")
                 )
                 kernels[label] = kernel
+    with_pairs = {label: k for label, k in kernels.items() if _has_pairs(k)}
+    kernels |= {f"{label} by pair": _by_pair(kernel) for label, kernel in with_pairs.items()}
     dtypes = (torch.float32, torch.float64)
     return [
         Variant(f"{label} {str(dtype).removeprefix('torch.')}", kernels[label], dtype)
@@ -112,15 +117,28 @@ def variants() -> list[Variant]:
     ]
 
 
+def _has_pairs(kernel: CompiledKernel) -> bool:
+    """Whether it has gradients of r, which are summed over the edges of a pair."""
+    operation, *rest = kernel.recipe.split(" ")
+    return operation == "convolution" and rest[1] != "forward" and "r" in rest[-1]
+
+
+def _by_pair(kernel: CompiledKernel) -> CompiledKernel:
+    """The same in a loop over pairs, as ``gradients_by_pair`` of kernels/tuning.json has it."""
+    return CompiledKernel(
+        f"{kernel.recipe} by pair", lambda: replace(kernel.build(), loop=Loop.PAIRS)
+    )
+
+
 def measure(
     chosen: Iterable[Variant], architectures: Iterable[str], jobs: int
 ) -> dict[str, Numbers]:
-    """Registers and spilled bytes of every kernel."""
+    """Registers and bytes of local memory of every kernel."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
 
         def numbers(variant: Variant) -> Numbers:
-            source = variant.kernel.cuda.source(variant.dtype, CHANNELS, Path(folder))
-            return {name: _registers(source, name) for name in architectures}
+            source = partial(variant.kernel.cuda.source, variant.dtype, CHANNELS, Path(folder))
+            return {name: _registers(source(name), name) for name in architectures}
 
         chosen = list(chosen)
         labels = [variant.label for variant in chosen]
@@ -131,7 +149,7 @@ def _registers(source: str, architecture: str) -> list[int]:
     _, log = cuda_compiler.compile_cubin(source, architecture)
     return [
         int(_one(r"Used (\d+) registers", log)),
-        int(_one(r"(\d+) bytes spill stores", log)),
+        max(int(_one(rf"(\d+) bytes {kind}", log)) for kind in ("stack frame", "spill stores")),
     ]
 
 
@@ -144,15 +162,16 @@ def compare(found: dict[str, Numbers], ceilings: dict[str, Numbers]) -> list[str
     """What is above its ceiling, or has none."""
     problems = []
     for label, numbers in found.items():
-        for architecture, (registers, spilled) in numbers.items():
+        for architecture, (registers, local) in numbers.items():
             if architecture not in ceilings.get(label, {}):
                 problems.append(f"{label}, {architecture}: not in kernels/budget.json; --write it")
                 continue
-            most_registers, most_spilled = ceilings[label][architecture]
-            if registers > most_registers or spilled > most_spilled:
+            most_registers, most_local = ceilings[label][architecture]
+            if registers > most_registers or local > most_local:
                 problems.append(
-                    f"{label}, {architecture}: {registers} registers, {spilled} bytes spilled; "
-                    f"the ceilings are {most_registers} and {most_spilled}"
+                    f"{label}, {architecture}: {registers} registers, "
+                    f"{local} bytes of local memory; the ceilings are "
+                    f"{most_registers} and {most_local}"
                 )
     return problems
 
@@ -161,18 +180,18 @@ def _write(found: dict[str, Numbers]) -> None:
     """Round up, so that another version of NVRTC may do a little worse."""
     ceilings = {
         label: {
-            name: [min(255, -(-registers // 8) * 8), -(-spilled // 64) * 64]
-            for name, (registers, spilled) in numbers.items()
+            name: [min(255, -(-registers // 8) * 8), -(-local // 64) * 64]
+            for name, (registers, local) in numbers.items()
         }
         for label, numbers in found.items()
     }
     entries = ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in ceilings.items())
-    header = f'"nvrtc": "{cuda_compiler.version()}",\n"unit": "registers, bytes of spill stores"'
+    header = f'"nvrtc": "{cuda_compiler.version()}",\n"unit": "registers, bytes of local memory"'
     BUDGET.write_text(f'{{\n{header},\n"ceilings": {{\n{entries}\n}}\n}}\n')
 
 
 def table(found: dict[str, Numbers]) -> str:
-    """Registers / spilled bytes as Markdown."""
+    """Registers / bytes of local memory as Markdown."""
     names = list(next(iter(found.values())))
     lines = [f"| kernel | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for label, numbers in found.items():

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import torch
 from torch import Tensor
 
-from mace_train.ops import kernel_cache, native
+from mace_train.ops import cuda_driver, kernel_cache, native
 from mace_train.ops.cuda_kernel import CudaKernel
 from mace_train.ops.kernel import Kernel
 from mace_train.ops.native import NativeKernel
@@ -90,7 +90,7 @@ def compile_all(requests: Sequence[Request], progress: Callable[[int, int], None
         waiting = []
         for kernel, dtype, n_channels, device in requests:
             if runs_on_cuda(device):
-                kernel.cuda.source(dtype, n_channels, folder)
+                kernel.cuda.source(dtype, n_channels, folder, cuda_driver.architecture(device))
                 job = pool.submit(kernel.cuda.prepare, dtype, n_channels, device)
             else:
                 kernel.native.source(dtype, n_channels, folder)

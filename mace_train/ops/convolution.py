@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mace_train.ops.compiled import padded_channels, runs_on_cuda
 from mace_train.ops.convolution_kernels import EDGE_OPERANDS, ConvolutionKernels
+from mace_train.ops.convolution_pairs import PairOrder, visits_pairs
 from mace_train.ops.convolution_program import ChannelwiseProduct
 from mace_train.ops.native import pad, unpad
 from mace_train.ops.torch_library import (
@@ -231,15 +232,22 @@ def _edge_gradients(
     inputs = [_ready(t, padded) for t in (x, y, r)]
     inputs += [*_blocks(kernels, pad(g, padded)), *[_ready(t, padded) for t in v.values()]]
     n_pairs = len(r)
+    on_cuda = "r" in names and runs_on_cuda(x.device)
+    by_pair = on_cuda and visits_pairs(x.device, padded)
     shapes = {"x": (len(y), x.shape[1], padded), "y": y.shape}
-    shapes["r"] = (2 * n_pairs, r.shape[1], padded)
+    shapes["r"] = (n_pairs if by_pair else 2 * n_pairs, r.shape[1], padded)
     found = {name: x.new_empty(shapes[name]) for name in names}
-    kernel = kernels.double("".join(v), names) if v else kernels.backward(names)
+    kernel = kernels.double("".join(v), names, by_pair) if v else kernels.backward(names, by_pair)
     rows = [index.first, index.senders, index.pairs, index.first_of_pair, torch.tensor([n_pairs])]
-    ranges = kernel.run(len(x), rows, inputs, list(found.values()), padded)
-    if "r" in found:
-        if runs_on_cuda(x.device):
-            found["r"] = _sum_edges_of_pairs(kernels, found["r"], index)
+    n_items = len(x)
+    if on_cuda:
+        order = PairOrder.of(index.pairs, index.first_of_pair, index.is_reverse())
+    if by_pair:
+        n_items, rows = n_pairs, order.index(index.first, index.senders)
+    ranges = kernel.run(n_items, rows, inputs, list(found.values()), padded)
+    if "r" in found and not by_pair:
+        if on_cuda:
+            found["r"] = order.sums(kernels.sum_pairs, found["r"])
         else:
             found["r"] = _sum_pairs(found["r"], index, ranges)
     if "x" in found:
@@ -262,18 +270,6 @@ def _sum_pairs(halves: Tensor, index: EdgeIndex, ranges: list[int]) -> Tensor:
         is_far = of_receiver != range_of.index_select(0, index.senders)
         rows = index.pairs[is_far & index.is_reverse()]
         total.index_add_(0, rows, halves[n_pairs:].index_select(0, rows))
-    return total
-
-
-def _sum_edges_of_pairs(kernels: ConvolutionKernels, of_edge: Tensor, index: EdgeIndex) -> Tensor:
-    """Gradients of r from those of every edge, which come first; waits for no device."""
-    n_pairs, edges = len(index.first_of_pair), torch.arange(len(index.pairs), device=of_edge.device)
-    is_second = index.is_reverse().long()
-    counts = torch.ones_like(index.first_of_pair).scatter_add(0, index.pairs, is_second)
-    first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    order = edges.scatter(0, first.index_select(0, index.pairs) + is_second, edges)
-    total = of_edge.new_empty(n_pairs, *of_edge.shape[1:])
-    kernels.sum_pairs.run(n_pairs, [order, first, first], [of_edge], [total], of_edge.shape[2])
     return total
 
 

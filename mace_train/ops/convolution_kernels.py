@@ -36,20 +36,22 @@ class ConvolutionKernels:
         return sum(self.product.n_rows)
 
     @cache  # noqa: B019 - kernels live as long as the program
-    def backward(self, wanted: str) -> CompiledKernel:
+    def backward(self, wanted: str, by_pair: bool = False) -> CompiledKernel:
         """Inputs x, y, r, g0, g1, ...; outputs the gradients of ``wanted``."""
+        loop = Loop.PAIRS if by_pair else Loop.EDGES
         return CompiledKernel(
-            f"convolution {self.key} backward {wanted}",
-            lambda: self._kernel(Loop.EDGES, self.backward_program(wanted), "", "g", wanted),
+            f"convolution {self.key} backward {wanted}{' by pair' * by_pair}",
+            lambda: self._kernel(loop, self.backward_program(wanted), "", "g", wanted),
         )
 
     @cache  # noqa: B019
-    def double(self, cotangents: str, wanted: str) -> CompiledKernel:
+    def double(self, cotangents: str, wanted: str, by_pair: bool = False) -> CompiledKernel:
         """Inputs x, y, r, g0, ..., and v of ``cotangents``; outputs the gradients of ``wanted``."""
+        loop = Loop.PAIRS if by_pair else Loop.EDGES
         return CompiledKernel(
-            f"convolution {self.key} double {cotangents} {wanted}",
+            f"convolution {self.key} double {cotangents} {wanted}{' by pair' * by_pair}",
             lambda: self._kernel(
-                Loop.EDGES, self.double_program(cotangents, wanted), cotangents, "h", wanted
+                loop, self.double_program(cotangents, wanted), cotangents, "h", wanted
             ),
         )
 

@@ -8,9 +8,11 @@ no fast-math among them, so that results agree with those of the other back ends
 import io
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from mace_train.ops.kernel_cache import built
 
+_IMPORTING = Lock()  # cuda.core fails where two threads import it first
 OPTIONS = {"std": "c++17", "ptxas_options": ["-v"]}  # ptxas reports registers and spills
 
 
@@ -18,7 +20,8 @@ OPTIONS = {"std": "c++17", "ptxas_options": ["-v"]}  # ptxas reports registers a
 def why_missing() -> str | None:
     """Why nothing can be compiled, or None."""
     try:
-        import cuda.core  # noqa: F401
+        with _IMPORTING:
+            import cuda.core  # noqa: F401
 
         version()
     # cuda-pathfinder has an error class of its own for a library that it does not find
@@ -59,7 +62,8 @@ def cubin(source: str, architecture: str, folder: Path) -> bytes:
 
 def compile_cubin(source: str, architecture: str) -> tuple[bytes, str]:
     """The cubin and what ptxas said."""
-    from cuda.core import Program, ProgramOptions
+    with _IMPORTING:
+        from cuda.core import Program, ProgramOptions
 
     log = io.StringIO()
     program = Program(source, "c++", ProgramOptions(arch=architecture, **OPTIONS))

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from mace_train.ops import cuda_compiler, cuda_driver, kernel_cache
-from mace_train.ops.emit_cuda import CudaTarget, Launch, emit_cuda
+from mace_train.ops.cuda_launch import CudaTarget, Launch
+from mace_train.ops.cuda_tuning import choices_of
+from mace_train.ops.emit_cuda import emit_cuda
 from mace_train.ops.kernel import Kernel
 
-_SCALARS = {torch.float32: "float", torch.float64: "double"}
+SCALARS = {torch.float32: "float", torch.float64: "double"}
 
 
 @dataclass
@@ -41,17 +43,25 @@ class CudaKernel:
         key = (dtype, n_channels, device)
         if key not in self._functions:
             folder = folder or kernel_cache.cache_folder()
-            source = self.source(dtype, n_channels, folder)
-            code = cuda_compiler.cubin(source, cuda_driver.architecture(device), folder)
+            architecture = cuda_driver.architecture(device)
+            source = self.source(dtype, n_channels, folder, architecture)
+            code = cuda_compiler.cubin(source, architecture, folder)
             self._functions[key] = Launch.of(source), cuda_driver.Function(code, device)
         return self._functions[key]
 
-    def source(self, dtype: torch.dtype, n_channels: int, folder: Path) -> str:
-        """The CUDA source, from the cache if it is there."""
-        target = CudaTarget(_SCALARS[dtype], n_channels)
-        return kernel_cache.source_of(
-            f"{self.recipe} {target}", ".cu", lambda: emit_cuda(self.build(), target), folder
-        )
+    def source(
+        self, dtype: torch.dtype, n_channels: int, folder: Path, architecture: str | None = None
+    ) -> str:
+        """The CUDA source, from the cache if it is there, with what was measured to be fastest."""
+        target = CudaTarget(SCALARS[dtype], n_channels)
+        choices = choices_of(architecture)
+
+        def generate() -> str:
+            kernel = self.build()
+            return emit_cuda(kernel, target, choices.tuning(kernel, target))
+
+        recipe = f"{self.recipe} {target} {choices.digest}"
+        return kernel_cache.source_of(recipe, ".cu", generate, folder)
 
     def run(
         self,
@@ -63,15 +73,15 @@ class CudaKernel:
     ) -> None:
         """Fill the outputs; all tensors are contiguous and on one device.
 
-        More index tensors than the skeletons take (three) are for other back ends.
+        More index tensors than the skeleton takes are for other back ends.
         """
         if n_items == 0:
             return
-        tensors = (*index[:3], *inputs, *outputs)
         device, dtype = outputs[0].device, outputs[0].dtype
-        assert all(t.is_contiguous() and t.device == device for t in tensors)
-        assert all(t.dtype == torch.int64 for t in index[:3])
-        assert all(t.dtype == dtype for t in (*inputs, *outputs))
         launch, function = self.prepare(dtype, n_channels, device)
+        tensors = (*index[: launch.indices], *inputs, *outputs)
+        assert all(t.is_contiguous() and t.device == device for t in tensors)
+        assert all(t.dtype == torch.int64 for t in index[: launch.indices])
+        assert all(t.dtype == dtype for t in (*inputs, *outputs))
         pointers = [tensor.data_ptr() for tensor in tensors]
         function.launch(launch.grid(n_items), launch.threads, [n_items, *pointers])

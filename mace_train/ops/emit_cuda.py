@@ -6,20 +6,19 @@ padded. The first line of a source says how it is launched (``Launch``), so that
 run without making its program again.
 """
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from string import Template
 
 from mace_train._paths import KERNELS
-from mace_train.ops.cuda_passes import Pass, Tuning, passes_of, tuning_of
+from mace_train.ops.cuda_launch import LANES, CudaTarget, Launch, block_of
+from mace_train.ops.cuda_passes import Pass, Tuning, is_sum, passes_of, tuning_of
 from mace_train.ops.emit_statements import Body, uniform_lines, uniform_slots
 from mace_train.ops.kernel import Kernel, Loop, Operand, Role
-from mace_train.ops.program import Segment
+from mace_train.ops.program import Program, Segment
+from mace_train.ops.schedule import schedule
 
-LANES = 32
 SHARED_BYTES = 16384  # of shared coefficients per block, about; a few blocks fit a multiprocessor
-EDGES_AT_A_TIME = 32  # at most; one warp computes their coefficients
+WIDE_BYTES = 16  # that a thread reads at once from shared memory
 
 _ROW_READ = {
     Role.ROW: "row",
@@ -35,41 +34,6 @@ _ROW_WRITTEN = _ROW_READ | {Role.PAIR: "edge"}
 """... and that an output is; rows of both edges of a pair are summed after the kernel."""
 
 
-@dataclass(frozen=True)
-class CudaTarget:
-    """Precision, and channels of the tensors."""
-
-    scalar: str  # float or double
-    n_channels: int
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of a number."""
-        return 4 if self.scalar == "float" else 8
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Threads of a block and of an item of the loop, and blocks in the second dimension."""
-
-    threads: int
-    threads_per_item: int
-    passes: int
-
-    def grid(self, n_items: int) -> tuple[int, int, int]:
-        """Blocks for so many chunks or receivers."""
-        return -(-n_items * self.threads_per_item // self.threads), self.passes, 1
-
-    def header(self) -> str:
-        """The first line of a source."""
-        return f"// launch: {json.dumps(asdict(self))}\n"
-
-    @classmethod
-    def of(cls, source: str) -> "Launch":
-        """What the first line of a source says."""
-        return cls(**json.loads(source.split("\n", 1)[0].removeprefix("// launch: ")))
-
-
 class _Skeleton(Template):
     delimiter = "@"
     pattern = r"@(?:(?P<escaped>@)|(?P<named>[A-Z_]+)@|(?P<braced>(?!))|(?P<invalid>))"  # type: ignore[assignment]
@@ -77,28 +41,22 @@ class _Skeleton(Template):
 
 def emit_cuda(kernel: Kernel, target: CudaTarget, tuning: Tuning | None = None) -> str:
     """The source of one kernel; ``run`` takes n_items, the index tensors, inputs and outputs."""
-    if kernel.loop is Loop.ROWS and not kernel.program.sums():
-        return _sums(kernel, target)
-    return _Emission(kernel, target, tuning or tuning_of(kernel, target.n_bytes)).source()
+    tuning = tuning or tuning_of(kernel, target.n_bytes)
+    if is_sum(kernel):
+        return _sums(kernel, target, tuning)
+    return _Emission(kernel, target, tuning).source()
 
 
-def _sums(kernel: Kernel, target: CudaTarget) -> str:
+def _sums(kernel: Kernel, target: CudaTarget, tuning: Tuning) -> str:
     """Rows of the one input, summed over chunks."""
     (rows,), (sums,) = kernel.inputs, kernel.outputs
     assert (rows.role, sums.role) == (Role.ROW, Role.CHUNK)
     assert rows.n_segments == sums.n_segments == len(kernel.program.outputs)
     nodes = kernel.program.graph.nodes
     assert all(nodes[n] == (rows.name, s.number) for s, n in kernel.program.outputs.items())
-    threads = 128
-    launch = Launch(threads, rows.n_segments * target.n_channels, 1)
-    return launch.header() + _common(target, threads) + _fill("sums.cu", SEGMENTS=rows.n_segments)
-
-
-def block_of(n_channels: int) -> tuple[int, int]:
-    """Threads of a block, and blocks for the channels of one receiver: few lanes are idle."""
-    n_blocks = -(-n_channels // 128)
-    per_block = -(-n_channels // n_blocks)
-    return -(-per_block // LANES) * LANES, n_blocks
+    launch = Launch(tuning.threads, rows.n_segments * target.n_channels, 1)
+    body = _fill("sums.cu", SEGMENTS=rows.n_segments, UNROLL=_unroll(tuning))
+    return launch.header() + _common(target, tuning.threads) + body
 
 
 class _Emission:
@@ -111,19 +69,27 @@ class _Emission:
         self.passes = passes_of(kernel, tuning)
         self.roles = {o.name: o.role for o in (*kernel.inputs, *kernel.outputs)}
         self.segments = {o.name: o.n_segments for o in (*kernel.inputs, *kernel.outputs)}
-        self.slots = [uniform_slots(part.program) for part in self.passes]
-        self.n_slots = max(1, *map(len, self.slots)) | 1  # odd: no two lanes in one bank
-        self.threads, self.channel_blocks = block_of(target.n_channels)
+        in_order = _slots_in_order_of_use if tuning.wide else uniform_slots
+        self.slots = [in_order(part.program) for part in self.passes]
+        # an odd number of the units that are read: no two lanes in one bank
+        unit = WIDE_BYTES // target.n_bytes if tuning.wide else 1
+        self.n_slots = (-(-max(1, *map(len, self.slots)) // unit) | 1) * unit
+        # a thread has the sums of one channel over both edges of a pair, so no channel may be left
+        at_most = target.n_channels if kernel.loop is Loop.PAIRS else tuning.threads
+        self.threads, self.channel_blocks = block_of(target.n_channels, at_most)
 
     def source(self) -> str:
         """Header, common part and the filled skeleton of the loop."""
         fill = {Loop.ROWS: self._rows, Loop.RECEIVERS: self._receivers, Loop.EDGES: self._edges}
+        fill[Loop.PAIRS] = self._pairs
         threads_per_item = {
             Loop.ROWS: self.target.n_channels,
             Loop.RECEIVERS: self.channel_blocks * self.threads,
             Loop.EDGES: self.threads,
+            Loop.PAIRS: 2 * self.threads // self._edges_at_a_time(self._n_totals()),
         }[self.kernel.loop]
-        launch = Launch(self.threads, threads_per_item, len(self.passes))
+        n_indices = 4 if self.kernel.loop is Loop.PAIRS else 3
+        launch = Launch(self.threads, threads_per_item, len(self.passes), n_indices)
         body = fill[self.kernel.loop]()
         return launch.header() + _common(self.target, self.threads) + body
 
@@ -162,7 +128,8 @@ class _Emission:
                     NUMBER=number,
                     SUMS=self._start(sums),
                     UNIFORM_POINTERS=self._uniform_pointers(part),
-                    UNIFORM=uniform_lines(part.program, self.slots[number]),
+                    UNIFORM=self._uniform(number, part),
+                    UNROLL=_unroll(self.tuning),
                     EDGE_POINTERS=self._pointers(of_edge, part),
                     BODY=self._body(part, self.slots[number], sums),
                     STORES=[*self._finish(sums), *self._zeros(part, Role.ROW)],
@@ -173,6 +140,7 @@ class _Emission:
             BLOCKS=self.tuning.blocks,
             EDGES=self._edges_at_a_time(0),
             SLOTS=self.n_slots,
+            STAGE=self._stage(),
             CHANNEL_BLOCKS=self.channel_blocks,
             PARAMETERS=self._parameters(),
             POINTERS=self._pointers(self._having(Role.ROW)),
@@ -180,8 +148,7 @@ class _Emission:
         )
 
     def _edges(self) -> str:
-        reduced = [o for o in self.kernel.outputs if o.role is Role.UNIFORM]
-        n_totals = sum(o.n_segments for o in reduced)
+        reduced = self._reduced()
         per_channel = self._having(Role.ROW, Role.SENDER, Role.PAIR, Role.EDGE)
         passes = []
         for number, part in enumerate(self.passes):
@@ -192,7 +159,8 @@ class _Emission:
                     "edges_pass.cuh",
                     NUMBER=number,
                     UNIFORM_POINTERS=self._uniform_pointers(part),
-                    UNIFORM=uniform_lines(part.program, self.slots[number]),
+                    UNIFORM=self._uniform(number, part),
+                    UNROLL=_unroll(self.tuning),
                     SUMS=self._start(sums),
                     POINTERS=self._pointers(per_channel, part),
                     BODY=[*body, *self._zeros(part, Role.EDGE, Role.PAIR)],
@@ -200,24 +168,85 @@ class _Emission:
                     TOTALS=self._totals(part, reduced),
                 )
             )
+        return self._with_totals("edges.cu", passes)
+
+    def _pairs(self) -> str:
+        reduced = self._reduced()
+        of_edge = self._having(Role.ROW, Role.SENDER, Role.EDGE)
+        of_pair = self._having(Role.PAIR)
+        passes = []
+        for number, part in enumerate(self.passes):
+            sums, pair_sums = self._sums(part, Role.UNIFORM), self._sums(part, Role.PAIR)
+            body = self._body(part, self.slots[number], sums | pair_sums)
+            passes.append(
+                _fill(
+                    "pairs_pass.cuh",
+                    NUMBER=number,
+                    UNIFORM_POINTERS=self._uniform_pointers(part),
+                    UNIFORM=self._uniform(number, part),
+                    PAIR_POINTERS=self._pointers(of_pair, part),
+                    PAIR_SUMS=self._start(pair_sums),
+                    SUMS=self._start(sums),
+                    POINTERS=self._pointers(of_edge, part),
+                    BODY=[*body, *self._zeros(part, Role.EDGE)],
+                    WARP_SUMS=self._warp_sums(part, reduced, sums),
+                    STORES=[*self._finish(pair_sums), *self._zeros(part, Role.PAIR)],
+                    TOTALS=self._totals(part, reduced),
+                )
+            )
+        return self._with_totals("pairs.cu", passes)
+
+    def _with_totals(self, name: str, passes: list[str]) -> str:
         return _fill(
-            "edges.cu",
+            name,
             BLOCKS=self.tuning.blocks,
-            EDGES=self._edges_at_a_time(n_totals * self.threads // LANES),
+            EDGES=self._edges_at_a_time(self._n_totals()),
             SLOTS=self.n_slots,
-            TOTALS=max(n_totals, 1),
+            STAGE=self._stage(),
+            TOTALS=max(sum(o.n_segments for o in self._reduced()), 1),
             PARAMETERS=self._parameters(),
             PASSES=passes,
         )
 
+    def _reduced(self) -> list[Operand]:
+        """Outputs that are sums over channels."""
+        return [o for o in self.kernel.outputs if o.role is Role.UNIFORM]
+
+    def _n_totals(self) -> int:
+        """Numbers in shared memory for these sums, of one edge."""
+        return sum(o.n_segments for o in self._reduced()) * self.threads // LANES
+
     def _edges_at_a_time(self, n_totals: int) -> int:
         """A power of two that keeps within SHARED_BYTES."""
-        n_edges = EDGES_AT_A_TIME
+        n_edges = self.tuning.edges
         while n_edges > 4 and n_edges * (self.n_slots + n_totals) > (
             SHARED_BYTES // self.target.n_bytes
         ):
             n_edges //= 2
         return n_edges
+
+    def _uniform(self, number: int, part: Pass) -> list[str]:
+        """Statements of one thread for one edge: what all channels share of it."""
+        staged = [f"{name}_of[j] = {name}s[edge];" for name in self._staged()]
+        return [*staged, *uniform_lines(part.program, self.slots[number])]
+
+    def _stage(self) -> list[str]:
+        return [f"__shared__ long long {name}_of[EDGES];" for name in self._staged()]
+
+    def _staged(self) -> list[str]:
+        """Indices that a block reads for all edges at hand, before it reads what they point to."""
+        roles = set(self.roles.values())
+        names = {"sender": Role.SENDER, "pair": Role.PAIR} if self.tuning.staged else {}
+        if self.kernel.loop is Loop.PAIRS:
+            names.pop("pair", None)
+        return [name for name, role in names.items() if role in roles]
+
+    def _row_read(self, operand: Operand) -> str:
+        if operand.role is Role.PAIR and self.kernel.loop is Loop.PAIRS:
+            return "pair"
+        row = _ROW_READ[operand.role]
+        name = row.removesuffix("s[edge]")
+        return f"{name}_of[j]" if name in self._staged() else row
 
     def _parameters(self) -> str:
         inputs = [f"const T* __restrict__ in_{o.name}" for o in self.kernel.inputs]
@@ -234,10 +263,11 @@ class _Emission:
         for o in operands:
             columns = f"({o.n_segments} * K) + k"
             if o in self.kernel.inputs and o.name in read:
-                row = _ROW_READ[o.role]
-                lines.append(f"const T* {o.name} = in_{o.name} + {row} * {columns};")
+                lines.append(f"const T* {o.name} = in_{o.name} + {self._row_read(o)} * {columns};")
             elif o in self.kernel.outputs and o.name in written:
                 row = _ROW_WRITTEN[o.role]
+                if o.role is Role.PAIR and self.kernel.loop is Loop.PAIRS:
+                    row = "pair"
                 lines.append(f"T* {o.name} = out_{o.name} + {row} * {columns};")
         return lines
 
@@ -254,9 +284,10 @@ class _Emission:
             segment, value = output
             if segment in sums:
                 return f"{sums[segment]} += {value};"
-            return f"store({segment.operand} + {segment.number} * K, {value});"
+            return f"{self._store(segment)}, {value});"
 
-        lines = Body(part.program, put, slots, sums).lines()
+        once = [o.name for o in self.kernel.inputs if self._is_streamed(o)]
+        lines = Body(part.program, put, slots, sums, load_once=once).lines()
         return self._forgetting(lines, part) if self.tuning.reload else lines
 
     def _forgetting(self, lines: list[str], part: Pass) -> list[str]:
@@ -279,16 +310,21 @@ class _Emission:
         return [f"T {name} = 0;" for name in sums.values()]
 
     def _finish(self, sums: dict[Segment, str]) -> list[str]:
-        return [f"store({s.operand} + {s.number} * K, {name});" for s, name in sums.items()]
+        return [f"{self._store(s)}, {name});" for s, name in sums.items()]
+
+    def _store(self, segment: Segment) -> str:
+        """The beginning of a statement that stores an output."""
+        outputs = {o.name: o for o in self.kernel.outputs}
+        store = "store_once" if self._is_streamed(outputs[segment.operand]) else "store"
+        return f"{store}({segment.operand} + {segment.number} * K"
+
+    def _is_streamed(self, operand: Operand) -> bool:
+        return self.tuning.stream and operand.role in (Role.EDGE, Role.PAIR)
 
     def _zeros(self, part: Pass, *roles: Role) -> list[str]:
         """Zero in the segments that no input reaches."""
         absent = sorted(part.owned - part.program.outputs.keys())
-        return [
-            f"store({s.operand} + {s.number} * K, T(0));"
-            for s in absent
-            if self.roles[s.operand] in roles
-        ]
+        return [f"{self._store(s)}, T(0));" for s in absent if self.roles[s.operand] in roles]
 
     def _warp_sums(self, part: Pass, reduced: list[Operand], sums: dict[Segment, str]) -> list[str]:
         """Sums over the lanes of every warp, at most 32 at a time."""
@@ -312,6 +348,7 @@ class _Emission:
     def _totals(self, part: Pass, reduced: list[Operand]) -> list[str]:
         """Sums over the warps, written for all edges at hand."""
         lines, first = [], 0
+        edge = "order[e0 + j]" if self.kernel.loop is Loop.PAIRS else "(e0 + j)"
         for o in reduced:
             if _owns(part, o):
                 lines += [
@@ -320,11 +357,22 @@ class _Emission:
                     "T sum = 0;",
                     "for (int w = 0; w < WARPS; ++w)",
                     f"sum += totals[(j * WARPS + w) * TOTALS + {first} + s];",
-                    f"out_{o.name}[(e0 + j) * {o.n_segments} + s] = sum;",
+                    f"out_{o.name}[{edge} * {o.n_segments} + s] = sum;",
                     "}",
                 ]
             first += o.n_segments
         return lines
+
+
+def _slots_in_order_of_use(program: Program) -> dict[int, int]:
+    """Places of shared values, so that those that are read together lie together."""
+    known = uniform_slots(program)
+    read = [i for step in schedule(program, uniform=False) for i in step.term.factors if i in known]
+    return {number: slot for slot, number in enumerate(dict.fromkeys([*read, *known]))}
+
+
+def _unroll(tuning: Tuning) -> str:
+    return f"#pragma unroll {tuning.unroll}" if tuning.unroll else ""
 
 
 def _owns(part: Pass, operand: Operand) -> bool:

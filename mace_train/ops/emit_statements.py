@@ -1,13 +1,14 @@
 """Statements of a program in C-like languages: one per instruction, in scheduled order.
 
 A node is a variable ``t17``; an input is loaded where it is read (``load(x + 3 * K)``), a value
-that all channels share is read from an array ``u``. A finished output is handed to the skeleton
+that all channels share is read from an array ``u``, and what should pass through the caches only
+once is loaded into a variable where it is first read. A finished output is handed to the skeleton
 around, which stores it or adds it to a sum.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
-from mace_train.ops.program import Program, Segment, Term
+from mace_train.ops.program import Node, Program, Segment, Term
 from mace_train.ops.schedule import Instruction, schedule
 
 
@@ -46,6 +47,7 @@ class Names:
         self.program = program
         self.shared = shared
         self.kind = kind
+        self.at_hand: dict[int, str] = {}  # inputs that are in a variable already
         self.strides = strides or {}  # between segments, of operands for which it is not K
 
     def of(self, number: int) -> str:
@@ -57,8 +59,19 @@ class Names:
             uniform = self.program.graph.is_uniform[number]
             if uniform:
                 return f"{node.operand}[{node.number}]"
-            return f"load({node.operand} + {node.number} * {self.strides.get(node.operand, 'K')})"
+            return self.at_hand.get(number) or f"load({self._place(node)})"
         return f"t{number}"
+
+    def load(self, number: int, function: str) -> str:
+        """A statement that loads an input, which is in a variable from then on."""
+        node = self.program.graph.nodes[number]
+        assert isinstance(node, Segment)
+        self.at_hand[number] = f"in_{node.operand}_{node.number}"
+        return f"const {self.kind} {self.at_hand[number]} = {function}({self._place(node)});"
+
+    def _place(self, segment: Segment) -> str:
+        stride = self.strides.get(segment.operand, "K")
+        return f"{segment.operand} + {segment.number} * {stride}"
 
     def term(self, term: Term) -> tuple[str, str]:
         """Sign and magnitude of a term."""
@@ -93,10 +106,13 @@ class Body:
         shared: dict[int, int] | None = None,
         sums: dict[Segment, str] | None = None,
         strides: Mapping[str, str] | None = None,
+        load_once: Collection[str] = (),
     ) -> None:
         self.program = program
         self.put = put
         self.names = Names(program, shared or {}, "V", strides)
+        nodes = program.graph.nodes
+        self.once = {i for i in program.live() if _operand(nodes[i]) in load_once}
         self.outputs: dict[int, list[Segment]] = {}
         for segment, number in program.outputs.items():
             self.outputs.setdefault(number, []).append(segment)
@@ -113,6 +129,8 @@ class Body:
         lines = []
         scheduled = schedule(self.program, uniform=False)
         for instruction in scheduled:
+            new = self.once.intersection(instruction.term.factors) - self.names.at_hand.keys()
+            lines += [self.names.load(number, "load_once") for number in sorted(new)]
             into = self.into.get(instruction.target)
             lines.append(self.names.line(instruction, into))
             if instruction.is_last and into is None:
@@ -123,3 +141,7 @@ class Body:
             value = f"(V{{}} + {self.names.of(number)})"
             lines += [self.put((segment, value)) for segment in self.outputs[number]]
         return lines
+
+
+def _operand(node: Node) -> str | None:
+    return node.operand if isinstance(node, Segment) else None

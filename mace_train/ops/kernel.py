@@ -8,11 +8,14 @@ operand is at each place of the loop, or how results are gathered:
     ROWS       ROW, INDEXED (by the chunk's index)    ROW, CHUNK (summed over the chunk)
     RECEIVERS  ROW (receiver), SENDER, PAIR, UNIFORM  ROW (summed over the receiver's edges)
     EDGES      ROW (receiver), SENDER, PAIR, UNIFORM  EDGE, UNIFORM (summed over channels), PAIR
+    PAIRS      the same                               the same, PAIR summed over both edges
 
 A row of PAIR belongs to an edge and to its reverse, or to one edge alone. Loops over edges take as
 index: the first edge of every receiver, then one more; the senders; the row of PAIR of every edge;
 the first edge of every such row. An output of PAIR is summed over both edges and has twice as many
-rows as there are pairs: the second half is for what comes from another range of receivers.
+rows as there are pairs: the second half is for what comes from another range of receivers. A loop
+over PAIRS, on GPUs only, takes the edges in the order of their pairs, where those of every pair
+begin, then one more, the senders and the receivers; its outputs of PAIR have a row per pair.
 """
 
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ class Loop(Enum):
     ROWS = "rows"
     RECEIVERS = "receivers"
     EDGES = "edges"
+    PAIRS = "pairs"
 
 
 class Role(Enum):

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.ops import cuda_driver
 from mace_train.ops.compiled import CompiledKernel, padded_channels
 from mace_train.ops.contraction_program import Coupling, contraction_program
+from mace_train.ops.cuda_tuning import choices_of
 from mace_train.ops.derivative import gradient
 from mace_train.ops.kernel import Kernel, Loop, Operand, Role, sum_kernel
 from mace_train.ops.native import pad, unpad
@@ -34,6 +36,15 @@ from mace_train.ops.torch_library import (
 ATOMS_PER_CHUNK = {"cpu": 32, "cuda": 16}  # more chunks than threads, few partial sums
 
 
+def rows_per_chunk(device: torch.device) -> int:
+    """ATOMS_PER_CHUNK, or what was measured to be better on a GPU of this architecture."""
+    if device.type == "cuda":
+        measured = choices_of(cuda_driver.architecture(device)).rows_per_chunk
+        if measured is not None:
+            return measured
+    return ATOMS_PER_CHUNK.get(device.type, 32)
+
+
 @dataclass(frozen=True)
 class Chunks:
     """Rows sorted by an index (the element), cut into chunks of one index."""
@@ -44,18 +55,18 @@ class Chunks:
 
     @classmethod
     def of(cls, index_of_row: Tensor, n_indices: int) -> "Chunks":
-        """Chunks of at most ATOMS_PER_CHUNK rows; waits for no device.
+        """Chunks of at most ``rows_per_chunk`` rows; waits for no device.
 
         Their number is only known where the rows are. Elsewhere there are as many chunks as that
         many rows can need, the last ones empty.
         """
-        size = ATOMS_PER_CHUNK.get(index_of_row.device.type, 32)
+        size = rows_per_chunk(index_of_row.device)
         return cls._of(index_of_row, n_indices, size, exact=index_of_row.device.type == "cpu")
 
     @classmethod
     def of_size(cls, index_of_row: Tensor, n_indices: int, size: int | None = None) -> "Chunks":
         """As many chunks as that many rows can need, the last ones empty, on every device."""
-        size = size or ATOMS_PER_CHUNK.get(index_of_row.device.type, 32)
+        size = size or rows_per_chunk(index_of_row.device)
         return cls._of(index_of_row, n_indices, size, exact=False)
 
     @classmethod

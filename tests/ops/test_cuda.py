@@ -137,6 +137,34 @@ def test_convolution_equals_the_other_methods(l_nodes, n_channels, dtype):
         assert_equals_the_others(case, differentiated, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_channels", [1, 33, 128, 160])
+@pytest.mark.parametrize("l_nodes", [0, 1, 2])
+def test_gradients_pair_by_pair(l_nodes, n_channels, dtype, monkeypatch):
+    """Every edge with its reverse; all atoms but three have edges."""
+    monkeypatch.setattr("mace_train.ops.convolution.visits_pairs", lambda device, n: True)
+    product = mace_product(l_nodes, 3)
+    ends, others = torch.arange(60).repeat_interleave(3) % 20, torch.arange(180) % 19
+    receivers, order = torch.cat((ends, others)).sort(stable=True)
+    senders, pairs = torch.cat((others, ends))[order], torch.arange(180).repeat(2)[order]
+    first = torch.full((180,), 360).scatter_reduce(0, pairs, torch.arange(360), "amin")
+    x, y, r = messages(l_nodes, 360, n_channels, dtype).inputs
+
+    def on(device):
+        index = EdgeIndex.of(*(t.to(device) for t in (senders, receivers)), len(x), *rows(device))
+        return lambda x, y, r: torch.cat(convolution(x, y, r, index, register(product)), dim=1)
+
+    def rows(device):
+        return pairs.to(device), first.to(device)
+
+    def slow(x, y, r):
+        return einsum_convolution(product, x, y, r.index_select(0, pairs), senders, receivers)
+
+    for differentiated in ((0, 1, 2), (1, 2), (2,), (0, 2)):
+        case = Case(on, slow, [x, y, r[:180]])
+        assert_equals_the_others(case, differentiated, dtype)
+
+
 @pytest.mark.parametrize("n_atoms", [0, 1])
 def test_few_atoms(n_atoms):
     case = contraction((2, 1, 3), n_atoms, 5)

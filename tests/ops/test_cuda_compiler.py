@@ -80,6 +80,6 @@ def test_what_is_above_its_ceiling_is_reported():
     (problem,) = kernel_budget.compare({"sum 1 float32": {"sm_90": [40, 0]}}, ceilings)
     assert "40 registers" in problem
     (problem,) = kernel_budget.compare({"sum 1 float32": {"sm_90": [30, 8]}}, ceilings)
-    assert "8 bytes spilled" in problem
+    assert "8 bytes of local memory" in problem
     (problem,) = kernel_budget.compare({"sum 1 float32": {"sm_80": [30, 0]}}, ceilings)
     assert "--write" in problem

@@ -6,6 +6,7 @@ the launches with their arguments as cuda-bindings passes them on, and first and
 are those that a GPU will see.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -35,15 +36,25 @@ ROOT = Path(__file__).parents[2]
             " or (einsum and not 2-17 and not 1-16-differentiated0)",
         ),
         (["tests/model/test_mace.py"], "auto and (gradient_of_force or hessian or batch_equals)"),
+        (
+            ["tests/ops/test_convolution.py"],
+            "few_atoms or derivatives or bitwise or pairs or reverse or (einsum and 1-16)",
+        ),
+        (["tests/model/test_mace.py"], "auto and batch_equals"),
     ],
-    ids=["contraction", "convolution", "model"],
+    ids=["contraction", "convolution", "model", "convolution by pair", "model by pair"],
 )
-def test_operators_as_cuda(files, chosen, tmp_path):
+def test_operators_as_cuda(files, chosen, tmp_path, request):
     pytest.importorskip("cuda.bindings.driver", reason="needs the extra cuda")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += ["-p", "tests.ops.cuda_host.plugin", "-k", chosen, *files]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"XDG_CACHE_HOME": str(tmp_path)}
+    if "by pair" in request.node.name:
+        table = tmp_path / "tuning.json"
+        by_pair = {"host": {"gradients_by_pair": True}}
+        table.write_text(json.dumps({"format": 1, "architectures": by_pair}))
+        environment["TUNING_OF_THE_HOST"] = str(table)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     (launches,) = re.findall(r"launches of CUDA kernels on the host: (\d+)", done.stdout)

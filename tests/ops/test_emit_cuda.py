@@ -1,5 +1,6 @@
 """CUDA sources, compiled for the host through a shim, against their programs in float64."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from mace_train.ops.compiler import find_compiler
 from mace_train.ops.convolution import EdgeIndex
 from mace_train.ops.convolution_kernels import ConvolutionKernels
+from mace_train.ops.cuda_launch import CudaTarget, Launch, block_of
 from mace_train.ops.cuda_passes import Tuning, passes_of
-from mace_train.ops.emit_cuda import CudaTarget, Launch, block_of, emit_cuda
+from mace_train.ops.emit_cuda import emit_cuda
 from mace_train.ops.kernel import Kernel, Loop, Role, sum_kernel
 from mace_train.ops.program import Segment
 from mace_train.ops.symmetric_contraction import Chunks, kernels_of, register
@@ -34,6 +36,11 @@ def convolution(name: str, l_nodes: int = 1, l_edges: int = 1) -> Kernel:
     return (kernel(*names) if names else kernel).build()
 
 
+def by_pair(kernel: Kernel) -> Kernel:
+    """The same program, visiting the edges pair by pair."""
+    return replace(kernel, loop=Loop.PAIRS)
+
+
 KERNELS = {
     "value": lambda: contraction("forward"),
     "gradients": lambda: contraction("backward_xw"),
@@ -42,6 +49,8 @@ KERNELS = {
     "gradients of edges": lambda: convolution("backward xyr"),
     "second derivatives of edges": lambda: convolution("double xyr xyr"),
     "second derivatives of messages": lambda: convolution("double_g xyr"),
+    "gradients of pairs": lambda: by_pair(convolution("backward xyr")),
+    "second derivatives of pairs": lambda: by_pair(convolution("double xyr xr")),
     "sums": lambda: sum_kernel(3),
 }
 
@@ -61,10 +70,16 @@ def indices(kernel: Kernel) -> tuple[list[torch.Tensor], dict[Role, int]]:
     receivers = torch.randint(1, N_ATOMS - 3, (N_EDGES,))
     receivers[: N_EDGES // 3] = 4
     senders = torch.randint(0, N_ATOMS, (N_EDGES,))
-    edges = EdgeIndex.of(senders, receivers.sort().values, N_ATOMS)
+    receivers = receivers.sort().values
+    edges = EdgeIndex.of(senders, receivers, N_ATOMS)
     pairs = torch.randint(0, N_EDGES // 2, (N_EDGES,))
     rows = dict.fromkeys((Role.EDGE, Role.UNIFORM, Role.PAIR), N_EDGES)
     rows |= dict.fromkeys((Role.ROW, Role.SENDER), N_ATOMS)
+    if kernel.loop is Loop.PAIRS:  # one in three edges is alone
+        pairs, n_pairs = torch.randperm(N_EDGES) % (2 * N_EDGES // 3), 2 * N_EDGES // 3
+        first = torch.nn.functional.pad(torch.bincount(pairs, minlength=n_pairs).cumsum(0), (1, 0))
+        order = torch.argsort(pairs, stable=True)
+        return [order, first, senders, receivers], rows | {Role.PAIR: n_pairs}
     return [edges.first, edges.senders, pairs], rows
 
 
@@ -80,7 +95,7 @@ def assert_right(kernel: Kernel, n_channels: int, dtype: torch.dtype, folder: Pa
 
     inputs = [torch.randn(shape(o), dtype=dtype) for o in kernel.inputs]
     outputs = [torch.full(shape(o), torch.nan, dtype=dtype) for o in kernel.outputs]
-    n_items = len(index[1] if kernel.loop is Loop.ROWS else index[0]) - 1
+    n_items = len(index[0] if kernel.loop in (Loop.RECEIVERS, Loop.EDGES) else index[1]) - 1
     pointers = [tensor.data_ptr() for tensor in (*index, *inputs, *outputs)]
     launch = Launch.of(source)
     host.launch(library, launch.grid(n_items), launch.threads, [n_items, *pointers])

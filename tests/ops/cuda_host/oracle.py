@@ -15,6 +15,13 @@ def expected(kernel: Kernel, index: list[torch.Tensor], inputs: list[torch.Tenso
         order, first, index_of_chunk = arrays
         chunk = np.repeat(np.arange(len(first) - 1), np.diff(first))
         places = {Role.ROW: order, Role.CHUNK: chunk, Role.INDEXED: index_of_chunk[chunk]}
+    elif kernel.loop is Loop.PAIRS:
+        order, first, senders, receivers = arrays
+        edges = np.arange(len(senders))
+        pairs = np.empty_like(edges)
+        pairs[order] = np.repeat(np.arange(len(first) - 1), np.diff(first))
+        places = {Role.ROW: receivers, Role.SENDER: senders, Role.PAIR: pairs}
+        places |= {Role.EDGE: edges, Role.UNIFORM: edges}
     else:
         first, senders, pairs = arrays
         receivers = np.repeat(np.arange(len(first) - 1), np.diff(first))
@@ -32,8 +39,9 @@ def expected(kernel: Kernel, index: list[torch.Tensor], inputs: list[torch.Tenso
 
     def output(operand: Operand, n_rows: int) -> np.ndarray:
         uniform = operand.role is Role.UNIFORM
-        # a kernel writes the edges of a pair apart, others sum them
-        role = Role.EDGE if operand.role is Role.PAIR else operand.role
+        # a loop over edges writes those of a pair apart, others sum them
+        is_apart = operand.role is Role.PAIR and kernel.loop is Loop.EDGES
+        role = Role.EDGE if is_apart else operand.role
         shape = (n_rows, operand.n_segments) + (() if uniform else (n_channels,))
         result = np.zeros(shape)
         for segment, value in found.items():

@@ -6,13 +6,14 @@ a GPU), NVRTC (the host's compiler, through shim.h), the architecture, and the c
 """
 
 import ctypes
+import os
 import subprocess
 import tempfile
 from pathlib import Path
 
 import torch
 
-from mace_train.ops import compiled, compiler, cuda_compiler, cuda_driver
+from mace_train.ops import compiled, compiler, cuda_compiler, cuda_driver, cuda_tuning
 from tests.ops.cuda_host.host import compile_for_host
 
 HERE = Path(__file__).parent
@@ -26,6 +27,8 @@ def pytest_configure() -> None:
     cuda_driver.architecture = lambda device: "host"
     cuda_driver.current_stream = lambda device: STREAM
     compiled.runs_on_cuda = lambda device: True
+    if table := os.environ.get("TUNING_OF_THE_HOST"):
+        cuda_tuning.TABLE = Path(table)
     pytest_terminal_summary.driver = driver
 
 

@@ -1,17 +1,20 @@
 """Compiles all CUDA kernels of MACE models, without a GPU, and checks registers and local memory.
 
     python scripts/kernel_budget.py                    every kernel against kernels/budget.json
-    python scripts/kernel_budget.py --write            ... and make its numbers the ceilings
+    python scripts/kernel_budget.py --changed          those whose source is not the one measured
+    python scripts/kernel_budget.py --write            make their numbers the ceilings
     python scripts/kernel_budget.py --architectures sm_90 --only "0e\\+1o" --table
 
 The kernels are those of training energies and forces with 128 channels, l_max 3 and correlation 3,
 for features 0e, 0e+1o and 0e+1o+2e, in both precisions. Registers and bytes of local memory are per
 thread and what ptxas says: spill stores, or the stack frame where it is larger (an array that is
-indexed by a variable). Ceilings are rounded up a little, since versions of NVRTC differ. Needs the
-extra "cuda".
+indexed by a variable). Ceilings are rounded up a little, since versions of NVRTC differ. Beside them
+stand digests of the sources that gave them: what has not changed, under the same NVRTC, need not be
+compiled again. Needs the extra "cuda".
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -23,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -62,6 +66,8 @@ def main() -> int:
         return 2
     start = time.perf_counter()
     chosen = [v for v in variants() if re.search(arguments.only, v.label)]
+    if arguments.changed:
+        chosen = changed(chosen)
     found = measure(chosen, arguments.architectures, arguments.jobs)
     seconds = time.perf_counter() - start
     print(
@@ -71,7 +77,7 @@ def main() -> int:
     if arguments.table:
         print(table(found))
     if arguments.write:
-        _write(found)
+        _write(found, chosen)
         return 0
     problems = compare(found, json.loads(BUDGET.read_text())["ceilings"])
     print("\n".join(problems) or "all within kernels/budget.json")
@@ -83,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES))
     parser.add_argument("--only", default="", help="a regular expression for the kernels' names")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--changed", action="store_true", help="leave out unchanged sources")
     parser.add_argument("--table", action="store_true", help="print the numbers as Markdown")
     parser.add_argument("--write", action="store_true", help="write kernels/budget.json")
     return parser.parse_args()
@@ -145,6 +152,27 @@ def measure(
         return dict(zip(labels, pool.map(numbers, chosen), strict=True))
 
 
+def changed(chosen: Iterable[Variant]) -> list[Variant]:
+    """Those whose ceilings are of another source, or of another version of NVRTC."""
+    budget = json.loads(BUDGET.read_text())
+    if budget["nvrtc"] != cuda_compiler.version():
+        return list(chosen)
+    digests = digests_of(chosen)
+    return [v for v in chosen if budget["sources"].get(v.label) != digests[v.label]]
+
+
+def digests_of(chosen: Iterable[Variant]) -> dict[str, str]:
+    """Of the sources of every kernel for all architectures."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def digest(variant: Variant) -> str:
+            source = partial(variant.kernel.cuda.source, variant.dtype, CHANNELS, Path(folder))
+            sources = "".join(source(name) for name in ARCHITECTURES)
+            return hashlib.sha256(sources.encode()).hexdigest()[:16]
+
+        return {variant.label: digest(variant) for variant in chosen}
+
+
 def _registers(source: str, architecture: str) -> list[int]:
     _, log = cuda_compiler.compile_cubin(source, architecture)
     return [
@@ -176,18 +204,30 @@ def compare(found: dict[str, Numbers], ceilings: dict[str, Numbers]) -> list[str
     return problems
 
 
-def _write(found: dict[str, Numbers]) -> None:
-    """Round up, so that another version of NVRTC may do a little worse."""
-    ceilings = {
+def _write(found: dict[str, Numbers], chosen: list[Variant]) -> None:
+    """Round up, so that another version of NVRTC may do a little worse; others keep theirs."""
+    before = json.loads(BUDGET.read_text())
+    labels = [variant.label for variant in variants()]
+    new = {
         label: {
             name: [min(255, -(-registers // 8) * 8), -(-local // 64) * 64]
             for name, (registers, local) in numbers.items()
         }
         for label, numbers in found.items()
     }
-    entries = ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in ceilings.items())
-    header = f'"nvrtc": "{cuda_compiler.version()}",\n"unit": "registers, bytes of local memory"'
-    BUDGET.write_text(f'{{\n{header},\n"ceilings": {{\n{entries}\n}}\n}}\n')
+    parts = [
+        f'"nvrtc": "{cuda_compiler.version()}"',
+        '"unit": "registers, bytes of local memory"',
+        _lines("ceilings", labels, before["ceilings"] | new),
+        _lines("sources", labels, before["sources"] | digests_of(chosen)),
+    ]
+    BUDGET.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def _lines(name: str, labels: list[str], values: dict[str, Any]) -> str:
+    """One line of JSON for every kernel that there is."""
+    entries = [f'  "{k}": {json.dumps(values[k])}' for k in labels if k in values]
+    return f'"{name}": {{\n' + ",\n".join(entries) + "\n}"
 
 
 def table(found: dict[str, Numbers]) -> str:

@@ -63,15 +63,34 @@ def test_a_missing_package_is_named(monkeypatch):
 @needs_nvrtc
 @pytest.mark.slow
 def test_registers_and_spills_are_within_their_ceilings():
-    """All kernels of three models, both precisions and three architectures; about a minute."""
+    """All kernels of three models, both precisions, three architectures, if changed since."""
     variants = kernel_budget.variants()
-    ceilings = json.loads(kernel_budget.BUDGET.read_text())["ceilings"]
-    assert {variant.label for variant in variants} == ceilings.keys()
-    found = kernel_budget.measure(variants, kernel_budget.ARCHITECTURES, jobs=2)
+    budget = json.loads(kernel_budget.BUDGET.read_text())
+    ceilings = budget["ceilings"]
+    labels = {variant.label for variant in variants}
+    assert labels == ceilings.keys() == budget["sources"].keys()
+    chosen = kernel_budget.changed(variants)
+    sample = variants[:: len(variants) // 4]  # and some of the others
+    found = kernel_budget.measure({*chosen, *sample}, kernel_budget.ARCHITECTURES, jobs=2)
     assert kernel_budget.compare(found, ceilings) == []
-    spilled = {label for label, n in found.items() if any(spills for _, spills in n.values())}
+    spilled = {label for label, n in ceilings.items() if any(local for _, local in n.values())}
     single = {label for label in spilled if label.endswith("float32")}
     assert single <= {"contraction 0e+1o+2e double float32"}
+
+
+@needs_nvrtc
+def test_a_changed_source_is_found_and_another_compiler_changes_all(monkeypatch):
+    chosen = [v for v in kernel_budget.variants() if "sum" in v.label]
+    digests = kernel_budget.digests_of(chosen)
+    assert len(set(digests.values())) == len(chosen) > 1
+    monkeypatch.setattr(cuda_compiler, "version", lambda: "1.0")
+    assert kernel_budget.changed(chosen) == chosen
+    version = json.loads(kernel_budget.BUDGET.read_text())["nvrtc"]
+    monkeypatch.setattr(cuda_compiler, "version", lambda: version)
+    assert kernel_budget.changed(chosen) == []
+    kernel = chosen[0].kernel
+    monkeypatch.setattr(type(kernel.cuda), "source", lambda self, *_: "other")
+    assert kernel_budget.changed(chosen) == chosen
 
 
 def test_what_is_above_its_ceiling_is_reported():

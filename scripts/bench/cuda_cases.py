@@ -102,10 +102,7 @@ def contraction_case(
         },
         _three([kernels.programs[name].cost() * n_atoms * CHANNELS for name in programs]),
         _three(
-            [
-                n * n_atoms * CHANNELS + w.numel()
-                for n in (16 + out, 2 * 16 + out, 3 * 16 + 2 * out)
-            ]
+            [n * n_atoms * CHANNELS + w.numel() for n in (16 + out, 2 * 16 + out, 3 * 16 + 2 * out)]
         ),
         missing,
     )

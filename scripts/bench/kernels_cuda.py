@@ -1,4 +1,4 @@
-"""The fused operations on a GPU: against the bound, and against cuEquivariance and OpenEquivariance.
+"""The fused operations on a GPU, against the bound and against those of other packages.
 
     python scripts/bench/kernels_cuda.py --json cuda.json [--operations contraction convolution]
         [--atoms 10000] [--edges 160000] [--dtypes float32 float64] [--peers cuEquivariance ...]
@@ -122,7 +122,12 @@ def compare(
     after = times_of(case.ours, device, repeats)
     ours = {label: (before[label] + after[label]) / 2 for label in PASSES}
     rows = [
-        row(f"{case.name}: {label}, of the bound", ours[label], {"bound": bounds[label]}, SHARE_OF_BOUND)
+        row(
+            f"{case.name}: {label}, of the bound",
+            ours[label],
+            {"bound": bounds[label]},
+            SHARE_OF_BOUND,
+        )
         for label in PASSES
     ]
     goal, rivals = FASTER[operation], {n: t for n, t in theirs.items() if n != "e3nn"}

@@ -40,13 +40,20 @@ def describe(row: Mapping[str, Any]) -> str:
     )
 
 
-def write(path: Path | None, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
-    """Write rows, and whatever else was found, if there is a path."""
+def write(
+    path: Path | None, rows: Sequence[Mapping[str, Any]], *, complete: bool = True, **more: Any
+) -> None:
+    """Write rows, and whatever else was found, if there is a path.
+
+    Not ``complete`` is what a benchmark has so far, should it be stopped before its end.
+    """
     if path is not None:
-        path.write_text(json.dumps({"rows": list(rows), **more}, indent=1) + "\n")
+        found = {"rows": list(rows), "complete": complete, **more}
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:
     """What a benchmark wrote, whether a list of rows or rows with more."""
     found = json.loads(path.read_text())
-    return {"rows": found} if isinstance(found, list) else dict(found)
+    found = {"rows": found} if isinstance(found, list) else dict(found)
+    return {"complete": True, **found}

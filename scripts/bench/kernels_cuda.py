@@ -72,7 +72,7 @@ def main() -> int:
                 found, more = compare(operation, case, machine, arguments.repeats)
                 rows += found
                 details.append(more)
-                write(arguments.json, rows, cases=details)  # what there is, should time run out
+                write(arguments.json, rows, complete=False, cases=details)
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
     torch.set_default_dtype(torch.float32)

@@ -185,6 +185,8 @@ def backends(
     wanted: list[str], device: torch.device
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Options of mace-torch's wrappers for the peers that can run, and why others cannot."""
+    if not wanted:
+        return {}, {}
     from mace.modules import wrapper_ops
 
     found: dict[str, dict[str, Any]] = {}

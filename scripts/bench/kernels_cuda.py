@@ -54,7 +54,8 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("PyTorch sees no CUDA device; use --device cpu for a rehearsal", file=sys.stderr)
         return 2
-    import_mace()
+    if arguments.peers:
+        import_mace()
     rows: list[Row] = []
     details: list[dict[str, Any]] = []
     for name in arguments.dtypes:

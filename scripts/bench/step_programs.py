@@ -91,7 +91,8 @@ class _Labels(dict[str, torch.Tensor]):
 
 def our_model(peer: nn.Module, graph: Graph) -> MACE:
     """Our model with mace-torch's weights."""
-    return from_mace_torch(peer.state_dict(), header_of(peer)).to(graph.positions)
+    weights = {name: tensor.cpu() for name, tensor in peer.state_dict().items()}
+    return from_mace_torch(weights, header_of(peer)).to(graph.positions)
 
 
 def our_step(graph: Graph, peer: nn.Module, *, marked: bool = False) -> Step:

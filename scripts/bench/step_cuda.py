@@ -4,10 +4,11 @@
     python scripts/bench/step_cuda.py --batch molecules --json small.json [--profile]
 
 A step is what step.py times on a CPU: zero_grad, energies and forces, loss, backward, clipping, and
-AMSGrad, with the same weights, structures, loss and precision for all programs, whose losses must
-agree. Times are of the wall, from a GPU that has done all to one that has done all again; medians,
-our own before and after those of the peers. Memory is what PyTorch had allocated at most in the
-first steps, over what it held before them. A peer that runs out of memory leaves the others.
+AMSGrad, with the same weights, structures, loss and precision for all programs; one with another
+loss is not compared with. Times are of the wall, from a GPU that has done all to one that has done
+all again; medians, our own before and after those of the peers. Memory is what PyTorch had
+allocated at most in the first steps, over what it held before them. A peer that runs out of memory
+leaves the others.
 
 mixed       one batch of --atoms atoms: synthetic structures of 1 to 800 atoms, or the first ones of
             --data. Goals: twice as fast as cuEquivariance, six times as fast as mace-torch alone,
@@ -25,7 +26,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ ALONE, CUEQ = "mace-torch", "mace-torch, cuEquivariance"
 FASTER = {CUEQ: 2.0, ALONE: 6.0}
 CAPTURED_FASTER = 4.0
 LESS_MEMORY = 1 / 0.6
+SAME_LOSS = 1e-3  # relative
 N_REPEATED = 5
 
 
@@ -107,9 +109,11 @@ def compare_mixed(name: str, arguments: argparse.Namespace) -> tuple[list[Row], 
     else:
         structures = batches.mixed(arguments.atoms)
     graph, peer = _graph_and_peer(name, structures, arguments)
-    found, missing = measure_all(
-        {"ours": lambda: programs.our_step(graph, peer)}, graph, peer, arguments.repeats
-    )
+    ours = {
+        "ours": lambda: programs.our_step(graph, peer),
+        "ours, captured": _captured(graph, peer),
+    }
+    found, missing = measure_all(ours, graph, peer, arguments.repeats)
     label = f"step {name}, {_size(graph)}"
     rows = [
         _row(f"{label}, s", found, "seconds", goal, program) for program, goal in FASTER.items()
@@ -126,18 +130,21 @@ def compare_mixed(name: str, arguments: argparse.Namespace) -> tuple[list[Row], 
 def compare_molecules(name: str, arguments: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     """The row of the captured step of one model on ten molecules."""
     graph, peer = _graph_and_peer(name, batches.molecules(10, 27), arguments)
-    on_host = graph.to(torch.device("cpu"))
-    capture = cuda_graph if graph.positions.is_cuda else not_captured
-    ours = {
-        "ours": lambda: programs.captured_step(on_host, peer, capture),
-        "ours, not captured": lambda: programs.our_step(graph, peer),
-    }
+    captured = _captured(graph, peer)
+    ours = {"ours": captured, "ours, not captured": lambda: programs.our_step(graph, peer)}
     found, missing = measure_all(ours, graph, peer, arguments.repeats)
     label = f"captured step {name}, {_size(graph)}, s"
     rows = [_row(label, found, "seconds", CAPTURED_FASTER, CUEQ)]
     if arguments.profile:
-        profile(programs.captured_step(on_host, peer, capture), graph.positions.device)
+        profile(captured(), graph.positions.device)
     return rows, {"missing": missing, "measured": {k: vars(m) for k, m in found.items()}}
+
+
+def _captured(graph: Graph, peer: nn.Module) -> Callable[[], programs.Step]:
+    """What makes our captured step; where there is no GPU it is not captured."""
+    on_host = graph.to(torch.device("cpu"))
+    capture = cuda_graph if graph.positions.is_cuda else not_captured
+    return lambda: programs.captured_step(on_host, peer, capture)
 
 
 def _graph_and_peer(
@@ -159,27 +166,29 @@ def measure_all(
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Every program by name, one at a time; and those that did not run, with the reason.
 
-    SystemExit if losses disagree: then they are not the same step.
+    A program with another loss takes another step: it is not compared with either.
     """
     device = graph.positions.device
     options, missing = backends(["cuEquivariance"], device)
-    theirs = {ALONE: lambda: programs.peer_step(graph, peer)}
+    makers = {**ours, ALONE: lambda: programs.peer_step(graph, peer)}
     if options:
-        theirs[CUEQ] = lambda: programs.peer_step(graph, programs.with_cuequivariance(peer, device))
-    found = {name: measure(make, device, repeats) for name, make in ours.items()}
-    for name, make in theirs.items():
+        makers[CUEQ] = lambda: programs.peer_step(graph, programs.with_cuequivariance(peer, device))
+    mine = makers.pop("ours")
+    found = {"ours": measure(mine, device, repeats)}
+    for name, make in makers.items():
         try:
-            found[name] = measure(make, device, repeats)
+            one = measure(make, device, repeats)
         except Exception as error:  # a peer may raise anything
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        else:
+            expected = found["ours"].loss
+            if abs(one.loss - expected) <= SAME_LOSS * abs(expected):
+                found[name] = one
+            else:
+                missing[name] = f"another step: its loss is {one.loss}, ours {expected}"
         _free(device)
-    again = measure(ours["ours"], device, repeats)
-    both = (found["ours"].seconds + again.seconds) / 2
-    found["ours"] = Measured(both, found["ours"].memory, found["ours"].loss)
-    expected = found["ours"].loss
-    for name, one in found.items():
-        if not abs(one.loss - expected) <= 1e-3 * abs(expected):
-            raise SystemExit(f"{name} has the loss {one.loss}, ours {expected}: not the same step")
+    both = (found["ours"].seconds + measure(mine, device, repeats).seconds) / 2
+    found["ours"] = replace(found["ours"], seconds=both)
     return found, missing
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,3 +97,30 @@ def test_a_time_is_no_shorter_than_what_runs(monkeypatch):
     assert timing.median_seconds(lambda: time.sleep(0.01), device, 3) >= 0.01
     machine = timing.Machine(fma_per_s=4.0, bytes_per_s=2.0)
     assert (machine.bound(8.0, 2.0), machine.bound(4.0, 6.0)) == (2.0, 3.0)
+
+
+def test_a_program_that_fails_or_has_another_loss_is_not_compared_with(monkeypatch):
+    step_cuda = script("step_cuda", monkeypatch)
+    graph = SimpleNamespace(positions=torch.zeros(1))
+
+    def broken():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    ours = {"ours": lambda: lambda: 5.0, "broken": broken, "other": lambda: lambda: 6.0}
+    monkeypatch.setattr(step_cuda, "backends", lambda *_: ({}, {"cuEquivariance": "is not here"}))
+    monkeypatch.setattr(step_cuda.programs, "peer_step", lambda *_: lambda: 5.001)
+    found, missing = step_cuda.measure_all(ours, graph, None, 2)
+    assert set(found) == {"ours", step_cuda.ALONE}
+    assert missing == {
+        "cuEquivariance": "is not here",
+        "broken": "OutOfMemoryError: CUDA out of memory",
+        "other": "another step: its loss is 6.0, ours 5.0",
+    }
+    goal = step_cuda._row("a step", found, "seconds", 2.0, step_cuda.CUEQ)
+    assert goal["ratio"] is None
+
+
+def test_different_gradients_are_counted(monkeypatch):
+    step_cuda = script("step_cuda", monkeypatch)
+    results = iter(torch.tensor([[1.0], [1.0], [1.5], [1.0], [1.5]]))
+    assert step_cuda.count_different(lambda: next(results)) == 2

@@ -8,7 +8,7 @@
 The kernels are those of training energies and forces with 128 channels, l_max 3 and correlation 3,
 for features 0e, 0e+1o and 0e+1o+2e, in both precisions. Registers and bytes of local memory are per
 thread and what ptxas says: spill stores, or the stack frame where it is larger (an array that is
-indexed by a variable). Ceilings are rounded up a little, since versions of NVRTC differ. Beside them
+indexed by a variable). Ceilings are rounded up, since versions of NVRTC differ. Beside them
 stand digests of the sources that gave them: what has not changed, under the same NVRTC, need not be
 compiled again. Needs the extra "cuda".
 """

@@ -335,3 +335,26 @@ def test_offsets_beyond_two_to_the_31():
         product, of_edge, y[last].cpu(), r[last].cpu(), edges, torch.zeros_like(edges)
     )
     torch.testing.assert_close(out, expected[0], rtol=1e-4, atol=1e-4)
+
+
+@needs_device
+def test_contraction_offsets_beyond_two_to_the_31():
+    """Atoms whose features begin beyond 2^31 elements: values and gradients of the last ones."""
+    n_channels, n_atoms = 128, 2**31 // (16 * 128) + 1000
+    free, _ = torch.cuda.mem_get_info()
+    if free < 40 * 2**30:
+        pytest.skip("needs 40 GiB of free device memory")
+    torch.manual_seed(0)
+    module = SymmetricContraction(3, 1, 3, 5, n_channels).to(GPU)
+    elements = torch.randint(0, 4, (n_atoms,), device=GPU)
+
+    def value_and_gradient(x, elements):
+        x.requires_grad_()
+        out = module(x, Chunks.of(elements, 5))
+        return [out, *torch.autograd.grad(out, x, torch.ones_like(out))]
+
+    x = torch.randn(n_atoms, 16, n_channels, device=GPU)
+    assert x.numel() > 2**31
+    found = [tensor[-50:].clone() for tensor in value_and_gradient(x, elements)]
+    expected = value_and_gradient(x[-50:].detach().clone(), elements[-50:])
+    assert_same(found, expected, TOLERANCE[torch.float32])

@@ -13,6 +13,7 @@ from mace_train.model.contraction import SymmetricContraction
 from mace_train.model.convolution import Convolution, Edges
 from mace_train.model.linear import DegreeLinear, ElementGroups, ElementLinear, split_degrees
 from mace_train.model.radial import RadialNetwork, scaled_silu
+from mace_train.ops.row_sums import take_rows
 from mace_train.ops.symmetric_contraction import Chunks
 
 
@@ -39,10 +40,10 @@ class NodeEmbedding(nn.Module):
         self.n_elements = n_elements
         self.linear = DegreeLinear([n_elements], n_channels)
 
-    def forward(self, elements: Tensor) -> Tensor:
-        """Features [n_atoms, 1, n_channels]."""
+    def forward(self, elements: Tensor, *, in_order: bool = False) -> Tensor:
+        """Features [n_atoms, 1, n_channels]; the gradient's sum over atoms ``in_order`` or not."""
         table = self.linear.weight.view(self.n_elements, 1, -1) * self.n_elements**-0.5
-        return table.index_select(0, elements)
+        return take_rows(table, elements) if in_order else table.index_select(0, elements)
 
 
 class InteractionBlock(nn.Module):

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mace_train.data.graph import Graph
 from mace_train.model.mace import MACE
+from mace_train.ops.methods import method_of
+from mace_train.ops.row_sums import Sums, add_rows, sum_rows
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,17 @@ def predict(
             (gradient,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=create_graph)
             if not create_graph:
                 vectors, interaction = vectors.detach(), interaction.detach()
-    return assemble(model.E0s, graph, vectors, interaction, gradient, stress=stress, forces=forces)
+    fused = method_of(model.kernels, graph.positions.device) != "reference"
+    return assemble(
+        model.E0s,
+        graph,
+        vectors,
+        interaction,
+        gradient,
+        stress=stress,
+        forces=forces,
+        sums=sum_rows if fused else add_rows,
+    )
 
 
 def assemble(
@@ -74,47 +86,42 @@ def assemble(
     *,
     stress: bool,
     forces: bool = True,
+    sums: Sums = add_rows,
 ) -> Prediction:
     """The prediction from interaction energies [n_atoms] and their gradient [n_edges, 3].
 
-    ``E0s`` are [n_heads, n_elements].
+    ``E0s`` are [n_heads, n_elements]; ``sums`` add over edges and atoms.
     """
+    of_atom, n_graphs = graph.graph_of_atom, graph.n_graphs
     in_float64 = interaction.double()
-    interaction_energy = _sum_to_graphs(in_float64, graph)
+    interaction_energy = sums(in_float64, of_atom, n_graphs)
     place = graph.elements
     if len(E0s) > 1:
         place = place + E0s.shape[1] * graph.heads_of_atoms()
     node_energy = in_float64 + E0s.flatten().index_select(0, place)
-    strain_gradient = _strain_gradient(vectors, gradient, graph) if stress else None
+    strain_gradient = _strain_gradient(vectors, gradient, graph, sums) if stress else None
     return Prediction(
-        energy=_sum_to_graphs(node_energy, graph),
+        energy=sums(node_energy, of_atom, n_graphs),
         interaction_energy=interaction_energy.to(vectors.dtype),
         node_energy=node_energy,
-        forces=_forces(gradient, graph) if forces else None,
+        forces=_forces(gradient, graph, sums) if forces else None,
         stress=None if strain_gradient is None else _stress(strain_gradient, graph),
         virials=None if strain_gradient is None else -strain_gradient,
     )
 
 
-def _sum_to_graphs(values: Tensor, graph: Graph) -> Tensor:
-    total = values.new_zeros(graph.n_graphs)
-    return total.index_add(0, graph.graph_of_atom, values)
-
-
-def _forces(gradient: Tensor | None, graph: Graph) -> Tensor:
+def _forces(gradient: Tensor | None, graph: Graph, sums: Sums) -> Tensor:
     assert gradient is not None
-    forces = torch.zeros_like(graph.positions)
-    forces = forces.index_add(0, graph.senders, gradient)
-    return forces.index_add(0, graph.receivers, -gradient)
+    n_atoms = graph.n_atoms
+    return sums(gradient, graph.senders, n_atoms) - sums(gradient, graph.receivers, n_atoms)
 
 
-def _strain_gradient(vectors: Tensor, gradient: Tensor | None, graph: Graph) -> Tensor:
+def _strain_gradient(vectors: Tensor, gradient: Tensor | None, graph: Graph, sums: Sums) -> Tensor:
     """Derivative [n_graphs, 3, 3] of the energies with respect to symmetric strain."""
     assert gradient is not None
     products = vectors.unsqueeze(2) * gradient.unsqueeze(1)
     symmetric = 0.5 * (products + products.transpose(1, 2))
-    total = vectors.new_zeros(graph.n_graphs, 3, 3)
-    return total.index_add(0, graph.graph_of_edge, symmetric)
+    return sums(symmetric, graph.graph_of_edge, graph.n_graphs)
 
 
 def _stress(strain_gradient: Tensor, graph: Graph) -> Tensor:

@@ -44,6 +44,7 @@ from mace_train.model.radial import RadialBasis
 from mace_train.model.spherical import SphericalHarmonics
 from mace_train.ops.convolution import EdgeIndex
 from mace_train.ops.methods import method_of
+from mace_train.ops.row_sums import add_rows, sum_rows
 from mace_train.ops.symmetric_contraction import Chunks
 from mace_train.settings import ModelSettings
 
@@ -270,7 +271,7 @@ class MACE(nn.Module):
         """The same as ``forward``: operations on tensors alone, which PyTorch can trace."""
         assert vectors.dtype == self.dtype, f"vectors are {vectors.dtype}, model {self.dtype}"
         edges, repulsion = self._edges(vectors, elements, places)
-        x = self.node_embedding(elements)
+        x = self.node_embedding(elements, in_order=isinstance(places.elements, Chunks))
         energies = torch.zeros_like(x[:, 0, 0]) if repulsion is None else repulsion
         chosen = self._chosen(places.heads, x)
         for interaction, product, readout in zip(
@@ -310,7 +311,8 @@ class MACE(nn.Module):
             if self._transform is not None:
                 transformed = self._transform(lengths, kinds)
             if self._repulsion is not None:
-                repulsion = self._repulsion(lengths, kinds, ends, elements.shape[0])
+                sums = sum_rows if isinstance(of_batch.elements, Chunks) else add_rows
+                repulsion = self._repulsion(lengths, kinds, ends, elements.shape[0], sums)
         radial = self._radial(lengths, transformed)
         if isinstance(places, EdgeBlocks):  # one row more, of zeros, for the empty slots
             of_pairs, radial = (

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mace_train.model.coupling import Constant, Float
 from mace_train.model.radial import envelope
+from mace_train.ops.row_sums import Sums
 
 AGNESI = {"q": 0.9183, "p": 4.5791, "a": 1.0805}
 SOFT = {"alpha": 4.0}
@@ -124,8 +125,10 @@ class PairRepulsion:
         self._reach = _OfKinds(_radii(atomic_numbers))
         self._exponent = exponent
 
-    def __call__(self, lengths: Tensor, kinds: Tensor, ends: PairEnds, n_atoms: int) -> Tensor:
-        """Energies [n_atoms], eV, of pairs [n_pairs] of these lengths."""
+    def __call__(
+        self, lengths: Tensor, kinds: Tensor, ends: PairEnds, n_atoms: int, sums: Sums
+    ) -> Tensor:
+        """Energies [n_atoms], eV, of pairs [n_pairs] of these lengths; ``sums`` add over edges."""
         scaled = lengths * self._per_screening(kinds, lengths)
         screened = sum(
             (
@@ -137,4 +140,4 @@ class PairRepulsion:
         reach = envelope(lengths / self._reach(kinds, lengths), self._exponent)
         of_pairs = 0.5 * self._charges(kinds, lengths) / lengths * screened * reach
         of_edges = of_pairs.index_select(0, ends.pair_of_edge)
-        return of_edges.new_zeros(n_atoms).index_add(0, ends.receiver_of_edge, of_edges)
+        return sums(of_edges, ends.receiver_of_edge, n_atoms)

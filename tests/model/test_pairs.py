@@ -9,6 +9,7 @@ from ase.data import covalent_radii
 from mace_train.model.compiled import CompiledMACE
 from mace_train.model.derivatives import predict
 from mace_train.model.pairs import AgnesiTransform, PairEnds, PairRepulsion, SoftTransform
+from mace_train.ops.row_sums import sum_rows
 from tests.model.systems import graph_of, mixed, model_of, salt
 
 NUMBERS = (1, 8)
@@ -39,7 +40,7 @@ def test_soft_keeps_long_distances_and_stops_at_short_ones():
 
 def test_repulsion_by_hand():
     """Half of a pair for each end; nothing beyond the sum of the radii."""
-    found = PairRepulsion(NUMBERS, 5)(LENGTHS, KINDS, ends(5), 5)
+    found = PairRepulsion(NUMBERS, 5)(LENGTHS, KINDS, ends(5), 5, sum_rows)
     reach = covalent_radii[1] + covalent_radii[8]
     a = 0.4543 * 0.529 / (1 + 8**0.3)
     x = 0.7 / a
@@ -55,7 +56,7 @@ def test_repulsion_by_hand():
 def test_second_derivatives(make):
     def function(lengths):
         if make is None:
-            return PairRepulsion(NUMBERS, 5)(lengths, KINDS, ends(5), 5)
+            return PairRepulsion(NUMBERS, 5)(lengths, KINDS, ends(5), 5, sum_rows)
         return make(NUMBERS)(lengths, KINDS)
 
     lengths = LENGTHS.clone().requires_grad_()

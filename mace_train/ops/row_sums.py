@@ -1,0 +1,102 @@
+"""Sums of rows by an index, on a GPU too in an order that is always the same.
+
+    out[i] = sum_{n: index[n] = i} rows[n]
+
+``index_add`` on a GPU adds in whatever order its threads come. Here rows are sorted by their index
+and cut into chunks, a chunk is summed by one thread per column, and so are the chunks of an index:
+repeated runs give the same bits. Elsewhere than on a GPU it is ``index_add``, whose order is fixed.
+Both operators are the derivative of one another, so there are derivatives of any order.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mace_train.ops.compiled import CompiledKernel, runs_on_cuda
+from mace_train.ops.kernel import sum_kernel
+from mace_train.ops.symmetric_contraction import Chunks
+from mace_train.ops.torch_library import operator
+
+ROWS_PER_CHUNK = (
+    64  # twice the square root of most sums here: one atom's edges, one element's atoms
+)
+Sums = Callable[[Tensor, Tensor, int], Tensor]
+_SUM = CompiledKernel("sum 1", lambda: sum_kernel(1))
+
+
+def sum_rows(rows: Tensor, index: Tensor, n: int) -> Tensor:
+    """[n, ...] sums of rows [n_rows, ...], float32 or float64, by index [n_rows] int64."""
+    if runs_on_cuda(rows.device) and n > 0:
+        flat: Tensor = _sum_rows(_flat(rows), index, n)
+        return flat.view(n, *rows.shape[1:])
+    return add_rows(rows, index, n)
+
+
+def add_rows(rows: Tensor, index: Tensor, n: int) -> Tensor:
+    """The same by ``index_add`` everywhere: for programs that must do without our operators."""
+    return rows.new_zeros(n, *rows.shape[1:]).index_add(0, index, rows)
+
+
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """[n_rows, ...] rows of values [n, ...]; the gradient of values is a ``sum_rows``."""
+    if runs_on_cuda(values.device):
+        flat: Tensor = _take_rows(_flat(values), index)
+        return flat.view(index.shape[0], *values.shape[1:])
+    return values.index_select(0, index)
+
+
+def _flat(rows: Tensor) -> Tensor:
+    return rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
+
+
+@operator("sum_rows")
+def _sum_rows(rows: Tensor, index: Tensor, n: int) -> Tensor:
+    n_columns = rows.shape[1]
+    chunks = Chunks.of_size(index, n, ROWS_PER_CHUNK)
+    n_chunks = chunks.index.shape[0]
+    partial, total = rows.new_empty(n_chunks, n_columns), rows.new_empty(n, n_columns)
+    places = [chunks.order, chunks.first, chunks.index]
+    _SUM.run(n_chunks, places, [rows.contiguous()], [partial], n_columns)
+    every = torch.arange(n_chunks, device=index.device)
+    first = torch.searchsorted(chunks.index, torch.arange(n + 1, device=index.device))
+    _SUM.run(n, [every, first, first], [partial], [total], n_columns)
+    return total
+
+
+@operator("take_rows")
+def _take_rows(values: Tensor, index: Tensor) -> Tensor:
+    return values.index_select(0, index)
+
+
+@_sum_rows.register_fake
+def _(rows: Tensor, index: Tensor, n: int) -> Tensor:
+    return rows.new_empty(n, rows.shape[1])
+
+
+@_take_rows.register_fake
+def _(values: Tensor, index: Tensor) -> Tensor:
+    return values.new_empty(index.shape[0], values.shape[1])
+
+
+def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _save_take(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.n = inputs[0].shape[0]
+
+
+def _gradient_of_sum(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return _take_rows(gradient, *ctx.saved_tensors), None, None
+
+
+def _gradient_of_take(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    return _sum_rows(gradient, *ctx.saved_tensors, ctx.n), None
+
+
+_sum_rows.register_autograd(_gradient_of_sum, setup_context=_save_sum)
+_take_rows.register_autograd(_gradient_of_take, setup_context=_save_take)

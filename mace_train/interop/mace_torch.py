@@ -148,7 +148,8 @@ def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, T
 def batch_of(graph: Graph, n_elements: int) -> dict[str, Tensor]:
     """The dictionary that mace-torch's forward takes, from our graph."""
     ends = graph.n_atoms_of_graph.cumsum(0)
-    cell = torch.where(graph.pbc.any(1)[:, None, None], graph.cell, 100.0 * torch.eye(3).double())
+    large = 100.0 * torch.eye(3, dtype=torch.float64, device=graph.cell.device)
+    cell = torch.where(graph.pbc.any(1)[:, None, None], graph.cell, large)
     return {
         "positions": graph.positions.clone(),
         "node_attrs": torch.nn.functional.one_hot(graph.elements, n_elements).double(),

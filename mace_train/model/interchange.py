@@ -33,7 +33,7 @@ _DERIVED = re.compile(
 
 
 def from_mace_torch(state_dict: Mapping[str, Tensor], header: Mapping[str, Any]) -> MACE:
-    """Our model with the weights of a mace-torch model, in the precision of its weights.
+    """Our model with the weights of a mace-torch model, in their precision, on the CPU.
 
     Scale, shift and E0s come from the state dict; ``header["E0s"]`` (a list, eV) replaces the
     latter, which a file built in float32 holds rounded. Old files with 0-d scale and shift and 1-d
@@ -42,6 +42,7 @@ def from_mace_torch(state_dict: Mapping[str, Tensor], header: Mapping[str, Any])
     Raises InputError for an unsupported feature or a header that does not fit the tensors.
     """
     check_features(header)
+    state_dict = {name: tensor.cpu() for name, tensor in state_dict.items()}
     header = {**header, "distance_transform": header.get("distance_transform") or "None"}
     _check_sizes(state_dict, header)
     names = {field.name for field in fields(ModelSettings)} - {"r_max", "scaling"}
@@ -68,10 +69,10 @@ def to_mace_torch_state_dict(model: MACE) -> dict[str, Tensor]:
     ``load_state_dict(..., strict=False)`` of a model of the same architecture takes them; its
     avg_num_neighbors is an attribute of each interaction and must be set there.
     """
-    data, dtype = model.data, model.dtype
+    data, dtype, device = model.data, model.dtype, model.E0s.device
     return {
         **{name: tensor.detach().clone() for name, tensor in model.state_dict().items()},
-        **{name: tensor.clone() for name, tensor in _constants(model).items()},
+        **{name: tensor.to(device, copy=True) for name, tensor in _constants(model).items()},
         "atomic_numbers": torch.tensor(data.atomic_numbers),
         "num_interactions": torch.tensor(model.settings.num_interactions),
         E0_NAME: model.E0s.detach().clone(),

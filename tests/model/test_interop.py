@@ -193,3 +193,16 @@ def test_unsupported_features_are_named(changes, words):
 def test_another_class_is_an_error():
     with pytest.raises(InputError, match="a Linear cannot be imported"):
         header_of(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_weights_on_a_gpu_are_exchanged_too():
+    theirs = mace_torch_model((1, 8))
+    on_gpu = {name: tensor.cuda() for name, tensor in theirs.state_dict().items()}
+    found = to_mace_torch_state_dict(from_mace_torch(on_gpu, header_of(theirs)).cuda())
+    assert all(tensor.is_cuda for name, tensor in found.items() if name != "atomic_numbers")
+    theirs.load_state_dict(found, strict=False)
+    for name, before in on_gpu.items():
+        if name in dict(theirs.named_parameters()):
+            assert torch.equal(theirs.state_dict()[name], before.cpu()), name

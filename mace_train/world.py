@@ -6,6 +6,7 @@ only some have one, are an error: they would train, slowly, and nobody would not
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,10 @@ _COLLECTIVE_ERRORS = (
     "NCCL",
     "gloo",
 )
+
+# Threads of gloo drop the tensors of their last works, for which they need the GIL; PyTorch waits
+# for these threads with the GIL held when a process group ends, so they must be done before.
+_LAST_WORKS_S = 0.1
 
 _Value = TypeVar("_Value")
 
@@ -191,6 +196,7 @@ def _joined(world: World, launch: Launch, settings: ClusterSettings) -> Iterator
         raise
     finally:
         heartbeat.stop()
+        time.sleep(_LAST_WORKS_S)
         dist.destroy_process_group()
 
 

@@ -33,4 +33,4 @@ ruff format --check .
 mypy
 lint-imports
 # more than two cores need: tests of ranks, faults and Slurm wait much of their time
-python -m pytest -n "${MACE_TRAIN_TEST_PROCESSES:-4}" --dist worksteal "$@"
+python -m pytest -n "${MACE_TRAIN_TEST_PROCESSES:-3}" --dist worksteal "$@"

@@ -153,6 +153,8 @@ def main() -> dict[str, dict[str, float]]:
             print(name, {key: round(value, 4) for key, value in numbers.items()})
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    dist.barrier()
+    time.sleep(0.1)  # threads of gloo let go of tensors, which destroying would wait for in vain
     dist.destroy_process_group()
     return result
 

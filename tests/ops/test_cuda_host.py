@@ -44,12 +44,14 @@ ROOT = Path(__file__).parents[2]
     ],
     ids=["contraction", "convolution", "model", "convolution by pair", "model by pair"],
 )
-def test_operators_as_cuda(files, chosen, tmp_path, request):
+def test_operators_as_cuda(files, chosen, tmp_path, tmp_path_factory, request):
     pytest.importorskip("cuda.bindings.driver", reason="needs the extra cuda")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += ["-p", "tests.ops.cuda_host.plugin", "-k", chosen, *files]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"XDG_CACHE_HOME": str(tmp_path)}
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    environment |= {"XDG_CACHE_HOME": str(shared / "kernels-as-cuda")}  # many are compiled alike
     if "by pair" in request.node.name:
         table = tmp_path / "tuning.json"
         by_pair = {"host": {"gradients_by_pair": True}}

@@ -263,8 +263,8 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(prepared, tmp_path):
             stopped = workers(process.pid)[1]
             os.kill(stopped, signal.SIGSTOP)
             start = time.monotonic()
-            wait_for(lambda: "is stopped, dead or cut off" in log_path.read_text(), process, 60)
-            assert time.monotonic() - start < 40  # ten minutes is the default
+            wait_for(lambda: "is stopped, dead or cut off" in log_path.read_text(), process, 120)
+            assert time.monotonic() - start < 100  # ten minutes is the default
             os.kill(stopped, signal.SIGKILL)
             assert process.wait(timeout=120) != 0
         finally:

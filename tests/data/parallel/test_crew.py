@@ -115,11 +115,12 @@ def test_a_launcher_that_mpi_does_not_know(monkeypatch):
 
 
 SLEEPING = """
+import os
 import time
 from mace_train.data.parallel.crew import open_crew
 
 def sleep(index):
-    print("started", flush=True)
+    os.write(1, b"started\\n")  # at once, as two processes share it
     time.sleep(600)
 
 if __name__ == "__main__":

@@ -94,14 +94,14 @@ def assemble(
     """
     of_atom, n_graphs = graph.graph_of_atom, graph.n_graphs
     in_float64 = interaction.double()
-    interaction_energy = sums(in_float64, of_atom, n_graphs)
+    interaction_energy = sums(in_float64, of_atom, n_graphs, ascending=True)
     place = graph.elements
     if len(E0s) > 1:
         place = place + E0s.shape[1] * graph.heads_of_atoms()
     node_energy = in_float64 + E0s.flatten().index_select(0, place)
     strain_gradient = _strain_gradient(vectors, gradient, graph, sums) if stress else None
     return Prediction(
-        energy=sums(node_energy, of_atom, n_graphs),
+        energy=sums(node_energy, of_atom, n_graphs, ascending=True),
         interaction_energy=interaction_energy.to(vectors.dtype),
         node_energy=node_energy,
         forces=_forces(gradient, graph, sums) if forces else None,
@@ -112,8 +112,8 @@ def assemble(
 
 def _forces(gradient: Tensor | None, graph: Graph, sums: Sums) -> Tensor:
     assert gradient is not None
-    n_atoms = graph.n_atoms
-    return sums(gradient, graph.senders, n_atoms) - sums(gradient, graph.receivers, n_atoms)
+    of_senders = sums(gradient, graph.senders, graph.n_atoms)
+    return of_senders - sums(gradient, graph.receivers, graph.n_atoms, ascending=True)
 
 
 def _strain_gradient(vectors: Tensor, gradient: Tensor | None, graph: Graph, sums: Sums) -> Tensor:
@@ -121,7 +121,7 @@ def _strain_gradient(vectors: Tensor, gradient: Tensor | None, graph: Graph, sum
     assert gradient is not None
     products = vectors.unsqueeze(2) * gradient.unsqueeze(1)
     symmetric = 0.5 * (products + products.transpose(1, 2))
-    return sums(symmetric, graph.graph_of_edge, graph.n_graphs)
+    return sums(symmetric, graph.graph_of_edge, graph.n_graphs, ascending=True)
 
 
 def _stress(strain_gradient: Tensor, graph: Graph) -> Tensor:

@@ -140,4 +140,4 @@ class PairRepulsion:
         reach = envelope(lengths / self._reach(kinds, lengths), self._exponent)
         of_pairs = 0.5 * self._charges(kinds, lengths) / lengths * screened * reach
         of_edges = of_pairs.index_select(0, ends.pair_of_edge)
-        return sums(of_edges, ends.receiver_of_edge, n_atoms)
+        return sums(of_edges, ends.receiver_of_edge, n_atoms, ascending=True)

@@ -9,8 +9,7 @@ Both operators are the derivative of one another, so there are derivatives of an
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,19 +22,29 @@ from mace_train.ops.torch_library import operator
 ROWS_PER_CHUNK = (
     64  # twice the square root of most sums here: one atom's edges, one element's atoms
 )
-Sums = Callable[[Tensor, Tensor, int], Tensor]
 _SUM = CompiledKernel("sum 1", lambda: sum_kernel(1))
 
 
-def sum_rows(rows: Tensor, index: Tensor, n: int) -> Tensor:
-    """[n, ...] sums of rows [n_rows, ...], float32 or float64, by index [n_rows] int64."""
+class Sums(Protocol):
+    """``sum_rows`` or ``add_rows``."""
+
+    def __call__(self, rows: Tensor, index: Tensor, n: int, *, ascending: bool = False) -> Tensor:
+        """[n, ...] sums of rows by index."""
+        ...
+
+
+def sum_rows(rows: Tensor, index: Tensor, n: int, *, ascending: bool = False) -> Tensor:
+    """[n, ...] sums of rows [n_rows, ...], float32 or float64, by index [n_rows] int64.
+
+    An index that is ``ascending`` need not be sorted.
+    """
     if runs_on_cuda(rows.device) and n > 0:
-        flat: Tensor = _sum_rows(_flat(rows), index, n)
+        flat: Tensor = _sum_rows(_flat(rows), index, n, ascending)
         return flat.view(n, *rows.shape[1:])
     return add_rows(rows, index, n)
 
 
-def add_rows(rows: Tensor, index: Tensor, n: int) -> Tensor:
+def add_rows(rows: Tensor, index: Tensor, n: int, *, ascending: bool = False) -> Tensor:
     """The same by ``index_add`` everywhere: for programs that must do without our operators."""
     return rows.new_zeros(n, *rows.shape[1:]).index_add(0, index, rows)
 
@@ -43,7 +52,7 @@ def add_rows(rows: Tensor, index: Tensor, n: int) -> Tensor:
 def take_rows(values: Tensor, index: Tensor) -> Tensor:
     """[n_rows, ...] rows of values [n, ...]; the gradient of values is a ``sum_rows``."""
     if runs_on_cuda(values.device):
-        flat: Tensor = _take_rows(_flat(values), index)
+        flat: Tensor = _take_rows(_flat(values), index, False)
         return flat.view(index.shape[0], *values.shape[1:])
     return values.index_select(0, index)
 
@@ -53,9 +62,9 @@ def _flat(rows: Tensor) -> Tensor:
 
 
 @operator("sum_rows")
-def _sum_rows(rows: Tensor, index: Tensor, n: int) -> Tensor:
+def _sum_rows(rows: Tensor, index: Tensor, n: int, ascending: bool) -> Tensor:
     n_columns = rows.shape[1]
-    chunks = Chunks.of_size(index, n, ROWS_PER_CHUNK)
+    chunks = Chunks.of_size(index, n, ROWS_PER_CHUNK, ascending=ascending)
     n_chunks = chunks.index.shape[0]
     partial, total = rows.new_empty(n_chunks, n_columns), rows.new_empty(n, n_columns)
     places = [chunks.order, chunks.first, chunks.index]
@@ -67,35 +76,36 @@ def _sum_rows(rows: Tensor, index: Tensor, n: int) -> Tensor:
 
 
 @operator("take_rows")
-def _take_rows(values: Tensor, index: Tensor) -> Tensor:
+def _take_rows(values: Tensor, index: Tensor, ascending: bool) -> Tensor:
     return values.index_select(0, index)
 
 
 @_sum_rows.register_fake
-def _(rows: Tensor, index: Tensor, n: int) -> Tensor:
+def _(rows: Tensor, index: Tensor, n: int, ascending: bool) -> Tensor:
     return rows.new_empty(n, rows.shape[1])
 
 
 @_take_rows.register_fake
-def _(values: Tensor, index: Tensor) -> Tensor:
+def _(values: Tensor, index: Tensor, ascending: bool) -> Tensor:
     return values.new_empty(index.shape[0], values.shape[1])
 
 
 def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[1])
+    ctx.ascending = inputs[3]
 
 
 def _save_take(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[1])
-    ctx.n = inputs[0].shape[0]
+    ctx.n, ctx.ascending = inputs[0].shape[0], inputs[2]
 
 
-def _gradient_of_sum(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-    return _take_rows(gradient, *ctx.saved_tensors), None, None
+def _gradient_of_sum(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    return _take_rows(gradient, *ctx.saved_tensors, ctx.ascending), None, None, None
 
 
-def _gradient_of_take(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-    return _sum_rows(gradient, *ctx.saved_tensors, ctx.n), None
+def _gradient_of_take(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return _sum_rows(gradient, *ctx.saved_tensors, ctx.n, ctx.ascending), None, None
 
 
 _sum_rows.register_autograd(_gradient_of_sum, setup_context=_save_sum)

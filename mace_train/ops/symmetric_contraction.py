@@ -64,15 +64,33 @@ class Chunks:
         return cls._of(index_of_row, n_indices, size, exact=index_of_row.device.type == "cpu")
 
     @classmethod
-    def of_size(cls, index_of_row: Tensor, n_indices: int, size: int | None = None) -> "Chunks":
+    def of_size(
+        cls,
+        index_of_row: Tensor,
+        n_indices: int,
+        size: int | None = None,
+        *,
+        ascending: bool = False,
+    ) -> "Chunks":
         """As many chunks as that many rows can need, the last ones empty, on every device."""
         size = size or rows_per_chunk(index_of_row.device)
-        return cls._of(index_of_row, n_indices, size, exact=False)
+        return cls._of(index_of_row, n_indices, size, exact=False, ascending=ascending)
 
     @classmethod
-    def _of(cls, index_of_row: Tensor, n_indices: int, size: int, *, exact: bool) -> "Chunks":
+    def _of(
+        cls,
+        index_of_row: Tensor,
+        n_indices: int,
+        size: int,
+        *,
+        exact: bool,
+        ascending: bool = False,
+    ) -> "Chunks":
         n_rows, device = index_of_row.shape[0], index_of_row.device
-        order = torch.argsort(index_of_row, stable=True)
+        if ascending:
+            order = torch.arange(n_rows, device=device)
+        else:
+            order = torch.argsort(index_of_row, stable=True)
         indices = torch.arange(n_indices + 1, device=device)
         first_row = torch.searchsorted(index_of_row.index_select(0, order), indices)
         first_chunk = ((first_row.diff() + size - 1) // size).cumsum(0)

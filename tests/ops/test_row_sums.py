@@ -22,6 +22,9 @@ def test_sums_are_those_of_a_loop(n_rows, n, shape):
     for function in (sum_rows, add_rows):
         torch.testing.assert_close(function(rows, index, n), expected, rtol=0, atol=1e-12)
     assert torch.equal(take_rows(expected, index), expected[index])
+    ordered, order = torch.sort(index, stable=True)
+    found = sum_rows(rows[order], ordered, n, ascending=True)
+    assert torch.equal(found, sum_rows(rows, index, n))
 
 
 def test_derivatives_of_both():

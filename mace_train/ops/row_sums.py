@@ -19,9 +19,7 @@ from mace_train.ops.kernel import sum_kernel
 from mace_train.ops.symmetric_contraction import Chunks
 from mace_train.ops.torch_library import operator
 
-ROWS_PER_CHUNK = (
-    64  # twice the square root of most sums here: one atom's edges, one element's atoms
-)
+ROWS_PER_CHUNK = 64
 _SUM = CompiledKernel("sum 1", lambda: sum_kernel(1))
 
 

@@ -103,7 +103,8 @@ def prepare(campaign: Campaign, names: Sequence[str]) -> None:
     folder = campaign.folder
     if not folder.exists() and campaign.pack is not None and campaign.pack.exists():
         with tarfile.open(campaign.pack) as packed:
-            packed.extractall(folder, filter="data")
+            safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4
+            packed.extractall(folder, **safely)
     folder.mkdir(parents=True, exist_ok=True)
     for name, record in records_of(folder, names).items():
         if record["rehearsal"] != campaign.rehearse:

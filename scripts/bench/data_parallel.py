@@ -143,7 +143,7 @@ def times(world: World, options: dict[str, Any]) -> dict[str, Any]:
         gradients.send_when_done()
         loss = ForceField(model)(graph)
         torch.autograd.backward(loss, inputs=list(model.parameters()))
-        sent = sum(gradients._flat[b].numel() for b in gradients._buckets[: len(gradients._works)])
+        sent = sum(gradients.flat[b].numel() for b in gradients._buckets[: len(gradients._works)])
         sent_early.append(sent / gradients.flat.numel())
         gradients.finish()
 

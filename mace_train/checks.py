@@ -1,10 +1,6 @@
 """Checks of single settings, each with the message a user needs."""
 
-import fcntl
-import os
-import socket
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mace_train.errors import InputError
 
@@ -40,56 +36,3 @@ def files_by_head(name: str, value: Any) -> dict[str, list[str]]:
     if not isinstance(value, dict):
         return {"Default": as_files(name, value)}
     return {str(head): as_files(f"{name}.{head}", files) for head, files in value.items()}
-
-
-def existing_folder(name: str, value: str) -> Path:
-    """The folder a setting names, or an error that says it is not there."""
-    path = Path(value)
-    if not path.is_dir():
-        raise InputError(f"{name}={value}: no such folder")
-    return path
-
-
-def make_folder(name: str, path: Path) -> None:
-    """Make the folder a setting names, or an error that says why it cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{name}={path}: cannot make this folder ({error.strerror}); choose another {name}"
-        ) from None
-    if not os.access(path, os.W_OK):
-        raise InputError(f"{name}={path}: no permission to write here; choose another {name}")
-
-
-def lock_folder(name: str, path: Path) -> IO[str]:
-    """Hold ``path`` for this process until the returned file is closed or the process ends.
-
-    Raises ``InputError`` when another process holds it.
-    """
-    handle = open(path / ".lock", "a+")  # noqa: SIM115 (held until the run ends)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.seek(0)
-        holder = handle.read().strip() or "another process"
-        handle.close()
-        raise InputError(
-            f"{name}={path} is in use by {holder}; wait for it to end or choose another {name}"
-        ) from None
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-    handle.flush()
-    return handle
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds ``path`` (``lock_folder``)."""
-    try:
-        with open(path / ".lock") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

@@ -32,33 +32,33 @@ from yaml import YAMLError
 from mace_train import __version__, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
+from mace_train.distributed.launcher import launched_tasks, rank_of_process
 from mace_train.errors import InputError
-from mace_train.launcher import launched_tasks, rank_of_process
+from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
-from mace_train.sweep.record import job_folders, read_record, recorded
 from mace_train.train.signals import exit_code
 
 # command -> (its settings, module and function that carry it out; imported when called)
 COMMANDS: dict[str, tuple[type, str, str]] = {
     "preprocess": (settings.PreprocessSettings, "mace_train.data.preprocess", "preprocess"),
-    "inspect": (settings.InspectSettings, "mace_train.data.inspect_shards", "inspect"),
-    "balance": (settings.BalanceSettings, "mace_train.balance.report", "balance"),
-    "train": (settings.TrainSettings, "mace_train.train.trainer", "train"),
+    "inspect": (settings.InspectSettings, "mace_train.data.inspect", "inspect"),
+    "balance": (settings.BalanceSettings, "mace_train.balance.balance", "balance"),
+    "train": (settings.TrainSettings, "mace_train.train.train", "train"),
     "evaluate": (settings.EvaluateSettings, "mace_train.evaluate.evaluate", "evaluate"),
     "report": (settings.ReportSettings, "mace_train.report.report", "report"),
     "compare": (settings.CompareSettings, "mace_train.evaluate.compare", "compare"),
-    "sweep": (settings.SweepSettings, "mace_train.sweep.summary", "summarise"),
+    "sweep": (settings.SweepSettings, "mace_train.sweep.sweep", "summarise"),
     "tune": (settings.TuneSettings, "mace_train.sweep.tune", "tune"),
     "md": (settings.MDSettings, "mace_train.calculators.md", "run_md"),
     "relax": (settings.RelaxSettings, "mace_train.calculators.relax", "relax"),
-    "import": (settings.ImportSettings, "mace_train.interop.importing", "import_model"),
+    "import": (settings.ImportSettings, "mace_train.interop.import_model", "import_model"),
     "export": (settings.ExportSettings, "mace_train.export", "export"),
     "from-mace-config": (
         settings.FromMaceConfigSettings,
-        "mace_train.interop.mace_config",
+        "mace_train.interop.from_mace_config",
         "print_settings",
     ),
-    "doctor": (settings.DoctorSettings, "mace_train.doctor.report", "examine"),
+    "doctor": (settings.DoctorSettings, "mace_train.doctor.doctor", "examine"),
 }
 
 _LEADING = {  # the setting that a first word without = is

@@ -34,11 +34,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from mace_train._paths import KERNELS  # noqa: E402
+from mace_train.model.compile_kernels import training_kernels  # noqa: E402
 from mace_train.model.mace import MACE, Head, ModelData  # noqa: E402
-from mace_train.model.prepare import training_kernels  # noqa: E402
-from mace_train.ops import cuda_compiler  # noqa: E402
-from mace_train.ops.compiled import CompiledKernel  # noqa: E402
-from mace_train.ops.kernel import Loop  # noqa: E402
+from mace_train.ops.codegen.kernel_spec import Loop  # noqa: E402
+from mace_train.ops.cuda import compiler as cuda_compiler  # noqa: E402
+from mace_train.ops.dispatch import CompiledKernel  # noqa: E402
 from mace_train.settings import ModelSettings  # noqa: E402
 
 BUDGET = KERNELS / "budget.json"

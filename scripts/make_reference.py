@@ -24,7 +24,7 @@ from ase import Atoms  # noqa: E402
 from mace import data  # noqa: E402
 from mace.tools import AtomicNumberTable, torch_geometric  # noqa: E402
 
-from mace_train.model.mace_torch_header import header_of  # noqa: E402
+from mace_train.interop.header import header_of  # noqa: E402
 from tests.model.mace_torch import mace_torch_model  # noqa: E402
 from tests.model.systems import lonely, mixed, salt, tiny_cell, water  # noqa: E402
 

@@ -26,11 +26,11 @@ import yaml  # noqa: E402
 from mace_train._paths import CONFIGS  # noqa: E402
 from mace_train.balance.cost_model import fit_memory, fit_times, write_cost_model  # noqa: E402
 from mace_train.data.graph import Graph  # noqa: E402
-from mace_train.data.loading import batches  # noqa: E402
+from mace_train.data.loading.loader import batches  # noqa: E402
+from mace_train.distributed.world import open_world  # noqa: E402
 from mace_train.settings import ModelSettings, TrainSettings  # noqa: E402
 from mace_train.train.setup import set_up  # noqa: E402
 from mace_train.train.step import train_step  # noqa: E402
-from mace_train.world import open_world  # noqa: E402
 
 
 def main() -> None:

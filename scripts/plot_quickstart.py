@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from mace_train.balance.costs import Costs, capacity_of
 from mace_train.balance.packers import PACKERS
 from mace_train.balance.plan import make_plan
-from mace_train.data.shards import ShardSet
+from mace_train.data.shards.shard_set import ShardSet
 from mace_train.settings import BatchingSettings
 
 N_GPUS = 8

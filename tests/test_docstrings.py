@@ -9,11 +9,11 @@ import pytest
 EXAMPLES = {
     "mace_train.balance.batch_sampler": ["BalancedBatchSampler"],
     "mace_train.balance.sampler": ["BinSampler"],
-    "mace_train.data.loading": ["batches"],
-    "mace_train.data.shards": ["ShardSet"],
+    "mace_train.data.loading.loader": ["batches"],
+    "mace_train.data.shards.shard_set": ["ShardSet"],
     "mace_train.evaluate.evaluate": ["evaluated"],
     "mace_train.model.mace": ["MACE"],
-    "mace_train.ops.polynomial": ["Polynomial"],
+    "mace_train.ops.codegen.polynomial": ["Polynomial"],
     "mace_train.ops.segmented_polynomial": ["segmented_polynomial"],
     "mace_train.train.checkpoint": ["load_model"],
 }

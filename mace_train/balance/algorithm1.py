@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from mace_train.balance.bins import Bins, Ids
 from mace_train.balance.bounds import least_steps
 from mace_train.balance.costs import Capacity, Costs, ceil_div, check_fits
-from mace_train.balance.randomness import Stream, random_bits, shuffled, sorted_by
+from mace_train.balance.counter_rng import Stream, random_bits, shuffled, sorted_by
 
 
 def _large_to_small(atoms: Ids, bits: NDArray[np.uint64], *, jitter: bool) -> Ids:

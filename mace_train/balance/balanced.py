@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from mace_train.balance.bins import Bins, Ids
 from mace_train.balance.bounds import least_steps
 from mace_train.balance.costs import Capacity, Costs, ceil_div, check_fits
-from mace_train.balance.randomness import Stream, bits_of, random_bits, shuffled, start_of
+from mace_train.balance.counter_rng import Stream, bits_of, random_bits, shuffled, start_of
 from mace_train.balance.refine import NOWHERE, UNIT, make_room, place, refine
 from mace_train.balance.windows import Deal, deal, layout_for
 

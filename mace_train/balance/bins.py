@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.randomness import sorted_by
+from mace_train.balance.counter_rng import sorted_by
 
 Ids = NDArray[np.int64]
 

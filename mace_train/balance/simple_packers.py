@@ -4,7 +4,7 @@ import numpy as np
 
 from mace_train.balance.bins import Bins, Ids
 from mace_train.balance.costs import Capacity, Costs, ceil_div, check_fits
-from mace_train.balance.randomness import Stream, shuffled
+from mace_train.balance.counter_rng import Stream, shuffled
 from mace_train.errors import InputError
 from mace_train.jit import compiled
 

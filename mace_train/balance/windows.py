@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.randomness import Stream, below, bits_at, start_of
+from mace_train.balance.counter_rng import Stream, below, bits_at, start_of
 from mace_train.jit import compiled
 
 Ids = NDArray[np.int64]

@@ -18,7 +18,7 @@ from mace_train.calculators.models import (
     results_of,
     sample_from,
 )
-from mace_train.data.columns import Sample
+from mace_train.data.shards.arrays import Sample
 from mace_train.errors import InputError
 from mace_train.model.mace import MACE
 

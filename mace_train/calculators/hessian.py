@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mace_train.calculators.models import graph_from
-from mace_train.data.columns import Sample
+from mace_train.data.shards.arrays import Sample
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
 

@@ -13,11 +13,11 @@ from ase.md.velocitydistribution import Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
 
 from mace_train.calculators.drift import draw_energies, energy_drift
-from mace_train.calculators.run import Frames, committee_std, prepared_atoms
-from mace_train.checks import make_folder
+from mace_train.calculators.simulation import Frames, committee_std, prepared_atoms
 from mace_train.errors import InputError, InvalidStructureError
+from mace_train.folders import make_folder
+from mace_train.progress import ProgressBar, Stopwatch
 from mace_train.settings import MDSettings
-from mace_train.train.log import EpochProgress, Stopwatch
 
 LOGGER = logging.getLogger("mace_train")
 HOTTEST_K = 1e5  # no dynamics of atoms is meant to go there
@@ -93,8 +93,8 @@ def _run(
     records = [_record(atoms, 0, settings)]
     frames.add(atoms)
     ends = [*range(settings.interval, settings.steps, settings.interval), settings.steps]
-    progress = EpochProgress(True)
-    for end in progress.over(ends, len(ends), settings.ensemble.upper()):
+    progress = ProgressBar(settings.ensemble.upper(), len(ends))
+    for end in progress.over(ends):
         try:
             dynamics.run(end - dynamics.nsteps)
             records.append(_record(atoms, end, settings))

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mace_train.checks import check_choice
-from mace_train.data.columns import Sample
 from mace_train.data.graph import Graph
-from mace_train.data.loading import collate
-from mace_train.data.shards import sample_of
+from mace_train.data.loading.loader import collate
+from mace_train.data.shards.arrays import Sample
+from mace_train.data.shards.shard_set import sample_of
 from mace_train.data.structure import LabelKeys, structure_from_atoms
 from mace_train.errors import InputError
-from mace_train.model.adapt import one_head
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
-from mace_train.ops.methods import method_of
+from mace_train.model.surgery import one_head
+from mace_train.ops.backends import method_of
 from mace_train.train.checkpoint import load_model
 
 Results = dict[str, Any]

@@ -12,11 +12,11 @@ from ase.io import write
 from ase.optimize import FIRE, LBFGS
 from matplotlib.figure import Figure
 
-from mace_train.calculators.run import Frames, committee_std, plain, prepared_atoms
-from mace_train.checks import make_folder
+from mace_train.calculators.simulation import Frames, committee_std, plain, prepared_atoms
 from mace_train.errors import InputError, InvalidStructureError
+from mace_train.folders import make_folder
+from mace_train.progress import ProgressBar, Stopwatch
 from mace_train.settings import RelaxSettings
-from mace_train.train.log import EpochProgress, Stopwatch
 
 LOGGER = logging.getLogger("mace_train")
 ALGORITHMS = {"fire": FIRE, "lbfgs": LBFGS}
@@ -59,10 +59,10 @@ def _run(atoms: Atoms, settings: RelaxSettings, frames: Frames) -> list[dict[str
         target = FrechetCellFilter(atoms, scalar_pressure=settings.pressure_GPa * units.GPa)
     optimizer = ALGORITHMS[settings.algorithm](target, logfile=None)
     records: list[dict[str, float]] = []
-    progress = EpochProgress(True)
+    progress = ProgressBar(settings.algorithm.upper(), settings.max_steps + 1)
     steps = optimizer.irun(fmax=settings.fmax, steps=settings.max_steps)
     try:
-        for _ in progress.over(steps, settings.max_steps + 1, settings.algorithm.upper()):
+        for _ in progress.over(steps):
             records.append(_record(atoms, target))
             frames.add(atoms)
             last = records[-1]

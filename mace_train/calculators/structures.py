@@ -8,10 +8,10 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mace_train.balance.costs import Costs
 from mace_train.calculators.models import Checkpoint, Results, load_single, results_of, sample_from
-from mace_train.data.loading import batches
+from mace_train.data.loading.loader import batches
 from mace_train.evaluate.evaluate import InMemory
+from mace_train.progress import ProgressBar
 from mace_train.settings import BatchingSettings
-from mace_train.train.log import EpochProgress
 from mace_train.train.validation import evaluation_bins
 
 
@@ -42,7 +42,8 @@ def evaluate_structures(
     bins = evaluation_bins(Costs(source.n_atoms, source.n_edges), batching or BatchingSettings())
     graphs = batches(source, bins, atomic_numbers=model.data.atomic_numbers, dtype=model.dtype)
     evaluated: dict[int, Atoms] = {}
-    for graph in EpochProgress(show_progress).over(graphs, len(bins), "evaluate"):
+    bar = ProgressBar("evaluate", len(bins), enabled=show_progress)
+    for graph in bar.over(graphs):
         found = results_of(model, graph.to(model.E0s.device))
         for i, results in zip(graph.ids.tolist(), found, strict=True):
             evaluated[i] = _with_results(structures[i], results)

@@ -20,7 +20,7 @@ from ase.data import atomic_numbers as number_of_symbol
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from mace_train.data.foundation import foundation_E0s
+from mace_train.data.foundation_e0s import foundation_E0s
 from mace_train.data.structure import LOGGER
 from mace_train.errors import InputError
 

@@ -22,8 +22,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.columns import Arrays, names_of, offsets_of
-from mace_train.data.shards import ShardSet
+from mace_train.data.shards.arrays import Arrays, names_of, offsets_of
+from mace_train.data.shards.shard_set import ShardSet
 from mace_train.errors import InputError
 
 FORMAT = "mace-train statistics"

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.frame import Described
+from mace_train.data.raw_structure import Described
 from mace_train.errors import InvalidStructureError
 from mace_train.settings import DataSettings, PredictionSettings
 

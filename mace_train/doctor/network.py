@@ -6,9 +6,9 @@ import time
 import torch
 import torch.distributed as dist
 
-from mace_train.doctor.finding import Finding, Verdict, first_problem
+from mace_train.distributed.world import World
+from mace_train.doctor.check_result import Finding, Verdict, first_problem
 from mace_train.settings import DoctorSettings
-from mace_train.world import World
 
 _SUMS = 5  # timed, after one that warms up
 _SLOW_MB_PER_S = 50.0  # a gigabit network gives about 100

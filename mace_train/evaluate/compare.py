@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mace_train.checks import make_folder
 from mace_train.errors import InputError
+from mace_train.folders import make_folder
 from mace_train.settings import CompareSettings
-from mace_train.train.curves import draw_learning
+from mace_train.train.learning_curves import draw_learning
 
 LOGGER = logging.getLogger("mace_train")
 _NOT_COMPARED = ("output", "name", "restart_latest", "logger.", "cluster.", "checkpoints.")

@@ -15,28 +15,29 @@ import torch
 from numpy.typing import NDArray
 
 from mace_train.balance.costs import Costs
-from mace_train.checks import as_files, existing_folder, make_folder
-from mace_train.data.batch import Batch
-from mace_train.data.columns import Sample
+from mace_train.checks import as_files
 from mace_train.data.labels import LabelReport
-from mace_train.data.loading import Kinds, SampleSource, batches, heads_of, kinds_of
-from mace_train.data.packed import on_device
+from mace_train.data.loading.loader import Kinds, SampleSource, batches, heads_of, kinds_of
+from mace_train.data.loading.packed import on_device
 from mace_train.data.read import read_structures
-from mace_train.data.shards import sample_of
+from mace_train.data.shards.arrays import Sample
+from mace_train.data.shards.batch import Batch
+from mace_train.data.shards.shard_set import sample_of
 from mace_train.data.statistics import open_split
 from mace_train.data.structure import LabelKeys, is_isolated
+from mace_train.distributed.world import World, open_world
 from mace_train.errors import InputError
-from mace_train.evaluate.parity import Predicted
-from mace_train.evaluate.report import write_report
+from mace_train.evaluate.parity_plot import Predicted
+from mace_train.evaluate.results import write_report
+from mace_train.folders import existing_folder, make_folder
 from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE, ModelData
+from mace_train.progress import ProgressBar
 from mace_train.settings import EvaluateSettings, PredictionSettings
 from mace_train.train.checkpoint import load_model
-from mace_train.train.log import EpochProgress
 from mace_train.train.metrics import ErrorSums
 from mace_train.train.setup import choose_kernels
 from mace_train.train.validation import evaluation_bins
-from mace_train.world import World, open_world
 
 LOGGER = logging.getLogger("mace_train")
 
@@ -205,8 +206,8 @@ def _predict_all(
         num_workers=settings.cluster.num_workers,
     )
     predicted: dict[int, Predicted] = {}
-    bar = EpochProgress(world.is_main)
-    for graph in bar.over(graphs, len(bins), "evaluate"):
+    bar = ProgressBar("evaluate", len(bins), enabled=world.is_main)
+    for graph in bar.over(graphs):
         graph = on_device(graph, world.device)
         prediction = predict(model, graph, stress=True, create_graph=False)
         _add(errors, prediction, graph, kinds)

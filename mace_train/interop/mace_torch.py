@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mace_train.data.graph import Graph
 from mace_train.errors import InputError
-from mace_train.model.mace_torch_header import RESIDUAL
+from mace_train.interop.header import RESIDUAL
 
 MISSING_PACKAGE = "needs mace-torch; pip install 'mace-train[interop]'"
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mace_train.errors import InputError
-from mace_train.model.mace_torch_header import Header
+from mace_train.interop.header import Header
 
 
 def read_tensors(path: Path) -> dict[str, Tensor] | None:
@@ -54,7 +54,7 @@ def read_header(path: Path, given: str | None) -> Header:
         raise InputError(
             f"{path} is a state dict, and its header {beside} cannot be read ({error.strerror}); "
             "give header=FILE, which `mace-train export format=state_dict` writes, or "
-            "json.dumps(mace_train.model.mace_torch_header.header_of(model)) from a whole model"
+            "json.dumps(mace_train.interop.header.header_of(model)) from a whole model"
         ) from error
     except ValueError as error:
         raise InputError(f"{beside}: not JSON ({error})") from error

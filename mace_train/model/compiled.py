@@ -25,7 +25,7 @@ from mace_train.model.convolution import EdgeBlocks
 from mace_train.model.derivatives import Prediction, assemble
 from mace_train.model.linear import ElementGroups, ElementSlots
 from mace_train.model.mace import MACE, Places
-from mace_train.model.pairs import PairEnds
+from mace_train.model.pair_repulsion import PairEnds
 from mace_train.ops.convolution import EdgeIndex
 from mace_train.ops.symmetric_contraction import Chunks
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mace_train.model.coupling import Constant, degree_slice
-from mace_train.model.fused import FusedContraction
+from mace_train.model.constant import ConstantTensor
+from mace_train.model.coupling import degree_slice
+from mace_train.model.fused_ops import FusedContraction
 from mace_train.model.product_basis import paths, product_basis
 from mace_train.ops.symmetric_contraction import Chunks
 
@@ -54,14 +55,14 @@ class SymmetricContraction(nn.Module):
         )
         self._basis = product_basis(l_max, l_out, correlation)
         self._levels = [
-            (Constant(level.left), Constant(level.right), Constant(level.matrix))
+            (ConstantTensor(level.left), ConstantTensor(level.right), ConstantTensor(level.matrix))
             for level in self._basis.levels
         ]
-        self._rows = [Constant(output.rows) for output in self._basis.outputs]
-        self._couple = [Constant(output.matrix) for output in self._basis.outputs]
+        self._rows = [ConstantTensor(output.rows) for output in self._basis.outputs]
+        self._couple = [ConstantTensor(output.matrix) for output in self._basis.outputs]
         self._project = [
             {
-                order: Constant(np.repeat(matrix, output.sizes[order], axis=0))
+                order: ConstantTensor(np.repeat(matrix, output.sizes[order], axis=0))
                 for order, matrix in output.projections.items()
             }
             for output in self._basis.outputs

@@ -20,11 +20,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mace_train.model.coupling import Constant, clebsch_gordan, convolution_paths
-from mace_train.model.fused import FusedConvolution
+from mace_train.model.activation_checkpointing import recomputed
+from mace_train.model.constant import ConstantTensor
+from mace_train.model.coupling import clebsch_gordan, convolution_paths
+from mace_train.model.fused_ops import FusedConvolution
 from mace_train.model.linear import split_degrees
 from mace_train.model.radial import RadialNetwork
-from mace_train.model.recompute import recomputed
 from mace_train.ops.convolution import EdgeIndex
 
 EDGES_PER_BLOCK = 8
@@ -118,7 +119,7 @@ class Convolution:
         self.l_edges = l_edges
         self.paths = convolution_paths(l_nodes, l_edges)
         self._tables = [
-            Constant(clebsch_gordan(l3, l1, l2).transpose(2, 1, 0).reshape(2 * l2 + 1, -1))
+            ConstantTensor(clebsch_gordan(l3, l1, l2).transpose(2, 1, 0).reshape(2 * l2 + 1, -1))
             for l1, l2, l3 in self.paths
         ]
         self._fused = FusedConvolution(self.paths, l_nodes, l_edges)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mace_train.data.graph import Graph
 from mace_train.model.mace import MACE
-from mace_train.ops.methods import method_of
+from mace_train.ops.backends import method_of
 from mace_train.ops.row_sums import Sums, add_rows, sum_rows
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mace_train.model.matmul import MatmulModule
+from mace_train.model.matmul_precision import MatmulModule
 from mace_train.ops.grouped_matmul import grouped_matmul
 from mace_train.ops.symmetric_contraction import Chunks
 

@@ -35,15 +35,15 @@ from mace_train.model.blocks import (
     ProductBlock,
     Sizes,
 )
+from mace_train.model.constant import ConstantTensor
 from mace_train.model.convolution import EdgeBlocks, Edges, SingleEdges
-from mace_train.model.coupling import Constant
 from mace_train.model.linear import ElementGroups, ElementSlots
-from mace_train.model.matmul import MatmulModule
-from mace_train.model.pairs import TRANSFORMS, PairEnds, PairRepulsion
+from mace_train.model.matmul_precision import MatmulModule
+from mace_train.model.pair_repulsion import TRANSFORMS, PairEnds, PairRepulsion
 from mace_train.model.radial import RadialBasis
-from mace_train.model.spherical import SphericalHarmonics
+from mace_train.model.spherical_harmonics import SphericalHarmonics
+from mace_train.ops.backends import method_of
 from mace_train.ops.convolution import EdgeIndex
-from mace_train.ops.methods import method_of
 from mace_train.ops.row_sums import add_rows, sum_rows
 from mace_train.ops.symmetric_contraction import Chunks
 from mace_train.settings import ModelSettings
@@ -162,12 +162,12 @@ class MACE(nn.Module):
         # float64 bits in an integer buffer: casting the model to float32 leaves them alone
         E0s = torch.tensor([head.E0s for head in data.heads], dtype=torch.float64)
         self.register_buffer("_E0_bits", E0s.view(torch.int64), persistent=False)
-        self._scale = Constant(np.array([head.scale for head in data.heads]))
-        self._shift = Constant(np.array([head.shift for head in data.heads]))
+        self._scale = ConstantTensor(np.array([head.scale for head in data.heads]))
+        self._shift = ConstantTensor(np.array([head.shift for head in data.heads]))
         n_elements, n_heads = len(data.atomic_numbers), len(data.heads)
         self._harmonics = SphericalHarmonics(settings.max_ell)
         degrees = np.arange(settings.max_ell + 1)
-        self._parity = Constant(np.repeat((-1.0) ** degrees, 2 * degrees + 1))
+        self._parity = ConstantTensor(np.repeat((-1.0) ** degrees, 2 * degrees + 1))
         self._radial = RadialBasis(data.r_max, settings.num_radial_basis, settings.num_cutoff_basis)
         transform = TRANSFORMS[settings.distance_transform]
         self._transform = None if transform is None else transform(data.atomic_numbers)

@@ -13,7 +13,7 @@ from math import pi, sqrt
 import torch
 from torch import Tensor, nn
 
-from mace_train.model.matmul import MatmulModule
+from mace_train.model.matmul_precision import MatmulModule
 
 SILU_GAIN = 1.6791767923989418
 """1 / rms of silu(z) for normal z, as e3nn samples it (10^6 points, seed 0)."""

@@ -17,11 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mace_train.ops.compiled import padded_channels, runs_on_cuda
-from mace_train.ops.convolution_kernels import EDGE_OPERANDS, ConvolutionKernels
-from mace_train.ops.convolution_pairs import PairOrder, visits_pairs
-from mace_train.ops.convolution_program import ChannelwiseProduct
-from mace_train.ops.native import pad, unpad
+from mace_train.ops.codegen.convolution_program import ChannelwiseProduct
+from mace_train.ops.convolution_kernels import (
+    EDGE_OPERANDS,
+    ConvolutionKernels,
+    PairOrder,
+    visits_pairs,
+)
+from mace_train.ops.cpp.kernel import pad, unpad
+from mace_train.ops.dispatch import padded_channels, runs_on_cuda
 from mace_train.ops.torch_library import (
     in_common_precision,
     no_context,

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mace_train.ops.compiled import CompiledKernel, runs_on_cuda
-from mace_train.ops.kernel import sum_kernel
+from mace_train.ops.codegen.kernel_spec import sum_kernel
+from mace_train.ops.dispatch import CompiledKernel, runs_on_cuda
 from mace_train.ops.symmetric_contraction import Chunks
 from mace_train.ops.torch_library import operator
 

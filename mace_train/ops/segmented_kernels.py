@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from mace_train.ops.compiled import CompiledKernel
-from mace_train.ops.derivative import gradient
-from mace_train.ops.kernel import Kernel, Loop, Operand, Role, sum_kernel
-from mace_train.ops.polynomial import Kind, Polynomial
-from mace_train.ops.program import Program
+from mace_train.ops.codegen.derivative import gradient
+from mace_train.ops.codegen.kernel_spec import Kernel, Loop, Operand, Role, sum_kernel
+from mace_train.ops.codegen.polynomial import Kind, Polynomial
+from mace_train.ops.codegen.program import Program
+from mace_train.ops.dispatch import CompiledKernel
 
 _ROLES = {
     Kind.ROW: Role.EDGE,

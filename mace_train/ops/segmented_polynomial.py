@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mace_train.ops.compiled import padded_channels, runs_on_cuda
-from mace_train.ops.methods import method_of
-from mace_train.ops.native import pad, unpad
-from mace_train.ops.polynomial import Kind
-from mace_train.ops.program import Segment
+from mace_train.ops.backends import method_of
+from mace_train.ops.codegen.polynomial import Kind
+from mace_train.ops.codegen.program import Segment
+from mace_train.ops.cpp.kernel import pad, unpad
+from mace_train.ops.dispatch import padded_channels, runs_on_cuda
 from mace_train.ops.segmented_kernels import Operation, SegmentedKernels
 from mace_train.ops.torch_library import (
     in_common_precision,
@@ -68,7 +68,7 @@ def segmented_polynomial(
 
     A scalar product of two vectors, for every row and channel:
 
-    >>> from mace_train.ops.polynomial import Polynomial
+    >>> from mace_train.ops.codegen.polynomial import Polynomial
     >>> product = Polynomial({"a": Kind.ROW, "b": Kind.ROW})
     >>> for i in range(3):
     ...     product.add(Segment("out", 0), 1.0, Segment("a", i), Segment("b", i))

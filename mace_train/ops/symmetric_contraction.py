@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mace_train.ops import cuda_driver
-from mace_train.ops.compiled import CompiledKernel, padded_channels
-from mace_train.ops.contraction_program import Coupling, contraction_program
-from mace_train.ops.cuda_tuning import choices_of
-from mace_train.ops.derivative import gradient
-from mace_train.ops.kernel import Kernel, Loop, Operand, Role, sum_kernel
-from mace_train.ops.native import pad, unpad
-from mace_train.ops.program import Float, Program
+from mace_train.ops.codegen.contraction_program import Coupling, contraction_program
+from mace_train.ops.codegen.derivative import gradient
+from mace_train.ops.codegen.kernel_spec import Kernel, Loop, Operand, Role, sum_kernel
+from mace_train.ops.codegen.program import Float, Program
+from mace_train.ops.cpp.kernel import pad, unpad
+from mace_train.ops.cuda import driver as cuda_driver
+from mace_train.ops.cuda.tuning import choices_of
+from mace_train.ops.dispatch import CompiledKernel, padded_channels
 from mace_train.ops.torch_library import (
     in_common_precision,
     no_context,

@@ -23,8 +23,8 @@ from math import sqrt
 
 import numpy as np
 
-from mace_train.ops.polynomial import Kind, Polynomial
-from mace_train.ops.program import Float, Segment
+from mace_train.ops.codegen.polynomial import Kind, Polynomial
+from mace_train.ops.codegen.program import Float, Segment
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mace_train import __version__
 from mace_train.evaluate.compare import flat
-from mace_train.report.errors import Errors, Row, Worst, number
+from mace_train.report.error_tables import Errors, Row, Worst, number
 from mace_train.report.pictures import Picture
 from mace_train.report.plots import phase_seconds
 from mace_train.report.run_folder import Fill, RunFolder

@@ -16,13 +16,14 @@ from typing import IO, Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
-from mace_train.checks import as_files, lock_folder, make_folder
+from mace_train.checks import as_files
 from mace_train.errors import InputError
 from mace_train.evaluate.compare import best_epoch, read_metrics
+from mace_train.folders import lock_folder, make_folder
 from mace_train.settings import SweepSettings, TuneSettings
+from mace_train.sweep.job_status import recorded
 from mace_train.sweep.jobs import parsed
-from mace_train.sweep.record import recorded
-from mace_train.sweep.summary import summarise
+from mace_train.sweep.sweep import summarise
 
 LOGGER = logging.getLogger("mace_train")
 

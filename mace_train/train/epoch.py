@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
+from mace_train.balance.epoch_plan import Part
 from mace_train.data.graph import Graph
-from mace_train.data.loading import batches
-from mace_train.data.padding import Shape
-from mace_train.train.log import EpochProgress
+from mace_train.data.loading.loader import batches
+from mace_train.data.loading.padding import Shape
+from mace_train.progress import ProgressBar
+from mace_train.train.failed_steps import handle_trouble
 from mace_train.train.loss import LossSums
-from mace_train.train.noise import NoiseScale
-from mace_train.train.part import Part
-from mace_train.train.phases import Phases
+from mace_train.train.noise_scale import NoiseScale
 from mace_train.train.run import Run, Tally, fingerprints
 from mace_train.train.signals import Interruption
 from mace_train.train.state import save_state
 from mace_train.train.step import Outcome, Started, finish_step, start_step
-from mace_train.train.trouble import handle_trouble
+from mace_train.train.timing import Phases
 
 GRAPHS_AT_A_TIME = 16  # empty structures cost nothing, and most epochs have the same shape then
 
@@ -60,12 +60,15 @@ class EpochLoop:
         """Train until the part is done (None), or until the rest is planned anew."""
         run = self.run
         m = run.settings.batching.accumulate
-        bar = EpochProgress(run.settings.logger.progress and run.world.is_main)
         step = run.progress.part_step
-        label = f"epoch {part.epoch + 1}"
+        bar = ProgressBar(
+            f"epoch {part.epoch + 1}",
+            -(-(part.n_steps - step) // m),
+            enabled=run.settings.logger.progress and run.world.is_main,
+        )
         steps = groups(run, part, step, m)
         ahead: deque[tuple[Started, int]] = deque()  # with the bins done after them
-        for graphs in bar.over(self.phases.waiting(steps), -(-(part.n_steps - step) // m), label):
+        for graphs in bar.over(self.phases.waiting(steps)):
             after = min(step + m, part.n_steps)
             lr = run.lr(part.time(step), part.time(after))
             wishes = self._wishes(len(ahead))

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mace_train.world import World
+from mace_train.distributed.world import World
 
 BUCKET_BYTES = 1 << 18  # some ten buckets for the usual MACE
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from mace_train.balance.epoch_plan import Part
 from mace_train.data.graph import Graph
 from mace_train.errors import InputError
 from mace_train.train.epoch import EpochLoop, groups
 from mace_train.train.loss import LossSums, label_counts
 from mace_train.train.optim import set_lr
-from mace_train.train.part import Part
 from mace_train.train.run import Tally
 from mace_train.train.step import backward, out_of_memory, seed_step
 

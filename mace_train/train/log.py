@@ -12,13 +12,9 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
+from typing import Any, cast
 
 from mace_train.errors import InputError
 from mace_train.settings import LoggerSettings
@@ -54,7 +50,6 @@ CSV_COLUMNS = (
 )
 
 _SECONDS_BETWEEN_PLOTS = 60.0
-_Item = TypeVar("_Item")
 
 
 class MetricsLog:
@@ -112,7 +107,7 @@ class MetricsLog:
             self._draw()
 
     def _draw(self) -> None:
-        from mace_train.train.curves import draw_learning  # a second that other ranks save
+        from mace_train.train.learning_curves import draw_learning  # a second that other ranks save
 
         records = self.records()
         if records:
@@ -186,48 +181,6 @@ def _start_tensorboard(output: Path, purge_step: int) -> Any:
             "pip install 'mace-train[loggers]'"
         ) from None
     return SummaryWriter(str(output / "tensorboard"), purge_step=purge_step)
-
-
-class EpochProgress:
-    """A bar over the steps of one epoch on a terminal; nothing elsewhere."""
-
-    def __init__(self, enabled: bool) -> None:
-        self._console = Console(stderr=True)
-        self.enabled = enabled and self._console.is_terminal
-
-    def over(self, items: Iterable[_Item], n_items: int, label: str) -> Iterator[_Item]:
-        """Yield ``items``; the bar shows how far the epoch is and what ``note`` last said."""
-        if not self.enabled:
-            yield from items
-            return
-        columns = (
-            TextColumn("{task.description}", table_column=Column(min_width=len(label))),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(table_column=Column(min_width=2 * len(str(n_items)) + 1)),
-            TimeRemainingColumn(compact=True, table_column=Column(min_width=5)),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
-        )
-        with Progress(*columns, console=self._console, transient=True) as self._progress:
-            self._task = self._progress.add_task(label, total=n_items, note="")
-            for item in items:
-                yield item
-                self._progress.advance(self._task)
-
-    def note(self, text: str) -> None:
-        """Show ``text`` beside the bar."""
-        if self.enabled:
-            self._progress.update(self._task, note=text)
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    def seconds(self) -> float:
-        """Seconds since the start, at least a nanosecond so that rates are finite."""
-        return max(time.perf_counter() - self._start, 1e-9)
 
 
 def rmse_text(errors: dict[str, Any]) -> str:

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from mace_train.balance.costs import Capacity
 from mace_train.data.graph import Graph
-from mace_train.data.loading import batches
+from mace_train.data.loading.loader import batches
+from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.train.loss import label_counts
-from mace_train.train.phases import Phases
 from mace_train.train.run import Run
 from mace_train.train.step import backward, out_of_memory
-from mace_train.world import World
+from mace_train.train.timing import Phases
 
 LOGGER = logging.getLogger("mace_train")
 MARGIN = 0.1

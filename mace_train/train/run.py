@@ -10,22 +10,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mace_train.balance.costs import Costs
+from mace_train.balance.epoch_plan import Part
 from mace_train.balance.sampler import BinSampler
-from mace_train.data.shards import ShardSet
+from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import Statistics
+from mace_train.distributed.world import World
 from mace_train.model.mace import MACE
 from mace_train.settings import TrainSettings
-from mace_train.train.archive import Archive
-from mace_train.train.average import Average
-from mace_train.train.captured import CapturedGradient
-from mace_train.train.captured_update import CapturedUpdate
+from mace_train.train.checkpoint_manager import Archive
+from mace_train.train.cuda_graphs import CapturedGradient, CapturedUpdate
+from mace_train.train.ema import Average
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import LossSums
+from mace_train.train.lr_schedule import Schedule
 from mace_train.train.optim import evaluation_weights, is_schedule_free, make_optimizer
-from mace_train.train.part import Part
-from mace_train.train.schedule import Schedule
 from mace_train.train.stages import Stage
-from mace_train.world import World
 
 
 @dataclass

@@ -12,34 +12,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mace_train.balance.epoch_plan import Part
 from mace_train.balance.sampler import BinSampler
-from mace_train.checks import existing_folder, lock_folder, make_folder
-from mace_train.data.loading import heads_of, kinds_of
-from mace_train.data.shards import ShardSet
+from mace_train.data.loading.loader import heads_of, kinds_of
+from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import Statistics, open_split
+from mace_train.distributed.world import World
 from mace_train.errors import InputError
+from mace_train.folders import existing_folder, lock_folder, make_folder
+from mace_train.model.compile_kernels import prepare
 from mace_train.model.mace import MACE, ModelData
-from mace_train.model.prepare import prepare
-from mace_train.ops.methods import announcement
+from mace_train.ops.backends import announcement
 from mace_train.settings import ClusterSettings, LossSettings, TrainSettings
 from mace_train.train import checkpoint
-from mace_train.train.archive import Archive
-from mace_train.train.average import Average
-from mace_train.train.captured import CapturedGradient, check_cuda_graphs, cuda_graph
-from mace_train.train.captured_update import CapturedUpdate
-from mace_train.train.foundation import from_foundation
+from mace_train.train.build_model import new_model
+from mace_train.train.checkpoint_manager import Archive
+from mace_train.train.cuda_graphs import (
+    CapturedGradient,
+    CapturedUpdate,
+    check_cuda_graphs,
+    cuda_graph,
+)
+from mace_train.train.ema import Average
+from mace_train.train.fine_tuning import from_foundation
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import TERMS
+from mace_train.train.lr_schedule import Schedule
 from mace_train.train.memory import calibrate
-from mace_train.train.new_model import new_model
 from mace_train.train.optim import freeze, make_optimizer
-from mace_train.train.part import Part
-from mace_train.train.record import write_record
+from mace_train.train.provenance import write_record
 from mace_train.train.run import Progress, Run, Split, Tally
-from mace_train.train.schedule import Schedule
 from mace_train.train.stages import stages_of
 from mace_train.train.state import resume
-from mace_train.world import World
 
 LOGGER = logging.getLogger("mace_train")
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from mace_train.balance.costs import Capacity
+from mace_train.balance.epoch_plan import Part, as_bits, from_bits
 from mace_train.errors import InputError
 from mace_train.settings import LossSettings
 from mace_train.train import checkpoint
 from mace_train.train.loss import LossSums
 from mace_train.train.optim import evaluation_weights, load_optimizer_state, optimizer_state
-from mace_train.train.part import Part, as_bits, from_bits
 from mace_train.train.provenance import provenance
 from mace_train.train.run import Progress, Run, Tally
 

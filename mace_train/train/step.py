@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from mace_train.data.graph import Graph
-from mace_train.data.packed import on_device
+from mace_train.data.loading.packed import on_device
 from mace_train.model.derivatives import predict
-from mace_train.train.captured import on_its_way
+from mace_train.train.cuda_graphs import on_its_way
 from mace_train.train.loss import TERMS, LossSums, label_counts, loss_sums, needs_stress
+from mace_train.train.lr_schedule import scaled
 from mace_train.train.optim import set_lr
-from mace_train.train.phases import Phases
 from mace_train.train.run import Run
-from mace_train.train.schedule import scaled
+from mace_train.train.timing import Phases
 
 
 @dataclass(frozen=True)

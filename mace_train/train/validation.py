@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from mace_train.balance.costs import Capacity, Costs, derive_capacity
 from mace_train.balance.sampler import evaluation_plan
 from mace_train.data.graph import Graph
-from mace_train.data.loading import batches
-from mace_train.data.packed import on_device
+from mace_train.data.loading.loader import batches
+from mace_train.data.loading.packed import on_device
+from mace_train.distributed.world import World
 from mace_train.model.derivatives import predict
 from mace_train.settings import BatchingSettings
-from mace_train.train.average import holding
+from mace_train.train.ema import holding
 from mace_train.train.loss import LossSums, loss_sums
 from mace_train.train.metrics import ErrorSums
 from mace_train.train.run import Run
-from mace_train.world import World
 
 
 def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:

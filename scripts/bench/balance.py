@@ -29,8 +29,8 @@ import size_sets  # noqa: E402
 from mace_train.balance.balanced import Packing, balanced, usual_steps  # noqa: E402
 from mace_train.balance.bounds import least_steps  # noqa: E402
 from mace_train.balance.costs import Capacity, Costs  # noqa: E402
-from mace_train.balance.gap import N_BINS, N_STRUCTURES, gap_of  # noqa: E402
 from mace_train.balance.mixing import repetition  # noqa: E402
+from mace_train.balance.optimality_gap import N_BINS, N_STRUCTURES, gap_of  # noqa: E402
 from mace_train.balance.plan import Plan, make_plan  # noqa: E402
 from mace_train.balance.simulate import ASSUMED_GPU, ASSUMPTIONS, FABRICS, Cluster  # noqa: E402
 

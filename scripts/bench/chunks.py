@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from mace_train.data import shard_file
-from mace_train.data.columns import Sample, Storage
 from mace_train.data.neighbors import Edges
-from mace_train.data.shards import ShardSet, shard_path, write_shard
+from mace_train.data.shards import hdf5
+from mace_train.data.shards.arrays import Sample, Storage
+from mace_train.data.shards.shard_set import ShardSet, shard_path, write_shard
 from mace_train.data.structure import Structure
 
 EDGES_PER_ATOM = 40
@@ -37,7 +37,7 @@ def main() -> None:
         (None, 0),
         *((kind, 1 << k) for kind in ("gzip", "lzf") for k in (12, 14, 16, 18, 20)),
     ]:
-        shard_file.CHUNK_BYTES = chunk or shard_file.CHUNK_BYTES
+        hdf5.CHUNK_BYTES = chunk or hdf5.CHUNK_BYTES
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_shard(shard_path(folder, 0), samples, 5.0, Storage(compression=compression))

@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from mace_train.model.compile_kernels import prepare  # noqa: E402
 from mace_train.model.mace import MACE, Head, ModelData  # noqa: E402
-from mace_train.model.prepare import prepare  # noqa: E402
 from mace_train.settings import ModelSettings  # noqa: E402
 
 LIMITS = {"cold": 20.0, "warm": 1.0}

@@ -41,10 +41,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from mace_train.data.columns import OF_ATOMS, OF_EDGES
-from mace_train.data.loading import batches
+from mace_train.data.loading.loader import batches
 from mace_train.data.preprocess import preprocess
-from mace_train.data.shards import ShardSet
+from mace_train.data.shards.arrays import OF_ATOMS, OF_EDGES
+from mace_train.data.shards.shard_set import ShardSet
 from mace_train.settings import DataSettings, PreprocessSettings
 
 R_MAX = 5.0

@@ -39,16 +39,16 @@ from torch import nn  # noqa: E402
 
 from mace_train._paths import EXAMPLE_DATA  # noqa: E402
 from mace_train.data.graph import Graph  # noqa: E402
-from mace_train.data.loading import collate  # noqa: E402
+from mace_train.data.loading.loader import collate  # noqa: E402
 from mace_train.data.read import read_structures  # noqa: E402
-from mace_train.data.shards import sample_of  # noqa: E402
+from mace_train.data.shards.shard_set import sample_of  # noqa: E402
 from mace_train.data.structure import LabelKeys  # noqa: E402
+from mace_train.distributed.world import World  # noqa: E402
 from mace_train.model.derivatives import predict  # noqa: E402
 from mace_train.model.mace import MACE, Head, ModelData  # noqa: E402
 from mace_train.settings import LossSettings, ModelSettings  # noqa: E402
 from mace_train.train.gradients import Gradients  # noqa: E402
 from mace_train.train.loss import label_counts, loss_sums  # noqa: E402
-from mace_train.world import World  # noqa: E402
 from tests.train.ranks import run_ranks  # noqa: E402
 
 KEYS = LabelKeys("REF_energy", "REF_forces", "REF_stress", "REF_virials")

@@ -9,9 +9,9 @@ from unittest import mock
 import torch
 from machine import Machine, cpu_seconds, measure_machine
 
-from mace_train.ops import compiler
-from mace_train.ops.kernel import Kernel, Loop, Role
-from mace_train.ops.native import NativeKernel
+from mace_train.ops.codegen.kernel_spec import Kernel, Loop, Role
+from mace_train.ops.cpp import compiler as cpp_compiler
+from mace_train.ops.cpp.kernel import NativeKernel
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _one(step: Callable[[], object], machine: Machine) -> tuple[float, float, fl
         _, index, inputs, outputs, n_channels = arguments
         kernel = _kernel(self.recipe, self.build)
         n_rounds = len(index[0]) if kernel.loop is Loop.ROWS else len(index[1])
-        n_vectors = n_channels * outputs[0].itemsize / compiler.register_width()
+        n_vectors = n_channels * outputs[0].itemsize / cpp_compiler.register_width()
         fma += kernel.program.cost() * n_rounds * n_vectors / machine.fma_per_s
         pairs = {i for i, o in enumerate(kernel.outputs) if o.role is Role.PAIR}
         n_bytes = sum(t.nbytes for t in inputs)

@@ -47,10 +47,10 @@ from torch import Tensor  # noqa: E402
 
 from mace_train.model.contraction import SymmetricContraction  # noqa: E402
 from mace_train.model.coupling import convolution_paths  # noqa: E402
-from mace_train.model.fused import product_of  # noqa: E402
-from mace_train.ops import compiler  # noqa: E402
+from mace_train.model.fused_ops import product_of  # noqa: E402
 from mace_train.ops import convolution as convolutions  # noqa: E402
 from mace_train.ops.convolution import EdgeIndex  # noqa: E402
+from mace_train.ops.cpp import compiler as cpp_compiler  # noqa: E402
 from mace_train.ops.symmetric_contraction import Chunks, kernels_of  # noqa: E402
 from tests.model.mace_torch import import_mace  # noqa: E402
 
@@ -238,7 +238,7 @@ def contraction_case(dtype: torch.dtype, n_atoms: int, n_elements: int) -> Case:
     name = str(dtype).removeprefix("torch.")
     programs = kernels_of(module._fused.key).programs
     costs = [programs[name].cost() for name in ("forward", "backward_x", "double")]
-    n_vectors = n_atoms * CHANNELS * dtype.itemsize / compiler.register_width()
+    n_vectors = n_atoms * CHANNELS * dtype.itemsize / cpp_compiler.register_width()
     moved = n_atoms * CHANNELS * dtype.itemsize * ((16 + 4) + (32 + 4) + (48 + 8))
     return Case(
         f"symmetric contraction, {n_atoms} atoms, {n_elements} elements, {name}",
@@ -269,7 +269,7 @@ def convolution_case(dtype: torch.dtype, n_atoms: int = 270, n_edges: int = 4470
     kernels = convolutions.kernels_of(key)
     programs = [kernels.program, kernels.backward_program("xyr")]
     programs += [kernels.double_program("xyr", names) for names in ("g", "xyr")]
-    n_vectors = n_edges * CHANNELS * dtype.itemsize / compiler.register_width()
+    n_vectors = n_edges * CHANNELS * dtype.itemsize / cpp_compiler.register_width()
     per_edge = len(paths) * (1 + 2 + 2 + 3) + 4 * (2 + 2)
     moved = (n_edges * per_edge + n_atoms * 40 * 5) * CHANNELS * dtype.itemsize
     name = str(dtype).removeprefix("torch.")

@@ -33,7 +33,7 @@ from mace_train.settings import (  # noqa: E402
     PreprocessSettings,
     TrainSettings,
 )
-from mace_train.train.trainer import train  # noqa: E402
+from mace_train.train.train import train  # noqa: E402
 
 PACKERS = ("fixed_count", "balanced")
 

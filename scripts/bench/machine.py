@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mace_train.ops import compiler
-from mace_train.ops.kernel_cache import cache_folder
+from mace_train.ops.codegen.kernel_cache import cache_folder
+from mace_train.ops.cpp import compiler as cpp_compiler
 
 KEEP = {
     "MALLOC_MMAP_MAX_": "0",
@@ -59,9 +59,9 @@ class Machine:
 
 def measure_machine(dtype: torch.dtype) -> Machine:
     """The best of several short loops."""
-    width = compiler.register_width()
+    width = cpp_compiler.register_width()
     scalar = {torch.float32: "float", torch.float64: "double"}[dtype]
-    library = compiler.library(_PEAK.format(scalar=scalar, width=width), cache_folder())
+    library = cpp_compiler.library(_PEAK.format(scalar=scalar, width=width), cache_folder())
     n_rounds, n_values = 2_000_000, 2**25 // dtype.itemsize
     memory = torch.full((3 * n_values,), 1e-3, dtype=dtype)
     pointer = ctypes.c_void_p(memory.data_ptr())

@@ -30,16 +30,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mace_train._paths import EXAMPLE_DATA
 from mace_train.data.graph import Graph
-from mace_train.data.loading import collate
+from mace_train.data.loading.loader import collate
 from mace_train.data.read import read_structures
-from mace_train.data.shards import sample_of
+from mace_train.data.shards.shard_set import sample_of
 from mace_train.data.structure import LabelKeys
+from mace_train.distributed.world import World
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import LossSettings, ModelSettings
 from mace_train.train.loss import loss_sums
 from mace_train.train.memory import peak, reset_peak
-from mace_train.world import World
 
 KEYS = LabelKeys("REF_energy", "REF_forces", "REF_stress", "REF_virials")
 R_MAX = 5.0

@@ -9,7 +9,7 @@ stages and passes, and how near its compiled kernels come to the machine's limit
     python scripts/bench/step.py --json step.json [--data train.xyz] [--models S M L] [--repeats 5]
                                  [--allocator keep]
 
-For a GPU there is step_cuda.py.
+For a GPU there is training_step.py.
 
 Structures: ten of --data (any file that ASE reads), or ten of 25 to 30 atoms of the embedded
 example data. Needs the extra "interop". One thread, unless --threads says otherwise.

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from mace_train._paths import EXAMPLE_DATA
 from mace_train.data.graph import Graph
-from mace_train.data.loading import collate
+from mace_train.data.loading.loader import collate
 from mace_train.data.read import read_structures
-from mace_train.data.shards import sample_of
+from mace_train.data.shards.shard_set import sample_of
 from mace_train.data.structure import LabelKeys, Structure
 
 R_MAX = 5.0

@@ -9,19 +9,18 @@ import torch
 from torch import nn
 
 from mace_train.data.graph import Graph
-from mace_train.data.packed import Packed
-from mace_train.data.padding import Shape, padded
+from mace_train.data.loading.packed import Packed
+from mace_train.data.loading.padding import Shape, padded
+from mace_train.distributed.world import World
+from mace_train.interop.header import header_of
+from mace_train.interop.state_dict import from_mace_torch
 from mace_train.model.derivatives import predict
-from mace_train.model.interchange import from_mace_torch
 from mace_train.model.mace import MACE
-from mace_train.model.mace_torch_header import header_of
 from mace_train.settings import LossSettings, OptimizerSettings
-from mace_train.train.captured import Capture, CapturedGradient, on_its_way
-from mace_train.train.captured_update import CapturedUpdate
+from mace_train.train.cuda_graphs import Capture, CapturedGradient, CapturedUpdate, on_its_way
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import label_counts, loss_sums
 from mace_train.train.optim import make_optimizer
-from mace_train.world import World
 from tests.model.mace_torch import import_mace, mace_torch_batch, mace_torch_model
 
 Step = Callable[[], float]

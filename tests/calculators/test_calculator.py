@@ -12,9 +12,9 @@ from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_s
 
 from mace_train.calculators import MACETrainCalculator
 from mace_train.errors import InputError
+from mace_train.interop.header import header_of
+from mace_train.interop.state_dict import from_mace_torch
 from mace_train.model.derivatives import predict
-from mace_train.model.interchange import from_mace_torch
-from mace_train.model.mace_torch_header import header_of
 from tests.model.mace_torch import import_mace, mace_torch_model
 from tests.model.systems import graph_of, mixed, model_of, rattled
 

@@ -19,9 +19,9 @@ import ase.io
 import h5py
 import numpy as np
 
-from mace_train.data.columns import LAYOUT, Storage
 from mace_train.data.read import read_structures
-from mace_train.data.shards import ShardSet, sample_of, shard_path, write_shard
+from mace_train.data.shards.arrays import LAYOUT, Storage
+from mace_train.data.shards.shard_set import ShardSet, sample_of, shard_path, write_shard
 from mace_train.data.structure import LabelKeys
 from mace_train.errors import InputError
 from tests.data.factories import crystal, molecules, random_structure, write_xyz

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mace_train.data.labels import LabelCounts, LabelReport
-from mace_train.data.shards import ShardSet, sample_of, shard_path, write_shard
+from mace_train.data.shards.shard_set import ShardSet, sample_of, shard_path, write_shard
 from mace_train.data.structure import LabelKeys, structure_from_atoms
 from mace_train.errors import InputError
 from tests.data.factories import KEYS, crystal, molecule, random_structure

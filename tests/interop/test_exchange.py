@@ -7,11 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mace_train.errors import InputError
-from mace_train.interop import exporting, importing, isolated, worker
-from mace_train.interop.exporting import export_model
-from mace_train.interop.importing import import_model
-from mace_train.interop.parity import check_parity
-from mace_train.model.interchange import header_for, to_mace_torch_state_dict
+from mace_train.interop import export_model as exporting
+from mace_train.interop import import_model as importing
+from mace_train.interop import subprocess_client, subprocess_worker
+from mace_train.interop.equivalence import check_parity
+from mace_train.interop.export_model import export_model
+from mace_train.interop.import_model import import_model
+from mace_train.interop.state_dict import header_for, to_mace_torch_state_dict
 from mace_train.settings import ExportSettings, ImportSettings
 from mace_train.train.checkpoint import load_model, model_header, save, with_prefix
 from tests.conftest import run_command
@@ -86,28 +88,28 @@ def test_a_difference_is_refused(way, trained, tmp_path, monkeypatch):
     if way == "import":
         theirs = mace_torch_model(NUMBERS, max_ell=1)
         torch.save(theirs, tmp_path / "a.model")
-        read = importing.read_mace_torch
+        read = import_model.read_mace_torch
 
         def damaged(path):
             found = read(path)
             found.tensors["readouts.0.linear.weight"][0] += 1e-6
             return found
 
-        monkeypatch.setattr(importing, "read_mace_torch", damaged)
+        monkeypatch.setattr(import_model, "read_mace_torch", damaged)
         with pytest.raises(InputError, match=r"energy differs by up to .* eV on 3 structures"):
             import_model(
                 ImportSettings(model_file=str(tmp_path / "a.model"), output=str(tmp_path / "b"))
             )
         assert not (tmp_path / "b").exists()
     else:
-        make = exporting.to_mace_torch_state_dict
+        make = export_model.to_mace_torch_state_dict
 
         def changed(model):
             tensors = make(model)
             tensors["interactions.0.linear.weight"][0] += 1e-6
             return tensors
 
-        monkeypatch.setattr(exporting, "to_mace_torch_state_dict", changed)
+        monkeypatch.setattr(export_model, "to_mace_torch_state_dict", changed)
         target = tmp_path / "out" / "b.model"
         with pytest.raises(InputError, match="differs by up to"):
             export_model(ExportSettings(checkpoint=str(trained), output=str(target)))
@@ -118,8 +120,8 @@ def test_without_mace_torch(trained, tmp_path, monkeypatch):
     def missing():
         raise ImportError("No module named 'mace'")
 
-    monkeypatch.setattr(worker, "import_mace", missing)
-    monkeypatch.setattr(isolated, "run_worker", worker.carry_out)
+    monkeypatch.setattr(subprocess_worker, "import_mace", missing)
+    monkeypatch.setattr(subprocess_client, "run_worker", subprocess_worker.carry_out)
     with pytest.raises(InputError, match=r"pip install 'mace-train\[interop\]'"):
         export_model(ExportSettings(checkpoint=str(trained), output=str(tmp_path / "a.model")))
     assert not (tmp_path / "a.model").exists()
@@ -127,7 +129,7 @@ def test_without_mace_torch(trained, tmp_path, monkeypatch):
 
 def test_a_process_of_its_own(trained, tmp_path, capsys):
     """The real worker: what it writes is read again, and its errors are one message."""
-    if not isolated.has_mace_torch():
+    if not subprocess_client.has_mace_torch():
         pytest.skip("mace-torch is not installed")
     run_command("export", trained, "head=pbe", f"output={tmp_path / 'a.model'}")
     run_command("import", tmp_path / "a.model", f"output={tmp_path / 'b'}")

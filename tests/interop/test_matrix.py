@@ -14,10 +14,10 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from mace_train.interop.exporting import export_model
-from mace_train.interop.importing import import_model
+from mace_train.interop.export_model import export_model
+from mace_train.interop.import_model import import_model
 from mace_train.interop.mace_torch import double_precision, predictions_of
-from mace_train.interop.probes import graph_of
+from mace_train.interop.probe_structures import graph_of
 from mace_train.model.product_basis import reduced_basis
 from mace_train.settings import ExportSettings, ImportSettings
 from tests.model.mace_torch import mace_torch_model

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from mace_train.model.spherical import SphericalHarmonics
+from mace_train.model.spherical_harmonics import SphericalHarmonics
 
 
 def rotation(seed: int) -> np.ndarray:

@@ -7,10 +7,10 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from mace_train.data.columns import Sample
 from mace_train.data.graph import Graph
-from mace_train.data.loading import collate
-from mace_train.data.shard_file import sample_of
+from mace_train.data.loading.loader import collate
+from mace_train.data.shards.arrays import Sample
+from mace_train.data.shards.hdf5 import sample_of
 from mace_train.data.structure import Structure
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings

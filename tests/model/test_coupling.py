@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mace_train.model.coupling import Constant, clebsch_gordan, convolution_paths, wigner_3j
+from mace_train.model.constant import ConstantTensor
+from mace_train.model.coupling import clebsch_gordan, convolution_paths, wigner_3j
 from tests.model.rotations import degree_matrices, rotation
 
 DEGREES = [
@@ -82,7 +83,7 @@ def test_convolution_paths():
 
 
 def test_constant_is_not_rounded_by_casts():
-    third = Constant(np.array([1 / 3]))
+    third = ConstantTensor(np.array([1 / 3]))
     assert third.like(torch.zeros(1, dtype=torch.float32)).dtype == torch.float32
     assert float(third.like(torch.zeros(1, dtype=torch.float64))) == 1 / 3
-    assert Constant([2, 1]).like(torch.zeros(1)).dtype == torch.int64
+    assert ConstantTensor([2, 1]).like(torch.zeros(1)).dtype == torch.int64

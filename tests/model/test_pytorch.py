@@ -8,7 +8,7 @@ import torch
 
 from mace_train.model.derivatives import predict
 from mace_train.ops import torch_library
-from mace_train.ops.compiler import find_compiler
+from mace_train.ops.cpp.compiler import find_compiler
 from tests.model.systems import graph_of, lonely, mixed, model_of, salt, water
 from tests.train.ranks import run_ranks
 

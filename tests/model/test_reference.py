@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mace_train.interop.state_dict import from_mace_torch
 from mace_train.model.derivatives import predict
-from mace_train.model.interchange import from_mace_torch
 from tests.model.reference_file import NAMES, read_reference
 from tests.model.systems import graph_of
 

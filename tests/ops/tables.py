@@ -3,10 +3,10 @@
 import torch
 
 from mace_train.model.coupling import convolution_paths
-from mace_train.model.fused import coupling_of, product_of
+from mace_train.model.fused_ops import coupling_of, product_of
 from mace_train.model.product_basis import product_basis
-from mace_train.ops.contraction_program import Coupling
-from mace_train.ops.convolution_program import ChannelwiseProduct
+from mace_train.ops.codegen.contraction_program import Coupling
+from mace_train.ops.codegen.convolution_program import ChannelwiseProduct
 
 
 def mace_coupling(l_max: int, l_out: int, correlation: int) -> Coupling:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mace_train.ops import convolution as operator
-from mace_train.ops.compiler import find_compiler
 from mace_train.ops.convolution import EdgeIndex, convolution, register
+from mace_train.ops.cpp.compiler import find_compiler
 from tests.ops.tables import einsum_convolution, mace_product, wave
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")

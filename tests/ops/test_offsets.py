@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from mace_train.ops import convolution, segmented_polynomial, symmetric_contraction
-from mace_train.ops.compiler import find_compiler
+from mace_train.ops.codegen.kernel_spec import Loop, Role
+from mace_train.ops.codegen.polynomial import Kind, Polynomial
+from mace_train.ops.codegen.program import Segment
 from mace_train.ops.convolution import EdgeIndex
-from mace_train.ops.kernel import Loop, Role
-from mace_train.ops.polynomial import Kind, Polynomial
-from mace_train.ops.program import Segment
+from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.ops.segmented_kernels import Operation
 from mace_train.ops.symmetric_contraction import Chunks
 from tests.ops.tables import mace_coupling, mace_product

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mace_train.model.coupling import wigner_3j
-from mace_train.ops.compiler import find_compiler
-from mace_train.ops.contraction_program import Coupling, Output
+from mace_train.ops.codegen.contraction_program import Coupling, Output
+from mace_train.ops.codegen.convolution_program import ChannelwiseProduct, Path
 from mace_train.ops.convolution import EdgeIndex, convolution, register
-from mace_train.ops.convolution_program import ChannelwiseProduct, Path
+from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.ops.symmetric_contraction import (
     Chunks,
     kernels_of,

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from mace_train.ops import segmented_polynomial as module
-from mace_train.ops.compiler import find_compiler
-from mace_train.ops.polynomial import Kind, Polynomial
-from mace_train.ops.program import Segment
+from mace_train.ops.codegen.polynomial import Kind, Polynomial
+from mace_train.ops.codegen.program import Segment
+from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.ops.segmented_kernels import Operation
 from mace_train.ops.segmented_polynomial import register, segmented_polynomial
 

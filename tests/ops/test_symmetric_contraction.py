@@ -5,7 +5,7 @@ import torch
 
 from mace_train.model.contraction import SymmetricContraction
 from mace_train.ops import symmetric_contraction as operator
-from mace_train.ops.compiler import find_compiler
+from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.ops.symmetric_contraction import ATOMS_PER_CHUNK, Chunks, kernels_of, register
 from tests.ops.tables import mace_coupling, wave
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mace_train.model.coupling import wigner_3j
-from mace_train.ops.compiler import find_compiler
+from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.ops.segmented_kernels import Operation
 from mace_train.ops.segmented_polynomial import register, segmented_polynomial
 from mace_train.ops.tensor_product import Block, Instruction, TensorProduct, o3_blocks

@@ -12,9 +12,9 @@ from ase.io import read, write
 from matplotlib.image import imread
 
 from mace_train.data.structure import LabelKeys, structure_from_atoms
-from mace_train.evaluate.parity import Predicted
+from mace_train.evaluate.parity_plot import Predicted
 from mace_train.report import pictures
-from mace_train.report.errors import Errors
+from mace_train.report.error_tables import Errors
 from tests.conftest import emt_structures, run_command
 from tests.report.browser import look, measure
 

@@ -14,8 +14,8 @@ BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 
 
 def script(name: str, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
-    return module_of(BENCH / f"{name}.py")
+    monkeypatch.setattr(sys, "path", [str(BENCH / "gpu"), str(BENCH), *sys.path])
+    return module_of(next(BENCH.rglob(f"{name}.py")))
 
 
 def test_a_mixed_batch_has_the_atoms_asked_for(monkeypatch):
@@ -46,7 +46,7 @@ def test_first_structures_stay_within_the_atoms_asked_for(xyz, monkeypatch):
 
 
 def test_the_passes_are_value_gradients_and_gradients_of_those(monkeypatch):
-    cases = script("cuda_cases", monkeypatch)
+    cases = script("cases", monkeypatch)
     torch.manual_seed(0)
     x, w = torch.randn(2, 7, dtype=torch.float64)
     program = cases.Program(lambda x, w: [w * x**3], [x, w], 1)
@@ -61,7 +61,7 @@ def test_the_passes_are_value_gradients_and_gradients_of_those(monkeypatch):
 
 @pytest.mark.parametrize("operation", ["contraction", "convolution"])
 def test_bounds_count_every_input_and_output_once(operation, monkeypatch):
-    cases = script("cuda_cases", monkeypatch)
+    cases = script("cases", monkeypatch)
     make = {"contraction": cases.contraction_case, "convolution": cases.convolution_case}[operation]
     case = make(100, 1, torch.device("cpu"), torch.float32, [])
     works = dict(cases.passes(case.ours))
@@ -92,7 +92,7 @@ def test_goals(monkeypatch):
 def test_a_time_is_no_shorter_than_what_runs(monkeypatch):
     import time
 
-    timing = script("cuda_timing", monkeypatch)
+    timing = script("timing", monkeypatch)
     device = torch.device("cpu")
     assert timing.median_seconds(lambda: time.sleep(0.01), device, 3) >= 0.01
     machine = timing.Machine(fma_per_s=4.0, bytes_per_s=2.0)
@@ -100,27 +100,29 @@ def test_a_time_is_no_shorter_than_what_runs(monkeypatch):
 
 
 def test_a_program_that_fails_or_has_another_loss_is_not_compared_with(monkeypatch):
-    step_cuda = script("step_cuda", monkeypatch)
+    training_step = script("training_step", monkeypatch)
     graph = SimpleNamespace(positions=torch.zeros(1))
 
     def broken():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     ours = {"ours": lambda: lambda: 5.0, "broken": broken, "other": lambda: lambda: 6.0}
-    monkeypatch.setattr(step_cuda, "backends", lambda *_: ({}, {"cuEquivariance": "is not here"}))
-    monkeypatch.setattr(step_cuda.programs, "peer_step", lambda *_: lambda: 5.001)
-    found, missing = step_cuda.measure_all(ours, graph, None, 2)
-    assert set(found) == {"ours", step_cuda.ALONE}
+    monkeypatch.setattr(
+        training_step, "backends", lambda *_: ({}, {"cuEquivariance": "is not here"})
+    )
+    monkeypatch.setattr(training_step.programs, "peer_step", lambda *_: lambda: 5.001)
+    found, missing = training_step.measure_all(ours, graph, None, 2)
+    assert set(found) == {"ours", training_step.ALONE}
     assert missing == {
         "cuEquivariance": "is not here",
         "broken": "OutOfMemoryError: CUDA out of memory",
         "other": "another step: its loss is 6.0, ours 5.0",
     }
-    goal = step_cuda._row("a step", found, "seconds", 2.0, step_cuda.CUEQ)
+    goal = training_step._row("a step", found, "seconds", 2.0, training_step.CUEQ)
     assert goal["ratio"] is None
 
 
 def test_different_gradients_are_counted(monkeypatch):
-    step_cuda = script("step_cuda", monkeypatch)
+    training_step = script("training_step", monkeypatch)
     results = iter(torch.tensor([[1.0], [1.0], [1.5], [1.0], [1.5]]))
-    assert step_cuda.count_different(lambda: next(results)) == 2
+    assert training_step.count_different(lambda: next(results)) == 2

@@ -16,14 +16,16 @@ BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 
 @pytest.fixture(scope="module", autouse=True)
 def scripts_import_each_other():
-    sys.path.insert(0, str(BENCH))
+    own = [str(BENCH / "gpu"), str(BENCH)]
+    sys.path[:0] = own
     yield
-    sys.path.remove(str(BENCH))
+    for folder in own:
+        sys.path.remove(folder)
 
 
 @pytest.fixture
 def campaign(tmp_path):
-    module = module_of(BENCH / "gpu_campaign.py")
+    module = module_of(BENCH / "gpu" / "campaign.py")
     module.folder = tmp_path / "out"
     return module
 

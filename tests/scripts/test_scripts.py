@@ -9,14 +9,14 @@ from mace_train.balance.cost_model import read_cost_model
 from tests.modules import module_of
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/bench/*.py")])
+SCRIPTS = sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/bench/**/*.py")])
 MADE_HERE = ("mace_train", "tests", "example_data")
 
 
 @pytest.mark.filterwarnings("ignore")  # of the peers that they compare with
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_it_finds_what_it_imports(path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(path.parent), str(ROOT / "scripts" / "bench"), *sys.path])
     try:
         module_of(path)
     except ModuleNotFoundError as error:

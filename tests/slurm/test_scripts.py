@@ -9,7 +9,7 @@ import pytest
 
 from mace_train.data.statistics import Statistics
 from mace_train.settings import SweepSettings
-from mace_train.sweep.summary import summarise
+from mace_train.sweep.sweep import summarise
 from tests.conftest import run_command
 from tests.slurm.cluster import ROOT, edited, log_of
 from tests.slurm.test_train import SETTINGS, TWO_NODES, numbers

@@ -12,8 +12,8 @@ import pytest
 
 from mace_train.errors import InputError
 from mace_train.settings import SweepSettings
-from mace_train.sweep.record import read_record, recorded
-from mace_train.sweep.summary import summarise
+from mace_train.sweep.job_status import read_record, recorded
+from mace_train.sweep.sweep import summarise
 from tests.conftest import TINY_MODEL, run_command
 
 FAST = (*TINY_MODEL, "cluster=cpu", "cluster.kernels=reference", "batching.batch_size=4")
@@ -61,7 +61,7 @@ def test_a_killed_job_is_listed_with_the_last_line_of_its_log(tmp_path, capsys):
     folder = tmp_path / "0"
     program = (
         "import os, pathlib, sys\n"
-        "from mace_train.sweep.record import recorded\n"
+        "from mace_train.sweep.job_status import recorded\n"
         f"with recorded(pathlib.Path({str(folder)!r}), ['seed=1']):\n"
         "    print('the last words', file=sys.stderr, flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from mace_train.ops import convolution
 from mace_train.train import log, setup
-from mace_train.train.captured import Replay, Tensors
+from mace_train.train.cuda_graphs import Replay, Tensors
 
 
 class Operations(TorchDispatchMode):

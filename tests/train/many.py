@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from mace_train.distributed.world import World
 from mace_train.settings import TrainSettings
 from mace_train.train import checkpoint
 from mace_train.train.setup import set_up
-from mace_train.train.trainer import fit
+from mace_train.train.train import fit
 from mace_train.train.validation import validate
-from mace_train.world import World
 
 
 def training(world: World, settings: TrainSettings) -> tuple[dict[str, Any], float, str]:

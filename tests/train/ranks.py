@@ -12,13 +12,15 @@ import torch
 from torch import multiprocessing
 
 from mace_train.cli import main
+from mace_train.distributed.world import World, open_world
 from mace_train.settings import ClusterSettings
-from mace_train.world import World, open_world
 
 Function = Callable[..., Any]
 
 # ranks are forked from a process that has imported what takes seconds, and nothing else
-set_forkserver_preload(["mace_train.train.trainer", "mace_train.train.curves", "torch._dynamo"])
+set_forkserver_preload(
+    ["mace_train.train.train", "mace_train.train.learning_curves", "torch._dynamo"]
+)
 
 
 def run_ranks(

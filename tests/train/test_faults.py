@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings, TrainSettings
 from mace_train.train import step as step_module
@@ -23,12 +24,11 @@ from mace_train.train.epoch import EpochLoop
 from mace_train.train.gradients import Gradients
 from mace_train.train.setup import set_up
 from mace_train.train.signals import exit_code
-from mace_train.train.trainer import fit, train
-from mace_train.world import World
+from mace_train.train.train import fit, train
 from tests.conftest import TINY_MODEL
 from tests.train.ranks import run_command_on_ranks, run_ranks
 from tests.train.test_resume import assert_same_end
-from tests.train.test_trainer import settings_for
+from tests.train.test_train import settings_for
 
 REFERENCE = "cluster.kernels=reference"
 TIMEOUT_S = 10

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from mace_train.distributed.world import World
 from mace_train.train.gradients import Gradients
-from mace_train.world import World
 from tests.train.ranks import run_ranks
 
 

@@ -8,20 +8,20 @@ import pytest
 import torch
 from ase.io import write
 
-from mace_train.data.loading import batches
+from mace_train.data.loading.loader import batches
 from mace_train.data.statistics import Statistics
+from mace_train.distributed.world import World
 from mace_train.errors import InputError
-from mace_train.model.adapt import one_head
 from mace_train.model.derivatives import predict
+from mace_train.model.surgery import one_head
 from mace_train.settings import CheckpointSettings, LossSettings
 from mace_train.train.checkpoint import load_model
 from mace_train.train.loss import LossSums, loss_sums
 from mace_train.train.setup import set_up
 from mace_train.train.step import train_step
 from mace_train.train.validation import validate
-from mace_train.world import World
 from tests.conftest import TINY_MODEL, emt_structures, run_command
-from tests.train.test_trainer import settings_for
+from tests.train.test_train import settings_for
 
 OFFSET = {1: 3.0, 7: -40.0, 8: 7.0, 13: 100.0}  # of the other theory's isolated atoms, eV
 CPU = ("cluster=cpu", *TINY_MODEL)

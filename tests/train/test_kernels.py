@@ -2,10 +2,10 @@
 
 import pytest
 
+from mace_train.distributed.world import World
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
 from mace_train.train import setup
-from mace_train.world import World
 
 
 def model() -> MACE:

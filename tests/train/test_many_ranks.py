@@ -9,14 +9,14 @@ from ase.io import write
 
 from mace_train.balance.costs import Costs
 from mace_train.balance.sampler import BinSampler
+from mace_train.distributed.world import World
 from mace_train.settings import BatchingSettings, ClusterSettings, OptimizerSettings
 from mace_train.train.setup import set_up
 from mace_train.train.validation import validate
-from mace_train.world import World
 from tests.conftest import emt_structures, run_command
 from tests.train.many import training
 from tests.train.ranks import run_ranks
-from tests.train.test_trainer import settings_for
+from tests.train.test_train import settings_for
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings, ModelSettings
 from mace_train.train.memory import MemoryModel, _bin, _graphs, _peak, calibrate, peak, reset_peak
 from mace_train.train.setup import set_up
-from mace_train.train.trainer import train
-from mace_train.world import World
-from tests.train.test_trainer import settings_for
+from mace_train.train.train import train
+from tests.train.test_train import settings_for
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from mace_train.settings import OptimizerSettings, SchedulerSettings
-from mace_train.train.average import Average, holding
+from mace_train.train.ema import Average, holding
+from mace_train.train.lr_schedule import Schedule
 from mace_train.train.optim import make_optimizer, parameter_groups
-from mace_train.train.schedule import Schedule
 
 
 def small_network() -> nn.Module:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.settings import (
     BatchingSettings,
@@ -20,16 +21,15 @@ from mace_train.settings import (
     TrainSettings,
 )
 from mace_train.train.checkpoint import load_model, read
-from mace_train.train.noise import NoiseScale
+from mace_train.train.lr_schedule import scaled
+from mace_train.train.noise_scale import NoiseScale
 from mace_train.train.optim import evaluation_weights, freeze, make_optimizer
-from mace_train.train.schedule import scaled
 from mace_train.train.setup import set_up
 from mace_train.train.stages import stage_of, stages_of
 from mace_train.train.step import train_step
-from mace_train.train.trainer import train
-from mace_train.world import World
+from mace_train.train.train import train
 from tests.train.ranks import run_ranks
-from tests.train.test_trainer import LOSS, graph_of, settings_for
+from tests.train.test_train import LOSS, graph_of, settings_for
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -214,7 +214,7 @@ def test_noise_scale_of_known_noise(tmp_path):
 
 def noise_of_training(world: World, settings: TrainSettings) -> list[dict[str, Any]]:
     train_settings = replace(settings, logger=replace(settings.logger, noise_scale=True))
-    from mace_train.train.trainer import fit
+    from mace_train.train.train import fit
 
     fit(set_up(train_settings, world))
     return records(Path(settings.output)) if world.is_main else []

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from mace_train.balance.epoch_plan import Part, as_bits, from_bits
+from mace_train.distributed.world import World
 from mace_train.settings import (
     BatchingSettings,
     CheckpointSettings,
@@ -19,12 +21,10 @@ from mace_train.settings import (
 )
 from mace_train.train.checkpoint import read, save
 from mace_train.train.epoch import EpochLoop
-from mace_train.train.part import Part, as_bits, from_bits
 from mace_train.train.setup import set_up
-from mace_train.train.trainer import fit, train
-from mace_train.world import World
+from mace_train.train.train import fit, train
 from tests.train.ranks import run_ranks
-from tests.train.test_trainer import settings_for
+from tests.train.test_train import settings_for
 
 
 class KilledError(Exception):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mace_train.data.columns import Sample
-from mace_train.data.shards import ShardSet
+from mace_train.data.shards.arrays import Sample
+from mace_train.data.shards.shard_set import ShardSet
 from mace_train.errors import InputError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from mace_train.data.shards import ShardSet
+from mace_train.data.shards.shard_set import ShardSet
 from mace_train.errors import InputError
 
 

@@ -12,12 +12,12 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.columns import Arrays, Storage, join
 from mace_train.data.e0s import triangle_of
-from mace_train.data.open_shard import OpenShard
 from mace_train.data.preprocess.selection import Selection, Source
-from mace_train.data.shard_file import read_header, write_arrays
-from mace_train.data.shards import shard_path
+from mace_train.data.shards.arrays import Arrays, Storage, join
+from mace_train.data.shards.hdf5 import read_header, write_arrays
+from mace_train.data.shards.reader import OpenShard
+from mace_train.data.shards.shard_set import shard_path
 from mace_train.data.statistics import SumsByHead, compositions, sums_of_shard
 from mace_train.errors import InputError
 

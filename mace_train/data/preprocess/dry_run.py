@@ -13,13 +13,13 @@ from ase.data import chemical_symbols
 from rich.console import Console
 from rich.table import Table
 
-from mace_train.data.parallel.crew import Crew
-from mace_train.data.preprocess.plan import Block, InputFile, make_blocks
-from mace_train.data.preprocess.progress import stage
+from mace_train.data.preprocess.blocks import Block, InputFile, make_blocks
 from mace_train.data.preprocess.work_folder import UNPACKED
 from mace_train.data.read.formats import parses_of, read_errors
 from mace_train.data.structure import LabelKeys, Notes, names_in, structure_from_atoms
+from mace_train.distributed.tasks.task_pool import Crew
 from mace_train.errors import InputError, InvalidStructureError
+from mace_train.progress import ProgressBar
 from mace_train.settings import MISSING, PreprocessSettings
 
 
@@ -53,11 +53,11 @@ def survey(files: Sequence[InputFile], settings: PreprocessSettings, crew: Crew)
         (Path(folder) / UNPACKED).mkdir()
         blocks = make_blocks(files, Path(folder), crew, settings.structures_per_shard)
         keys = LabelKeys.of(settings.data)
-        with stage("looking", len(blocks)) as progress:
+        with ProgressBar("looking", len(blocks), counted="structures", log=True) as bar:
             found = crew.map(
                 partial(look_at, keys=keys),
                 blocks,
-                lambda result: progress.advance(1, result.n_structures),
+                lambda result: bar.advance(1, result.n_structures),
             )
     console = Console(width=100)
     for split in dict.fromkeys(file.split for file in files):

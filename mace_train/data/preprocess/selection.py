@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from mace_train.data.e0s import REMEDY, Forms, IsolatedAtoms, check_covered
 from mace_train.data.labels import LabelReport
-from mace_train.data.preprocess.block import Reading, Summary, part_paths
-from mace_train.data.preprocess.plan import Block
-from mace_train.data.split import ElementSets, split_off
+from mace_train.data.preprocess.blocks import Block
+from mace_train.data.preprocess.read_block import Reading, Summary, part_paths
+from mace_train.data.preprocess.split import ElementSets, split_off
 from mace_train.data.structure import LOGGER, LabelKeys, Notes
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings

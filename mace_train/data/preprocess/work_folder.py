@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mace_train.checks import lock_folder
 from mace_train.data.structure import LOGGER
 from mace_train.errors import InputError
+from mace_train.folders import lock_folder
 
 RESULT, BLOCKS, UNPACKED = "result", "blocks", "unpacked"
 _REPLACED = "replaced"

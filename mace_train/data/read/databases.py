@@ -13,8 +13,8 @@ from ase.db.core import Database
 from ase.db.row import AtomsRow
 from ase.io.trajectory import Trajectory
 
-from mace_train.data.frame import Frame, Parse, Results, ready
-from mace_train.data.read.piece import Limit, Piece
+from mace_train.data.raw_structure import Frame, Parse, Results, ready
+from mace_train.data.read.file_range import Limit, Piece
 from mace_train.errors import InputError
 
 _MACE_BATCH, _MACE_CONFIG = "config_batch_", "config_"

@@ -22,8 +22,8 @@ from ase.data import atomic_numbers
 from ase.io.extxyz import key_val_str_to_dict, per_config_properties, read_xyz
 from numpy.typing import NDArray
 
-from mace_train.data.frame import Described, Frame, Parse, Results
-from mace_train.data.read.piece import Limit, Piece
+from mace_train.data.raw_structure import Described, Frame, Parse, Results
+from mace_train.data.read.file_range import Limit, Piece
 from mace_train.errors import InputError
 
 _PAIR = re.compile(r"""([A-Za-z_][\w:.-]*)=(?:"([^"\\,]+)"|([^\s"'{}\[\]\\=,]+))(?:\s+|$)""")

@@ -2,13 +2,17 @@
 
 import glob
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ase.io.bundletrajectory import BundleTrajectory
 
-from mace_train.data.read.names import is_structure_file
 from mace_train.data.structure import LOGGER
 from mace_train.errors import InputError
+
+_SUFFIXES = {".xyz", ".extxyz", ".traj", ".db", ".aselmdb", ".lmdb", ".h5", ".hdf5", ".cif"}
+_STEMS = ("OUTCAR", "vasprun", "XDATCAR")
+_PACKED = {".gz", ".bz2", ".xz", ".zst"}
+_ARCHIVES = {".tar", ".tgz", ".tbz2", ".txz", ".zip"}
 
 
 def check_files(files: list[str]) -> list[str]:
@@ -67,3 +71,20 @@ def _check_one_of_a_kind(folder: str, names: list[str]) -> None:
             f"{folder} holds {' and '.join(found)}, which describe the same structures; name one "
             f"kind with a pattern, such as {Path(folder) / found[-1]}*"
         )
+
+
+def is_structure_file(name: str) -> bool:
+    """Whether the name is one that structures are kept under.
+
+    >>> [is_structure_file(name) for name in ("a/b.xyz.gz", "OUTCAR.3", "README.md", ".a.xyz")]
+    [True, True, False, False]
+    """
+    path = PurePath(name)
+    if path.name.startswith("."):
+        return False
+    stem = path.with_suffix("") if path.suffix in _PACKED else path
+    return (
+        stem.suffix in _SUFFIXES | _ARCHIVES
+        or path.suffix in _ARCHIVES
+        or stem.name.startswith(_STEMS)
+    )

@@ -18,9 +18,9 @@ import ase.io
 from ase.io import ParseError
 from ase.io.formats import UnknownFileTypeError, filetype
 
-from mace_train.data.frame import Parse, ready
+from mace_train.data.raw_structure import Parse, ready
 from mace_train.data.read import databases, extxyz
-from mace_train.data.read.piece import Limit, Piece
+from mace_train.data.read.file_range import Limit, Piece
 from mace_train.errors import InputError
 
 # what readers raise on files that are damaged or of another format than they look

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import zstandard
 
-from mace_train.data.read.names import is_structure_file
+from mace_train.data.read.files import is_structure_file
 from mace_train.data.structure import LOGGER
 from mace_train.errors import InputError
 

@@ -13,7 +13,7 @@ import torch
 
 from mace_train.data.adapters.mace_torch import MaceDataset
 from mace_train.data.adapters.pyg import PyGDataset
-from mace_train.data.shards import ShardSet
+from mace_train.data.shards.shard_set import ShardSet
 from mace_train.errors import InputError
 
 EXAMPLES = Path(__file__).parents[3] / "scripts" / "examples"

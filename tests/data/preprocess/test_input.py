@@ -122,7 +122,7 @@ def test_an_unknown_element_stops_at_its_structure(tmp_path, monkeypatch, name):
         read.append(source)
         return structure_from_atoms(described, keys, source, *arguments, **keywords)
 
-    monkeypatch.setattr("mace_train.data.preprocess.block.structure_from_atoms", counted)
+    monkeypatch.setattr("mace_train.data.preprocess.read_block.structure_from_atoms", counted)
     path = write_xyz(tmp_path / "long.xyz", [*molecules(2), crystal(), *molecules(5)])
     files = {"train_file": path}
     if name == "test":

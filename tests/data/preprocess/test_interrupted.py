@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from mace_train.data.shards import ShardSet
+from mace_train.data.shards.shard_set import ShardSet
 from tests.conftest import run_command
 from tests.data.factories import atoms_of_molecules, molecules, write_xyz
-from tests.data.parallel.test_crew import ROOT, mpiexec
+from tests.distributed.tasks.test_task_pool import ROOT, mpiexec
 
 # a process that imports once, and forks children which preprocess and are killed
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-from mace_train.data.open_shard import OpenShard
+from mace_train.data.shards.reader import OpenShard
 from mace_train.data.preprocess import preprocess
-from mace_train.data.shard_file import checksum, read_header
+from mace_train.data.shards.hdf5 import checksum, read_header
 from mace_train.settings import DataSettings, PreprocessSettings
 
 folder, n_kills = Path(sys.argv[1]), int(sys.argv[2])
@@ -115,9 +115,9 @@ ONE_RANK_DIES = """
 import os, signal, sys
 from mace_train import cli
 from mace_train.data.preprocess import block
-from mace_train.launcher import rank_of_process
+from mace_train.distributed.launcher import rank_of_process
 
-read, n_read = block.structure_from_atoms, 0
+read, n_read = read_block.structure_from_atoms, 0
 
 def counted(*arguments, **keywords):
     global n_read
@@ -126,7 +126,7 @@ def counted(*arguments, **keywords):
         os.kill(os.getpid(), signal.SIGKILL)
     return read(*arguments, **keywords)
 
-block.structure_from_atoms = counted
+read_block.structure_from_atoms = counted
 cli.main(sys.argv[1:])
 """
 
@@ -153,7 +153,7 @@ from pathlib import Path
 from mace_train import cli
 from mace_train.data.preprocess import block
 
-folder, read = Path(__file__).parent, block.structure_from_atoms
+folder, read = Path(__file__).parent, read_block.structure_from_atoms
 
 def held(described, keys, source, *arguments, **keywords):
     if source.endswith("structure 40"):
@@ -162,7 +162,7 @@ def held(described, keys, source, *arguments, **keywords):
             time.sleep(0.01)
     return read(described, keys, source, *arguments, **keywords)
 
-block.structure_from_atoms = held
+read_block.structure_from_atoms = held
 if __name__ == "__main__":
     cli.main(sys.argv[1:])
 """
@@ -209,11 +209,11 @@ def finished_and_held(folder: Path) -> bool:
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    from mace_train.data.preprocess import block
+    from mace_train.data.preprocess import read_block
     from mace_train.errors import InputError
     from tests.data.factories import run
 
-    write, written = block.write_shard, []
+    write, written = read_block.write_shard, []
 
     def full(path, *arguments, **keywords):
         if len(written) == 2:
@@ -221,11 +221,11 @@ def test_a_full_disk(tmp_path, monkeypatch):
         written.append(path)
         write(path, *arguments, **keywords)
 
-    monkeypatch.setattr(block, "write_shard", full)
+    monkeypatch.setattr(read_block, "write_shard", full)
     structures = [*molecules(40), *atoms_of_molecules()]
     with pytest.raises(InputError, match=r"No space left on device .*the same command then cont"):
         run(tmp_path, structures, structures_per_shard=8)
-    monkeypatch.setattr(block, "write_shard", write)
+    monkeypatch.setattr(read_block, "write_shard", write)
     nodes = [path.stat().st_ino for path in written]
     (tmp_path / ".out.partial" / "keep").mkdir()
     output = run(tmp_path, None, train_file=str(tmp_path / "train.xyz"), structures_per_shard=8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mace_train.data.preprocess import preprocess
-from mace_train.data.shards import ShardSet
+from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import open_split
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings, PreprocessSettings
@@ -229,7 +229,7 @@ def test_foundation_model_of_mace_torch(tmp_path):
 
 def test_blocks_of_many_small_files_and_one_large_one(tmp_path, monkeypatch):
     """Files of one structure share a block; a large one is cut."""
-    from mace_train.data.preprocess import run as module
+    from mace_train.data.preprocess import preprocess as module
 
     for i in range(7):
         write_xyz(tmp_path / f"small{i}.xyz", [molecules(30)[i]])

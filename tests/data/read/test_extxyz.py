@@ -9,9 +9,9 @@ from ase.io.extxyz import read_xyz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mace_train.data.frame import Frame, as_atoms
+from mace_train.data.raw_structure import Frame, as_atoms
 from mace_train.data.read import extxyz
-from mace_train.data.read.piece import Limit
+from mace_train.data.read.file_range import Limit
 from tests.data.factories import crystal, molecule, real_file, write_xyz
 
 

@@ -17,8 +17,8 @@ import zstandard
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mace_train.data.read import read_structures
+from mace_train.data.read.file_range import Limit
 from mace_train.data.read.formats import cut_file, parses_of
-from mace_train.data.read.piece import Limit
 from mace_train.errors import InputError
 from tests.data.factories import KEYS, crystal, molecule, write_xyz
 

@@ -4,7 +4,7 @@ import ctypes
 import subprocess
 from pathlib import Path
 
-from mace_train.ops import compiler
+from mace_train.ops.cpp import compiler as cpp_compiler
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O0", "-shared", "-fPIC", "-w", "-I", str(HERE))
@@ -13,7 +13,7 @@ FLAGS = ("-std=c++17", "-O0", "-shared", "-fPIC", "-w", "-I", str(HERE))
 def compile_for_host(source: str, path: Path) -> None:
     """A shared library with ``host_launch``."""
     text = f'#include "shim.h"\n{source}\n#include "launch.h"\n'
-    found = compiler.find_compiler()
+    found = cpp_compiler.find_compiler()
     assert found is not None
     command = [found, *FLAGS, "-x", "c++", "-", "-o", str(path)]
     subprocess.run(command, input=text, text=True, check=True)

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from mace_train.ops.kernel import Kernel, Loop, Operand, Role
-from mace_train.ops.program import Segment
+from mace_train.ops.codegen.kernel_spec import Kernel, Loop, Operand, Role
+from mace_train.ops.codegen.program import Segment
 
 
 def expected(kernel: Kernel, index: list[torch.Tensor], inputs: list[torch.Tensor], sizes):

@@ -13,7 +13,11 @@ from pathlib import Path
 
 import torch
 
-from mace_train.ops import compiled, compiler, cuda_compiler, cuda_driver, cuda_tuning
+from mace_train.ops import dispatch
+from mace_train.ops.cpp import compiler as cpp_compiler
+from mace_train.ops.cuda import compiler as cuda_compiler
+from mace_train.ops.cuda import driver as cuda_driver
+from mace_train.ops.cuda import tuning as cuda_tuning
 from tests.ops.cuda_host.host import compile_for_host
 
 HERE = Path(__file__).parent
@@ -26,7 +30,7 @@ def pytest_configure() -> None:
     cuda_compiler.version = lambda: "of the host"
     cuda_driver.architecture = lambda device: "host"
     cuda_driver.current_stream = lambda device: STREAM
-    compiled.runs_on_cuda = lambda device: True
+    dispatch.runs_on_cuda = lambda device: True
     if table := os.environ.get("TUNING_OF_THE_HOST"):
         cuda_tuning.TABLE = Path(table)
     pytest_terminal_summary.driver = driver
@@ -41,7 +45,7 @@ def _driver() -> ctypes.CDLL:
     """libcuda.cpp, under the name that cuda-bindings looks for."""
     assert not torch.cuda.is_available(), "there is a GPU: use it"
     path = Path(tempfile.mkdtemp()) / "libcuda.so.1"
-    command = [compiler.find_compiler(), "-std=c++17", "-O1", "-shared", "-fPIC"]
+    command = [cpp_compiler.find_compiler(), "-std=c++17", "-O1", "-shared", "-fPIC"]
     command += ["-Wl,-soname,libcuda.so.1", "-Wl,--export-dynamic", "-o", path]
     subprocess.run([*command, HERE / "libcuda.cpp"], check=True)
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)

@@ -1,0 +1,255 @@
+"""The report of ``mace-train balance``: what the packers and the capacity do on many GPUs.
+
+For every packer the plan of epoch 0 is made as training on that many GPUs would make it; its steps,
+straggler ratio (see plan.py), distance from the lower bounds (bounds.py), fill, mixing (mixing.py)
+and predicted epoch time (simulate.py) are set side by side; small draws of the structures show how
+far our bins are from the optimum (gap.py), where OR-Tools is installed. Then the selected packer
+with smaller and larger capacities, and predicted strong and weak scaling. No GPU and no model is
+used.
+
+Writes balance.json (all numbers), balance.png (bins and ranks) and scaling.png into the output
+folder, when one is given. Takes as long as its plans do: about one minute for 2.65 M structures.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from mace_train.balance import plots, tables
+from mace_train.balance.bounds import least_steps
+from mace_train.balance.cost_model import read_cost_model, with_cost_model
+from mace_train.balance.costs import Capacity, Costs, derive_capacity, limit_memory
+from mace_train.balance.mixing import mixing, repetition
+from mace_train.balance.optimality_gap import gap_of, instances
+from mace_train.balance.packers import PACKERS
+from mace_train.balance.plan import Plan, make_plan
+from mace_train.balance.simulate import (
+    ASSUMED_GPU,
+    ASSUMPTIONS,
+    FABRICS,
+    Cluster,
+    Epoch,
+    strong_scaling,
+    weak_scaling,
+)
+from mace_train.data.statistics import open_split
+from mace_train.errors import InputError
+from mace_train.folders import existing_folder, make_folder
+from mace_train.settings import BalanceSettings, BatchingSettings
+
+CAPACITIES = (0.25, 0.5, 0.75, 1.5, 2.0, 4.0)  # times the chosen one
+RANKS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+WEAK_STEPS = 4  # of an epoch of weak scaling, about
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One packer's plan of epoch 0, what it was asked for, and what it is measured against."""
+
+    packer: str
+    plan: Plan
+    next_plan: Plan
+    capacity: Capacity
+    plan_s: float
+    """Time to make the plan, s."""
+    epoch: Epoch
+
+    def numbers(self) -> dict[str, Any]:
+        """What balance.json holds about the packer; shares of the capacity are not in percent."""
+        plan, capacity = self.plan, self.capacity
+        fill_atoms, fill_edges = plan.fill(capacity)
+        per_step = plan.n_structures.sum(axis=1)
+        mix = mixing(plan)
+        return {
+            "steps": plan.n_steps,
+            "least_steps": least_steps(plan.costs, capacity, plan.world_size),
+            "straggler": plan.straggler,
+            "least_straggler": plan.least_straggler,
+            "worst_step_imbalance": float(plan.imbalance.max()),
+            "fill_atoms": fill_atoms,
+            "fill_edges": fill_edges,
+            "largest_bin_atoms": int(plan.n_atoms.max()),
+            "largest_bin_edges": int(plan.n_edges.max()),
+            "bins_over_capacity": plan.n_over(capacity),
+            "empty_bins": int((plan.n_structures == 0).sum()),
+            "structures_per_step": {
+                "min": int(per_step.min()),
+                "mean": float(per_step.mean()),
+                "max": int(per_step.max()),
+            },
+            "size_mix_within_bins": mix.within_bins,
+            "size_mix_between_steps": mix.between_steps,
+            "meet_again_in_a_bin": _or_none(repetition(plan, self.next_plan)),
+            "meet_again_in_a_step": _or_none(repetition(plan, self.next_plan, steps=True)),
+            "plan_s": self.plan_s,
+            "predicted": predicted(self.epoch),
+        }
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if np.isnan(value) else value
+
+
+def predicted(epoch: Epoch) -> dict[str, float]:
+    """A predicted epoch, as it stands in balance.json."""
+    return {**asdict(epoch), "epoch_s": epoch.total_s, "efficiency": epoch.efficiency}
+
+
+def cluster_of(settings: BalanceSettings) -> Cluster:
+    """The cluster that the settings describe, with the measured cost model if there is one."""
+    file = settings.batching.cost_model
+    model = ASSUMED_GPU if file is None else read_cost_model(file)
+    fabric = FABRICS[settings.fabric]
+    return Cluster(model, fabric, settings.gradient_mb * 1e6, settings.all_reduce)
+
+
+def report_capacity(costs: Costs, batching: BatchingSettings) -> Capacity:
+    """The capacity that all packers are measured against."""
+    capacity = derive_capacity(costs, batching.batch_size, batching.max_atoms, batching.max_edges)
+    return limit_memory(costs, capacity, batching.max_memory_gb)
+
+
+def compare(
+    costs: Costs, batching: BatchingSettings, gpus: int, seed: int, cluster: Cluster
+) -> list[Entry]:
+    """The plan of epoch 0 by every packer, fill and overflow measured against one capacity.
+
+    Raises ``InputError`` when a structure is above a given capacity.
+    """
+    capacity = report_capacity(costs, batching)
+    counted = replace(capacity, batch_size=batching.batch_size)
+    entries = []
+    for packer in PACKERS:
+        asked = counted if packer == "fixed_count" else capacity
+        start = time.perf_counter()
+        plan = make_plan(costs, packer, asked, gpus, seed, 0)
+        seconds = time.perf_counter() - start
+        following = make_plan(costs, packer, asked, gpus, seed, 1)
+        entries.append(Entry(packer, plan, following, capacity, seconds, cluster.epoch(plan)))
+    return entries
+
+
+def other_capacities(
+    costs: Costs, packer: str, capacity: Capacity, gpus: int, seed: int, cluster: Cluster
+) -> list[dict[str, Any]]:
+    """What a smaller or larger capacity would do: steps, balance and predicted epoch."""
+    rows = []
+    for factor in sorted((1.0, *CAPACITIES)):
+        try:
+            scaled = _scaled(costs, capacity, factor)
+            plan = make_plan(costs, packer, scaled, gpus, seed, 0)
+        except InputError:
+            continue  # a structure would not fit
+        epoch = cluster.epoch(plan)
+        rows.append(
+            {
+                "factor": factor,
+                "max_atoms": scaled.max_atoms,
+                "max_edges": scaled.max_edges,
+                "steps": plan.n_steps,
+                "structures_per_step": len(costs) / plan.n_steps,
+                "straggler": plan.straggler,
+                "least_straggler": plan.least_straggler,
+                "epoch_s": epoch.total_s,
+                "efficiency": epoch.efficiency,
+            }
+        )
+    return rows
+
+
+def _scaled(costs: Costs, capacity: Capacity, factor: float) -> Capacity:
+    """A capacity of another size, of which every structure leaves room for itself."""
+    atoms = max(int(factor * capacity.max_atoms), int(costs.n_atoms.max()))
+    edges = max(int(factor * capacity.max_edges), int(costs.n_edges.max()))
+    size = capacity.batch_size and max(1, round(factor * capacity.batch_size))
+    memory = capacity.max_memory and int(factor * capacity.max_memory)
+    return Capacity(atoms, edges, size, memory)
+
+
+def optimality_gap(costs: Costs, settings: BalanceSettings) -> dict[str, Any] | None:
+    """The gap on draws of these structures; None if not asked for, or without OR-Tools."""
+    if settings.gap_instances == 0 or find_spec("ortools") is None:
+        return None
+    return gap_of(instances(costs, settings.gap_instances, settings.seed)).numbers()
+
+
+def scaling(
+    costs: Costs, entries: list[Entry], batching: BatchingSettings, seed: int, cluster: Cluster
+) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Predicted epochs from 8 to 4096 GPUs: strong and weak, for every packer."""
+    result: dict[str, dict[str, list[dict[str, float]]]] = {"strong": {}, "weak": {}}
+    ranks = [n for n in RANKS if n <= len(costs)]
+    balanced = entries[0].plan
+    per_rank = max(1, round(WEAK_STEPS * len(costs) / len(balanced.bins)))
+    for entry in track(entries, "scaling", transient=True, disable=len(costs) < 100_000):
+        size = batching.batch_size if entry.packer == "fixed_count" else entry.capacity.batch_size
+        capacity = replace(entry.capacity, batch_size=size)
+        strong = strong_scaling(costs, entry.packer, capacity, cluster, ranks, seed)
+        weak = weak_scaling(costs, entry.packer, capacity, cluster, list(RANKS), per_rank, seed)
+        result["strong"][entry.packer] = [predicted(epoch) for epoch in strong]
+        result["weak"][entry.packer] = [predicted(epoch) for epoch in weak]
+    return result
+
+
+def balance(settings: BalanceSettings) -> dict[str, Any]:
+    """Print the report, write it if asked to, and return what balance.json holds.
+
+    Raises ``InputError`` for a folder without shards or a structure above the capacity.
+    """
+    shards = open_split(existing_folder("data_dir", settings.data_dir), settings.split)
+    sizes = Costs(shards.n_atoms.astype(np.int64), shards.n_edges.astype(np.int64))
+    costs = with_cost_model(sizes, settings.batching)
+    return report_on(costs, settings, Console().print)
+
+
+def report_on(costs: Costs, settings: BalanceSettings, show: Callable[..., None]) -> dict[str, Any]:
+    """The report on given sizes."""
+    if settings.output is not None:
+        make_folder("output", Path(settings.output))
+    batching, cluster = settings.batching, cluster_of(settings)
+    entries = compare(costs, batching, settings.gpus, settings.seed, cluster)
+    capacity = entries[0].capacity
+    packer = "balanced" if batching.packer == "fixed_count" else batching.packer
+    report: dict[str, Any] = {
+        "data_dir": str(settings.data_dir),
+        "split": settings.split,
+        "gpus": settings.gpus,
+        "seed": settings.seed,
+        "structures": len(costs),
+        "atoms": int(costs.n_atoms.sum()),
+        "edges": int(costs.n_edges.sum()),
+        "cost": f"atoms + edges / {costs.edges_per_atom}",
+        "batch_size": batching.batch_size,
+        "max_atoms": capacity.max_atoms,
+        "max_edges": capacity.max_edges,
+        "max_memory_gb": batching.max_memory_gb,
+        "selected": batching.packer,
+        "cluster": asdict(cluster),
+        "assumptions": ASSUMPTIONS,
+        "optimality_gap": optimality_gap(costs, settings),
+        "packers": {entry.packer: entry.numbers() for entry in entries},
+        "capacities": other_capacities(
+            costs, packer, capacity, settings.gpus, settings.seed, cluster
+        ),
+    }
+    if settings.scaling:
+        report["scaling"] = scaling(costs, entries, batching, settings.seed, cluster)
+    for table in tables.all_tables(report):
+        show(table)
+    if settings.output is not None:
+        output = Path(settings.output)
+        (output / "balance.json").write_text(json.dumps(report, indent=2) + "\n")
+        plans = {entry.packer: entry.plan for entry in entries}
+        plots.bins_and_ranks(plans, capacity).savefig(output / "balance.png", dpi=150)
+        if settings.scaling:
+            plots.scaling(report["scaling"]).savefig(output / "scaling.png", dpi=150)
+    return report

@@ -1,1 +1,0 @@
-"""Sharing tasks among processes of one machine or MPI ranks of many."""

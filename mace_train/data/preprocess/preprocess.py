@@ -1,0 +1,341 @@
+"""preprocess: files that ASE reads -> shards with neighbour lists, and statistics.json.
+
+    OUTPUT/{train,valid,test}/shard-00000.h5 ...     OUTPUT/statistics.json     OUTPUT/rejects.jsonl
+
+Every stage is a list of tasks that a crew shares: unpack and cut the files into blocks (plan.py);
+read blocks, check structures, find neighbours, write part files (block.py); then, with the split
+known, join parts to shards and take the sums of the statistics (assemble.py). Memory: one block or
+one shard per process, and on rank 0 about 40 bytes per structure. The result depends neither on
+the number of processes nor on interruptions: what is finished stays in the work folder, from which
+the next run continues (work_folder.py), and the output folder appears when all of it is there.
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from mace_train.checks import files_by_head
+from mace_train.data.e0s import Forms, fit_E0s
+from mace_train.data.labels import LabelCounts
+from mace_train.data.preprocess.assemble import (
+    FitTask,
+    MeasureTask,
+    ShardTasks,
+    fit_task,
+    measure_task,
+    write_task,
+)
+from mace_train.data.preprocess.blocks import Block, InputFile, make_blocks
+from mace_train.data.preprocess.dry_run import survey
+from mace_train.data.preprocess.duplicates import warn_of_shared
+from mace_train.data.preprocess.read_block import Reading, Summary, read_block
+from mace_train.data.preprocess.selection import (
+    Selection,
+    check_training,
+    known_E0s,
+    report_labels,
+)
+from mace_train.data.preprocess.work_folder import (
+    RESULT,
+    fingerprint,
+    work_folder,
+    write_json,
+)
+from mace_train.data.read import check_files
+from mace_train.data.shards.arrays import Storage
+from mace_train.data.shards.shard_set import ShardSet
+from mace_train.data.statistics import FILE_NAME, Statistics, merge, statistics_from
+from mace_train.data.structure import LOGGER, LabelKeys
+from mace_train.distributed.tasks.task_pool import Crew, open_crew
+from mace_train.errors import InputError
+from mace_train.progress import ProgressBar
+from mace_train.settings import MISSING, PreprocessSettings
+
+SPLITS = ("train", "valid", "test")
+REJECTS = "rejects.jsonl"
+
+
+def preprocess(settings: PreprocessSettings) -> Path:
+    """Write the shards and statistics that ``settings`` describe; returns the output folder.
+
+    Raises:
+        InputError: anything wrong with files, labels, E0s, split or output; no output is written.
+    """
+    with open_crew(settings.workers) as crew:
+        if crew is None:  # an MPI rank that has served
+            return Path(settings.output)
+        files = _files(settings)
+        forms = Forms(settings.data.E0s, settings.data.foundation_model)
+        if settings.dry_run:
+            survey(files, settings, crew)
+            return Path(settings.output)
+        expected = frozenset((*SPLITS, FILE_NAME, REJECTS))
+        output = Path(settings.output)
+        try:
+            with work_folder(output, expected, overwrite=settings.overwrite) as folder:
+                _Preprocess(settings, files, folder, forms, crew).run()
+        except OSError as error:
+            raise InputError(
+                f"output={output}: {error.strerror or error} ({error.filename or output}); make "
+                "room or choose another folder, the same command then continues"
+            ) from error
+    _announce(settings)
+    return output
+
+
+def _files(settings: PreprocessSettings) -> list[InputFile]:
+    """The input files of every split, all of them there."""
+    if settings.output == MISSING and not settings.dry_run:
+        raise InputError("output is not set; name the folder to write, such as output=data")
+    data = settings.data
+    if data.train_file == MISSING:
+        raise InputError("data.train_file is not set; name a file or files that ASE reads")
+    files = []
+    for split in SPLITS:
+        by_head = files_by_head(f"data.{split}_file", getattr(data, f"{split}_file"))
+        for head, names in by_head.items():
+            files += [InputFile(split, head, path) for path in check_files(names)]
+    if not any(file.split == "train" for file in files):
+        raise InputError("data.train_file names no file; name one or more that ASE reads")
+    trained = {Path(file.path).resolve() for file in files if file.split == "train"}
+    for split in ("valid", "test"):
+        theirs = {Path(file.path).resolve() for file in files if file.split == split}
+        for path in sorted(theirs & trained):
+            LOGGER.warning(
+                "data.%s_file and data.train_file both name %s: the errors on it are those of "
+                "structures that were trained on",
+                split,
+                path,
+            )
+    return files
+
+
+@dataclass
+class _Preprocess:
+    """One run of preprocess in the work folder."""
+
+    settings: PreprocessSettings
+    files: Sequence[InputFile]
+    folder: Path
+    forms: Forms
+    crew: Crew
+
+    @property
+    def storage(self) -> Storage:
+        """How shards are stored."""
+        settings = self.settings
+        return Storage(tuple(settings.float32), settings.store_edges, settings.compression)
+
+    def run(self) -> None:
+        """Write all splits, the rejects and the statistics."""
+        settings, data = self.settings, self.settings.data
+        blocks = make_blocks(self.files, self.folder, self.crew, settings.structures_per_shard)
+        training = [block for block in blocks if block.split == "train"]
+        others = {split: [b for b in blocks if b.split == split] for split in SPLITS[1:]}
+        reading = self._reading()
+        summaries = {"train": self._read(training, reading)}
+        report_labels(summaries["train"], data, "train")
+        drop = not data.keep_isolated_atoms
+        selection = Selection(training, summaries["train"], reading, drop_isolated=drop)
+        lonely = self._n_lonely(selection) if data.E0s is None else 0
+        check_training(selection, data, self.forms, lonely, settings.r_max)
+        reading = self._reading(frozenset(selection.all_elements))
+        chosen = self._split(selection, bool(others["valid"]))
+        selected = {name: (selection, numbers) for name, numbers in chosen.items()}
+        for split, theirs in others.items():
+            if theirs:
+                summaries[split] = self._read(theirs, reading)
+                report_labels(summaries[split], data, split)
+                all_of_it = Selection(theirs, summaries[split], reading, drop_isolated=False)
+                if all_of_it.n_isolated:
+                    n = all_of_it.n_isolated
+                    LOGGER.info("%s_file: %d isolated atoms stay in the %s set", split, n, split)
+                selected[split] = (all_of_it, np.arange(len(all_of_it)))
+        result = self._assemble(selected)
+        splits = {name: ShardSet(result / name) for name in SPLITS if (result / name).is_dir()}
+        _check_edges(splits["train"])
+        statistics = self._statistics(splits, selection)
+        n_rejects = _write_rejects(result / REJECTS, summaries)
+        statistics.write(result / FILE_NAME)
+        if n_rejects:
+            _announce_rejects(summaries)
+        warn_of_shared(splits, self.crew)
+
+    def _reading(self, trained: frozenset[int] | None = None) -> Reading:
+        settings = self.settings
+        heads = [*files_by_head("data.train_file", settings.data.train_file)]
+        return Reading(
+            folder=self.folder,
+            keys=LabelKeys.of(settings.data),
+            r_max=settings.r_max,
+            structures_per_part=settings.structures_per_shard,
+            float32=tuple(settings.float32),
+            skip_invalid=settings.data.skip_invalid,
+            given=self.forms.given(heads),
+            trained=trained,
+        )
+
+    def _read(self, blocks: Sequence[Block], reading: Reading) -> list[Summary]:
+        """Read blocks of one split."""
+        label = f"reading {blocks[0].split}_file"
+        size = sum(block.size for block in blocks)
+        with ProgressBar(label, size, counted="structures", log=True) as bar:
+            sizes = {reading.key(block): block.size for block in blocks}
+            mean = sum(sizes.values()) // max(len(sizes), 1)
+            return self.crew.map(
+                partial(read_block, reading=reading),
+                blocks,
+                lambda summary: bar.advance(mean, summary.n_structures),
+            )
+
+    def _n_lonely(self, selection: Selection) -> int:
+        """Single periodic atoms without neighbours."""
+        n = 0
+        for source in selection.sources(np.arange(len(selection))):
+            part = ShardSet(source.path.parent, files=[source.path])
+            n += int(np.count_nonzero((part.n_atoms == 1) & (part.n_edges == 0)))
+        return n
+
+    def _split(self, selection: Selection, has_valid_file: bool) -> dict[str, NDArray[np.int64]]:
+        """Numbers of the structures of train, and of valid if it is split off."""
+        fraction = self.settings.data.valid_fraction
+        if has_valid_file or fraction == 0:
+            if not has_valid_file:
+                LOGGER.info(
+                    "no validation data: data.valid_fraction is 0 and there is no valid_file"
+                )
+            return {"train": np.arange(len(selection))}
+        train, valid = selection.split(fraction, self.settings.seed)
+        return {"train": train, **({"valid": valid} if len(valid) else {})}
+
+    def _assemble(self, selected: dict[str, tuple[Selection, NDArray[np.int64]]]) -> Path:
+        """Write the shards of all splits, in the folder that becomes the output."""
+        settings, result = self.settings, self.folder / RESULT
+        keys = [
+            (s, [path.name for path in chosen.part_files]) for s, (chosen, _) in selected.items()
+        ]
+        data = settings.data
+        plan = fingerprint(
+            keys,
+            settings.seed,
+            settings.structures_per_shard,
+            [data.valid_fraction, data.keep_isolated_atoms],
+            asdict(self.storage),
+        )
+        marker = self.folder / "plan.json"
+        if not marker.exists() or json.loads(marker.read_text()) != plan:
+            shutil.rmtree(result, ignore_errors=True)
+            write_json(marker, plan)
+        for split, (selection, numbers) in selected.items():
+            (result / split).mkdir(parents=True, exist_ok=True)
+            tasks = ShardTasks(
+                result / split,
+                selection,
+                numbers,
+                settings.structures_per_shard,
+                settings.r_max,
+                self.storage,
+            )
+            label = f"writing {split}"
+            with ProgressBar(label, len(numbers), counted="structures", log=True) as bar:
+                self.crew.map(write_task, tasks, lambda n: bar.advance(n, n))
+        for leftover in result.rglob("*.partial"):  # of processes that were killed
+            os.unlink(leftover)
+        return result
+
+    def _statistics(self, splits: dict[str, ShardSet], selection: Selection) -> Statistics:
+        """E0s of every head, then the sums over all training shards."""
+        train = splits["train"]
+        paths = [header.path for header in train.headers]
+        E0s: dict[str, tuple[dict[int, float], str]] = {}
+        for head in train.heads:
+            elements, form = selection.elements[head].elements, self.forms.of(head)
+            if form.source == "average":
+                tasks = [FitTask(path, head, elements) for path in paths]
+                fitted = self.crew.map(fit_task, tasks, lambda result: None)
+                n_structures = sum(n for n, _ in fitted)
+                values = fit_E0s([triangle for _, triangle in fitted], n_structures, elements)
+            else:
+                values = known_E0s(selection, self.forms, head, elements)
+            E0s[head] = (values, form.source)
+        energies = {head: values for head, (values, _) in E0s.items()}
+        measured = self.crew.map(
+            measure_task, [MeasureTask(path, energies) for path in paths], lambda result: None
+        )
+        return statistics_from(merge(measured), splits, E0s)
+
+
+def _write_rejects(path: Path, summaries: dict[str, list[Summary]]) -> int:
+    """Write one line per structure that was left out; their number."""
+    lines = [
+        json.dumps({"split": split, **reject})
+        for split, parts in summaries.items()
+        for summary in parts
+        for reject in summary.rejects
+    ]
+    if lines:
+        path.write_text("\n".join(lines) + "\n")
+    else:
+        path.unlink(missing_ok=True)
+    return len(lines)
+
+
+def _announce_rejects(summaries: dict[str, list[Summary]]) -> None:
+    for split, parts in summaries.items():
+        kinds = Counter(str(reject["kind"]) for part in parts for reject in part.rejects)
+        if kinds:
+            listed = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+            LOGGER.warning(
+                "%s_file: %d invalid structures left out: %s; see %s",
+                split,
+                sum(kinds.values()),
+                listed,
+                REJECTS,
+            )
+
+
+def _check_edges(train: ShardSet) -> None:
+    """InputError if no training structure has two atoms that see each other."""
+    if not train.n_edges.any():
+        raise InputError(
+            f"no two atoms of the {len(train)} training structures are closer than r_max="
+            f"{train.r_max} Å; increase r_max, or check that positions are in Å"
+        )
+
+
+def _announce(settings: PreprocessSettings) -> None:
+    """Log what was written."""
+    output = Path(settings.output)
+    statistics = Statistics.read(output / FILE_NAME)
+    for name, split in statistics.splits.items():
+        shards = ShardSet(output / name)
+        labels = LabelCounts.of_shards(shards.rows(k) for k in range(shards.n_shards))
+        LOGGER.info(
+            "%s: %d structures, %d atoms, %d edges; %s",
+            name,
+            split.n_structures,
+            split.n_atoms,
+            split.n_edges,
+            labels.summary(),
+        )
+    for head, of_head in statistics.heads.items():
+        E0s = ", ".join(f"{chemical_symbols[z]} {E0:.6f}" for z, E0 in of_head.E0s.items())
+        label = "" if list(statistics.heads) == ["Default"] else f"{head}: "
+        LOGGER.info("%sE0s (%s, eV): %s", label, of_head.E0s_source, E0s)
+    LOGGER.info(
+        "avg_num_neighbors %.4f, mean energy per atom %.6f eV (std %.6f), RMS force %.6f eV/Å",
+        statistics.avg_num_neighbors,
+        statistics.mean_energy_per_atom,
+        statistics.std_energy_per_atom,
+        statistics.rms_forces,
+    )
+    LOGGER.info("written to %s", settings.output)

@@ -1,0 +1,258 @@
+"""Reading one block: frames -> checked structures -> neighbour lists -> part files and a summary.
+
+The part files are shards; the summary is what the run as a whole must know of the block. It is
+written last, so a block with a summary is finished.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from ase.data import chemical_symbols
+from ase.io import write
+
+from mace_train.data.e0s import check_covered
+from mace_train.data.labels import LabelCounts
+from mace_train.data.preprocess.blocks import Block
+from mace_train.data.preprocess.work_folder import BLOCKS, write_json
+from mace_train.data.raw_structure import Described, Parse, as_atoms
+from mace_train.data.read.extxyz import text_of
+from mace_train.data.read.formats import parses_of, read_errors
+from mace_train.data.shards.arrays import Sample, Storage
+from mace_train.data.shards.hdf5 import read_header, sample_of, write_shard
+from mace_train.data.shards.reader import OpenShard
+from mace_train.data.structure import (
+    LabelKeys,
+    Notes,
+    Structure,
+    is_isolated,
+    names_in,
+    structure_from_atoms,
+)
+from mace_train.errors import InputError, InvalidStructureError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How blocks are read."""
+
+    folder: Path  # of work
+    keys: LabelKeys
+    r_max: float
+    structures_per_part: int
+    float32: tuple[str, ...]
+    skip_invalid: bool
+    given: dict[str, dict[int, float]] = field(default_factory=dict)  # E0s of heads that have them
+    trained: frozenset[int] | None = None  # elements of training, known when the others are read
+
+    def key(self, block: Block) -> str:
+        """The name of what is made of a block."""
+        return block.key(asdict(self.keys), self.r_max, self.structures_per_part, self.float32)
+
+
+@dataclass
+class Summary:
+    """What a finished block holds; everything is plain, to be written as JSON."""
+
+    sizes: list[int] = field(default_factory=list)  # structures of each part file
+    n_atoms: int = 0
+    n_edges: int = 0
+    element_sets: list[list[int]] = field(default_factory=list)
+    element_set: list[int] = field(default_factory=list)  # of every structure
+    heads: list[str] = field(default_factory=list)
+    head: list[int] = field(default_factory=list)  # of every structure
+    isolated: list[int] = field(default_factory=list)  # which structures are isolated atoms
+    # (head, atomic number, energy or None, source) of these
+    isolated_atoms: list[tuple[str, int, float | None, str]] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str, str]] = field(default_factory=list)
+    rejects: list[dict[str, str | None]] = field(default_factory=list)
+    checksums: list[str] = field(default_factory=list)  # of the part files
+
+    @classmethod
+    def of_json(cls, content: dict[str, Any]) -> Self:
+        """The summary that ``asdict`` took apart."""
+        for name in ("isolated_atoms", "notes"):
+            content[name] = [tuple(item) for item in content[name]]
+        return cls(**content)
+
+    @property
+    def n_structures(self) -> int:
+        """Structures that are kept."""
+        return sum(self.sizes)
+
+
+class _Kept(Notes):
+    """Announcements, kept for the process that makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[str, str, str]] = []
+
+    def once(self, kind: str, source: str, message: str) -> None:
+        if kind not in self._announced:
+            self._announced.add(kind)
+            self.kept.append((kind, source, message))
+
+
+def part_paths(folder: Path, key: str, n_parts: int) -> list[Path]:
+    """The part files of a block."""
+    return [folder / BLOCKS / f"{key}-{i}.h5" for i in range(n_parts)]
+
+
+def read_block(block: Block, reading: Reading) -> Summary:
+    """Read a block, unless a former run has; the summary of its part files.
+
+    Raises:
+        InputError: something in it is wrong, and ``skip_invalid`` does not cover it.
+    """
+    key = reading.key(block)
+    known = _finished(reading, key, block)
+    return _Reader(block, reading, key).run() if known is None else known
+
+
+def _finished(reading: Reading, key: str, block: Block) -> Summary | None:
+    """The summary of a former run, if it is what this one would make."""
+    path = reading.folder / BLOCKS / f"{key}.json"
+    try:
+        summary = Summary.of_json(json.loads(path.read_text()))
+        parts = part_paths(reading.folder, key, len(summary.sizes))
+        headers = [read_header(part) for part in parts]
+        if [header.checksum for header in headers] != summary.checksums:
+            return None
+        for header in headers:  # the disk may have lost some of it with the power
+            OpenShard(header).check(0, header.n_structures)
+        for head, kind in {*zip(summary.head, summary.element_set, strict=True)}:
+            elements = summary.element_sets[kind]
+            check_elements(reading, summary.heads[head], elements, "", block.split)
+    except (OSError, ValueError, KeyError, TypeError):  # InputError is a ValueError
+        return None
+    if summary.rejects and not reading.skip_invalid:
+        return None
+    return summary
+
+
+def check_elements(
+    reading: Reading, head: str, elements: Iterable[int], source: str, split: str
+) -> None:
+    """InputError for an element that is not trained or has no E0."""
+    if reading.trained is not None:
+        unknown = sorted(set(elements) - reading.trained)
+        if unknown:
+            symbols = ", ".join(f"{chemical_symbols[z]} ({z})" for z in unknown)
+            raise InputError(
+                f"{source}: {symbols} in the {split} set but not in training; add training "
+                f"structures with it or remove it from data.{split}_file"
+            )
+    elif head in reading.given:
+        remedy = "add it there, or set data.E0s=average"
+        check_covered(reading.given[head], elements, "data.E0s", where=source, remedy=remedy)
+
+
+class _Reader:
+    """One pass over a block."""
+
+    def __init__(self, block: Block, reading: Reading, key: str) -> None:
+        self.block, self.reading, self.key = block, reading, key
+        self.summary = Summary()
+        self.notes = _Kept()
+        self.counts = LabelCounts()
+        self.names: set[str] = set()
+        self.sets: dict[tuple[int, ...], int] = {}
+        self.heads: dict[str, int] = {}
+
+    def run(self) -> Summary:
+        """Write the part files, then the summary."""
+        folder, summary = self.reading.folder, self.summary
+        storage = Storage(float32=self.reading.float32)
+        samples = self.samples()
+        while chunk := list(islice(samples, self.reading.structures_per_part)):
+            (path,) = part_paths(folder, self.key, len(summary.sizes) + 1)[-1:]
+            write_shard(path, chunk, self.reading.r_max, storage, durable=False)
+            summary.sizes.append(len(chunk))
+            summary.checksums.append(read_header(path).checksum)
+        summary.element_sets = [list(elements) for elements in self.sets]
+        summary.heads = list(self.heads)
+        summary.labels = asdict(self.counts)
+        summary.names = sorted(self.names)
+        summary.notes = self.notes.kept
+        write_json(folder / BLOCKS / f"{self.key}.json", asdict(summary))
+        return summary
+
+    def samples(self) -> Iterator[Sample]:
+        """The valid structures of the block; the others are noted as rejects, or an error."""
+        for part in self.block.parts:
+            parses = parses_of(part.path, part.shown, part.format, part.piece)
+            index = part.piece.first - 1
+            for index, parse in enumerate(parses, start=part.piece.first):
+                sample = self.sample(parse, part.shown, index)
+                if sample is not None:
+                    yield sample
+            if index < 0:
+                raise InputError(f"{part.shown} holds no structures; give a file that does")
+
+    def sample(self, parse: Parse, shown: str, index: int) -> Sample | None:
+        """One structure with its neighbours; None for a reject."""
+        source = f"{shown}, structure {index}"
+        described: Described | None = None
+        try:
+            with read_errors(shown, index):
+                described = parse()
+            structure = structure_from_atoms(
+                described, self.reading.keys, source, self.notes, head=self.block.head
+            )
+            sample = sample_of(rounded(structure, self.reading.float32), self.reading.r_max)
+        except InputError as error:
+            kind = error.kind if isinstance(error, InvalidStructureError) else "unreadable"
+            if not self.reading.skip_invalid:
+                raise
+            text = text_of(parse) if described is None else extxyz_of(described)
+            self.summary.rejects.append(
+                {"source": source, "kind": kind, "reason": str(error), "extxyz": text}
+            )
+            return None
+        elements = np.unique(structure.numbers).tolist()
+        check_elements(self.reading, structure.head, elements, source, self.block.split)
+        self.note(described, sample)
+        return sample
+
+    def note(self, described: Described, sample: Sample) -> None:
+        """Take a structure up into the summary."""
+        structure, summary = sample.structure, self.summary
+        elements = tuple(np.flatnonzero(np.bincount(structure.numbers)).tolist())
+        if is_isolated(structure):
+            place = (structure.head, elements[0], structure.energy, structure.source)
+            summary.isolated.append(len(summary.element_set))
+            summary.isolated_atoms.append(place)
+        summary.element_set.append(self.sets.setdefault(elements, len(self.sets)))
+        summary.head.append(self.heads.setdefault(structure.head, len(self.heads)))
+        summary.n_atoms += structure.n_atoms
+        summary.n_edges += sample.edges.n_edges
+        self.counts.add(structure)
+        self.names |= names_in(described)
+
+
+def rounded(structure: Structure, float32: tuple[str, ...]) -> Structure:
+    """The structure as it will be read back, so that edges and statistics are of what is stored."""
+    changed = {
+        name: getattr(structure, name).astype(np.float32).astype(np.float64)
+        for name in float32
+        if getattr(structure, name) is not None
+    }
+    return replace(structure, **changed) if changed else structure
+
+
+def extxyz_of(described: Described) -> str | None:
+    """The structure as text, as far as it can be written."""
+    text = StringIO()
+    try:
+        write(text, as_atoms(described), format="extxyz")
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError):
+        return None
+    return text.getvalue()

@@ -1,0 +1,6 @@
+"""Shards: arrays of many structures in one HDF5 file, read in any order by memory map."""
+
+from mace_train.data.shards.hdf5 import sample_of
+from mace_train.data.shards.shard_set import ShardSet
+
+__all__ = ["ShardSet", "sample_of"]

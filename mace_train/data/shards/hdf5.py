@@ -1,0 +1,305 @@
+"""One shard: an HDF5 file with the arrays of ``columns.LAYOUT``.
+
+Arrays are contiguous and aligned in the file, so readers map it into memory and take slices: no
+copy in the library's cache, no lock, safe after fork. With compression, what belongs to atoms and
+edges is chunked instead and read through HDF5. Two checksums beside those of the structures:
+``checksum``, the SHA-256 of all names, types, shapes and bytes, is the identity of the contents;
+``header_checksum`` is over what a reader takes in before any structure (attributes, offsets,
+names). HDF5 itself checks its own metadata in this version of its format. A file appears under its
+name only when it is complete and on the disk. The page for users of the format is README.md.
+"""
+
+import hashlib
+import os
+import secrets
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mace_train import __version__
+from mace_train.data.neighbors import neighbor_list
+from mace_train.data.shards.arrays import (
+    LAYOUT,
+    OF_ATOMS,
+    OF_EDGES,
+    Arrays,
+    Columns,
+    Sample,
+    Storage,
+    is_allowed,
+    without_edges,
+)
+from mace_train.data.structure import Structure
+from mace_train.errors import InputError
+
+FORMAT = "mace-train shard"
+FORMAT_VERSION = 2
+ALIGNMENT = 64  # bytes
+CHUNK_BYTES = 1 << 18  # of compressed arrays, see scripts/bench/chunks.py
+_HEADER_ARRAYS = (
+    "atom_offsets",
+    "edge_offsets",
+    "source_offsets",
+    "config_type_names",
+    "head_names",
+    "elements",
+)
+_ATTRIBUTES = (
+    "r_max",
+    "n_structures",
+    "stores_edges",
+    "checksum",
+    "header_checksum",
+    "complete",
+)
+
+
+def sample_of(structure: Structure, r_max: float) -> Sample:
+    """``structure`` with its edges shorter than ``r_max`` (Å); see ``neighbor_list``."""
+    edges = neighbor_list(
+        structure.positions, structure.cell, structure.pbc, r_max, structure.source or "structure"
+    )
+    return Sample(structure, edges)
+
+
+def write_shard(
+    path: Path,
+    samples: Iterable[Sample],
+    r_max: float,
+    storage: Storage | None = None,
+    *,
+    durable: bool = True,
+) -> None:
+    """Write ``samples`` to the file ``path``; only compact arrays are kept meanwhile.
+
+    Equal samples give equal bytes. See ``write_arrays`` for ``durable``.
+    """
+    columns = Columns(storage or Storage())
+    for sample in samples:
+        columns.add(sample)
+    write_arrays(path, columns.arrays(), r_max, columns.storage, durable=durable)
+
+
+def write_arrays(
+    path: Path, arrays: Arrays, r_max: float, storage: Storage, *, durable: bool = True
+) -> None:
+    """Write the arrays of a shard to the file ``path``, which appears only when it is complete.
+
+    ``durable`` waits until it is on the disk, so that it is whole after a loss of power too.
+    """
+    # a name of its own: two processes may write equal contents for a file that is given twice
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with h5py.File(
+            partial,
+            "w",
+            libver=("v110", "v110"),
+            alignment_threshold=1,
+            alignment_interval=ALIGNMENT,
+        ) as file:
+            _fill(file, arrays, float(r_max), storage)
+        if durable:
+            with open(partial, "rb") as written:
+                os.fsync(written.fileno())
+        os.replace(partial, path)
+    except BaseException:  # also an interrupt: nothing half-written stays
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _fill(file: h5py.File, arrays: Arrays, r_max: float, storage: Storage) -> None:
+    if not storage.stores_edges:
+        arrays = without_edges(arrays)
+    for name, array in arrays.items():
+        chunked = storage.compression and name in OF_ATOMS + OF_EDGES and array.size
+        options: dict[str, Any] = {}
+        if chunked:
+            rows = max(1, CHUNK_BYTES // max(array.nbytes // len(array), 1))
+            options = {
+                "chunks": (min(rows, len(array)), *array.shape[1:]),
+                "compression": storage.compression,
+                "shuffle": True,
+            }
+            if storage.compression == "gzip":
+                options["compression_opts"] = 1
+        file.create_dataset(name, data=array, **options)
+    attributes = {
+        "format": np.bytes_(FORMAT),
+        "format_version": FORMAT_VERSION,
+        "r_max": r_max,
+        "n_structures": len(arrays["structures"]),
+        "stores_edges": storage.stores_edges,
+        "checksum": np.bytes_(checksum(arrays, r_max)),
+    }
+    file.attrs.update(attributes)
+    file.attrs["header_checksum"] = _header_checksum(_attributes(file), arrays)
+    file.attrs["mace_train_version"] = np.bytes_(__version__)
+    file.attrs["complete"] = True
+
+
+def checksum(arrays: Arrays, r_max: float) -> str:
+    """SHA-256 (hex) of the arrays and the cutoff radius they were made with."""
+    digest = hashlib.sha256(f"{FORMAT} {FORMAT_VERSION} {float(r_max)!r}".encode())
+    for name in LAYOUT:
+        if name in arrays:
+            array = np.ascontiguousarray(arrays[name])
+            digest.update(f"|{name} {array.dtype.descr} {array.shape}|".encode())
+            digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _header_checksum(attributes: dict[str, Any], arrays: Arrays) -> int:
+    """CRC-32 of what is taken in before any structure is read."""
+    names = [name for name in _ATTRIBUTES if name not in ("header_checksum", "complete")]
+    values = [attributes[name] for name in names]
+    plain = [value.item() if isinstance(value, np.generic) else value for value in values]
+    crc = zlib.crc32(repr((FORMAT_VERSION, plain)).encode())
+    for name in _HEADER_ARRAYS:
+        crc = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).data, crc)
+    return crc
+
+
+_NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """What is known of a shard without reading its structures."""
+
+    path: Path
+    r_max: float
+    n_structures: int
+    stores_edges: bool
+    checksum: str
+    # name -> offset in the file (None: chunked, or without bytes), type, shape
+    places: dict[str, tuple[int | None, np.dtype[Any], tuple[int, ...]]]
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether arrays of atoms and edges are read through HDF5."""
+        return any(
+            offset is None and int(np.prod(shape)) for offset, _, shape in self.places.values()
+        )
+
+
+def read_header(path: Path) -> ShardHeader:
+    """Format, version, completeness and array places of a shard, checked.
+
+    Raises:
+        InputError: not a shard, truncated, incomplete or of another format version.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            attributes = _attributes(file)
+            _check_format(path, attributes)
+            header = _header(path, file, attributes)
+            arrays = {name: file[name][()] for name in _HEADER_ARRAYS}
+            if _header_checksum(attributes, arrays) != attributes["header_checksum"]:
+                raise damaged(path, "its header does not match its checksum")
+    except InputError:
+        raise
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
+        raise damaged(path, f"HDF5 cannot read it: {error}") from error
+    return header
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    """Numbers and text of fixed length by name; None for others, which shards do not have.
+
+    HDF5 may never return from text of variable length in a damaged file.
+    """
+    found: dict[str, Any] = {}
+    for name in file.attrs:
+        kind = file.attrs.get_id(name).get_type()
+        is_text = kind.get_class() == h5py.h5t.STRING
+        if is_text and not kind.is_variable_str():
+            found[name] = bytes(file.attrs[name]).decode(errors="replace")
+        else:
+            found[name] = file.attrs[name] if kind.get_class() in _NUMBERS else None
+    return found
+
+
+def _header(path: Path, file: h5py.File, attributes: dict[str, Any]) -> ShardHeader:
+    stores_edges = bool(attributes["stores_edges"])
+    stored = [name for name in LAYOUT if stores_edges or name not in OF_EDGES]
+    header = ShardHeader(
+        path=path,
+        r_max=float(attributes["r_max"]),
+        n_structures=int(attributes["n_structures"]),
+        stores_edges=stores_edges,
+        checksum=str(attributes["checksum"]),
+        places={name: _place(path, file, name) for name in stored},
+    )
+    _check_types(header)
+    _check_shapes(header)
+    return header
+
+
+def damaged(path: Path, what: str) -> InputError:
+    """The error for a shard that cannot be trusted."""
+    return InputError(f"shard {path} is damaged ({what}); copy it again or run preprocess again")
+
+
+def _check_format(path: Path, attributes: dict[str, Any]) -> None:
+    if attributes.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is HDF5 but not a shard of mace-train; point data_dir to a folder written by "
+            "`mace-train preprocess`"
+        )
+    version = attributes.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"shard {path} has format version {version}, this mace-train reads version "
+            f"{FORMAT_VERSION}; run preprocess again"
+        )
+    missing = set(_ATTRIBUTES) - set(attributes)
+    if missing:
+        raise damaged(path, f"attributes {', '.join(sorted(missing))} are missing")
+
+
+def _place(
+    path: Path, file: h5py.File, name: str
+) -> tuple[int | None, np.dtype[Any], tuple[int, ...]]:
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise damaged(path, f"array {name} is missing")
+    offset = dataset.id.get_offset()
+    if offset is None and dataset.size and name not in OF_ATOMS + OF_EDGES:
+        raise damaged(path, f"array {name} is not contiguous")
+    return offset, dataset.dtype, dataset.shape
+
+
+def _check_types(header: ShardHeader) -> None:
+    """InputError unless every array has a type that shards have."""
+    for name, (_, dtype, _) in header.places.items():
+        if not is_allowed(name, dtype):
+            raise damaged(header.path, f"array {name} has type {dtype}, which no shard has")
+
+
+def _check_shapes(header: ShardHeader) -> None:
+    """InputError unless the shapes of all arrays agree."""
+    sizes: dict[str, int] = {"structures": header.n_structures}
+    sizes["structures + 1"] = header.n_structures + 1
+    for name, (_, _, shape) in header.places.items():
+        axes = LAYOUT[name]
+        expected = tuple(
+            axis if isinstance(axis, int) else sizes.setdefault(axis, length)
+            for axis, length in zip(axes, shape, strict=False)
+        )
+        if len(shape) != len(axes) or shape != expected:
+            raise damaged(header.path, f"array {name} has shape {shape}, expected {expected}")
+
+
+def read_arrays(header: ShardHeader) -> dict[str, NDArray[Any]]:
+    """All arrays of a shard in memory, through HDF5 (whatever its storage)."""
+    try:
+        with h5py.File(header.path, "r", locking=False) as file:
+            return {name: file[name][()] for name in header.places}
+    except (OSError, RuntimeError, LookupError, ValueError, MemoryError) as error:
+        raise damaged(header.path, f"HDF5 cannot read it: {error}") from error

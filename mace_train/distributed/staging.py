@@ -1,0 +1,76 @@
+"""Shards on the node's own disk: copied once per node before the first step, removed at the end.
+
+A shared file system serves hundreds of nodes badly when each reads small pieces at random; a copy
+is one stream per node. The copy is named for the job and the data, so a job that starts again on
+the same node finds what it has left there.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mace_train.distributed.world import World
+from mace_train.folders import existing_folder
+
+LOGGER = logging.getLogger("mace_train")
+
+
+@contextmanager
+def staged(folder: Path, to: str | None, world: World) -> Iterator[Path]:
+    """``folder``, or its copy below ``to`` on this node.
+
+    Raises ``InputError`` on every rank if one node has no room for it or cannot write it.
+    """
+    if to is None:
+        yield folder
+        return
+    existing_folder("data_dir", str(folder))
+    message: str | None = None
+    copy = Path(to)
+    try:
+        copy = Path(to) / _name(folder)
+        if world.local_rank == 0:
+            _copy(folder, copy)
+    except (OSError, ValueError) as error:
+        message = (
+            f"cluster.stage_to={to}: {os.uname().nodename} cannot copy {folder} there ({error}); "
+            "choose another folder, or leave stage_to out"
+        )
+    world.raise_together(message)
+    try:
+        yield copy
+    finally:
+        if world.local_rank == 0:
+            shutil.rmtree(copy, ignore_errors=True)
+
+
+def _name(folder: Path) -> str:
+    """A name that is the same for all processes of a job on a node, and for its next start."""
+    data = hashlib.sha256((folder / "statistics.json").read_bytes()).hexdigest()
+    jobs = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+    job = next((os.environ[name] for name in jobs if name in os.environ), str(os.getppid()))
+    return f"mace-train-{job}-{data[:16]}"
+
+
+def _copy(folder: Path, copy: Path) -> None:
+    """Copy everything; under another name until it is complete."""
+    if copy.is_dir():
+        LOGGER.info("%s is already there", copy)
+        return
+    start = time.monotonic()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(copy.parent).free
+    if size > free:
+        raise OSError(f"{size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free")
+    incomplete = copy.with_name(f"{copy.name}.incomplete")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    shutil.copytree(folder, incomplete)
+    os.replace(incomplete, copy)
+    seconds = time.monotonic() - start
+    LOGGER.info("copied %.3g GB to %s, %.3g MB/s", size / 1e9, copy, size / 1e6 / seconds)

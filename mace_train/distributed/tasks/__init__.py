@@ -1,0 +1,1 @@
+"""Independent tasks shared among processes of one machine or MPI ranks of many."""

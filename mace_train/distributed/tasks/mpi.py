@@ -1,0 +1,204 @@
+"""MPI ranks: rank 0 hands out tasks and works on them itself, the others ask for the next one.
+
+The only module that imports mpi4py. A thread of rank 0 answers the others while its main thread
+works; it is the only one that calls MPI meanwhile. Waiting is by polling every millisecond, not by
+MPI's busy loops, so ranks that wait leave their cores to those that work.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from mace_train.distributed.launcher import Tasks
+from mace_train.errors import InputError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+_POLL = 1e-3  # s
+
+
+def connect(tasks: Tasks) -> Any:
+    """The communicator of all ranks.
+
+    Raises:
+        InputError: mpi4py or its runtime is missing, or MPI does not see all tasks.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"{tasks.size} tasks were started ({tasks.variable}), but MPI cannot be used here "
+            f"({error}); pip install 'mace-train[mpi]', or start one task with workers=N"
+        ) from None
+    communicator = MPI.COMM_WORLD
+    if communicator.Get_size() != tasks.size:
+        raise InputError(
+            f"{tasks.variable} says {tasks.size} tasks, MPI connects {communicator.Get_size()}: "
+            "launcher and MPI library do not fit; try srun --mpi=pmi2 (MPICH) or --mpi=pmix "
+            "(Open MPI), or the mpiexec that came with the library"
+        )
+    if communicator.Get_size() > 1 and MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+        raise InputError(
+            "this MPI library does not allow calls from threads (MPI_THREAD_SERIALIZED); use "
+            "another one, such as pip install mpich, or one task with workers=N"
+        )
+    return communicator
+
+
+def serve(communicator: Any) -> None:
+    """Do the tasks that rank 0 hands out, until it says that there are no more."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # rank 0 reports, the launcher ends the others
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # rank 0 ends all of them in order
+    logging.getLogger("mace_train").setLevel(logging.ERROR)
+    answer: Any = None
+    while True:
+        communicator.send(answer, dest=0)
+        task = _receive(communicator, 0)
+        if task is None:
+            return
+        index, function, argument = task
+        answer = (index, *_outcome(function, argument))
+
+
+def _outcome(function: Callable[[Any], Any], argument: Any) -> tuple[Any, Any]:
+    """(result, None), or (None, error); what is not an InputError comes with its trace."""
+    try:
+        return function(argument), None
+    except (InputError, OSError) as error:  # of the input, or of the disk
+        return None, error
+    except Exception:  # the fault is reported by rank 0, which stops the run
+        return None, RuntimeError(f"on {os.uname().nodename}:\n{traceback.format_exc()}")
+
+
+def _receive(communicator: Any, source: int) -> Any:
+    while not communicator.iprobe(source=source):
+        time.sleep(_POLL)
+    return communicator.recv(source=source)
+
+
+class Ranks:
+    """The crew of all ranks, on rank 0."""
+
+    def __init__(self, communicator: Any) -> None:
+        self.size: int = communicator.Get_size()
+        self._communicator = communicator
+        self._waiting: list[int] = []  # ranks that asked for a task and have none
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None and issubclass(kind, Exception) and not issubclass(kind, InputError):
+            traceback.print_exception(error)
+            sys.stderr.flush()
+            self._communicator.Abort(1)
+        while len(self._waiting) < self.size - 1:  # the others end their tasks first
+            self._collect(_Board([], lambda result: None))
+            time.sleep(_POLL)
+        for rank in self._waiting:
+            self._communicator.send(None, dest=rank)
+
+    def map(
+        self,
+        function: Callable[[Task], Result],
+        tasks: Sequence[Task],
+        done: Callable[[Result], None],
+    ) -> list[Result]:
+        """See Crew."""
+        board = _Board(tasks, done)
+        server = threading.Thread(target=self._serve, args=(board, function), daemon=True)
+        server.start()
+        try:
+            while (index := board.take()) is not None:
+                board.put(index, *_outcome(function, tasks[index]))
+        finally:
+            board.close()
+            server.join()
+        return board.results()
+
+    def _serve(self, board: "_Board", function: Callable[[Any], Any]) -> None:
+        """Answer the other ranks until no task is left and none is under way."""
+        try:
+            while True:
+                self._collect(board)
+                while self._waiting and (index := board.take()) is not None:
+                    rank = self._waiting.pop(0)
+                    self._communicator.send((index, function, board.tasks[index]), dest=rank)
+                if board.is_closed and len(self._waiting) == self.size - 1:
+                    return
+                time.sleep(_POLL)
+        except BaseException as error:  # of this thread, to be raised by the main one
+            board.fail(error)
+
+    def _collect(self, board: "_Board") -> None:
+        """Take in the answers that have arrived."""
+        for rank in range(1, self.size):
+            while rank not in self._waiting and self._communicator.iprobe(source=rank):
+                answer = self._communicator.recv(source=rank)
+                self._waiting.append(rank)
+                if answer is not None:
+                    board.put(*answer)
+
+
+class _Board:
+    """Tasks and results, shared by the two threads of rank 0."""
+
+    def __init__(self, tasks: Sequence[Any], done: Callable[[Any], None]) -> None:
+        self.tasks = tasks
+        self._done = done
+        self._results: dict[int, Any] = {}
+        self._errors: dict[int, BaseException] = {}
+        self._next = 0
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def take(self) -> int | None:
+        """The number of the next task; None if there is none, or one has failed."""
+        with self._lock:
+            if self._errors or self._closed or self._next >= len(self.tasks):
+                return None
+            self._next += 1
+            return self._next - 1
+
+    def put(self, index: int, result: Any, error: BaseException | None) -> None:
+        """Note how a task ended."""
+        with self._lock:
+            if error is not None:
+                self._errors[index] = error
+                return
+            self._results[index] = result
+            self._done(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Note a failure of the crew itself."""
+        with self._lock:
+            self._errors[-1] = error
+
+    def close(self) -> None:
+        """No further task is to be taken by this rank."""
+        with self._lock:
+            self._closed = True
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether rank 0 itself has no task any more."""
+        with self._lock:
+            return self._closed
+
+    def results(self) -> list[Any]:
+        """All results in order; the error of the first task that failed."""
+        if self._errors:
+            raise self._errors[min(self._errors)]
+        return [self._results[index] for index in range(len(self.tasks))]

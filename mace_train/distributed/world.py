@@ -1,0 +1,275 @@
+"""World: the processes of one run, their devices, and the few collectives that training uses.
+
+launcher.py says which processes belong together. Ranks that share a GPU by mistake, or of which
+only some have one, are an error: they would train, slowly, and nobody would notice.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+
+from mace_train.distributed.heartbeat import Heartbeat
+from mace_train.distributed.launcher import Launch, detect, job_gpus
+from mace_train.distributed.rendezvous import meet
+from mace_train.errors import InputError, LostRankError
+from mace_train.settings import ClusterSettings
+
+# What the messages of a collective that failed contain.
+_COLLECTIVE_ERRORS = (
+    "imed out",
+    "Connection closed by peer",
+    "Connection reset",
+    "Broken pipe",
+    "Read error",
+    "Write error",
+    "NCCL",
+    "gloo",
+)
+
+# Threads of gloo drop the tensors of their last works, for which they need the GIL; PyTorch waits
+# for these threads with the GIL held when a process group ends, so they must be done before.
+_LAST_WORKS_S = 0.1
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the processes of the run."""
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    timeout_s: int = 600
+    restarted: bool = False  # by torchrun, after the failure of a rank
+    heartbeat: Heartbeat | None = None
+    control: Any = None  # gloo group for small messages that no GPU has to wait for
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that prints and writes files."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The elementwise sum of ``tensor`` over all ranks, on every rank."""
+        if self.size > 1:
+            tensor = tensor.detach().clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_later(self, values: Tensor) -> Callable[[], Tensor]:
+        """Start to sum ``values`` (on the CPU) over all ranks; the returned function waits."""
+        if self.size == 1:
+            return lambda: values
+        total = values.detach().clone()
+        work = dist.all_reduce(total, group=self.control, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return total
+
+        return wait
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's ``value`` (any small picklable object) on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather_all(self, value: Any) -> list[Any]:
+        """Every rank's ``value`` in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's ``value`` in rank order on rank 0; an empty list on the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values, dst=0)
+        return values or []
+
+    def from_main(self, function: Callable[[], _Value]) -> _Value:
+        """Rank 0's ``function()`` on every rank; its ``InputError`` is raised on all of them."""
+        outcome: tuple[_Value | None, str | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = function(), None
+            except InputError as error:
+                outcome = None, str(error)
+        value, message = self.broadcast(outcome)
+        if message is not None:
+            raise InputError(message)
+        return value
+
+    def raise_together(self, message: str | None) -> None:
+        """InputError on every rank if any has a message; one small sum if none has."""
+        found = self.sum_later(torch.tensor([int(message is not None)]))()
+        if found.item():
+            messages = [text for text in self.gather_all(message) if text is not None]
+            more = f" (and {len(messages) - 1} ranks more)" if len(messages) > 1 else ""
+            raise InputError(messages[0] + more)
+
+    def signal_life(self, step: int, phase: str) -> None:
+        """Note for the others what this rank is about to do."""
+        if self.heartbeat is not None:
+            self.heartbeat.step, self.heartbeat.phase = step, phase
+
+    def explain(self, error: Exception) -> InputError | None:
+        """What to tell the user when a collective failed; None if it is no such error."""
+        text = str(error)
+        if self.size == 1 or not any(mark in text for mark in _COLLECTIVE_ERRORS):
+            return None
+        assert self.heartbeat is not None
+        waited = "timed out" in text.lower()
+        what = f"no answer within cluster.timeout_s={self.timeout_s}" if waited else "a rank died"
+        return LostRankError(
+            f"{what}: {self.heartbeat.missing()}; restart_latest=true continues from the last "
+            f"checkpoint ({text.splitlines()[0][:200]})"
+        )
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(1, device=self.device))
+
+
+@contextmanager
+def open_world(settings: ClusterSettings) -> Iterator[World]:
+    """Join the run that the launcher started; leave it, all together, at the end of the block."""
+    launch = detect()
+    device = _device(settings, launch)
+    torch.set_num_threads(_threads(settings, launch))
+    numbers = (launch.rank, launch.local_rank, launch.size, launch.local_size)
+    world = World(*numbers, device, settings.timeout_s)
+    if launch.size == 1:
+        yield world
+        return
+    yield from _joined(world, launch, settings)
+
+
+def _joined(world: World, launch: Launch, settings: ClusterSettings) -> Iterator[World]:
+    """The world with its process groups, which are left at the end."""
+    backend = settings.backend
+    if backend == "auto":
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+    if backend == "nccl" and world.device.type != "cuda":
+        raise InputError("cluster.backend=nccl needs cluster.device=cuda; use gloo on the CPU")
+    timeout = timedelta(seconds=settings.timeout_s)
+    store = meet(launch, timeout)
+    dist.init_process_group(
+        backend,
+        store=PrefixStore("groups", store),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timeout,
+    )
+    heartbeat = Heartbeat(store.clone(), world.rank, world.size)
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    world = replace(world, heartbeat=heartbeat, control=control)
+    try:
+        world.raise_together(device_conflict(store, world.rank, _name_of(world.device)))
+        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0")
+        attempts = world.sum_later(torch.tensor([attempt]))()
+        yield replace(world, restarted=bool(attempts.item()))
+        _leave_together(world)
+    except SystemExit as end:
+        if end.code in (0, os.EX_TEMPFAIL):
+            _leave_together(world)
+        raise
+    finally:
+        heartbeat.stop()
+        time.sleep(_LAST_WORKS_S)
+        dist.destroy_process_group()
+
+
+def _leave_together(world: World) -> None:
+    """Wait for the slowest: a launcher may end the others some time after the first has left."""
+    try:
+        dist.barrier(group=world.control)
+    except RuntimeError as error:
+        raise world.explain(error) or error from error
+
+
+def device_conflict(store: Any, rank: int, device: str) -> str | None:
+    """What is wrong if this rank shares its GPU with another, or only some ranks have one.
+
+    Each rank claims its device in the store, and the first to claim it has it: two requests a
+    rank, however many there are.
+    """
+    host, kind = socket.gethostname(), device.split()[0]
+    first = store.compare_set("device/kind", "", f"{kind} {rank}").decode().split()
+    if first[0] != kind:
+        return (
+            f"rank {rank} on {host} uses a {kind}, rank {first[1]} a {first[0]}: all ranks must "
+            "use the same; check the driver of that host (nvidia-smi), or use cluster=cpu"
+        )
+    if kind == "cpu":
+        return None
+    owner = int(store.compare_set(f"device/{host}/{device}", "", str(rank)).decode())
+    if owner == rank:
+        return None
+    return (
+        f"ranks {owner} and {rank} on {host} share one GPU ({device}); start one rank per GPU: "
+        "srun --ntasks-per-node=GPUS --gpus-per-node=GPUS, or torchrun --nproc-per-node GPUS"
+    )
+
+
+def _name_of(device: torch.device) -> str:
+    """Kind and identity of a device, the same from every process that can use it."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"{device.type} {torch.cuda.get_device_properties(device).uuid}"
+
+
+def _threads(settings: ClusterSettings, launch: Launch) -> int:
+    """CPU threads of this process: as set, as the launcher says, or a share of the host."""
+    if settings.num_threads is not None:
+        return settings.num_threads
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return max(1, torch.get_num_threads() // launch.local_size)
+
+
+def _device(settings: ClusterSettings, launch: Launch) -> torch.device:
+    """The device of this rank: its own GPU, or the CPU."""
+    kind = settings.device
+    n_gpus = torch.cuda.device_count()
+    granted = job_gpus()
+    if kind != "cpu" and n_gpus == 0 and granted is not None:
+        raise InputError(
+            f"the job has GPUs ({granted}) but PyTorch {torch.__version__} sees none (CUDA "
+            f"{torch.version.cuda or 'not built in'}); install a PyTorch with CUDA, check "
+            "nvidia-smi on this host, or say cluster=cpu to train on the CPU"
+        )
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cpu":
+        return torch.device("cpu")
+    if n_gpus == 0:
+        raise InputError("cluster.device=cuda but PyTorch sees no CUDA device; use device=cpu")
+    if launch.local_size > n_gpus > 1:
+        raise InputError(
+            f"{launch.local_size} ranks on this host but {n_gpus} visible GPUs; start one rank per "
+            f"GPU: srun --ntasks-per-node={n_gpus}, or torchrun --nproc-per-node {n_gpus}"
+        )
+    device = torch.device("cuda", launch.local_rank % n_gpus)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,43 @@
+"""What a check has found."""
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from mace_train.distributed.world import World
+
+
+class Verdict(Enum):
+    """How bad it is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    verdict: Verdict
+    text: str
+    remedy: str | None = None
+
+
+def same_everywhere(world: World, value: str, what: str, remedy: str) -> list[Finding]:
+    """The value if all ranks have it, else FAIL with the values and how many ranks have each."""
+    counts = Counter(world.gather_all(value))
+    if len(counts) == 1:
+        return [Finding(Verdict.OK, f"{what} {value}")]
+    text = "; ".join(f"{found} on {n} ranks" for found, n in counts.most_common())
+    return [Finding(Verdict.FAIL, f"{what} differ: {text}", remedy)]
+
+
+def first_problem(world: World, problem: str | None, ok: str, remedy: str) -> list[Finding]:
+    """``ok`` if no rank has a problem, else FAIL with the first one and their number."""
+    problems: list[Any] = [text for text in world.gather_all(problem) if text is not None]
+    if not problems:
+        return [Finding(Verdict.OK, ok)]
+    text = f"{problems[0]} ({len(problems)} of {world.size} ranks)"
+    return [Finding(Verdict.FAIL, text, remedy)]

@@ -1,0 +1,83 @@
+"""Checks of the environment, on every rank, as a table that ends with PASS or FAIL.
+
+    mace-train doctor                                          this machine
+    srun mace-train doctor data_dir=prepared                   every rank that a training would have
+
+Each check gives findings: ok, warn (works, but slowly or not as expected) or FAIL with the remedy.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from mace_train.distributed.launcher import what_started
+from mace_train.distributed.world import World, open_world
+from mace_train.doctor import environment, network
+from mace_train.doctor.check_result import Finding, Verdict
+from mace_train.errors import InputError
+from mace_train.folders import existing_folder
+from mace_train.settings import DoctorSettings
+
+_MARKS = {Verdict.OK: "ok", Verdict.WARN: "[yellow]warn[/]", Verdict.FAIL: "[red]FAIL[/]"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of the examination; its function is called by all ranks together."""
+
+    name: str
+    examine: Callable[[World, DoctorSettings], list[Finding]]
+
+
+CHECKS = (
+    Check("versions", environment.versions),
+    Check("optional", environment.optional),
+    Check("devices", environment.devices),
+    Check("threads", environment.threads),
+    Check("compiler", environment.compiler),
+    Check("kernels", environment.kernels),
+    Check("all-reduce", network.all_reduce),
+    Check("names", network.names),
+    Check("data", environment.data),
+)
+
+
+def examine(settings: DoctorSettings) -> list[Finding]:
+    """All findings (on rank 0); ``SystemExit`` (1) if one of them is FAIL.
+
+    Raises ``InputError`` where the ranks cannot even join: that is the finding then.
+    """
+    if settings.data_dir is not None:
+        existing_folder("data_dir", settings.data_dir)
+    try:
+        started = what_started()
+        with open_world(settings.cluster) as world:
+            findings = [("launch", Finding(Verdict.OK, started))]
+            for check in CHECKS:
+                findings += [(check.name, found) for found in check.examine(world, settings)]
+            failed = world.broadcast(any(found.verdict is Verdict.FAIL for _, found in findings))
+            if world.is_main:
+                _print(findings, failed)
+    except InputError as error:
+        raise type(error)(f"doctor: FAIL: {error}") from None
+    if failed:
+        raise SystemExit(1)
+    return [found for _, found in findings]
+
+
+def _print(findings: list[tuple[str, Finding]], failed: bool) -> None:
+    table = Table("", "", "found", show_edge=False)
+    before = ""
+    for name, found in findings:
+        text = found.text if found.remedy is None else f"{found.text}\n-> {found.remedy}"
+        table.add_row(name if name != before else "", _MARKS[found.verdict], text)
+        before = name
+    console = Console()
+    console.width = max(console.width, 100)
+    console.print(table)
+    counts = Counter(found.verdict for _, found in findings)
+    verdict = "FAIL" if failed else "PASS"
+    console.print(f"{verdict}: {counts[Verdict.FAIL]} failed, {counts[Verdict.WARN]} warnings")

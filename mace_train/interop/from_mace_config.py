@@ -1,0 +1,354 @@
+"""``mace-train from-mace-config``: settings of mace_run_train as ours, and what has no equal."""
+
+import argparse
+import ast
+import logging
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mace_train.errors import InputError
+from mace_train.folders import make_folder
+from mace_train.interop.arguments import ARGUMENTS, parser
+from mace_train.interop.fine_tuning_arguments import Equal, Values, fine_tuning, with_its_changes
+from mace_train.settings import (
+    FromMaceConfigSettings,
+    ImportSettings,
+    PreprocessSettings,
+    TrainSettings,
+)
+
+LOGGER = logging.getLogger("mace_train")
+
+_SCHEMAS: dict[str, type] = {
+    "import": ImportSettings,
+    "preprocess": PreprocessSettings,
+    "train": TrainSettings,
+}
+_LOSSES = {  # mace-torch's loss -> ours, and the weights that count in it
+    "weighted": ("weighted", ("energy", "forces")),
+    "ef": ("weighted", ()),
+    "forces_only": ("weighted", ("forces",)),
+    "virials": ("weighted", ("energy", "forces", "virials")),
+    "stress": ("weighted", ("energy", "forces", "stress")),
+    "huber": ("huber", ("energy", "forces", "stress")),
+    "universal": ("universal", ("energy", "forces", "stress")),
+    "l1l2energyforces": ("l1l2", ("energy", "forces")),
+}
+_SCHEDULERS = {"ReduceLROnPlateau": "plateau", "ExponentialLR": "exponential"}
+_FROZEN = ((1, "node_embedding"), (5, "interactions"), (6, "products"), (7, "readouts"))
+
+
+def print_settings(settings: FromMaceConfigSettings) -> None:
+    """Print both commands, their YAML, and what has no equal; write YAML files if asked to."""
+    equal, without = translate(settings.config, settings.arguments or [])
+    for command, values in equal.items():
+        words = [f"{name}={_word(value)}" for name, value in values.items()]
+        print(f"mace-train {command} {shlex.join(words)}\n")
+    for command, values in equal.items():
+        print(f"# {command}-from-mace.yaml\n{as_yaml(command, values)}")
+    for line in without:
+        print(f"no equal: {line}")
+    if settings.output is not None:
+        make_folder("output", Path(settings.output))
+        for command, values in equal.items():
+            name = f"{command}-from-mace"  # not the name of a file of ours
+            file = Path(settings.output) / f"{name}.yaml"
+            file.write_text(as_yaml(command, values))
+            options = f"--config-dir {settings.output} --config-name {name}"
+            LOGGER.info("wrote %s; use it with mace-train %s %s", file, command, options)
+
+
+def translate(config: str | None, words: list[str]) -> tuple[Equal, list[str]]:
+    """(our settings by command, lines about what has no equal) of a YAML file and a command line.
+
+    Raises InputError for an argument that mace_run_train does not have.
+    """
+    on_line = _of_words(words)
+    given = {**_of_file(config or on_line.get("config")), **on_line}
+    values = {name: given.get(name, row.default) for name, row in ARGUMENTS.items()}
+    without = [
+        f"--{name}={given[name]}: {row.instead}"
+        for name, row in ARGUMENTS.items()
+        if not row.ours and name in given and given[name] != row.default and name != "config"
+    ]
+    values = with_its_changes(values)
+    equal: Equal = {"import": {}, "preprocess": {}, "train": {}}
+    for name, row in ARGUMENTS.items():
+        if name in _SPECIAL or not row.ours:
+            continue
+        for place in row.ours.split("; "):
+            command, setting = place.split(": ")
+            equal[command][setting] = values[name]
+    for special in dict.fromkeys(_SPECIAL.values()):
+        special(values, equal, without)
+    used = {command: settings for command, settings in equal.items() if settings}
+    return {command: _that_differ(command, used[command]) for command in used}, without
+
+
+def _of_file(config: str | None) -> Values:
+    if config is None:
+        return {}
+    try:
+        content = yaml.safe_load(Path(config).read_text())
+    except OSError as error:
+        raise InputError(f"config={config}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"config={config}: not YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"config={config}: must map arguments of mace_run_train to values")
+    found: Values = {}
+    by_option = {row.alias: name for name, row in ARGUMENTS.items() if row.alias}
+    for key, value in content.items():
+        option = str(key).removeprefix("--")
+        name = by_option.get(option, option)
+        if name not in ARGUMENTS:
+            raise InputError(f"config={config}: mace_run_train has no argument {key!r}")
+        found[name] = _typed(name, value)
+    return found
+
+
+def _of_words(words: list[str]) -> Values:
+    reader = parser()
+
+    def fail(message: str) -> None:
+        raise InputError(f"arguments of mace_run_train: {message}")
+
+    reader.error = fail  # type: ignore[assignment, method-assign]
+    start = 1 if words and not words[0].startswith("-") else 0  # mace_run_train itself
+    found: argparse.Namespace = reader.parse_args(words[start:])
+    return {name: _typed(name, value) for name, value in vars(found).items()}
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value as mace_run_train reads it: numbers and truth from text."""
+    row = ARGUMENTS[name]
+    if value is None or isinstance(value, (list, dict)):
+        return value
+    if row.kind in ("flag", "bool"):
+        return value if isinstance(value, bool) else str(value).lower() in ("true", "t", "yes", "1")
+    if name == "clip_grad" and str(value).lower() == "none":
+        return None
+    kind: Callable[[Any], Any] = int if row.kind == "int" else type(row.default)
+    if kind not in (int, float):
+        return str(value)
+    try:
+        return kind(value)
+    except ValueError:
+        raise InputError(f"--{name}={value}: mace_run_train takes a number") from None
+
+
+def _literal(name: str, value: Any) -> Any:
+    """A list or mapping written as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        raise InputError(f"--{name}={value}: cannot be read as a list or mapping") from None
+
+
+def _folders(values: Values, equal: Equal, without: list[str]) -> None:
+    name = values["name"] or "mace"
+    folder = Path(values["work_dir"]) / name
+    equal["preprocess"]["output"] = equal["train"]["data_dir"] = str(folder / "prepared")
+    equal["train"] |= {"output": str(folder / "run"), "name": name}
+
+
+def _data(values: Values, equal: Equal, without: list[str]) -> None:
+    data = equal["preprocess"]
+    files = ("train_file", "valid_file", "test_file")
+    heads = values["heads"] and _literal("heads", values["heads"])
+    of_head: dict[str, Values] = {str(h): dict(own or {}) for h, own in (heads or {}).items()}
+    for name in files:
+        shared = values[name] or (values["test_dir"] if name == "test_file" else None)
+        by_head = {h: own.pop(name) for h, own in of_head.items() if own.get(name)}
+        data[f"data.{name}"] = by_head or shared
+    if data["data.train_file"] is None:
+        without.append("--train_file: none is given; add data.train_file=FILE")
+        del data["data.train_file"]
+    by_head = {h: _E0s(own.pop("E0s")) for h, own in of_head.items() if own.get("E0s")}
+    data["data.E0s"] = by_head or _E0s(values["E0s"])
+    for head, own in of_head.items():
+        without += [f"--heads: {key} of {head} is a setting of all heads here" for key in own]
+
+
+def _E0s(value: Any) -> Any:
+    if value is None or isinstance(value, dict):
+        return value
+    text = str(value)
+    if text.lower() in ("average", "foundation"):
+        return text.lower()
+    if text.lower() == "estimated":
+        return None  # see fine_tuning
+    return text if text.endswith(".json") else _literal("E0s", text)
+
+
+def _model(values: Values, equal: Equal, without: list[str]) -> None:
+    train = equal["train"]
+    channels, max_L = values["num_channels"], values["max_L"]
+    if values["hidden_irreps"] is not None and (channels is None or max_L is None):
+        channels, max_L = _irreps(values["hidden_irreps"], without)
+    train["model.num_channels"] = 128 if channels is None else int(channels)
+    train["model.max_L"] = 1 if max_L is None else int(max_L)
+    train["model.radial_MLP"] = _literal("radial_MLP", values["radial_MLP"])
+    train["model.model"] = values["model"]
+    if values["model"] not in ("MACE", "ScaleShiftMACE"):
+        without.append(f"--model={values['model']}: MACE and ScaleShiftMACE are here")
+        del train["model.model"]
+
+
+def _irreps(text: str, without: list[str]) -> tuple[int, int]:
+    """(channels, highest degree) of hidden_irreps such as 128x0e + 128x1o."""
+    found = re.findall(r"(\d+)\s*x\s*(\d+)([eo])", text)
+    widths = {int(n) for n, _, _ in found}
+    natural = [(str(d), "oe"[d % 2 == 0]) for d in range(len(found))]
+    if len(widths) != 1 or [(d, parity) for _, d, parity in found] != natural:
+        without.append(f"--hidden_irreps={text}: degrees 0e, 1o, ... of one width are here")
+    return max(widths, default=128), max(len(found) - 1, 0)
+
+
+def _learning(values: Values, equal: Equal, without: list[str]) -> None:
+    train = equal["train"]
+    kind = values["optimizer"]
+    train["optimizer.optimizer"] = kind
+    train["optimizer.beta"] = values["beta"]
+    if kind == "schedulefree":
+        train["optimizer.beta"] = values["beta1_schedulefree"]
+        train["optimizer.beta2"] = values["beta2_schedulefree"]
+    if values["lbfgs"]:
+        train |= {"optimizer.optimizer": "lbfgs", "optimizer.lr": 1.0}
+    factors = _literal("lr_params_factors", values["lr_params_factors"])
+    ours = {key.removesuffix("_lr_factor"): float(factor) for key, factor in factors.items()}
+    train["optimizer.lr_params_factors"] = ours if any(f != 1.0 for f in ours.values()) else None
+    frozen = [part for least, part in _FROZEN if (values["freeze"] or 0) >= least]
+    train["optimizer.freeze"] = frozen or None
+    train["batching.packer"] = "fixed_count"
+    train["scheduler.scheduler"] = _SCHEDULERS.get(values["scheduler"], "plateau")
+    if values["scheduler"] not in _SCHEDULERS:
+        without.append(f"--scheduler={values['scheduler']}: one of {', '.join(_SCHEDULERS)}")
+    train["checkpoints.keep_every"] = 1 if values["save_all_checkpoints"] else None
+
+
+def _loss(values: Values, equal: Equal, without: list[str]) -> None:
+    train, name = equal["train"], values["loss"]
+    if name not in _LOSSES:
+        without.append(f"--loss={name}: no model here predicts dipoles")
+    loss, terms = _LOSSES.get(name, _LOSSES["weighted"])
+    train["loss.loss"] = loss
+    for term in ("energy", "forces", "stress", "virials"):
+        weight = values[f"{term}_weight"] if term in terms else 0.0
+        train[f"loss.{term}_weight"] = weight
+    if name == "ef":  # whose weights mace-torch does not pass on
+        train |= {"loss.energy_weight": 1.0, "loss.forces_weight": 1.0}
+    weights = _literal("config_type_weights", values["config_type_weights"])
+    train["loss.config_type_weights"] = None if weights == {"Default": 1.0} else weights
+    two = values["swa"] or values["start_swa"] is not None
+    epochs = values["max_num_epochs"]
+    start = values["start_swa"] if values["start_swa"] is not None else max(1, epochs // 4 * 3)
+    if two and start > epochs:
+        without.append(f"--start_swa={start}: after the last epoch, so there is no stage two")
+        two = False
+    train["stage_two.enabled"] = two
+    train["stage_two.start"] = start if two else None
+
+
+def _place(values: Values, equal: Equal, without: list[str]) -> None:
+    train, device = equal["train"], values["device"]
+    train["cluster.device"] = device
+    if device not in ("cpu", "cuda"):
+        without.append(f"--device={device}: cpu and cuda are here")
+        del train["cluster.device"]
+    if values["wandb"]:
+        train["logger.wandb_mode"] = "online"
+    for name in ("wandb_project", "wandb_entity", "wandb_name"):
+        if values[name]:
+            train[f"logger.{name}"] = values[name]
+
+
+_Special = Callable[[Values, Equal, list[str]], None]
+_SPECIAL: dict[str, _Special] = {
+    **dict.fromkeys(("name", "work_dir"), _folders),
+    **dict.fromkeys(
+        ("train_file", "valid_file", "test_file", "test_dir", "heads", "E0s"),
+        _data,
+    ),
+    **dict.fromkeys(("model", "hidden_irreps", "num_channels", "max_L", "radial_MLP"), _model),
+    **dict.fromkeys(
+        (
+            *("optimizer", "beta", "beta1_schedulefree", "beta2_schedulefree", "lbfgs"),
+            *("lr_params_factors", "freeze", "scheduler", "save_all_checkpoints"),
+        ),
+        _learning,
+    ),
+    **dict.fromkeys(
+        (
+            *("loss", "energy_weight", "forces_weight", "stress_weight", "virials_weight"),
+            *("config_type_weights", "swa", "start_swa"),
+        ),
+        _loss,
+    ),
+    **dict.fromkeys(
+        (
+            *("foundation_model", "foundation_head", "foundation_model_elements"),
+            *("lora", "lora_rank", "lora_alpha", "multiheads_finetuning", "force_mh_ft_lr"),
+            *("pt_train_file", "pt_valid_file", "weight_pt_head"),
+        ),
+        fine_tuning,
+    ),
+    **dict.fromkeys(("device", "wandb_project", "wandb_entity", "wandb_name"), _place),
+}
+
+
+def _that_differ(command: str, settings: Values) -> Values:
+    """The settings that are not our defaults; InputError if our schema does not take them."""
+    defaults = OmegaConf.structured(_SCHEMAS[command])
+    kept = {
+        name: value
+        for name, value in settings.items()
+        if OmegaConf.is_missing(*_parent(defaults, name))
+        or OmegaConf.select(defaults, name) != value
+    }
+    if command == "preprocess":
+        defaults.data.train_file = "train.xyz"  # for the check, where none is given
+    try:
+        for name, value in kept.items():
+            OmegaConf.update(defaults, name, value, force_add=False)
+        OmegaConf.to_object(defaults)
+    except OmegaConfBaseException as error:
+        raise InputError(f"mace-train {command} does not take the value: {error}") from error
+    return kept
+
+
+def _parent(config: Any, name: str) -> tuple[Any, str]:
+    head, _, leaf = name.rpartition(".")
+    return (OmegaConf.select(config, head) if head else config), leaf
+
+
+def _word(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}: {_word(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_word, value)) + "]"
+    text = str(value)
+    is_plain = re.fullmatch(r"[A-Za-z0-9_./+\-]+", text) is not None
+    return text if is_plain else "'" + text.replace("'", "\\'") + "'"
+
+
+def as_yaml(command: str, values: Values) -> str:
+    """A configuration for --config-name: our defaults and what differs from them."""
+    content = OmegaConf.create({"defaults": [command, "_self_"]})
+    for name, value in values.items():
+        OmegaConf.update(content, name, value, force_add=True)
+    return OmegaConf.to_yaml(content)

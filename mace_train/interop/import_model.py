@@ -1,0 +1,129 @@
+"""``mace-train import``: a model of mace-torch -> a checkpoint that every command takes."""
+
+import copy
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers as number_of
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from mace_train.errors import InputError
+from mace_train.folders import make_folder
+from mace_train.interop.equivalence import (
+    TOLERANCE,
+    TOLERANCE_SINGLE,
+    check_parity,
+    predictions,
+    was_built_in_float32,
+)
+from mace_train.interop.header import Header
+from mace_train.interop.probe_structures import probes
+from mace_train.interop.state_dict import from_mace_torch, header_for
+from mace_train.interop.state_files import read_header, read_tensors
+from mace_train.interop.subprocess_client import build_mace_torch, has_mace_torch, read_mace_torch
+from mace_train.model.mace import MACE
+from mace_train.model.surgery import one_head, with_elements
+from mace_train.settings import ImportSettings
+from mace_train.train.checkpoint import model_header, save, with_prefix
+
+LOGGER = logging.getLogger("mace_train")
+
+
+def import_model(settings: ImportSettings) -> MACE:
+    """Read, compare with mace-torch where it is at hand, cut to the elements, write."""
+    path = Path(settings.model_file)
+    target = Path(settings.output) / "checkpoints" / "best.safetensors"
+    if not path.is_file():
+        raise InputError(f"model_file={settings.model_file}: no such file")
+    if target.exists():
+        raise InputError(f"output={settings.output} already holds {target}; choose another output")
+    header, tensors, theirs = _read(path, settings.header)
+    model = from_mace_torch(tensors, header)
+    if theirs is None:
+        LOGGER.warning("%s: not compared with mace-torch, which is not installed", path)
+    else:
+        single = was_built_in_float32(tensors)
+        if single:
+            LOGGER.info("%s was built in float32; its rounded constants are replaced by ours", path)
+        tolerance = TOLERANCE_SINGLE if single else TOLERANCE
+        _compare(f"{path}: ours and mace-torch's", model, theirs, tolerance)
+    if settings.head is not None:
+        model = _of_head(model, settings.head)
+    if settings.elements is not None:
+        model = _reduced(model, _numbers(settings.elements))
+    make_folder("output", target.parent)
+    dtype = str(model.dtype).removeprefix("torch.")
+    source = {"file": path.name, "header": header}
+    save(
+        target,
+        with_prefix("model.", dict(model.named_parameters())),
+        {**model_header(model), "default_dtype": dtype, "imported": source},
+    )
+    LOGGER.info("wrote %s (%s)", target, dtype)
+    return model
+
+
+def _read(
+    path: Path, header_file: str | None
+) -> tuple[Header, dict[str, Tensor], dict[str, Tensor] | None]:
+    """Header, tensors and mace-torch's predictions, if it is there to make any."""
+    tensors = read_tensors(path)
+    if tensors is None:
+        found = read_mace_torch(path)
+        return found.header, found.tensors, found.predictions
+    header = read_header(path, header_file)
+    if not has_mace_torch():
+        return header, tensors, None
+    complete = {**header_for(from_mace_torch(tensors, header)), **header}
+    return header, tensors, build_mace_torch(str(path), complete, tensors)
+
+
+def _compare(what: str, model: MACE, theirs: dict[str, Tensor], tolerance: float) -> None:
+    graph = probes(list(model.data.atomic_numbers), model.data.r_max)
+    check_parity(what, graph, predictions(model, graph), theirs, tolerance)
+
+
+def _of_head(model: MACE, name: str) -> MACE:
+    """The model of one head, compared with that of all."""
+    before, dtype = copy.deepcopy(model).double(), model.dtype
+    after = one_head(before, name)
+    graph = probes(list(model.data.atomic_numbers), model.data.r_max)
+    place = model.data.head_names.index(name)
+    same = {key: tensor[place : place + 1] for key, tensor in predictions(before, graph).items()}
+    check_parity(f"head {name}", graph, predictions(after, graph), same)
+    return after.to(dtype)
+
+
+def _reduced(model: MACE, numbers: list[int]) -> MACE:
+    """The model of fewer elements, compared with that of all on structures of these alone."""
+    before, dtype = copy.deepcopy(model).double(), model.dtype
+    known = model.data.atomic_numbers
+    unknown = [chemical_symbols[z] for z in numbers if z not in known]
+    if unknown:
+        raise InputError(
+            f"elements: the model does not know {', '.join(unknown)}; its elements are "
+            f"{', '.join(chemical_symbols[z] for z in known)}"
+        )
+    after = with_elements(before, numbers)
+    kept = list(after.data.atomic_numbers)
+    graph = probes(kept, model.data.r_max)
+    place = torch.tensor([known.index(z) for z in kept])
+    same = replace(graph, elements=place[graph.elements])
+    what = f"{len(kept)} of {len(known)} elements"
+    check_parity(what, graph, predictions(after, graph), predictions(before, same))
+    return after.to(dtype)
+
+
+def _numbers(elements: list[Any]) -> list[int]:
+    """Atomic numbers from symbols or numbers."""
+    numbers = []
+    for element in elements:
+        number = element if isinstance(element, int) else number_of.get(str(element))
+        if number is None or not 1 <= number < len(number_of):
+            raise InputError(f"elements: {element!r} is no element; write symbols, such as [H,C,O]")
+        numbers.append(number)
+    return numbers

@@ -1,0 +1,83 @@
+"""mace-torch from the outside: tasks of ``worker`` in a process of their own."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mace_train.errors import InputError
+from mace_train.interop.header import Header
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the worker found."""
+
+    header: Header
+    tensors: dict[str, Tensor]
+    predictions: dict[str, Tensor]  # of ``probes``, [n_heads, ...]
+
+
+def has_mace_torch() -> bool:
+    """Whether mace-torch is installed, without importing it."""
+    return importlib.util.find_spec("mace") is not None
+
+
+def read_mace_torch(path: Path) -> Found:
+    """Header, tensors and predictions of a .model file.
+
+    Raises InputError without mace-torch, or for a file that is no model we know.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _carry_out({"task": "read", "path": str(path.resolve())}, folder)
+        header = json.loads((folder / "header.json").read_text())
+        return Found(header, load_file(folder / "tensors.safetensors"), _predictions(folder))
+
+
+def build_mace_torch(
+    what: str,
+    header: Header,
+    tensors: Mapping[str, Tensor],
+    save_as: Path | None = None,
+    default_dtype: str = "float64",
+) -> dict[str, Tensor]:
+    """Predictions of mace-torch's model of these tensors, which is saved if a file is named."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "tensors.safetensors")
+        (folder / "header.json").write_text(json.dumps(header))
+        request: dict[str, Any] = {"task": "write", "path": what, "default_dtype": default_dtype}
+        request["save_as"] = None if save_as is None else str(save_as.resolve())
+        _carry_out(request, folder)
+        return _predictions(folder)
+
+
+def _predictions(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "predictions.safetensors")
+
+
+def _carry_out(request: dict[str, Any], folder: Path) -> None:
+    (folder / "request.json").write_text(json.dumps(request))
+    run_worker(folder)
+    error = folder / "error.json"
+    if error.exists():
+        raise InputError(json.loads(error.read_text()))
+
+
+def run_worker(folder: Path) -> None:
+    """Start the worker on a folder with a request, and wait for it."""
+    command = [sys.executable, "-m", "mace_train.interop.subprocess_worker", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        path = json.loads((folder / "request.json").read_text())["path"]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"{path}: the process that runs mace-torch ended with an error: {last}")

@@ -1,0 +1,91 @@
+"""Work with mace-torch in a process of its own.
+
+    python -m mace_train.interop.subprocess_worker FOLDER
+
+FOLDER/request.json names a task and files; what the task finds is written beside it. Reading a
+pickle runs code, and importing mace-torch changes settings of the process: none of it reaches the
+caller.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mace_train.errors import InputError
+from mace_train.interop.header import header_of
+from mace_train.interop.mace_torch import (
+    MISSING_PACKAGE,
+    build,
+    import_mace,
+    predictions_of,
+    read_model,
+    save_model,
+)
+from mace_train.interop.probe_structures import probes
+
+
+def carry_out(folder: Path) -> None:
+    """Do what FOLDER/request.json says; ``error.json`` says what was wrong with the input."""
+    request = json.loads((folder / "request.json").read_text())
+    try:
+        _import(request)
+        TASKS[request["task"]](request, folder)
+    except InputError as error:
+        (folder / "error.json").write_text(json.dumps(str(error)))
+
+
+def _import(request: dict[str, Any]) -> None:
+    try:
+        import_mace()
+    except ImportError as error:
+        raise InputError(f"{request['path']}: {MISSING_PACKAGE} ({error})") from error
+
+
+def _read(request: dict[str, Any], folder: Path) -> None:
+    """A .model file -> header, tensors, predictions."""
+    model = read_model(Path(request["path"]))
+    try:
+        header = header_of(model)
+    except AttributeError as error:
+        raise InputError(
+            f"{request['path']}: not laid out as mace_run_train writes it ({error}); convert a "
+            "model for cuequivariance back with mace.cli.convert_cueq_e3nn"
+        ) from error
+    save_file(_plain(model.state_dict()), folder / "tensors.safetensors")
+    (folder / "header.json").write_text(json.dumps(header))
+    _predict(model, header, folder)
+
+
+def _write(request: dict[str, Any], folder: Path) -> None:
+    """Header and tensors -> predictions, and a .model file if there is a path."""
+    header = json.loads((folder / "header.json").read_text())
+    model = build(header, load_file(folder / "tensors.safetensors"))
+    _predict(model, header, folder)
+    if request["save_as"] is not None:
+        save_model(model, Path(request["save_as"]), getattr(torch, request["default_dtype"]))
+
+
+def _predict(model: nn.Module, header: dict[str, Any], folder: Path) -> None:
+    graph = probes(header["atomic_numbers"], header["r_max"])
+    found = [
+        predictions_of(model, graph, head) for head in range(len(header.get("heads", ["Default"])))
+    ]
+    stacked = {name: torch.stack([of_head[name] for of_head in found]) for name in found[0]}
+    save_file(_plain(stacked), folder / "predictions.safetensors")
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of their own memory; without empty ones."""
+    return {name: t.detach().clone().contiguous() for name, t in tensors.items() if t.numel() > 0}
+
+
+TASKS: dict[str, Callable[[dict[str, Any], Path], None]] = {"read": _read, "write": _write}
+
+if __name__ == "__main__":
+    carry_out(Path(sys.argv[1]))

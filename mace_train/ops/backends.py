@@ -1,0 +1,75 @@
+"""Which implementation of the fused operations runs: asked for by name, or chosen.
+
+reference  PyTorch; every device, differentiable any number of times
+cpp        C++ compiled on this machine; CPU tensors, first and second derivatives
+cuda       CUDA compiled by NVRTC; tensors on NVIDIA GPUs, first and second derivatives
+"""
+
+import torch
+
+from mace_train.errors import InputError
+from mace_train.ops.cpp.compiler import NO_COMPILER, find_compiler
+from mace_train.ops.cuda import compiler as cuda_compiler
+from mace_train.ops.cuda import driver as cuda_driver
+
+NAMES = ("reference", "cpp", "cuda")
+
+
+def method_of(name: str, device: torch.device) -> str:
+    """The method that ``name`` (auto, or one of NAMES) means for tensors on a device.
+
+    Raises InputError for an unknown name, or one that the device or this machine cannot run.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return "reference" if _no_cuda(device) else "cuda"
+        return "cpp" if device.type == "cpu" and find_compiler() is not None else "reference"
+    if name not in NAMES:
+        valid = ", ".join(("auto", *NAMES))
+        raise InputError(f"kernels={name!r} is not known; valid choices are: {valid}")
+    if name == "cpp" and device.type != "cpu":
+        raise InputError(f"kernels=cpp runs on the CPU, not on {device}; use kernels=auto")
+    if name == "cpp" and find_compiler() is None:
+        raise InputError(NO_COMPILER)
+    if name == "cuda" and device.type != "cuda":
+        raise InputError(
+            f"kernels=cuda runs on NVIDIA GPUs, not on {device}; use kernels=auto, or "
+            "cluster.device=cuda on a machine that has one"
+        )
+    if name == "cuda" and (problem := _no_cuda(device)):
+        raise InputError(f"kernels=cuda cannot run: {problem}, or use kernels=reference")
+    return name
+
+
+def announcement(name: str, device: torch.device) -> str:
+    """One line that says what runs and why."""
+    method = method_of(name, device)
+    if name != "auto":
+        return f"kernels: {method}, as asked for"
+    if method == "cpp":
+        return f"kernels: cpp, compiled by {find_compiler()}"
+    if method == "cuda":
+        return f"kernels: cuda, compiled by NVRTC {cuda_compiler.version()}"
+    reason = "there is no working C++ compiler on the PATH"
+    if device.type != "cpu":
+        reason = f"there are no compiled kernels for {device.type}"
+    if device.type == "cuda":
+        reason = _no_cuda(device) or ""
+    return f"kernels: reference (PyTorch), because {reason}"
+
+
+def _no_cuda(device: torch.device) -> str | None:
+    """Why CUDA kernels cannot be compiled for a device, with what to do about it, or None."""
+    missing = cuda_compiler.why_missing()
+    if missing is not None:
+        return f"{missing}; pip install 'mace-train[cuda]'"
+    if torch.version.hip is not None:
+        return "this PyTorch is built for AMD GPUs; use one built for CUDA"
+    if torch.cuda.is_available():
+        found = cuda_driver.architecture(device)
+        if found not in cuda_compiler.architectures():
+            return (
+                f"NVRTC {cuda_compiler.version()} does not compile for {found}; install a version "
+                "of nvidia-cuda-nvrtc that does"
+            )
+    return None

@@ -1,0 +1,1 @@
+"""What a kernel computes: polynomials -> programs -> derivatives -> statements in order."""

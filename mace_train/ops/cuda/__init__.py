@@ -1,0 +1,1 @@
+"""Kernels for NVIDIA GPUs: CUDA emitted from a program, compiled by NVRTC, tuned, launched."""

@@ -1,0 +1,92 @@
+"""What becomes of each job of a sweep, in ``job.json`` of its folder, written by rank 0.
+
+A job that is killed cannot say so: it stays ``running``, with the host, the process and the log
+where one can look.
+"""
+
+import json
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mace_train.errors import InputError
+from mace_train.folders import make_folder
+
+FILE = "job.json"
+_STOPPED = (0, os.EX_TEMPFAIL, 128 + signal.SIGTERM)  # exit codes after a signal
+
+
+@contextmanager
+def recorded(folder: Path, overrides: list[str], log: Path | None = None) -> Iterator[None]:
+    """Keep the record of a job: running, then done, stopped (by a signal) or failed.
+
+    ``log`` is where its messages go, by default those of this process. An exception is noted and
+    raised again.
+    """
+    make_folder("output", folder)
+    job = os.environ.get("SLURM_JOB_ID")
+    record: dict[str, Any] = {
+        "state": "running",
+        "overrides": overrides,
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": time.time(),
+        "log": _log() if log is None else str(log),
+        **({"slurm_job": job} if job else {}),
+    }
+    _write(folder, record)
+    try:
+        yield
+        record["state"] = "done"
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = getattr(end, "code", None)
+        stopped = isinstance(end, KeyboardInterrupt) or code in _STOPPED
+        record |= {"state": "stopped"} if stopped else {"state": "failed", "error": f"code {code}"}
+        raise
+    except InputError as error:
+        record |= {"state": "failed", "error": str(error)}
+        raise
+    except BaseException as error:
+        last = traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
+        record |= {"state": "failed", "error": last}
+        raise
+    finally:
+        record["ended"] = time.time()
+        _write(folder, record)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of the job in ``folder``; None if there is none."""
+    try:
+        return dict(json.loads((folder / FILE).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def job_folders(sweep: Path) -> list[Path]:
+    """The folders of a sweep's jobs in their order."""
+    folders = (path.parent for path in sweep.glob(f"*/{FILE}"))
+    return sorted(folders, key=lambda path: (len(path.name), path.name))
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    temporary = folder / f".{FILE}.tmp"
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(temporary, folder / FILE)
+
+
+def _log() -> str | None:
+    """The file that the messages of this process go to, if it is one."""
+    if "MACE_TRAIN_LOG" in os.environ:  # from slurm/common.sh: under srun they go through a pipe
+        return os.environ["MACE_TRAIN_LOG"]
+    try:
+        path = os.readlink("/proc/self/fd/2")
+    except OSError:
+        return None
+    return path if os.path.isfile(path) else None

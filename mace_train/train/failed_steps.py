@@ -1,0 +1,99 @@
+"""Steps that cannot be made: out of memory, gradients that are not finite; all ranks together."""
+
+import logging
+import math
+
+from mace_train.balance.costs import Capacity
+from mace_train.balance.epoch_plan import Part
+from mace_train.errors import InputError
+from mace_train.train.run import Run
+from mace_train.train.step import Outcome, Trouble
+
+LOGGER = logging.getLogger("mace_train")
+MOST_SKIPPED_IN_ROW = 10
+LOWER = 0.9  # capacity after a rank ran out of memory, relative to before
+
+
+def handle_trouble(run: Run, part: Part, step: int, outcome: Outcome) -> Part | None:
+    """Go on with another plan of the rest (returned), or with the next step (None), or raise."""
+    assert outcome.trouble is not None
+    out_of_memory = [trouble for trouble in outcome.trouble if trouble.reason == "memory"]
+    if out_of_memory:
+        return _lower_capacity(run, part, step, out_of_memory[0])
+    _skip(run, outcome.trouble)
+    return None
+
+
+def _lower_capacity(run: Run, part: Part, step: int, trouble: Trouble) -> Part:
+    """Plan what is left of the epoch with smaller bins; nothing of this step was trained."""
+    costs, before = run.sampler.costs, run.sampler.capacity
+    n_atoms, n_edges = int(costs.n_atoms[trouble.ids].sum()), int(costs.n_edges[trouble.ids].sum())
+    what = f"the bin of {_names(run, trouble.ids)} ({n_atoms} atoms, {n_edges} edges)"
+    after = lowered(run, before)
+    if len(trouble.ids) <= 1 or after == before:
+        raise InputError(
+            f"out of memory in step {run.progress.step + 1} (epoch {part.epoch + 1}) with {what}: "
+            f"{trouble.message}; it cannot be made smaller; use a smaller model, "
+            f"default_dtype=float32, or GPUs with more memory; {what_is_left(run)}"
+        )
+    run.sampler.use(after)
+    run.progress.n_out_of_memory += 1
+    LOGGER.warning(
+        "out of memory in step %d (epoch %d) with %s: %s; a bin holds at most %d atoms and %d "
+        "edges from here on, set batching.max_atoms and max_edges to begin with",
+        run.progress.step + 1,
+        part.epoch + 1,
+        what,
+        trouble.message,
+        after.max_atoms,
+        after.max_edges,
+    )
+    return Part.rest(run.sampler, part.epoch, part.remaining(step))
+
+
+def lowered(run: Run, capacity: Capacity) -> Capacity:
+    """The next smaller capacity, which the largest structure still fits."""
+    costs = run.sampler.costs
+    size, memory = capacity.batch_size, capacity.max_memory
+    if memory is not None and costs.memory is not None:
+        memory = max(int(LOWER * memory), int(costs.memory.max()))
+    return Capacity(
+        max(int(LOWER * capacity.max_atoms), int(costs.n_atoms.max())),
+        max(int(LOWER * capacity.max_edges), int(costs.n_edges.max())),
+        None if size is None else max(1, math.floor(LOWER * size)),
+        memory,
+    )
+
+
+def _skip(run: Run, trouble: list[Trouble]) -> None:
+    """Leave the step out if the settings say so; InputError otherwise."""
+    progress = run.progress
+    ids = [i for one in trouble for i in one.ids]
+    where = f"; its bins with a non-finite loss hold {_names(run, ids)}" if ids else ""
+    what = (
+        f"step {progress.step + 1} (epoch {progress.epoch + 2}): the gradient is not finite{where}"
+    )
+    in_row = progress.n_skipped_in_row + 1
+    if run.settings.non_finite == "skip" and in_row <= MOST_SKIPPED_IN_ROW:
+        progress.n_skipped, progress.n_skipped_in_row = progress.n_skipped + 1, in_row
+        LOGGER.warning("%s; the step is skipped", what)
+        return
+    again = f", after {in_row - 1} skipped steps" if run.settings.non_finite == "skip" else ""
+    raise InputError(
+        f"{what}{again}; lower optimizer.lr or clip_grad, and check the labels of these "
+        f"structures, or set non_finite=skip; {what_is_left(run)}"
+    )
+
+
+def _names(run: Run, ids: list[int]) -> str:
+    """Where the first few structures come from, with their ids."""
+    named = [f"{run.train.shards.sample(i).structure.source} (id {i})" for i in ids[:5]]
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return ", ".join(named) + more
+
+
+def what_is_left(run: Run) -> str:
+    """Where a run that had to stop can be continued from."""
+    if not run.archive.steps():
+        return "no checkpoint was written"
+    return f"{run.archive.steps()[0]} is left, restart_latest=true continues from it"

@@ -1,0 +1,209 @@
+"""Fine-tuning: a trained model -> the elements, heads and E0s of the data -> training starts.
+
+Every head of the data begins with the readouts, scale and shift of the model it comes from, so
+before the first step all of them give that model's forces and, with its E0s, its energies. This is
+checked and announced.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mace_train.balance.costs import Costs
+from mace_train.data.loading.loader import batches
+from mace_train.data.loading.packed import on_device
+from mace_train.data.statistics import Statistics
+from mace_train.distributed.world import World
+from mace_train.errors import InputError
+from mace_train.model.derivatives import Prediction, predict
+from mace_train.model.lora import add_low_rank
+from mace_train.model.mace import MACE, Head, ModelData
+from mace_train.model.surgery import one_head, with_elements, with_heads
+from mace_train.settings import TrainSettings
+from mace_train.train.checkpoint import load_model
+from mace_train.train.checkpoint_manager import Archive
+from mace_train.train.run import Split
+from mace_train.train.validation import evaluation_bins
+
+LOGGER = logging.getLogger("mace_train")
+
+MOST_STRUCTURES = 10_000  # that E0s are estimated from
+N_COMPARED = 8  # structures, before the first step
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of forces and energies, relative
+
+
+def from_foundation(
+    settings: TrainSettings, statistics: Statistics, train: Split, archive: Archive, world: World
+) -> MACE:
+    """The model of ``settings.foundation`` for the elements and heads of the data.
+
+    A run that is to be resumed takes the E0s of its own checkpoint, and is not checked again.
+    """
+    given = settings.foundation
+    dtype = getattr(torch, settings.default_dtype)
+    origin = one_head(load_model(Path(given.checkpoint or ""), dtype)[0], given.head)
+    origin.to(world.device).kernels = settings.cluster.kernels
+    if origin.data.r_max != statistics.r_max:
+        raise InputError(
+            f"foundation.checkpoint={given.checkpoint} has r_max={origin.data.r_max}, but the "
+            f"neighbour lists in {settings.data_dir} were made with r_max={statistics.r_max}; "
+            f"preprocess again with r_max={origin.data.r_max}"
+        )
+    more = origin.data.atomic_numbers if given.elements == "all" else ()
+    model = with_elements(origin, [*statistics.atomic_numbers, *more])
+    earlier = world.broadcast(_earlier_data(archive) if world.is_main else None)
+    if earlier is not None:
+        heads = list(ModelData.from_dict(earlier).heads)
+    else:
+        heads = _heads(settings, statistics, origin, model, train, world)
+    model = with_heads(model, heads)
+    if earlier is None:
+        _announce(origin, model, settings, world)
+        _compare(origin, model, train, world)
+    if given.lora_rank is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            add_low_rank(model, given.lora_rank, given.lora_alpha)
+        if world.is_main:
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            LOGGER.info("LoRA of rank %d: %d weights are trained", given.lora_rank, trained)
+    return model
+
+
+def _earlier_data(archive: Archive) -> object:
+    return archive.newest()[1]["model_data"] if archive.steps() else None
+
+
+def _heads(
+    settings: TrainSettings,
+    statistics: Statistics,
+    origin: MACE,
+    model: MACE,
+    train: Split,
+    world: World,
+) -> list[Head]:
+    """A head for each head of the data, with E0s as the settings want them."""
+    (head,) = model.data.heads
+    numbers, known = model.data.atomic_numbers, set(origin.data.atomic_numbers)
+    own = {z: E0 for z, E0 in zip(numbers, head.E0s, strict=True) if z in known}
+    heads = []
+    for index, (name, of_data) in enumerate(statistics.heads.items()):
+        first, second = (
+            (of_data.E0s, own) if settings.foundation.E0s == "data" else (own, of_data.E0s)
+        )
+        E0s = np.array([first.get(z, second.get(z, 0.0)) for z in numbers])
+        if settings.foundation.E0s == "estimated":
+            start = replace(head, E0s=tuple(E0s.tolist()))
+            chosen = np.flatnonzero(train.head_of == index)
+            E0s += _corrections(with_heads(model, [start]), chosen, train, settings, world)
+        heads.append(replace(head, E0s=tuple(E0s.tolist()), name=name))
+    return heads
+
+
+def _corrections(
+    model: MACE, chosen: NDArray[np.int64], train: Split, settings: TrainSettings, world: World
+) -> NDArray[np.float64]:
+    """Changes of E0s [n_elements], eV, that fit the energies of the chosen structures best.
+
+    Least squares over compositions, of least norm where those do not determine all elements.
+    """
+    step = -(-len(chosen) // MOST_STRUCTURES)
+    chosen = chosen[:: max(step, 1)]
+    costs = Costs(train.costs.n_atoms[chosen], train.costs.n_edges[chosen])
+    bins = [chosen[ids] for ids in evaluation_bins(costs, settings.batching, world)]
+    n = len(model.data.atomic_numbers)
+    sums = torch.zeros(n, n + 1, dtype=torch.float64, device=world.device)
+    numbers, dtype = model.data.atomic_numbers, model.dtype
+    for graph in batches(train.shards, bins, atomic_numbers=numbers, dtype=dtype):
+        graph = on_device(graph, world.device)
+        with torch.no_grad():
+            found = predict(model, graph, stress=False, forces=False, create_graph=False)
+        counts = sums.new_zeros(graph.n_graphs, n)
+        ones = sums.new_ones(graph.n_atoms)
+        counts.index_put_((graph.graph_of_atom, graph.elements), ones, accumulate=True)
+        counts = counts[graph.has_energy]
+        error = (graph.energy - found.energy)[graph.has_energy]
+        sums += counts.T @ torch.cat((counts, error[:, None]), dim=1)
+    sums = world.sum(sums).cpu()
+    solution: NDArray[np.float64] = (
+        torch.linalg.pinv(sums[:, :n], rtol=1e-10) @ sums[:, n]
+    ).numpy()
+    return solution
+
+
+def _announce(origin: MACE, model: MACE, settings: TrainSettings, world: World) -> None:
+    if not world.is_main:
+        return
+    old, new = set(origin.data.atomic_numbers), set(model.data.atomic_numbers)
+    LOGGER.info(
+        "fine-tuning %s: %d channels, max_L %d, %d layers (not those of the settings)",
+        settings.foundation.checkpoint,
+        model.settings.num_channels,
+        model.settings.max_L,
+        model.settings.num_interactions,
+    )
+    for what, numbers in (("left out", old - new), ("new, from the mean of the others", new - old)):
+        if numbers:
+            names = ", ".join(chemical_symbols[z] for z in sorted(numbers))
+            LOGGER.info("elements %s: %s", what, names)
+
+
+def _compare(origin: MACE, model: MACE, train: Split, world: World) -> None:
+    """Announce how far every head is from the origin; InputError if it is not the same model."""
+    ids = _comparable(origin, train)
+    if not len(ids):
+        LOGGER.warning("no training structure has known elements alone: nothing to compare with")
+        return
+    expected = _predictions(origin, train, ids, 0)
+    n_atoms = torch.from_numpy(train.costs.n_atoms[ids]).to(world.device)
+    energy, force = 0.0, 0.0
+    for head in range(len(model.data.heads)):
+        found = _predictions(model, train, ids, head)
+        difference = (found.interaction_energy - expected.interaction_energy) / n_atoms
+        energy = max(energy, float(difference.abs().max()))
+        force = max(force, float((_forces(found) - _forces(expected)).abs().max()))
+    if world.is_main:
+        LOGGER.info(
+            "before the first step: equal to the model it starts from (%d structures: energies "
+            "without E0s to %.1e eV/atom, forces to %.1e eV/Å)",
+            len(ids),
+            energy,
+            force,
+        )
+    scale = 1.0 + float(_forces(expected).abs().max())
+    if not max(energy, force) <= TOLERANCE[model.dtype] * scale:
+        raise InputError(
+            f"foundation.checkpoint: the model to train differs from it by {energy:.1e} eV/atom "
+            f"and {force:.1e} eV/Å before the first step; please report this as a bug, with the "
+            "checkpoint"
+        )
+
+
+def _comparable(origin: MACE, train: Split) -> NDArray[np.int64]:
+    """Some training structures, of at most 200 atoms, with elements that the origin knows."""
+    known, ids = set(origin.data.atomic_numbers), []
+    for i in range(min(len(train.shards), 1000)):
+        is_small = train.costs.n_atoms[i] <= 200
+        if is_small and known.issuperset(train.shards.sample(i).structure.numbers.tolist()):
+            ids.append(i)
+        if len(ids) == N_COMPARED:
+            break
+    return np.array(ids, dtype=np.int64)
+
+
+def _predictions(model: MACE, train: Split, ids: NDArray[np.int64], head: int) -> Prediction:
+    numbers = model.data.atomic_numbers
+    heads = np.full(len(train.shards), head, dtype=np.int64)
+    (graph,) = batches(train.shards, [ids], atomic_numbers=numbers, dtype=model.dtype, heads=heads)
+    return predict(model, graph.to(model.E0s.device), stress=False, create_graph=False)
+
+
+def _forces(prediction: Prediction) -> Tensor:
+    assert prediction.forces is not None
+    return prediction.forces

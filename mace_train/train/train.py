@@ -1,0 +1,262 @@
+"""The training loop: epochs of balanced steps, stages, validation, checkpoints, early stopping.
+
+Every decision (best so far, stop, go on) is taken from numbers that are equal on all ranks or by
+rank 0 and broadcast, so ranks never part ways.
+"""
+
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mace_train.distributed.staging import staged
+from mace_train.distributed.world import open_world
+from mace_train.errors import InputError
+from mace_train.progress import Stopwatch
+from mace_train.settings import TrainSettings
+from mace_train.train import checkpoint
+from mace_train.train.ema import fill
+from mace_train.train.epoch import EpochLoop
+from mace_train.train.failed_steps import what_is_left
+from mace_train.train.lbfgs import LbfgsLoop
+from mace_train.train.log import MetricsLog, epoch_line, rmse_text
+from mace_train.train.run import Run
+from mace_train.train.setup import set_up, start_output
+from mace_train.train.signals import Interruption, exit_code
+from mace_train.train.stages import stage_of
+from mace_train.train.state import save_best, save_state
+from mace_train.train.validation import validate
+
+LOGGER = logging.getLogger("mace_train")
+
+
+def train(settings: TrainSettings) -> dict[str, Any]:
+    """Train as ``settings`` say; the last record of metrics (on rank 0, {} elsewhere).
+
+    Raises ``SystemExit`` after a checkpoint when a signal asked for it, ``InputError`` with the
+    rank at fault when one dies or hangs.
+    """
+    with (
+        Interruption() as interruption,
+        open_world(settings.cluster) as world,
+        staged(Path(settings.data_dir), settings.cluster.stage_to, world) as shards_in,
+    ):
+        try:
+            run = set_up(settings, world, shards_in)
+            return fit(run, interruption)
+        except RuntimeError as error:
+            explained = world.explain(error)
+            if explained is None:
+                raise
+            raise explained from error
+
+
+def fit(run: Run, interruption: Interruption | None = None) -> dict[str, Any]:
+    """Train until the last epoch, until early stopping, or until a signal asks to stop."""
+    record: dict[str, Any] = {}
+    with interruption or Interruption() as asked:
+        log = _start_log(run)
+        code = 1
+        try:
+            record, interrupted = _epochs(run, log, asked)
+            run.archive.close()
+            code = 0
+        finally:
+            if log is not None:
+                log.close(code)
+    if interrupted:
+        raise SystemExit(exit_code())
+    return record
+
+
+def _epochs(
+    run: Run, log: MetricsLog | None, interruption: Interruption
+) -> tuple[dict[str, Any], bool]:
+    """(last record, whether a signal ended it) of all epochs that are left."""
+    settings, progress = run.settings, run.progress
+    record: dict[str, Any] = {}
+    watch, first_epoch = Stopwatch(), progress.epoch + 1
+    while progress.epoch + 1 < settings.max_num_epochs and not run.stopped:
+        _enter_stage(run)
+        loop = (LbfgsLoop if run.stage.optimizer == "lbfgs" else EpochLoop)(run, interruption)
+        new = _one_epoch(run, loop)
+        if loop.interrupted:
+            return record, _announce_interruption(run, interruption)
+        record = new
+        _end_stage_early(run)
+        done = max(progress.epoch + 1 - first_epoch, 1)
+        record["time_to_go_s"] = (
+            watch.seconds() / done * (settings.max_num_epochs - progress.epoch - 1)
+        )
+        save_state(run)
+        if log is not None:
+            log.write(record)
+            LOGGER.info("%s", epoch_line(record, settings.max_num_epochs))
+        wishes = run.world.sum_later(torch.tensor([int(interruption.signal is not None)]))()
+        if wishes.item() and progress.epoch + 1 < settings.max_num_epochs:
+            return record, _announce_interruption(run, interruption)
+    _announce_end(run, record)
+    return record, False
+
+
+def _announce_interruption(run: Run, interruption: Interruption) -> bool:
+    LOGGER.warning(
+        "stopped by signal %s after step %d; restart_latest=true continues from here",
+        interruption.signal or "of another rank",
+        run.progress.step,
+    )
+    return True
+
+
+def _start_log(run: Run) -> MetricsLog | None:
+    """Announce the run and open its metrics, on rank 0."""
+    if not run.world.is_main:
+        return None
+    lock = start_output(run)
+    log = MetricsLog(run.settings.logger, run.output, run.settings.name, asdict(run.settings))
+    log.on_close(lock.close)
+    log.keep_until(run.progress.epoch, run.progress.step)
+    n_weights = sum(parameter.numel() for parameter in run.model.parameters())
+    n_frozen = n_weights - sum(parameter.numel() for parameter in run.trained_parameters)
+    LOGGER.info(
+        "%s: %d weights%s (%s), %d training structures, %d %s on %s; packer %s, at most %d "
+        "atoms and %d edges per rank and step",
+        run.model.settings.model,
+        n_weights,
+        f", {n_frozen} of them frozen" if n_frozen else "",
+        run.settings.default_dtype,
+        len(run.train.shards),
+        run.world.size,
+        "rank" if run.world.size == 1 else "ranks",
+        run.world.device.type,
+        run.settings.batching.packer,
+        run.sampler.capacity.max_atoms,
+        run.sampler.capacity.max_edges,
+    )
+    return log
+
+
+def _announce_end(run: Run, record: dict[str, Any]) -> None:
+    """Say why the run ends here and what it left behind."""
+    progress = run.progress
+    if run.stopped:
+        LOGGER.info(
+            "stopped early after epoch %d: %d validations without improvement; raise patience to "
+            "go on",
+            progress.epoch + 1,
+            progress.bad_validations,
+        )
+    elif not record:
+        LOGGER.info("nothing to do: %d epochs are done; raise max_num_epochs", progress.epoch + 1)
+    loss = progress.best_loss
+    LOGGER.info(
+        "best epoch %d%s: %s",
+        progress.best_epoch + 1,
+        "" if loss is None else f" (validation loss {loss:.4g})",
+        run.archive.path("best"),
+    )
+
+
+def _enter_stage(run: Run) -> None:
+    """Begin the stage that the next epoch belongs to, if it has not begun."""
+    progress = run.progress
+    index = stage_of(run.stages, progress.epoch + 1)
+    if index == progress.stage:
+        return
+    before, progress.stage = run.stage, index
+    stage = run.stage
+    LOGGER.info(
+        "stage %s begins with epoch %d: %s, lr %s",
+        stage.name,
+        progress.epoch + 2,
+        stage.optimizer,
+        stage.lr,
+    )
+    if stage.loss != before.loss:
+        progress.best_loss = None  # losses of two stages cannot be compared
+    progress.bad_validations = 0
+    if stage.optimizer != before.optimizer or stage.name == "finish":
+        _start_from_best(run)
+        run.optimizer = run.new_optimizer(stage.optimizer)
+
+
+def _start_from_best(run: Run) -> None:
+    """Take the best weights so far into the model."""
+    path = run.archive.path(f"best-{run.progress.best_step:010d}")
+
+    def read() -> dict[str, Any]:
+        run.archive.wait()
+        return checkpoint.read(path)[0]
+
+    tensors = run.world.from_main(read)
+    fill(run.model, {name.removeprefix("model."): value for name, value in tensors.items()})
+
+
+def _end_stage_early(run: Run) -> None:
+    """Where patience runs out in a stage that is not the last, the next one begins."""
+    progress = run.progress
+    out = progress.bad_validations >= run.settings.patience
+    if out and progress.stage + 1 < len(run.stages):
+        following = run.stages[progress.stage + 1]
+        LOGGER.info(
+            "%d validations without improvement end stage %s",
+            progress.bad_validations,
+            run.stage.name,
+        )
+        progress.epoch = max(progress.epoch, following.start - 1)
+
+
+def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
+    """Train one epoch, validate, and note the outcome in the run's progress."""
+    settings, progress = run.settings, run.progress
+    sums = loop.train()
+    if loop.interrupted:
+        return {}
+    epoch = progress.epoch = progress.epoch + 1
+    seconds, progress.epoch_seconds = progress.epoch_seconds, 0.0
+    record: dict[str, Any] = {
+        "epoch": epoch,
+        "step": progress.step,
+        "stage": run.stage.name,
+        "train_loss": float(sums.loss(run.stage.loss)),
+        "valid_loss": None,
+        "structures": loop.n_seen,
+        "atoms_per_s": run.train.costs.n_atoms.sum() / seconds,
+        "edges_per_s": run.train.costs.n_edges.sum() / seconds,
+        "structures_per_s": len(run.train.shards) / seconds,
+        "epoch_s": seconds,
+        "total_s": progress.seconds,
+        "n_skipped": progress.n_skipped,
+        **loop.record(),
+    }
+    if run.valid is None:
+        progress.best_epoch, progress.best_step = epoch, progress.step
+        save_best(run)
+    elif (epoch + 1) % settings.eval_interval == 0 or epoch + 1 == settings.max_num_epochs:
+        run.world.signal_life(progress.step, "validation")
+        record |= _validate(run, epoch)
+    return record
+
+
+def _validate(run: Run, epoch: int) -> dict[str, Any]:
+    """Validation errors; keeps the best weights and decides on early stopping."""
+    progress = run.progress
+    loss, errors = validate(run)
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the validation loss after epoch {epoch + 1} is {loss}; lower optimizer.lr, and "
+            f"check the labels of the validation data; {what_is_left(run)}"
+        )
+    run.schedule.validated(loss)
+    if progress.best_loss is None or loss < progress.best_loss:
+        progress.best_loss, progress.best_epoch, progress.bad_validations = loss, epoch, 0
+        progress.best_step = progress.step
+        save_best(run)
+    else:
+        progress.bad_validations += 1
+    run.last_errors = rmse_text(errors[0])
+    numbers = {key: value for key, value in errors[0].items() if "_rmse_" in key or "_mae_" in key}
+    return {"valid_loss": loss} | {f"valid_{key}": value for key, value in numbers.items()}

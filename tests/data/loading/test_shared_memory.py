@@ -1,0 +1,131 @@
+"""Memory that workers and the process that trains share: used again, but never too early."""
+
+import gc
+import mmap
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+
+from mace_train.data.loading import loader
+from mace_train.data.loading.loader import batches
+from mace_train.data.loading.shared_memory import PER_WORKER, Slots
+from mace_train.data.shards.shard_set import ShardSet
+
+NUMBERS = (1, 7, 8, 13)
+N_BINS = 6 * PER_WORKER
+
+
+@pytest.fixture
+def shards(prepared) -> ShardSet:
+    return ShardSet(prepared / "train")
+
+
+@pytest.fixture
+def slots(monkeypatch) -> list[Slots]:
+    """All that are made in the test."""
+    made: list[Slots] = []
+
+    def make(*arguments):
+        made.append(Slots(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(loader, "Slots", make)
+    return made
+
+
+def loaded(shards: ShardSet, bins: list[np.ndarray], num_workers: int):
+    return batches(
+        shards, bins, atomic_numbers=NUMBERS, dtype=torch.float32, num_workers=num_workers
+    )
+
+
+def bins_of(shards: ShardSet) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.permutation(len(shards))[: 1 + i % 7] for i in range(N_BINS)]
+
+
+def is_inside(graph, slots: Slots) -> bool:
+    first = torch.from_numpy(slots.piece(0)).data_ptr()
+    return first <= graph.positions.data_ptr() < first + len(slots.memory)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_graphs_that_are_kept_are_never_overwritten(shards, slots, num_workers):
+    bins = bins_of(shards)
+    kept = list(loaded(shards, bins, num_workers))
+    inside = sum(is_inside(graph, slots[0]) for graph in kept)
+    assert inside == num_workers * PER_WORKER  # all slots, then other memory
+    for graph, expected in zip(kept, loaded(shards, bins, 0), strict=True):
+        for name, tensor in vars(expected).items():
+            assert torch.equal(getattr(graph, name), tensor), name
+
+
+def test_one_view_keeps_a_slot(shards, slots):
+    bins = bins_of(shards)
+    positions = [graph.positions for graph in loaded(shards, bins, 1)]
+    for found, expected in zip(positions, loaded(shards, bins, 0), strict=True):
+        assert torch.equal(found, expected.positions)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_slots_are_used_again(shards, slots, num_workers):
+    bins = bins_of(shards)
+    places = [
+        graph.positions.data_ptr()
+        for graph in loaded(shards, bins, num_workers)
+        if is_inside(graph, slots[0])
+    ]
+    assert len(places) == len(bins)  # what was released came back in time
+    assert len(set(places)) <= num_workers * PER_WORKER
+
+
+def test_memory_goes_with_the_last_graph(shards, slots):
+    graphs = loaded(shards, bins_of(shards), 2)
+    first, copy = next(graphs), next(loaded(shards, bins_of(shards), 0))
+    assert any(slots[0].states[:])
+    del graphs
+    gc.collect()
+    assert torch.equal(first.forces, copy.forces)
+    states = slots[0].states
+    slots.clear()
+    n_taken = sum(states[:])
+    del first
+    assert sum(states[:]) == n_taken - 1
+
+
+def test_where_processes_are_not_forked_torch_hands_over(shards, slots, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")
+    bins = bins_of(shards)[:3]
+    assert [graph.ids.tolist() for graph in loaded(shards, bins, 1)] == [b.tolist() for b in bins]
+    assert not slots
+
+
+def test_what_is_larger_than_a_slot_goes_elsewhere(shards, monkeypatch):
+    made: list[Slots] = []
+
+    def small(n_workers, size):
+        made.append(Slots(n_workers, mmap.PAGESIZE))
+        return made[-1]
+
+    monkeypatch.setattr(loader, "Slots", small)
+    bins = [np.array([0]), np.arange(len(shards))]
+    one, whole = loaded(shards, bins, 1)
+    assert is_inside(one, made[0])
+    assert not is_inside(whole, made[0])
+    assert whole.ids.tolist() == bins[1].tolist()
+
+
+def test_where_there_is_no_room_torch_hands_over(shards, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(loader, "Slots", refuse)
+    bins = bins_of(shards)[:3]
+    assert [graph.ids.tolist() for graph in loaded(shards, bins, 1)] == [b.tolist() for b in bins]
+
+
+def test_only_empty_bins(shards, slots):
+    graphs = list(loaded(shards, [np.zeros(0, dtype=np.int64)] * 3, 2))
+    assert [graph.n_atoms for graph in graphs] == [0, 0, 0]

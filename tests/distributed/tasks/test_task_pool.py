@@ -1,0 +1,177 @@
+"""crew: the same results in the same order from one process, workers and MPI ranks."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mace_train.distributed.tasks.task_pool import open_crew
+from mace_train.errors import InputError, InvalidStructureError
+
+ROOT = Path(__file__).parents[3]
+
+
+def square(number: int) -> int:
+    if number in (7, 9):
+        raise InvalidStructureError("seven or nine", f"{number} does not work")
+    return number * number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_are_in_order(workers):
+    done = []
+    with open_crew(workers) as crew:
+        assert crew.map(square, [5, 6, 1], done.append) == [25, 36, 1]
+        assert sorted(done) == [1, 25, 36]
+        assert crew.map(square, [], done.append) == []
+        with pytest.raises(InvalidStructureError, match="7 does not work") as error:
+            crew.map(square, range(1000), done.append)
+    assert error.value.kind == "seven or nine"
+    assert len(done) < 3 + 9 + 2 * 2
+
+
+SCRIPT = """
+import sys, time
+from mace_train.distributed.tasks.task_pool import open_crew
+from tests.distributed.tasks.test_task_pool import square
+
+def slow(number):
+    time.sleep(0.2 if number == 0 else 0.001)
+    return number
+
+with open_crew(1) as crew:
+    if crew is not None:
+        done = []
+        assert crew.map(slow, range(60), done.append) == list(range(60))
+        assert sorted(done) == list(range(60))
+        if crew.size > 1:
+            assert done[0] != 0, "the others go on while one task is long"
+        try:
+            crew.map(square, range(40), done.append)
+        except ValueError as error:
+            print(type(error).__name__, error.kind, crew.size)
+        if sys.argv[1:]:
+            crew.map(int, ["1", "x"], done.append)
+"""
+
+
+def mpiexec(n: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in ``n`` MPI ranks, or skip."""
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed (extra 'mpi')")
+    found = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if found is None:
+        pytest.skip("there is no mpiexec (extra 'mpi' brings one)")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environment["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    return subprocess.run(
+        [found, "-n", str(n), sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("n_ranks", [1, 3])
+def test_mpi_ranks(tmp_path, n_ranks):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = mpiexec(n_ranks, str(tmp_path / "script.py"))
+    assert done.stdout == f"InvalidStructureError seven or nine {n_ranks}\n", done.stderr
+    assert done.returncode == 0
+
+
+def test_a_fault_on_one_rank_ends_all(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = mpiexec(2, str(tmp_path / "script.py"), "fail")
+    assert done.returncode != 0
+    assert "invalid literal for int()" in done.stderr
+
+
+def test_workers_on_top_of_ranks(monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(InputError, match="every rank is one worker"), open_crew(2):
+        pass
+
+
+def test_a_launcher_that_mpi_does_not_know(monkeypatch):
+    """srun with the wrong --mpi starts tasks that each believe to be alone."""
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed (extra 'mpi')")
+    done = subprocess.run(
+        [sys.executable, "-c", "from mace_train.distributed.tasks.task_pool import open_crew\n"
+         "with open_crew(1): pass"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "SLURM_STEP_NUM_TASKS": "4", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert "SLURM_STEP_NUM_TASKS says 4 tasks, MPI connects 1" in done.stderr
+
+
+SLEEPING = """
+import os
+import time
+from mace_train.distributed.tasks.task_pool import open_crew
+
+def sleep(index):
+    os.write(1, b"started\\n")  # at once, as two processes share it
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with open_crew(2) as crew:
+        crew.map(sleep, range(4), print)
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, kind):
+    (tmp_path / "script.py").write_text(SLEEPING)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["started\n"] * 2
+        process.send_signal(kind)
+        # the end of the output: no worker holds it open any more
+        assert process.communicate(timeout=30)[0] == ""
+        assert process.returncode == -kind
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+WORKER_DIES = """
+import os
+from mace_train.distributed.tasks.task_pool import open_crew
+
+if __name__ == "__main__":
+    try:
+        with open_crew(2) as crew:
+            crew.map(os._exit, [1, 1], print)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_worker_that_is_killed(tmp_path):
+    (tmp_path / "script.py").write_text(WORKER_DIES)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert "a worker process was killed" in done.stdout, done.stderr

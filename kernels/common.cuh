@@ -1,4 +1,4 @@
-// What all kernels share. Words between at signs are filled in by mace_train/ops/emit_cuda.py.
+// What all kernels share. Words between at signs are filled in by mace_train/ops/cuda/emit.py.
 // Tensors are [n, segments, K], channels contiguous; a thread has one channel at a time. Offsets are
 // 64-bit. Nothing is atomic: every number is written by one thread, sums are in a fixed order.
 typedef @SCALAR@ T;

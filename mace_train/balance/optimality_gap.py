@@ -2,7 +2,7 @@
 
 An instance is ``N_STRUCTURES`` structures for ``N_BINS`` bins, with a tenth of room to spare in
 atoms and in edges. Both minimise the cost of the most expensive bin, for which all others wait:
-the packer with its refinement, and CP-SAT (referee.py) within a limit on its work. Larger instances
+the packer with its refinement, and CP-SAT (exact.py) within a limit on its work. Larger instances
 are easier: differences between structures average out.
 """
 

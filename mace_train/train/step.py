@@ -5,7 +5,7 @@ bins and ranks. The denominators of the loss are known before the first forward 
 sum over ranks, which also carries the wishes to stop or to write a checkpoint, so all ranks hear of
 them in the same step. Whatever goes wrong on one rank (out of memory, a loss that is not finite)
 makes the norm of the summed gradient not finite on every rank, and all of them take the same turn.
-With a captured update (captured_update.py) a step is started before the one before it is finished.
+With a captured update (cuda_graphs.py) a step is started before the one before it is finished.
 """
 
 import math
@@ -45,7 +45,7 @@ class Started:
     sums: LossSums
     lr: float
     norm: Callable[[], float]  # waits for it; not finite if the step changed nothing
-    own_square: Tensor | None = None  # see noise.py
+    own_square: Tensor | None = None  # see noise_scale.py
     failure: str | None = None  # on this rank
 
 
@@ -55,7 +55,7 @@ class Outcome:
 
     started: Started
     norm: float
-    noise: tuple[float, float] | None = None  # see noise.py
+    noise: tuple[float, float] | None = None  # see noise_scale.py
     trouble: list[Trouble] | None = None
 
 

@@ -1,8 +1,8 @@
 """Loading: bins of structure ids -> Graphs, in the order of the plan, read ahead by workers.
 
 A bin is gathered from its shards and checked (batch.py) and turned into tensors with every index
-array that a step needs (indices.py), all in the worker and in one piece of memory (packed.py) that
-the process that trains receives (slots.py). What a Graph holds depends on its bin alone, so the
+array that a step needs (edge_indices.py), all in the worker and in one piece of memory (packed.py) that
+the process that trains receives (shared_memory.py). What a Graph holds depends on its bin alone, so the
 number of workers changes nothing.
 """
 

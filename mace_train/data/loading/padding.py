@@ -4,7 +4,7 @@ One more structure takes all atoms that are added, and further ones are empty. T
 edges only to themselves, twice the cutoff long, forth and back in pairs, so their messages and all
 derivatives are exactly zero; the added structures have no label and weight 0, and their id is -1.
 With every bin of one shape, a step can be captured once (CUDA graphs) or compiled without dynamic
-shapes. Loading fills up where it packs (loading.py), ``padded`` does it with a Graph.
+shapes. Loading fills up where it packs (loader.py), ``padded`` does it with a Graph.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
     OUTPUT/{train,valid,test}/shard-00000.h5 ...     OUTPUT/statistics.json     OUTPUT/rejects.jsonl
 
 Every stage is a list of tasks that a crew shares: unpack and cut the files into blocks (plan.py);
-read blocks, check structures, find neighbours, write part files (block.py); then, with the split
+read blocks, check structures, find neighbours, write part files (read_block.py); then, with the split
 known, join parts to shards and take the sums of the statistics (assemble.py). Memory: one block or
 one shard per process, and on rank 0 about 40 bytes per structure. The result depends neither on
 the number of processes nor on interruptions: what is finished stays in the work folder, from which

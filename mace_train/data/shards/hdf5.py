@@ -1,4 +1,4 @@
-"""One shard: an HDF5 file with the arrays of ``columns.LAYOUT``.
+"""One shard: an HDF5 file with the arrays of ``arrays.LAYOUT``.
 
 Arrays are contiguous and aligned in the file, so readers map it into memory and take slices: no
 copy in the library's cache, no lock, safe after fork. With compression, what belongs to atoms and

@@ -4,7 +4,7 @@ A thread has at most 255 registers of 32 bits. What does not fit is spilled to m
 with many sums or intermediates are cut into passes, parts of the outputs that different blocks
 compute (``blockIdx.y``), at the price of common parts computed twice. The choices here were made by
 the registers and spills that ``scripts/kernel_budget.py`` prints; those made by a clock are in the
-table of ``cuda_tuning``.
+table of ``cuda.tuning``.
 """
 
 from dataclasses import dataclass

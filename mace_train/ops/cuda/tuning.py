@@ -10,7 +10,7 @@
 
 A kernel is named by its loop and the sizes of its operands, so that a name does not depend on the
 digits of a coupling; below it come the dtype and the number of channels, then fields of ``Tuning``.
-What an entry does not name keeps its default, and so does what has no entry (``cuda_passes``).
+What an entry does not name keeps its default, and so does what has no entry (``cuda.passes``).
 ``scripts/bench/gpu/tune.py --write`` makes the entries.
 """
 

@@ -27,13 +27,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.bins import Bins, Ids
+from mace_train.balance.bins import Bins, StructureIds
 from mace_train.balance.bounds import least_steps
 from mace_train.balance.costs import Capacity, Costs, ceil_div, check_fits
 from mace_train.balance.counter_rng import Stream, random_bits, shuffled, sorted_by
 
 
-def _large_to_small(atoms: Ids, bits: NDArray[np.uint64], *, jitter: bool) -> Ids:
+def _large_to_small(atoms: StructureIds, bits: NDArray[np.uint64], *, jitter: bool) -> StructureIds:
     """Structure ids from large to small; ties (jitter: all near-equal sizes) by random bits."""
     size = atoms
     if jitter:
@@ -49,14 +49,14 @@ def _large_to_small(atoms: Ids, bits: NDArray[np.uint64], *, jitter: bool) -> Id
 class _Loads:
     """Loads of the bins while structures are dealt to them."""
 
-    limits: Ids  # [3]: atoms, edges, memory
-    loads: Ids  # [n_bins, 3]
+    limits: StructureIds  # [3]: atoms, edges, memory
+    loads: StructureIds  # [n_bins, 3]
 
-    def has_room(self, bins: Ids | slice, sizes: Ids) -> NDArray[np.bool_]:
+    def has_room(self, bins: StructureIds | slice, sizes: StructureIds) -> NDArray[np.bool_]:
         """Whether bins[i] has room for a structure of sizes[i], [3] or [n, 3]."""
         return np.asarray((self.loads[bins] <= self.limits - sizes).all(axis=-1))
 
-    def least_loaded(self, sizes: Ids, at_most: int) -> Ids:
+    def least_loaded(self, sizes: StructureIds, at_most: int) -> StructureIds:
         """Bins by rising atoms, [<= at_most], from the best one for a structure to those that it
         would then overtake; only bins with room for it; empty when there is none."""
         bins = np.flatnonzero(self.has_room(slice(None), sizes))
@@ -69,7 +69,7 @@ class _Loads:
         return keys[:at_most] & 0xFFFFFFFF
 
 
-def _deal(sizes: Ids, n_bins: int, capacity: Capacity) -> Ids | None:
+def _assign(sizes: StructureIds, n_bins: int, capacity: Capacity) -> StructureIds | None:
     """Bin of every structure, [n], dealt in the order given; None when one fits nowhere.
 
     A round pairs the next structures s_1, s_2, ... with the bins l_1 <= l_2 <= ... of fewest atoms.
@@ -104,7 +104,7 @@ def _deal(sizes: Ids, n_bins: int, capacity: Capacity) -> Ids | None:
 
 def pack_evenly(
     costs: Costs, capacity: Capacity, world_size: int, bits: NDArray[np.uint64]
-) -> tuple[Ids, Ids, int]:
+) -> tuple[StructureIds, StructureIds, int]:
     """Algorithm 1 up to the order of bins: (bin of the i-th structure dealt, its id, n_bins).
 
     ``bits`` [n_structures] are random; with zeros there is no jitter and ties go by id.
@@ -119,7 +119,7 @@ def pack_evenly(
         for jitter in orders:
             order = _large_to_small(costs.n_atoms, bits, jitter=jitter)
             n_bins = n_steps * world_size
-            dealt = _deal(sizes[order], n_bins, capacity)
+            dealt = _assign(sizes[order], n_bins, capacity)
             if dealt is not None:
                 return dealt, order, n_bins
         one_each = ceil_div(len(costs), world_size)  # enough, whatever the sizes

@@ -23,12 +23,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.bins import Bins, Ids
+from mace_train.balance.bins import Bins, StructureIds
 from mace_train.balance.bounds import least_steps
 from mace_train.balance.costs import Capacity, Costs, ceil_div, check_fits
 from mace_train.balance.counter_rng import Stream, bits_of, random_bits, shuffled, start_of
 from mace_train.balance.refine import NOWHERE, UNIT, make_room, place, refine
-from mace_train.balance.windows import Deal, deal, layout_for
+from mace_train.balance.windows import Assignment, assign, layout_for
 
 TOLERANCE = UNIT // 667  # 0.15 % of the mean load
 ROUNDS_PER_BIN = 3  # exchanges tried, in a window that is not small
@@ -38,7 +38,7 @@ MOST_REPEATED, MOST_MOVED = 32, 3
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedWindow:
     """One window: the bin of every structure, NOWHERE for those that found no room."""
 
     ids: NDArray[np.int32]
@@ -49,8 +49,14 @@ class Packed:
 
 
 def pack_window(
-    costs: Costs, ids: NDArray[np.int32], limits: Ids, n_bins: int, seed: int, epoch: int, part: int
-) -> Packed:
+    costs: Costs,
+    ids: NDArray[np.int32],
+    limits: StructureIds,
+    n_bins: int,
+    seed: int,
+    epoch: int,
+    part: int,
+) -> PackedWindow:
     """The best of the packings of a window that there is time for."""
     ids = np.sort(ids)
     sizes = costs.sizes(ids)
@@ -60,7 +66,7 @@ def pack_window(
     rounds = ROUNDS_PER_BIN * n_bins if n_tries == 1 else 40 * n_bins
     tolerance = TOLERANCE if n_tries == 1 else 0
     narrow, caps = sizes.astype(np.int32), limits.astype(np.int32)
-    best: Packed | None = None
+    best: PackedWindow | None = None
     for attempt in range(MOST_REPEATED):
         start = np.uint64(start_of(seed, epoch, Stream.SIZES, (part << 8) + attempt))
         order = _large_to_small(scaled, ids, start, 30 if attempt % 8 < 7 else 0)
@@ -68,7 +74,9 @@ def pack_window(
         refine(narrow, scaled, bin_of, caps, n_bins, tolerance, rounds)
         if n_left:
             n_left = make_room(narrow, bin_of, caps, n_bins, MOST_MOVED)
-        found = Packed(ids, bin_of, _largest(bin_of, cost, n_bins) if n_tries > 1 else 0, n_left)
+        found = PackedWindow(
+            ids, bin_of, _largest(bin_of, cost, n_bins) if n_tries > 1 else 0, n_left
+        )
         if best is None or (found.n_left, found.largest) < (best.n_left, best.largest):
             best = found
         if attempt + 1 >= n_tries and (best.n_left == 0 or attempt >= 1):
@@ -77,13 +85,15 @@ def pack_window(
     return best
 
 
-def _scaled(sizes: Ids, n_bins: int) -> Ids:
+def _scaled(sizes: StructureIds, n_bins: int) -> StructureIds:
     """Atoms and edges in units of a bin's mean load over UNIT, [n, 2]."""
     totals = np.maximum(sizes[:, :2].sum(axis=0), 1)
     return (sizes[:, :2] * ((n_bins << 40) // totals)) >> 20
 
 
-def _large_to_small(scaled: Ids, ids: NDArray[np.int32], start: np.uint64, percent: int) -> Ids:
+def _large_to_small(
+    scaled: StructureIds, ids: NDArray[np.int32], start: np.uint64, percent: int
+) -> StructureIds:
     """Indices from large to small; sizes with random jitter of +-percent, by id."""
     size = scaled[:, 0] + scaled[:, 1] + np.maximum(scaled[:, 0], scaled[:, 1])
     chance = (bits_of(start, ids) >> np.uint64(54)).astype(np.int64)  # 0 ... 1023
@@ -91,7 +101,7 @@ def _large_to_small(scaled: Ids, ids: NDArray[np.int32], start: np.uint64, perce
     return np.argsort(-size * factor, kind="stable")
 
 
-def _largest(bin_of: NDArray[np.int32], cost: Ids, n_bins: int) -> int:
+def _largest(bin_of: NDArray[np.int32], cost: StructureIds, n_bins: int) -> int:
     """The largest cost of a bin."""
     placed = bin_of >= 0
     loads = np.zeros(n_bins, np.int64)
@@ -110,14 +120,14 @@ class Packing:
         self.layout = layout_for(n_steps, world_size, len(costs))
 
     @cached_property
-    def _deal(self) -> Deal:
-        return deal(self.costs.locality_order, self.layout.n_windows, self.seed, self.epoch)
+    def _assignment(self) -> Assignment:
+        return assign(self.costs.locality_order, self.layout.n_windows, self.seed, self.epoch)
 
     def window(self, window: int) -> tuple[Bins, NDArray[np.int32]]:
         """(bins of a window in the order of steps and ranks, structures without room)."""
-        return self._pack(self._deal.members(window), self.layout.n_bins, window)
+        return self._pack(self._assignment.members(window), self.layout.n_bins, window)
 
-    def of_rank(self, rank: int, first_step: int) -> Iterator[Ids]:
+    def of_rank(self, rank: int, first_step: int) -> Iterator[StructureIds]:
         """One rank's bins from a step on, packing only the windows they are in (not ``rest``)."""
         world_size, n_bins = self.layout.world_size, self.layout.n_bins
         made = NOWHERE
@@ -129,10 +139,10 @@ class Packing:
 
     def fullest(self) -> list[int]:
         """The windows in which room is most likely to be short."""
-        by_window = self._deal.ids
+        by_window = self._assignment.ids
         n_tried = max(2, min(MOST_TRIALS, WORK_OF_TRIALS * self.layout.n_windows // len(by_window)))
         fills = [
-            np.add.reduceat(counts[by_window], self._deal.offsets[:-1]) / limit
+            np.add.reduceat(counts[by_window], self._assignment.offsets[:-1]) / limit
             for counts, limit in zip(self.costs.dimensions, self.limits, strict=True)
             if limit > 0
         ]
@@ -158,7 +168,7 @@ class Packing:
 
     def _places(
         self, ids: NDArray[np.int32], bin_of: NDArray[np.int32], n_bins: int, part: int
-    ) -> Ids:
+    ) -> StructureIds:
         """The place of every bin, [n_bins]: steps of equal cost, in random order, ranks random."""
         world_size = self.layout.world_size
         order = shuffled(n_bins, self.seed, self.epoch, Stream.BINS, 2 * part + 2)

@@ -8,28 +8,28 @@ from numpy.typing import NDArray
 
 from mace_train.balance.counter_rng import sorted_by
 
-Ids = NDArray[np.int64]
+StructureIds = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Bins:
     """Bin b holds ids[offsets[b] : offsets[b + 1]], rising."""
 
-    ids: Ids  # [n_structures]
-    offsets: Ids  # [n_bins + 1]
+    ids: StructureIds  # [n_structures]
+    offsets: StructureIds  # [n_bins + 1]
 
     def __len__(self) -> int:
         """The number of bins."""
         return len(self.offsets) - 1
 
-    def __getitem__(self, b: int) -> Ids:
+    def __getitem__(self, b: int) -> StructureIds:
         """The structures of one bin."""
         if not 0 <= b < len(self):
             raise IndexError(f"bin {b} of {len(self)}")
         return self.ids[self.offsets[b] : self.offsets[b + 1]]
 
     @staticmethod
-    def of(bin_of: Ids, ids: Ids, n_bins: int) -> "Bins":
+    def of(bin_of: StructureIds, ids: StructureIds, n_bins: int) -> "Bins":
         """From the bin of every structure, [n], and its id, [n]."""
         by_id = np.argsort(ids)
         order = by_id[sorted_by(_high(bin_of[by_id], n_bins))]
@@ -38,7 +38,7 @@ class Bins:
         return Bins(ids[order], offsets)
 
     @staticmethod
-    def listed(bins: Iterable[Ids]) -> "Bins":
+    def listed(bins: Iterable[StructureIds]) -> "Bins":
         """From one array of ids per bin."""
         bins = [np.asarray(ids, np.int64) for ids in bins]
         offsets = np.zeros(len(bins) + 1, np.int64)
@@ -53,6 +53,6 @@ class Bins:
         return Bins(np.concatenate([p.ids for p in parts]), np.concatenate([*offsets, starts[-1:]]))
 
 
-def _high(bins: Ids, n_bins: int) -> NDArray[np.uint64]:
+def _high(bins: StructureIds, n_bins: int) -> NDArray[np.uint64]:
     """Numbers of bins moved to the high bits of 64."""
     return bins.astype(np.uint64) << np.uint64(64 - max(1, (n_bins - 1).bit_length()))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mace_train.balance.plan import Plan
 
-Ids = NDArray[np.int64]
+StructureIds = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def repetition(first: Plan, second: Plan, *, steps: bool = False) -> float:
     return again / together / (later / (n * (n - 1) / 2))
 
 
-def _groups(plan: Plan, steps: bool) -> Ids:
+def _groups(plan: Plan, steps: bool) -> StructureIds:
     """The bin or step of every structure, [n]."""
     sizes = plan.n_structures.sum(axis=1) if steps else plan.n_structures.ravel()
     groups = np.empty(len(plan.costs), np.int64)
@@ -69,6 +69,6 @@ def _groups(plan: Plan, steps: bool) -> Ids:
     return groups
 
 
-def _pairs(counts: Ids) -> float:
+def _pairs(counts: StructureIds) -> float:
     """Pairs within groups of these sizes."""
     return float((counts * (counts - 1) // 2).sum())

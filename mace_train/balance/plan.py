@@ -27,7 +27,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.bins import Bins, Ids
+from mace_train.balance.bins import Bins, StructureIds
 from mace_train.balance.costs import Capacity, Costs
 from mace_train.balance.packers import PACKERS
 from mace_train.errors import InputError
@@ -53,8 +53,8 @@ class Plan:
         """Steps of the epoch, the same on every rank."""
         return len(self.bins) // self.world_size
 
-    def bin(self, step: int, rank: int) -> Ids:
-        """Ids of the structures that a rank takes in a step, rising; may be empty."""
+    def bin(self, step: int, rank: int) -> StructureIds:
+        """StructureIds of the structures that a rank takes in a step, rising; may be empty."""
         if not (0 <= step < self.n_steps and 0 <= rank < self.world_size):
             raise IndexError(
                 f"step {step}, rank {rank} of a plan of {self.n_steps} steps, "
@@ -62,7 +62,7 @@ class Plan:
             )
         return self.bins[step * self.world_size + rank]
 
-    def of_rank(self, rank: int, start_step: int = 0) -> Iterator[Ids]:
+    def of_rank(self, rank: int, start_step: int = 0) -> Iterator[StructureIds]:
         """The bins of one rank, step by step, from a step on."""
         for step in range(start_step, self.n_steps):
             yield self.bin(step, rank)

@@ -13,7 +13,7 @@ from typing import Any
 
 from mace_train.balance.algorithm1 import without_chance
 from mace_train.balance.balanced import Packing, usual_steps
-from mace_train.balance.bins import Ids
+from mace_train.balance.bins import StructureIds
 from mace_train.balance.cost_model import with_cost_model
 from mace_train.balance.costs import Capacity, Costs, capacity_of
 from mace_train.balance.plan import Plan, make_plan
@@ -81,12 +81,12 @@ class BinSampler:
         self.prepare(epoch)
         return self._plans[epoch].result()
 
-    def plan_rest(self, epoch: int, ids: Ids) -> Plan:
+    def plan_rest(self, epoch: int, ids: StructureIds) -> Plan:
         """A plan of the structures ``ids`` alone, whose index i means structure ids[i]."""
         costs = self.costs.subset(ids)
         return make_plan(costs, self.packer, self.capacity, self.world_size, self.seed, epoch)
 
-    def bins(self, epoch: int, start_step: int = 0) -> Iterator[Ids]:
+    def bins(self, epoch: int, start_step: int = 0) -> Iterator[StructureIds]:
         """This rank's bins of an epoch from a step on."""
         known = self._plans.get(epoch)
         if self.usual_steps is not None and (known is None or not known.done()):
@@ -98,7 +98,7 @@ class BinSampler:
                 start_step = max(start_step, self.usual_steps)
         yield from self.plan(epoch).of_rank(self.rank, start_step)
 
-    def __iter__(self) -> Iterator[Ids]:
+    def __iter__(self) -> Iterator[StructureIds]:
         """What remains of the current epoch; does not move the position."""
         return self.bins(self.epoch, self.step)
 

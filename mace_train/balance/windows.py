@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mace_train.balance.counter_rng import Stream, below, bits_at, start_of
 from mace_train.jit import compiled
 
-Ids = NDArray[np.int64]
+StructureIds = NDArray[np.int64]
 FEWEST_BINS, USUAL_BINS, MOST_BINS = (
     256,
     370,
@@ -62,7 +62,7 @@ def layout_for(n_steps: int, world_size: int, n_structures: int) -> Layout:
 
 
 def locality_order(n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Ids along a path on which neighbours are alike in atoms and in edges per atom, [n].
+    """StructureIds along a path on which neighbours are alike in atoms and in edges per atom, [n].
 
     Bands of equal population by atoms, each sorted by edges per atom, every second one backwards.
     """
@@ -105,25 +105,25 @@ def _path_keys(
 
 
 @dataclass(frozen=True)
-class Deal:
+class Assignment:
     """The structures of every window of one epoch."""
 
     ids: NDArray[np.int32]  # [n_structures], by window
     offsets: NDArray[np.int64]  # [n_windows + 1]
 
     def members(self, window: int) -> NDArray[np.int32]:
-        """Ids of the structures of a window."""
+        """StructureIds of the structures of a window."""
         return self.ids[self.offsets[window] : self.offsets[window + 1]]
 
 
-def deal(order: NDArray[np.int32], n_windows: int, seed: int, epoch: int) -> Deal:
-    """Deal the structures of a locality order to windows; their numbers differ by at most one."""
+def assign(order: NDArray[np.int32], n_windows: int, seed: int, epoch: int) -> Assignment:
+    """Assign the structures of a locality order to windows; their numbers differ by at most one."""
     start = np.uint64(start_of(seed, epoch, Stream.DEAL))
-    return Deal(*_deal(order, n_windows, start))
+    return Assignment(*_assign(order, n_windows, start))
 
 
 @compiled
-def _deal(
+def _assign(
     order: NDArray[np.int32], n_windows: int, start: np.uint64
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     n = len(order)

@@ -33,14 +33,14 @@ REMEDY = (
 
 
 @dataclass(frozen=True)
-class Form:
+class E0Source:
     """Where the E0s of one head come from."""
 
     source: str  # isolated, average, given or foundation
     given: dict[int, float] | None = None
 
 
-class Forms:
+class E0Sources:
     """What the settings say of E0s, for every head."""
 
     def __init__(self, E0s: Any, foundation_model: str | None = None) -> None:
@@ -50,7 +50,7 @@ class Forms:
             InputError: a file that cannot be read, or a key that is no element, or a value that
                 is no energy.
         """
-        self._by_head: dict[str, Form] | None = None
+        self._by_head: dict[str, E0Source] | None = None
         if isinstance(E0s, Mapping) and not all(map(_is_energy_of_element, E0s.items())):
             self._by_head = {
                 str(head): _form(form, foundation_model, f"data.E0s.{head}")
@@ -59,7 +59,7 @@ class Forms:
         else:
             self._default = _form(E0s, foundation_model, "data.E0s")
 
-    def of(self, head: str) -> Form:
+    def of(self, head: str) -> E0Source:
         """The form for one head; InputError if E0s are given by head and not for this one."""
         if self._by_head is None:
             return self._default
@@ -78,24 +78,24 @@ class Forms:
         return {head: form.given for head, form in forms.items() if form.given is not None}
 
 
-def _form(value: Any, foundation_model: str | None, where: str) -> Form:
+def _form(value: Any, foundation_model: str | None, where: str) -> E0Source:
     if value is None or (isinstance(value, str) and value.lower() == "isolatedatom"):
-        return Form("isolated")
+        return E0Source("isolated")
     if isinstance(value, str) and value.lower() == "average":
-        return Form("average")
+        return E0Source("average")
     if isinstance(value, str) and value.lower() == "foundation":
         if foundation_model is None:
             raise InputError(
                 f"{where}=foundation needs data.foundation_model: a model of mace-torch or the "
                 "output folder of a training"
             )
-        return Form("foundation", foundation_E0s(foundation_model))
+        return E0Source("foundation", foundation_E0s(foundation_model))
     if isinstance(value, str):
         where = f"{where}={value}"
         value = _read_json(value)
     if not isinstance(value, Mapping):
         raise InputError(f"{where} must be a mapping {{Z: eV}}, found {value!r}")
-    return Form(
+    return E0Source(
         "given", {_element(key, where): _energy(key, E0, where) for key, E0 in value.items()}
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.raw_structure import Described
+from mace_train.data.raw_structure import AtomsLike
 from mace_train.data.structure import LOGGER, LabelKeys, Structure, names_in
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings
@@ -86,7 +86,7 @@ class LabelReport:
         self.counts = LabelCounts()
         self.names: set[str] = set()
 
-    def add(self, atoms: Described, structure: Structure) -> None:
+    def add(self, atoms: AtomsLike, structure: Structure) -> None:
         """Take up a structure and the ``atoms`` it was made from."""
         self.counts.add(structure)
         self.names |= names_in(atoms)

@@ -36,7 +36,7 @@ SEARCH_MARGIN = 1e-9  # relative, more than the rounding of a distance
 
 
 @dataclass(frozen=True, eq=False)
-class Edges:
+class EdgeList:
     """The neighbour list of one structure."""
 
     senders: NDArray[np.int64]  # [n_edges]
@@ -55,7 +55,7 @@ def neighbor_list(
     pbc: NDArray[np.bool_],
     r_max: float,
     source: str = "structure",
-) -> Edges:
+) -> EdgeList:
     """All edges shorter than ``r_max``.
 
     Args:
@@ -90,10 +90,10 @@ def neighbor_list(
         return _no_edges()
     _check_separation(distances, senders, receivers, source)
     keep = keep[edge_order(senders[keep], receivers[keep], shifts[keep], len(positions))]
-    return Edges(senders[keep], receivers[keep], shifts[keep])
+    return EdgeList(senders[keep], receivers[keep], shifts[keep])
 
 
-def _dense(positions: NDArray[np.float64], r_max: float, source: str) -> Edges:
+def _dense(positions: NDArray[np.float64], r_max: float, source: str) -> EdgeList:
     """The edges of a small molecule, from all its distances."""
     vectors = positions[:, None] - positions
     distances = np.sqrt(np.einsum("rsc,rsc->rs", vectors, vectors))
@@ -101,12 +101,12 @@ def _dense(positions: NDArray[np.float64], r_max: float, source: str) -> Edges:
     receivers, senders = np.nonzero(distances < r_max)
     if len(receivers):
         _check_separation(distances[receivers, senders], senders, receivers, source)
-    return Edges(senders, receivers, np.zeros((len(senders), 3), dtype=np.int64))
+    return EdgeList(senders, receivers, np.zeros((len(senders), 3), dtype=np.int64))
 
 
-def _no_edges() -> Edges:
+def _no_edges() -> EdgeList:
     none = np.zeros(0, dtype=np.int64)
-    return Edges(none, none, np.zeros((0, 3), dtype=np.int64))
+    return EdgeList(none, none, np.zeros((0, 3), dtype=np.int64))
 
 
 def _box(

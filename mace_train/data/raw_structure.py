@@ -1,4 +1,4 @@
-"""Frame: what a file says of one structure, before it is checked.
+"""RawStructure: what a file says of one structure, before it is checked.
 
 It has the attributes of ``ase.Atoms`` that ``structure_from_atoms`` looks at and none of its cost
 (40 µs to build). A reader yields functions that make one, so that a structure which cannot be
@@ -23,7 +23,7 @@ class Results:
 
 
 @dataclass(eq=False)
-class Frame:
+class RawStructure:
     """Geometry and labels as they stand in a file."""
 
     numbers: NDArray[Any]  # [n_atoms]
@@ -38,16 +38,16 @@ class Frame:
         return len(self.numbers)
 
 
-Described: TypeAlias = "Atoms | Frame"
-Parse: TypeAlias = Callable[[], Described]
+AtomsLike: TypeAlias = "Atoms | RawStructure"
+ParseFn: TypeAlias = Callable[[], AtomsLike]
 
 
-def ready(described: Described) -> Parse:
+def ready(described: AtomsLike) -> ParseFn:
     """What a reader yields that has parsed the structure already."""
     return lambda: described
 
 
-def as_atoms(described: Described) -> Atoms:
+def as_atoms(described: AtomsLike) -> Atoms:
     """The same as ``ase.Atoms``, to write it to a file."""
     if isinstance(described, Atoms):
         return described

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.raw_structure import Described
+from mace_train.data.raw_structure import AtomsLike
 from mace_train.errors import InvalidStructureError
 from mace_train.settings import DataSettings, PredictionSettings
 
@@ -50,7 +50,7 @@ class Structure:
     source: str = ""  # where it was read, for messages
 
     @classmethod
-    def unlabelled(cls, atoms: Described) -> Self:
+    def unlabelled(cls, atoms: AtomsLike) -> Self:
         """The geometry alone, as it is (``structure_from_atoms`` checks it)."""
         return cls(
             numbers=np.asarray(atoms.numbers, dtype=np.int64),
@@ -112,14 +112,14 @@ def is_isolated(structure: Structure) -> bool:
     return structure.n_atoms == 1 and bool(alone)
 
 
-def names_in(atoms: Described) -> set[str]:
+def names_in(atoms: AtomsLike) -> set[str]:
     """The names of all values that ``atoms`` has beside its geometry."""
     results: Mapping[str, Any] = getattr(atoms.calc, "results", {})
     return {*atoms.info, *atoms.arrays, *results} - {"numbers", "positions"}
 
 
 def structure_from_atoms(
-    atoms: Described,
+    atoms: AtomsLike,
     keys: LabelKeys,
     source: str,
     notes: Notes | None = None,
@@ -224,7 +224,7 @@ def _check_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_], source: str) 
 class _Labels:
     """The labels of one ``Atoms``, each looked up under its key and checked."""
 
-    def __init__(self, atoms: Described, keys: LabelKeys, source: str, notes: Notes) -> None:
+    def __init__(self, atoms: AtomsLike, keys: LabelKeys, source: str, notes: Notes) -> None:
         self.atoms, self.keys, self.source, self.notes = atoms, keys, source, notes
         self.results: Mapping[str, Any] = getattr(atoms.calc, "results", {})
 

@@ -17,7 +17,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One line of the report."""
 
     verdict: Verdict
@@ -25,19 +25,19 @@ class Finding:
     remedy: str | None = None
 
 
-def same_everywhere(world: World, value: str, what: str, remedy: str) -> list[Finding]:
+def same_everywhere(world: World, value: str, what: str, remedy: str) -> list[CheckResult]:
     """The value if all ranks have it, else FAIL with the values and how many ranks have each."""
     counts = Counter(world.gather_all(value))
     if len(counts) == 1:
-        return [Finding(Verdict.OK, f"{what} {value}")]
+        return [CheckResult(Verdict.OK, f"{what} {value}")]
     text = "; ".join(f"{found} on {n} ranks" for found, n in counts.most_common())
-    return [Finding(Verdict.FAIL, f"{what} differ: {text}", remedy)]
+    return [CheckResult(Verdict.FAIL, f"{what} differ: {text}", remedy)]
 
 
-def first_problem(world: World, problem: str | None, ok: str, remedy: str) -> list[Finding]:
+def first_problem(world: World, problem: str | None, ok: str, remedy: str) -> list[CheckResult]:
     """``ok`` if no rank has a problem, else FAIL with the first one and their number."""
     problems: list[Any] = [text for text in world.gather_all(problem) if text is not None]
     if not problems:
-        return [Finding(Verdict.OK, ok)]
+        return [CheckResult(Verdict.OK, ok)]
     text = f"{problems[0]} ({len(problems)} of {world.size} ranks)"
-    return [Finding(Verdict.FAIL, text, remedy)]
+    return [CheckResult(Verdict.FAIL, text, remedy)]

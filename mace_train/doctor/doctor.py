@@ -16,7 +16,7 @@ from rich.table import Table
 from mace_train.distributed.launcher import what_started
 from mace_train.distributed.world import World, open_world
 from mace_train.doctor import environment, network
-from mace_train.doctor.check_result import Finding, Verdict
+from mace_train.doctor.check_result import CheckResult, Verdict
 from mace_train.errors import InputError
 from mace_train.folders import existing_folder
 from mace_train.settings import DoctorSettings
@@ -29,7 +29,7 @@ class Check:
     """One part of the examination; its function is called by all ranks together."""
 
     name: str
-    examine: Callable[[World, DoctorSettings], list[Finding]]
+    examine: Callable[[World, DoctorSettings], list[CheckResult]]
 
 
 CHECKS = (
@@ -45,7 +45,7 @@ CHECKS = (
 )
 
 
-def examine(settings: DoctorSettings) -> list[Finding]:
+def examine(settings: DoctorSettings) -> list[CheckResult]:
     """All findings (on rank 0); ``SystemExit`` (1) if one of them is FAIL.
 
     Raises ``InputError`` where the ranks cannot even join: that is the finding then.
@@ -55,7 +55,7 @@ def examine(settings: DoctorSettings) -> list[Finding]:
     try:
         started = what_started()
         with open_world(settings.cluster) as world:
-            findings = [("launch", Finding(Verdict.OK, started))]
+            findings = [("launch", CheckResult(Verdict.OK, started))]
             for check in CHECKS:
                 findings += [(check.name, found) for found in check.examine(world, settings)]
             failed = world.broadcast(any(found.verdict is Verdict.FAIL for _, found in findings))
@@ -68,7 +68,7 @@ def examine(settings: DoctorSettings) -> list[Finding]:
     return [found for _, found in findings]
 
 
-def _print(findings: list[tuple[str, Finding]], failed: bool) -> None:
+def _print(findings: list[tuple[str, CheckResult]], failed: bool) -> None:
     table = Table("", "", "found", show_edge=False)
     before = ""
     for name, found in findings:

@@ -15,7 +15,7 @@ import torch
 from mace_train import __version__
 from mace_train.data.statistics import open_split
 from mace_train.distributed.world import World
-from mace_train.doctor.check_result import Finding, Verdict, first_problem, same_everywhere
+from mace_train.doctor.check_result import CheckResult, Verdict, first_problem, same_everywhere
 from mace_train.errors import InputError
 from mace_train.model.compile_kernels import three_atoms
 from mace_train.model.mace import MACE, Head, ModelData
@@ -34,7 +34,7 @@ _OPTIONAL = {
 _TOLERANCE = 1e-4  # relative, float32
 
 
-def versions(world: World, settings: DoctorSettings) -> list[Finding]:
+def versions(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """Program and libraries, which must be the same on all ranks."""
     own = [f"mace-train {__version__}", f"Python {platform.python_version()}"]
     own += [f"{name} {version(name)}" for name in _LIBRARIES]
@@ -42,20 +42,20 @@ def versions(world: World, settings: DoctorSettings) -> list[Finding]:
     return same_everywhere(world, ", ".join(own), "", remedy)
 
 
-def optional(world: World, settings: DoctorSettings) -> list[Finding]:
+def optional(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """What some commands need besides, and whether wandb has a key."""
     found = [f"{name} {_version(name)}" for name in _OPTIONAL if _version(name)]
     missing = [f"{name} ({use})" for name, use in _OPTIONAL.items() if not _version(name)]
-    findings = [Finding(Verdict.OK, ", ".join(found) or "nothing")]
+    findings = [CheckResult(Verdict.OK, ", ".join(found) or "nothing")]
     if missing:
-        findings.append(Finding(Verdict.OK, "not installed: " + "; ".join(missing)))
+        findings.append(CheckResult(Verdict.OK, "not installed: " + "; ".join(missing)))
     if _version("wandb"):
         netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         has_key = "WANDB_API_KEY" in os.environ or (
             netrc.is_file() and "wandb" in netrc.read_text()
         )
         how = "a key is set" if has_key else "no key: offline only, synchronise with `wandb sync`"
-        findings.append(Finding(Verdict.OK, f"wandb: {how}"))
+        findings.append(CheckResult(Verdict.OK, f"wandb: {how}"))
     return findings
 
 
@@ -66,7 +66,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def devices(world: World, settings: DoctorSettings) -> list[Finding]:
+def devices(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """The device of each rank; that ranks do not share one was checked when they joined."""
     if world.device.type == "cpu":
         kind = "cpu"
@@ -75,9 +75,9 @@ def devices(world: World, settings: DoctorSettings) -> list[Finding]:
         kind = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
     counts = Counter(world.gather_all(kind))
     text = "; ".join(f"{n} x {name}" for name, n in counts.most_common())
-    findings = [Finding(Verdict.OK if len(counts) == 1 else Verdict.WARN, text)]
+    findings = [CheckResult(Verdict.OK if len(counts) == 1 else Verdict.WARN, text)]
     if len(counts) > 1:
-        findings[0] = Finding(Verdict.WARN, text, "unlike devices: the slowest sets the pace")
+        findings[0] = CheckResult(Verdict.WARN, text, "unlike devices: the slowest sets the pace")
     if world.device.type == "cuda":
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
         findings += same_everywhere(
@@ -89,7 +89,9 @@ def devices(world: World, settings: DoctorSettings) -> list[Finding]:
     elif _has_nvidia():
         remedy = "install a PyTorch built for CUDA (pip install torch), and check nvidia-smi"
         if settings.cluster.device == "auto":
-            findings.append(Finding(Verdict.FAIL, "NVIDIA GPUs that PyTorch does not see", remedy))
+            findings.append(
+                CheckResult(Verdict.FAIL, "NVIDIA GPUs that PyTorch does not see", remedy)
+            )
     return findings
 
 
@@ -105,7 +107,7 @@ def _driver() -> str:
     return text
 
 
-def threads(world: World, settings: DoctorSettings) -> list[Finding]:
+def threads(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """CPU threads of the ranks against the cores they may use."""
     n_cores = len(os.sched_getaffinity(0))
     own = (socket.gethostname(), n_cores, torch.get_num_threads())
@@ -116,23 +118,25 @@ def threads(world: World, settings: DoctorSettings) -> list[Finding]:
     is_bound = any(c < (os.cpu_count() or 1) for _, c, _ in everyone)
     if crowded and not is_bound:
         remedy = "set OMP_NUM_THREADS or cluster.num_threads to cores divided by ranks"
-        return [Finding(Verdict.WARN, f"{text}; more threads than cores on {crowded[0]}", remedy)]
-    return [Finding(Verdict.OK, text)]
+        return [
+            CheckResult(Verdict.WARN, f"{text}; more threads than cores on {crowded[0]}", remedy)
+        ]
+    return [CheckResult(Verdict.OK, text)]
 
 
-def compiler(world: World, settings: DoctorSettings) -> list[Finding]:
+def compiler(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """The C++ compiler that CPU kernels need."""
     path = find_compiler()
     if path is None:
         verdict = Verdict.WARN if world.device.type == "cpu" else Verdict.OK
         remedy = "load a module with g++ or clang++; without it CPU training is much slower"
-        return [Finding(verdict, "no working C++ compiler on the PATH", remedy)]
+        return [CheckResult(verdict, "no working C++ compiler on the PATH", remedy)]
     command = [path, "--version"]
     first = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[:1]
-    return [Finding(Verdict.OK, f"{path}: {first[0] if first else 'unknown'}")]
+    return [CheckResult(Verdict.OK, f"{path}: {first[0] if first else 'unknown'}")]
 
 
-def kernels(world: World, settings: DoctorSettings) -> list[Finding]:
+def kernels(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """Compiles and runs the kernels of a small model; they must agree with plain PyTorch."""
     problem: str | None = None
     text = ""
@@ -169,10 +173,10 @@ def _difference(settings: DoctorSettings, device: torch.device) -> float:
     return float(((ours - plain).abs() / plain.abs().clamp(min=1e-3)).max())
 
 
-def data(world: World, settings: DoctorSettings) -> list[Finding]:
+def data(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """How fast all ranks together read structures at random, as training does."""
     if settings.data_dir is None:
-        return [Finding(Verdict.OK, "not measured: give data_dir=FOLDER of shards")]
+        return [CheckResult(Verdict.OK, "not measured: give data_dir=FOLDER of shards")]
     problem: str | None = None
     n_structures, n_bytes = 0, 0
     try:

@@ -7,20 +7,20 @@ import torch
 import torch.distributed as dist
 
 from mace_train.distributed.world import World
-from mace_train.doctor.check_result import Finding, Verdict, first_problem
+from mace_train.doctor.check_result import CheckResult, Verdict, first_problem
 from mace_train.settings import DoctorSettings
 
 _SUMS = 5  # timed, after one that warms up
 _SLOW_MB_PER_S = 50.0  # a gigabit network gives about 100
 
 
-def all_reduce(world: World, settings: DoctorSettings) -> list[Finding]:
+def all_reduce(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """Time and bandwidth of a sum over all ranks, and whether it is right.
 
     The bandwidth is that of the busiest link: 2 (n - 1) / n times the size, per second.
     """
     if world.size == 1:
-        return [Finding(Verdict.OK, "one rank: nothing to sum")]
+        return [CheckResult(Verdict.OK, "one rank: nothing to sum")]
     large = torch.full((int(settings.message_mb * 1e6 / 4),), 1.0, device=world.device)
     seconds = _seconds(world, large)
     latency = _seconds(world, torch.ones(1, device=world.device))
@@ -39,7 +39,7 @@ def all_reduce(world: World, settings: DoctorSettings) -> list[Finding]:
     )
     if bandwidth < _SLOW_MB_PER_S:
         remedy = "NCCL_DEBUG=INFO shows the network in use; set NCCL_SOCKET_IFNAME to the fast one"
-        findings.append(Finding(Verdict.WARN, f"{bandwidth:.3g} MB/s is slow", remedy))
+        findings.append(CheckResult(Verdict.WARN, f"{bandwidth:.3g} MB/s is slow", remedy))
     return findings
 
 
@@ -56,7 +56,7 @@ def _seconds(world: World, tensor: torch.Tensor) -> float:
     return (time.monotonic() - start) / _SUMS
 
 
-def names(world: World, settings: DoctorSettings) -> list[Finding]:
+def names(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """Whether every host finds an address of its own name that others can use."""
     name = socket.gethostname()
     try:
@@ -69,5 +69,7 @@ def names(world: World, settings: DoctorSettings) -> list[Finding]:
     text = f"{n_hosts} hosts: {', '.join(sorted({host for host, _ in hosts})[:4])}"
     if n_hosts > 1 and local:
         remedy = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network between the hosts"
-        return [Finding(Verdict.WARN, f"{text}; {local[0]} cannot be reached by others", remedy)]
-    return [Finding(Verdict.OK, text)]
+        return [
+            CheckResult(Verdict.WARN, f"{text}; {local[0]} cannot be reached by others", remedy)
+        ]
+    return [CheckResult(Verdict.OK, text)]

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from mace_train.balance.costs import Costs
 from mace_train.checks import as_files
 from mace_train.data.labels import LabelReport
-from mace_train.data.loading.loader import Kinds, SampleSource, batches, heads_of, kinds_of
+from mace_train.data.loading.loader import (
+    ConfigTypes,
+    SampleSource,
+    batches,
+    config_types_of,
+    heads_of,
+)
 from mace_train.data.loading.packed import on_device
 from mace_train.data.read import read_structures
 from mace_train.data.shards.arrays import Sample
@@ -192,7 +198,7 @@ def _predict_all(
     dtype: torch.dtype,
 ) -> tuple[ErrorSums, dict[int, Predicted]]:
     """(errors over all ranks, predictions by structure on rank 0)."""
-    kinds = kinds_of(source)
+    kinds = config_types_of(source)
     costs = Costs(source.n_atoms.astype(np.int64), source.n_edges.astype(np.int64))
     bins = evaluation_bins(costs, settings.batching, world)
     numbers, names = model.data.atomic_numbers, model.data.head_names
@@ -217,7 +223,7 @@ def _predict_all(
     return errors, {key: value for part in gathered for key, value in part.items()}
 
 
-def _add(errors: ErrorSums, prediction: Prediction, graph: Any, kinds: Kinds) -> None:
+def _add(errors: ErrorSums, prediction: Prediction, graph: Any, kinds: ConfigTypes) -> None:
     index = kinds.index_of[graph.ids.cpu()].to(graph.ids.device)
     errors.add(prediction, graph, index)
 

@@ -18,7 +18,7 @@ from mace_train.interop.header import Header
 
 
 @dataclass(frozen=True)
-class Found:
+class LoadedModel:
     """What the worker found."""
 
     header: Header
@@ -31,7 +31,7 @@ def has_mace_torch() -> bool:
     return importlib.util.find_spec("mace") is not None
 
 
-def read_mace_torch(path: Path) -> Found:
+def read_mace_torch(path: Path) -> LoadedModel:
     """Header, tensors and predictions of a .model file.
 
     Raises InputError without mace-torch, or for a file that is no model we know.
@@ -40,7 +40,7 @@ def read_mace_torch(path: Path) -> Found:
         folder = Path(name)
         _carry_out({"task": "read", "path": str(path.resolve())}, folder)
         header = json.loads((folder / "header.json").read_text())
-        return Found(header, load_file(folder / "tensors.safetensors"), _predictions(folder))
+        return LoadedModel(header, load_file(folder / "tensors.safetensors"), _predictions(folder))
 
 
 def build_mace_torch(

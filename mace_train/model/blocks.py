@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mace_train.model.contraction import SymmetricContraction
-from mace_train.model.convolution import Convolution, Edges
+from mace_train.model.convolution import Convolution, EdgeFeatures
 from mace_train.model.linear import DegreeLinear, ElementGroups, ElementLinear, split_degrees
 from mace_train.model.radial import RadialNetwork, scaled_silu
 from mace_train.ops.row_sums import take_rows
@@ -18,7 +18,7 @@ from mace_train.ops.symmetric_contraction import Chunks
 
 
 @dataclass(frozen=True)
-class Sizes:
+class LayerSpec:
     """What a layer needs to know of the architecture."""
 
     n_elements: int
@@ -53,7 +53,7 @@ class InteractionBlock(nn.Module):
     the product; the other kind (first layer of the "MACE" flavour) applies one to the message.
     """
 
-    def __init__(self, sizes: Sizes, *, residual: bool) -> None:
+    def __init__(self, sizes: LayerSpec, *, residual: bool) -> None:
         super().__init__()
         self.residual = residual
         self.checkpointing = False  # of what the convolution makes per edge
@@ -73,7 +73,7 @@ class InteractionBlock(nn.Module):
         self.skip_tp = ElementLinear(skipped + 1, sizes.n_elements, n_channels)
 
     def forward(
-        self, x: Tensor, edges: Edges, groups: ElementGroups
+        self, x: Tensor, edges: EdgeFeatures, groups: ElementGroups
     ) -> tuple[Tensor, Tensor | None]:
         """Message [n_atoms, (l_edges + 1)^2, n_channels], and the skipping term or None."""
         up = self.linear_up(split_degrees(x))
@@ -88,7 +88,7 @@ class InteractionBlock(nn.Module):
 class ProductBlock(nn.Module):
     """Many-body features from the message: symmetric contraction, linear map, skipping term."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: LayerSpec) -> None:
         super().__init__()
         n_channels = sizes.n_channels
         self.symmetric_contractions = SymmetricContraction(

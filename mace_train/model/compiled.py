@@ -24,18 +24,18 @@ from mace_train.data.graph import Graph
 from mace_train.model.convolution import EdgeBlocks
 from mace_train.model.derivatives import Prediction, assemble
 from mace_train.model.linear import ElementGroups, ElementSlots
-from mace_train.model.mace import MACE, Places
-from mace_train.model.pair_repulsion import PairEnds
+from mace_train.model.mace import MACE, BatchIndex
+from mace_train.model.pair_repulsion import EdgeSpecies
 from mace_train.ops.convolution import EdgeIndex
 from mace_train.ops.symmetric_contraction import Chunks
 
-KINDS = (Places, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks, PairEnds)
+KINDS = (BatchIndex, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks, EdgeSpecies)
 for _kind in KINDS:
     torch.export.register_dataclass(_kind, serialized_type_name=f"mace_train.{_kind.__name__}")
 torch.serialization.add_safe_globals(list(KINDS))  # torch.export.load reads example inputs
 
 Parameters = Mapping[str, Tensor]
-Energies = Callable[[Parameters, Tensor, Tensor, Places], tuple[Tensor, Tensor]]
+Energies = Callable[[Parameters, Tensor, Tensor, BatchIndex], tuple[Tensor, Tensor]]
 
 
 class CompiledMACE:
@@ -93,7 +93,7 @@ def energies_and_gradient(
     parameters: Parameters,
     vectors: Tensor,
     elements: Tensor,
-    places: Places,
+    places: BatchIndex,
     *,
     create_graph: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ class ModelEnergies(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, vectors: Tensor, elements: Tensor, places: Places) -> Tensor:
+    def forward(self, vectors: Tensor, elements: Tensor, places: BatchIndex) -> Tensor:
         """Energies [n_atoms]."""
         return self.model.energies(vectors, elements, places)
 
@@ -145,14 +145,16 @@ class _WithGradient(nn.Module):
         self.names = [name for name, _ in model.named_parameters()]
         self.weights = nn.ParameterList(model.parameters())
 
-    def forward(self, vectors: Tensor, elements: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, vectors: Tensor, elements: Tensor, places: BatchIndex
+    ) -> tuple[Tensor, Tensor]:
         """Energies [n_atoms] and their gradient [n_edges, 3]."""
         parameters = dict(zip(self.names, self.weights, strict=True))
         result: tuple[Tensor, Tensor] = self._graph[0](parameters, vectors, elements, places)
         return result
 
 
-def example(model: MACE) -> tuple[Tensor, Tensor, Places]:
+def example(model: MACE) -> tuple[Tensor, Tensor, BatchIndex]:
     """Vectors, elements and places of a batch whose sizes equal no other size of the model."""
     parameter = next(model.parameters())
     device, n_elements = parameter.device, len(model.data.atomic_numbers)

@@ -104,7 +104,7 @@ class SingleEdges(EdgeBlocks):
 
 
 @dataclass(frozen=True)
-class Edges:
+class EdgeFeatures:
     """What all layers need of the edges; a place is an edge, or a slot of blocks."""
 
     places: EdgeBlocks | EdgeIndex
@@ -129,7 +129,7 @@ class Convolution:
         return sum(l3 == degree for _, _, l3 in self.paths)
 
     def __call__(
-        self, x: Tensor, edges: Edges, network: RadialNetwork, *, checkpointing: bool = False
+        self, x: Tensor, edges: EdgeFeatures, network: RadialNetwork, *, checkpointing: bool = False
     ) -> list[Tensor]:
         """Degrees [n_atoms, 2 l3 + 1, n_paths_to_l3 * n_channels] of the summed messages.
 

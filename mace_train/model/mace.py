@@ -29,17 +29,17 @@ from torch import Tensor, nn
 from mace_train.errors import InputError
 from mace_train.model.blocks import (
     InteractionBlock,
+    LayerSpec,
     LinearReadout,
     NodeEmbedding,
     NonLinearReadout,
     ProductBlock,
-    Sizes,
 )
 from mace_train.model.constant import ConstantTensor
-from mace_train.model.convolution import EdgeBlocks, Edges, SingleEdges
+from mace_train.model.convolution import EdgeBlocks, EdgeFeatures, SingleEdges
 from mace_train.model.linear import ElementGroups, ElementSlots
 from mace_train.model.matmul_precision import MatmulModule
-from mace_train.model.pair_repulsion import TRANSFORMS, PairEnds, PairRepulsion
+from mace_train.model.pair_repulsion import TRANSFORMS, EdgeSpecies, PairRepulsion
 from mace_train.model.radial import RadialBasis
 from mace_train.model.spherical_harmonics import SphericalHarmonics
 from mace_train.ops.backends import method_of
@@ -120,14 +120,14 @@ class ModelData:
 
 
 @dataclass(frozen=True)
-class Places:
+class BatchIndex:
     """Integers of a batch that steer the layers: which rows of features meet which."""
 
     edges: EdgeBlocks | EdgeIndex
     groups: ElementGroups | ElementSlots
     elements: Tensor | Chunks
     heads: Tensor | None = None  # [n_atoms] int64; None where the model has one head
-    ends: PairEnds | None = None  # where the elements of both ends count
+    ends: EdgeSpecies | None = None  # where the elements of both ends count
 
 
 class MACE(nn.Module):
@@ -177,7 +177,7 @@ class MACE(nn.Module):
             else None
         )
         self.node_embedding = NodeEmbedding(n_elements, settings.num_channels)
-        layers = [_sizes(settings, data, layer) for layer in range(settings.num_interactions)]
+        layers = [_layer_spec(settings, data, layer) for layer in range(settings.num_interactions)]
         self.interactions = nn.ModuleList(
             InteractionBlock(sizes, residual=layer > 0 or settings.model != "MACE")
             for layer, sizes in enumerate(layers)
@@ -243,7 +243,7 @@ class MACE(nn.Module):
         pairs: Tensor | None = None,
         first_of_pair: Tensor | None = None,
         heads: Tensor | None = None,
-    ) -> Places:
+    ) -> BatchIndex:
         """What ``energies`` needs to know of a batch; made anew for every batch."""
         if len(self.data.heads) == 1:
             heads = None
@@ -264,16 +264,16 @@ class MACE(nn.Module):
             chunks = Chunks.of(elements, n_elements)
         ends = None
         if self._transform is not None or self._repulsion is not None:
-            ends = PairEnds.of(senders, receivers, pairs, first_of_pair)
-        return Places(edges, groups, elements if method == "reference" else chunks, heads, ends)
+            ends = EdgeSpecies.of(senders, receivers, pairs, first_of_pair)
+        return BatchIndex(edges, groups, elements if method == "reference" else chunks, heads, ends)
 
-    def energies(self, vectors: Tensor, elements: Tensor, places: Places) -> Tensor:
+    def energies(self, vectors: Tensor, elements: Tensor, places: BatchIndex) -> Tensor:
         """The same as ``forward``: operations on tensors alone, which PyTorch can trace."""
         assert vectors.dtype == self.dtype, f"vectors are {vectors.dtype}, model {self.dtype}"
         edges, repulsion = self._edges(vectors, elements, places)
         x = self.node_embedding(elements, in_order=isinstance(places.elements, Chunks))
         energies = torch.zeros_like(x[:, 0, 0]) if repulsion is None else repulsion
-        chosen = self._chosen(places.heads, x)
+        chosen = self._head_one_hot(places.heads, x)
         for interaction, product, readout in zip(
             self.interactions, self.products, self.readouts, strict=True
         ):
@@ -285,7 +285,7 @@ class MACE(nn.Module):
         scale, shift = (table.like(x) for table in (self._scale, self._shift))
         return (chosen * scale).sum(1) * energies + (chosen * shift).sum(1)
 
-    def _chosen(self, heads: Tensor | None, like: Tensor) -> Tensor | None:
+    def _head_one_hot(self, heads: Tensor | None, like: Tensor) -> Tensor | None:
         """1 at the head of each atom [n_atoms, n_heads]: sums over it need no order of adding."""
         if heads is None:
             return None
@@ -293,8 +293,8 @@ class MACE(nn.Module):
         return (heads.unsqueeze(1) == every).to(like.dtype)
 
     def _edges(
-        self, vectors: Tensor, elements: Tensor, of_batch: Places
-    ) -> tuple[Edges, Tensor | None]:
+        self, vectors: Tensor, elements: Tensor, of_batch: BatchIndex
+    ) -> tuple[EdgeFeatures, Tensor | None]:
         """What depends on the edges alone, per pair; and the repulsion [n_atoms], if there is one.
 
         Y_l(-v) = (-1)^l Y_l(v) for the reverse.
@@ -318,12 +318,14 @@ class MACE(nn.Module):
             of_pairs, radial = (
                 torch.nn.functional.pad(t, (0, 0, 0, 1)) for t in (of_pairs, radial)
             )
-        return Edges(places, of_pairs.index_select(0, places.pairs) * signs, radial), repulsion
+        return EdgeFeatures(
+            places, of_pairs.index_select(0, places.pairs) * signs, radial
+        ), repulsion
 
 
-def _sizes(settings: ModelSettings, data: ModelData, layer: int) -> Sizes:
+def _layer_spec(settings: ModelSettings, data: ModelData, layer: int) -> LayerSpec:
     is_last = layer == settings.num_interactions - 1
-    return Sizes(
+    return LayerSpec(
         n_elements=len(data.atomic_numbers),
         n_channels=settings.num_channels,
         l_in=0 if layer == 0 else settings.max_L,

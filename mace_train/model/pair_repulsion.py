@@ -32,7 +32,7 @@ _BOHR, _COULOMB = 0.529, 14.3996  # Å, eV Å; as rounded by mace-torch
 
 
 @dataclass(frozen=True)
-class PairEnds:
+class EdgeSpecies:
     """Which atoms the rows meet that an edge and its reverse share."""
 
     senders: Tensor  # [n_pairs] int64, of every pair's first edge
@@ -47,7 +47,7 @@ class PairEnds:
         receivers: Tensor,
         pairs: Tensor | None = None,
         first_of_pair: Tensor | None = None,
-    ) -> "PairEnds":
+    ) -> "EdgeSpecies":
         """The ends of edges; without pairs every edge is alone."""
         if pairs is None or first_of_pair is None:
             pairs = first_of_pair = torch.arange(len(senders), device=senders.device)
@@ -127,7 +127,7 @@ class PairRepulsion:
         self._exponent = exponent
 
     def __call__(
-        self, lengths: Tensor, kinds: Tensor, ends: PairEnds, n_atoms: int, sums: Sums
+        self, lengths: Tensor, kinds: Tensor, ends: EdgeSpecies, n_atoms: int, sums: Sums
     ) -> Tensor:
         """Energies [n_atoms], eV, of pairs [n_pairs] of these lengths; ``sums`` add over edges."""
         scaled = lengths * self._per_screening(kinds, lengths)

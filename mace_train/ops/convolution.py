@@ -21,8 +21,8 @@ from mace_train.ops.codegen.convolution_program import ChannelwiseProduct
 from mace_train.ops.convolution_kernels import (
     EDGE_OPERANDS,
     ConvolutionKernels,
-    PairOrder,
-    visits_pairs,
+    PairOrdering,
+    loops_over_pairs,
 )
 from mace_train.ops.cpp.kernel import pad, unpad
 from mace_train.ops.dispatch import padded_channels, runs_on_cuda
@@ -237,7 +237,7 @@ def _edge_gradients(
     inputs += [*_blocks(kernels, pad(g, padded)), *[_ready(t, padded) for t in v.values()]]
     n_pairs = len(r)
     on_cuda = "r" in names and runs_on_cuda(x.device)
-    by_pair = on_cuda and visits_pairs(x.device, padded)
+    by_pair = on_cuda and loops_over_pairs(x.device, padded)
     shapes = {"x": (len(y), x.shape[1], padded), "y": y.shape}
     shapes["r"] = (n_pairs if by_pair else 2 * n_pairs, r.shape[1], padded)
     found = {name: x.new_empty(shapes[name]) for name in names}
@@ -245,7 +245,7 @@ def _edge_gradients(
     rows = [index.first, index.senders, index.pairs, index.first_of_pair, torch.tensor([n_pairs])]
     n_items = len(x)
     if on_cuda:
-        order = PairOrder.of(index.pairs, index.first_of_pair, index.is_reverse())
+        order = PairOrdering.of(index.pairs, index.first_of_pair, index.is_reverse())
     if by_pair:
         n_items, rows = n_pairs, order.index(index.first, index.senders)
     ranges = kernel.run(n_items, rows, inputs, list(found.values()), padded)

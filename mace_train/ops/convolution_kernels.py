@@ -128,7 +128,7 @@ class ConvolutionKernels:
         return tuple(Operand(f"{prefix}{block}", Role.ROW, n) for block, n in n_rows)
 
 
-def visits_pairs(device: torch.device, n_channels: int) -> bool:
+def loops_over_pairs(device: torch.device, n_channels: int) -> bool:
     """Whether gradients are computed pair by pair."""
     return (
         n_channels <= MOST_CHANNELS
@@ -137,14 +137,14 @@ def visits_pairs(device: torch.device, n_channels: int) -> bool:
 
 
 @dataclass(frozen=True)
-class PairOrder:
+class PairOrdering:
     """Edges in the order of their pairs."""
 
     order: Tensor  # [n_edges] int64
     first: Tensor  # [n_pairs + 1] int64, into order
 
     @classmethod
-    def of(cls, pairs: Tensor, first_of_pair: Tensor, is_second: Tensor) -> "PairOrder":
+    def of(cls, pairs: Tensor, first_of_pair: Tensor, is_second: Tensor) -> "PairOrdering":
         """Of the row of every edge [n_edges], the first edge of each; waits for no device."""
         edges, later = torch.arange(len(pairs), device=pairs.device), is_second.long()
         counts = torch.ones_like(first_of_pair).scatter_add(0, pairs, later)

@@ -13,7 +13,7 @@ from mace_train.settings import ModelSettings, TrainSettings
 LOGGER = logging.getLogger("mace_train")
 
 
-def new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
+def build_model(settings: TrainSettings, statistics: Statistics) -> MACE:
     """A model with random weights from ``settings.seed``, in ``settings.default_dtype``."""
     model_settings = settings.model
     if model_settings.r_max not in (None, statistics.r_max):

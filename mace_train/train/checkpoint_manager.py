@@ -28,7 +28,7 @@ from mace_train.train import checkpoint
 LOGGER = logging.getLogger("mace_train")
 
 
-class Archive:
+class CheckpointManager:
     """Checkpoints in ``folder``; only rank 0 uses it."""
 
     def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None) -> None:

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from mace_train.data.graph import Graph
-from mace_train.data.loading.packed import Packed
+from mace_train.data.loading.packed import PackedGraph
 from mace_train.errors import InputError
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
 from mace_train.ops.backends import method_of
 from mace_train.settings import LossSettings
-from mace_train.train.ema import Average
+from mace_train.train.ema import EMA
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import LossSums, loss_sums, needs_stress
 
@@ -52,7 +52,7 @@ def check_cuda_graphs(kernels: str, device: torch.device) -> None:
 
 
 @dataclass
-class _Recording:
+class _CapturedGraph:
     """A capture with its inputs: the memory of a bin, and numbers [n_graphs + 4] of it."""
 
     key: tuple[object, ...]
@@ -62,7 +62,7 @@ class _Recording:
     outputs: Tensors
 
 
-class CapturedGradient:
+class GraphedGradient:
     """Gradients of bins; one recording is held at a time."""
 
     def __init__(
@@ -72,7 +72,7 @@ class CapturedGradient:
         self.weights = weights
         self._gradients = gradients
         self._capture = capture
-        self._recording: _Recording | None = None
+        self._captured: _CapturedGraph | None = None
         self._prefetch = Prefetch(weights[0].device)
         self.n_captures = 0
 
@@ -83,13 +83,13 @@ class CapturedGradient:
         Takes weights of structures [n_graphs] and denominators [4] over all ranks; all of it may
         lie on the host.
         """
-        bin_ = Packed.of(graph)
+        bin_ = PackedGraph.of(graph)
         # masks and weights come in float64 and the like
         numbers = torch.cat((weight, counts)).to(self.weights[0].dtype)
         key = (loss, bin_.sizes)
-        if self._recording is None or key != self._recording.key:
+        if self._captured is None or key != self._captured.key:
             self._record(key, bin_, numbers, loss)
-        recording = self._recording
+        recording = self._captured
         assert recording is not None
         self._prefetch.copy((bin_.memory, numbers), (recording.memory, recording.numbers))
         recording.replay()
@@ -98,14 +98,14 @@ class CapturedGradient:
 
     def forget(self) -> None:
         """Drop the recording and its memory."""
-        self._recording = None
+        self._captured = None
 
     def _record(
-        self, key: tuple[object, ...], bin_: Packed, numbers: Tensor, loss: LossSettings
+        self, key: tuple[object, ...], bin_: PackedGraph, numbers: Tensor, loss: LossSettings
     ) -> None:
         self.forget()  # before memory is taken for the next
         device = self.weights[0].device
-        static = Packed(bin_.memory.to(device, copy=True), *bin_.sizes)
+        static = PackedGraph(bin_.memory.to(device, copy=True), *bin_.sizes)
         static_numbers = numbers.to(device, copy=True)
         before = self._gradients.flat.clone()  # to which the runs before the capture add, too
 
@@ -119,7 +119,7 @@ class CapturedGradient:
 
         replay, outputs = self._capture(add_gradient, device)
         self._gradients.flat.copy_(before)
-        self._recording = _Recording(key, static.memory, static_numbers, replay, outputs)
+        self._captured = _CapturedGraph(key, static.memory, static_numbers, replay, outputs)
         self.n_captures += 1
 
 
@@ -140,7 +140,7 @@ def gradient_of_bin(
     return sums.detached(), gradients
 
 
-class CapturedUpdate:
+class GraphedUpdate:
     """The update of all weights by Adam or AdamW, made by ``make_optimizer(on_device=True)``.
 
     Without it the host looks at the norm before it lets the optimizer go on. Here the GPU decides:
@@ -153,18 +153,18 @@ class CapturedUpdate:
         self,
         model: nn.Module,
         gradients: Gradients,
-        average: Average | None,
+        ema: EMA | None,
         clip_grad: float | None,
         capture: Capture,
     ) -> None:
         flat = gradients.flat
         self._model = model
         self._flat = flat
-        self._average = average
+        self._ema = ema
         self._clip_grad = clip_grad
         self._capture = capture
         self._halted = torch.zeros((), dtype=torch.bool, device=flat.device)
-        n_updates = 0 if average is None else average.n_updates
+        n_updates = 0 if ema is None else ema.n_updates
         self._n_updates = torch.tensor(n_updates, dtype=torch.float64, device=flat.device)
         self._optimizer: torch.optim.Optimizer | None = None
         self._replay: Replay | None = None
@@ -201,11 +201,11 @@ class CapturedUpdate:
             self._flat.mul_((self._clip_grad / (norm + 1e-6)).clamp(max=1.0))
         optimizer.found_inf = void.to(torch.float32)  # type: ignore[attr-defined]  # of GradScaler
         optimizer.step()
-        if self._average is not None:
+        if self._ema is not None:
             self._n_updates.add_(~void)
             decay = (1.0 + self._n_updates) / (10.0 + self._n_updates)
-            share = torch.where(void, 0.0, 1.0 - decay.clamp(max=self._average.decay))
-            self._average.move(self._model, share.to(norm.dtype))
+            share = torch.where(void, 0.0, 1.0 - decay.clamp(max=self._ema.decay))
+            self._ema.move(self._model, share.to(norm.dtype))
         return norm
 
 
@@ -233,7 +233,7 @@ class Prefetch:
             target.copy_(value)
 
 
-def on_its_way(number: Tensor) -> Callable[[], float]:
+def item_later(number: Tensor) -> Callable[[], float]:
     """Begin to copy a number to the host; what waits for it and gives it."""
     if number.device.type != "cuda":
         return number.item

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """Exponential moving average of the weights, with a short memory in the first steps.
 
     shadow += (1 - d) (weight - shadow) with d = min(decay, (1 + n) / (10 + n)) after n updates.

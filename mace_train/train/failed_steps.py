@@ -4,36 +4,39 @@ import logging
 import math
 
 from mace_train.balance.costs import Capacity
-from mace_train.balance.epoch_plan import Part
+from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.errors import InputError
 from mace_train.train.run import Run
-from mace_train.train.step import Outcome, Trouble
+from mace_train.train.step import StepFailure, StepResult
 
 LOGGER = logging.getLogger("mace_train")
 MOST_SKIPPED_IN_ROW = 10
 LOWER = 0.9  # capacity after a rank ran out of memory, relative to before
 
 
-def handle_trouble(run: Run, part: Part, step: int, outcome: Outcome) -> Part | None:
+def handle_failed_step(
+    run: Run, epoch_plan: EpochPlan, step: int, result: StepResult
+) -> EpochPlan | None:
     """Go on with another plan of the rest (returned), or with the next step (None), or raise."""
-    assert outcome.trouble is not None
-    out_of_memory = [trouble for trouble in outcome.trouble if trouble.reason == "memory"]
+    assert result.failures is not None
+    out_of_memory = [failure for failure in result.failures if failure.reason == "memory"]
     if out_of_memory:
-        return _lower_capacity(run, part, step, out_of_memory[0])
-    _skip(run, outcome.trouble)
+        return _lower_capacity(run, epoch_plan, step, out_of_memory[0])
+    _skip(run, result.failures)
     return None
 
 
-def _lower_capacity(run: Run, part: Part, step: int, trouble: Trouble) -> Part:
+def _lower_capacity(run: Run, epoch_plan: EpochPlan, step: int, failure: StepFailure) -> EpochPlan:
     """Plan what is left of the epoch with smaller bins; nothing of this step was trained."""
     costs, before = run.sampler.costs, run.sampler.capacity
-    n_atoms, n_edges = int(costs.n_atoms[trouble.ids].sum()), int(costs.n_edges[trouble.ids].sum())
-    what = f"the bin of {_names(run, trouble.ids)} ({n_atoms} atoms, {n_edges} edges)"
+    n_atoms, n_edges = int(costs.n_atoms[failure.ids].sum()), int(costs.n_edges[failure.ids].sum())
+    what = f"the bin of {_names(run, failure.ids)} ({n_atoms} atoms, {n_edges} edges)"
     after = lowered(run, before)
-    if len(trouble.ids) <= 1 or after == before:
+    if len(failure.ids) <= 1 or after == before:
         raise InputError(
-            f"out of memory in step {run.progress.step + 1} (epoch {part.epoch + 1}) with {what}: "
-            f"{trouble.message}; it cannot be made smaller; use a smaller model, "
+            f"out of memory in step {run.progress.step + 1} (epoch {epoch_plan.epoch + 1}) with "
+            f"{what}: "
+            f"{failure.message}; it cannot be made smaller; use a smaller model, "
             f"default_dtype=float32, or GPUs with more memory; {what_is_left(run)}"
         )
     run.sampler.use(after)
@@ -42,13 +45,13 @@ def _lower_capacity(run: Run, part: Part, step: int, trouble: Trouble) -> Part:
         "out of memory in step %d (epoch %d) with %s: %s; a bin holds at most %d atoms and %d "
         "edges from here on, set batching.max_atoms and max_edges to begin with",
         run.progress.step + 1,
-        part.epoch + 1,
+        epoch_plan.epoch + 1,
         what,
-        trouble.message,
+        failure.message,
         after.max_atoms,
         after.max_edges,
     )
-    return Part.rest(run.sampler, part.epoch, part.remaining(step))
+    return EpochPlan.remaining(run.sampler, epoch_plan.epoch, epoch_plan.remaining_ids(step))
 
 
 def lowered(run: Run, capacity: Capacity) -> Capacity:
@@ -65,10 +68,10 @@ def lowered(run: Run, capacity: Capacity) -> Capacity:
     )
 
 
-def _skip(run: Run, trouble: list[Trouble]) -> None:
+def _skip(run: Run, failures: list[StepFailure]) -> None:
     """Leave the step out if the settings say so; InputError otherwise."""
     progress = run.progress
-    ids = [i for one in trouble for i in one.ids]
+    ids = [i for one in failures for i in one.ids]
     where = f"; its bins with a non-finite loss hold {_names(run, ids)}" if ids else ""
     what = (
         f"step {progress.step + 1} (epoch {progress.epoch + 2}): the gradient is not finite{where}"
@@ -94,6 +97,6 @@ def _names(run: Run, ids: list[int]) -> str:
 
 def what_is_left(run: Run) -> str:
     """Where a run that had to stop can be continued from."""
-    if not run.archive.steps():
+    if not run.checkpoint_manager.steps():
         return "no checkpoint was written"
-    return f"{run.archive.steps()[0]} is left, restart_latest=true continues from it"
+    return f"{run.checkpoint_manager.steps()[0]} is left, restart_latest=true continues from it"

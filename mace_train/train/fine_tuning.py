@@ -27,7 +27,7 @@ from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.model.surgery import one_head, with_elements, with_heads
 from mace_train.settings import TrainSettings
 from mace_train.train.checkpoint import load_model
-from mace_train.train.checkpoint_manager import Archive
+from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.run import Split
 from mace_train.train.validation import evaluation_bins
 
@@ -38,8 +38,12 @@ N_COMPARED = 8  # structures, before the first step
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of forces and energies, relative
 
 
-def from_foundation(
-    settings: TrainSettings, statistics: Statistics, train: Split, archive: Archive, world: World
+def fine_tuned_model(
+    settings: TrainSettings,
+    statistics: Statistics,
+    train: Split,
+    manager: CheckpointManager,
+    world: World,
 ) -> MACE:
     """The model of ``settings.foundation`` for the elements and heads of the data.
 
@@ -57,7 +61,7 @@ def from_foundation(
         )
     more = origin.data.atomic_numbers if given.elements == "all" else ()
     model = with_elements(origin, [*statistics.atomic_numbers, *more])
-    earlier = world.broadcast(_earlier_data(archive) if world.is_main else None)
+    earlier = world.broadcast(_earlier_data(manager) if world.is_main else None)
     if earlier is not None:
         heads = list(ModelData.from_dict(earlier).heads)
     else:
@@ -76,8 +80,8 @@ def from_foundation(
     return model
 
 
-def _earlier_data(archive: Archive) -> object:
-    return archive.newest()[1]["model_data"] if archive.steps() else None
+def _earlier_data(manager: CheckpointManager) -> object:
+    return manager.newest()[1]["model_data"] if manager.steps() else None
 
 
 def _heads(

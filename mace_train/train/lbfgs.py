@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mace_train.balance.epoch_plan import Part
+from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.data.graph import Graph
 from mace_train.errors import InputError
 from mace_train.train.epoch import EpochLoop, groups
 from mace_train.train.loss import LossSums, label_counts
 from mace_train.train.optim import set_lr
-from mace_train.train.run import Tally
+from mace_train.train.run import EpochTotals
 from mace_train.train.step import backward, out_of_memory, seed_step
 
 
@@ -25,58 +25,58 @@ class LbfgsLoop(EpochLoop):
     def train(self) -> LossSums:
         """One step; the sums of the loss where it began."""
         run = self.run
-        part = Part.whole(run.sampler, run.progress.epoch + 1)
-        totals = self._totals(part)
+        epoch_plan = EpochPlan.full(run.sampler, run.progress.epoch + 1)
+        totals = self._totals(epoch_plan)
         begun_with: list[LossSums] = []
         seed_step(run, run.progress.step)
 
         def closure() -> Tensor:
-            sums = self._gradient(part, totals)
+            sums = self._gradient(epoch_plan, totals)
             begun_with.append(sums)
             return sums.loss(run.stage.loss)
 
-        self.lr = run.lr(part.time(0), part.time(part.n_steps))
+        self.lr = run.lr(epoch_plan.time(0), epoch_plan.time(epoch_plan.n_steps))
         set_lr(run.optimizer, self.lr)
         run.optimizer.step(closure)  # type: ignore[arg-type]
         self.norm = run.gradients.norm()
-        self.predicted, self.n_seen = part.plan.straggler, len(part.plan.bins.ids)
-        self.phases.step_done()
+        self.predicted, self.n_seen = epoch_plan.plan.straggler, len(epoch_plan.plan.bins.ids)
+        self.timer.step_done()
         run.progress.step += 1
-        run.tally = Tally.zero(run.world.device)
+        run.epoch_totals = EpochTotals.zero(run.world.device)
         self._tick()
         return begun_with[0]
 
-    def _graphs(self, part: Part) -> Iterator[Graph]:
-        for (graph,) in self.phases.waiting(groups(self.run, part, 0, 1)):
+    def _graphs(self, epoch_plan: EpochPlan) -> Iterator[Graph]:
+        for (graph,) in self.timer.waiting(groups(self.run, epoch_plan, 0, 1)):
             yield graph
 
-    def _totals(self, part: Part) -> Tensor:
+    def _totals(self, epoch_plan: EpochPlan) -> Tensor:
         """Labels of all structures, the denominators of the loss."""
         kind = self.run.stage.loss.loss
-        own = torch.stack([label_counts(graph, kind) for graph in self._graphs(part)])
+        own = torch.stack([label_counts(graph, kind) for graph in self._graphs(epoch_plan)])
         return self.run.world.sum_later(own.sum(0))()
 
-    def _gradient(self, part: Part, totals: Tensor) -> LossSums:
+    def _gradient(self, epoch_plan: EpochPlan, totals: Tensor) -> LossSums:
         """Leave the gradient over all data in the weights; the loss sums over all ranks."""
         run, failure = self.run, None
         sums = LossSums.zero(run.world.device)
         run.gradients.begin()
-        for graph in self._graphs(part):
+        for graph in self._graphs(epoch_plan):
             run.world.signal_life(run.progress.step, "compute")
             try:
-                sums = sums + backward(run, graph, lambda: totals, self.phases)
+                sums = sums + backward(run, graph, lambda: totals, self.timer)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 failure = str(error).splitlines()[0]
                 break
-        with self.phases("communication"):
+        with self.timer("communication"):
             run.gradients.finish(failed=failure is not None)
             total = run.world.sum(torch.stack((sums.numerators, sums.counts)))
         if not run.gradients.norm() < float("inf"):
             failures = [f for f in run.world.gather_all(failure) if f is not None]
             raise InputError(
-                f"L-BFGS step of epoch {part.epoch + 1}: "
+                f"L-BFGS step of epoch {epoch_plan.epoch + 1}: "
                 f"{failures[0] if failures else 'the gradient is not finite'}; lower "
                 f"{'batching.max_atoms' if failures else 'the learning rate of this stage'}, "
                 "restart_latest=true continues from the epoch before"

@@ -27,7 +27,7 @@ from mace_train.errors import InputError
 from mace_train.train.loss import label_counts
 from mace_train.train.run import Run
 from mace_train.train.step import backward, out_of_memory
-from mace_train.train.timing import Phases
+from mace_train.train.timing import StepTimer
 
 LOGGER = logging.getLogger("mace_train")
 MARGIN = 0.1
@@ -59,7 +59,7 @@ class MemoryModel:
         return MemoryModel(*(solution / scale))
 
 
-def calibrate(run: Run) -> Capacity:
+def calibrate_capacity(run: Run) -> Capacity:
     """The capacity that the memory of the smallest device allows; the same on all ranks."""
     budget = _budget(run)
     probes = _probe(run, budget)
@@ -147,7 +147,7 @@ def _peak(run: Run, graph: Graph) -> float:
     counts = label_counts(graph, run.stage.loss.loss)
     run.gradients.begin()
     reset_peak(run.world)
-    backward(run, graph, lambda: counts, Phases())
+    backward(run, graph, lambda: counts, StepTimer())
     return peak(run.world)
 
 

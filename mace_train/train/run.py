@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mace_train.balance.costs import Costs
-from mace_train.balance.epoch_plan import Part
+from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.sampler import BinSampler
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
 from mace_train.model.mace import MACE
 from mace_train.settings import TrainSettings
-from mace_train.train.checkpoint_manager import Archive
-from mace_train.train.cuda_graphs import CapturedGradient, CapturedUpdate
-from mace_train.train.ema import Average
+from mace_train.train.checkpoint_manager import CheckpointManager
+from mace_train.train.cuda_graphs import GraphedGradient, GraphedUpdate
+from mace_train.train.ema import EMA
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import LossSums
 from mace_train.train.lr_schedule import Schedule
@@ -64,16 +64,16 @@ class Progress:
 
 
 @dataclass
-class Tally:
+class EpochTotals:
     """What one rank has done in the running epoch."""
 
     sums: LossSums
     seen: Tensor  # [2] int64: structures, and the sum of their fingerprints modulo 2^64
 
     @staticmethod
-    def zero(device: torch.device) -> "Tally":
+    def zero(device: torch.device) -> "EpochTotals":
         """Nothing yet."""
-        return Tally(LossSums.zero(device), torch.zeros(2, dtype=torch.int64))
+        return EpochTotals(LossSums.zero(device), torch.zeros(2, dtype=torch.int64))
 
     def add(self, sums: LossSums, ids: Tensor) -> None:
         """Take in a step that counts, with this rank's ids in it."""
@@ -101,17 +101,17 @@ class Run:
     gradients: Gradients
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    average: Average | None
+    ema: EMA | None
     sampler: BinSampler
     stages: list[Stage]
-    archive: Archive
+    checkpoint_manager: CheckpointManager
     progress: Progress
     output: Path
     statistics: Statistics
-    tally: Tally
-    captured: CapturedGradient | None = None  # with cluster.cuda_graphs
-    captured_update: CapturedUpdate | None = None
-    part: Part | None = None  # of the epoch that a resumed run stands in
+    epoch_totals: EpochTotals
+    graphed_gradient: GraphedGradient | None = None  # with cluster.cuda_graphs
+    graphed_update: GraphedUpdate | None = None
+    epoch_plan: EpochPlan | None = None  # of the epoch that a resumed run stands in
     last_errors: str | None = None  # RMSEs of the last validation, for people to watch
 
     @property
@@ -133,7 +133,7 @@ class Run:
     @property
     def starts_ahead(self) -> bool:
         """Steps are decided by the device, so the next one may start before they are done."""
-        return self.captured_update is not None and self.stage.optimizer in ("adam", "adamw")
+        return self.graphed_update is not None and self.stage.optimizer in ("adam", "adamw")
 
     @cached_property
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -154,6 +154,6 @@ class Run:
 
     def weights_to_use(self) -> dict[str, Tensor] | None:
         """The weights to validate and to keep, where they are not the model's own."""
-        if self.average is not None and self.stage.optimizer in ("adam", "adamw"):
-            return self.average.shadow
+        if self.ema is not None and self.stage.optimizer in ("adam", "adamw"):
+            return self.ema.shadow
         return evaluation_weights(self.optimizer, self.model)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mace_train.balance.epoch_plan import Part
+from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.sampler import BinSampler
-from mace_train.data.loading.loader import heads_of, kinds_of
+from mace_train.data.loading.loader import config_types_of, heads_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import Statistics, open_split
 from mace_train.distributed.world import World
@@ -25,23 +25,23 @@ from mace_train.model.mace import MACE, ModelData
 from mace_train.ops.backends import announcement
 from mace_train.settings import ClusterSettings, LossSettings, TrainSettings
 from mace_train.train import checkpoint
-from mace_train.train.build_model import new_model
-from mace_train.train.checkpoint_manager import Archive
+from mace_train.train.build_model import build_model
+from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.cuda_graphs import (
-    CapturedGradient,
-    CapturedUpdate,
+    GraphedGradient,
+    GraphedUpdate,
     check_cuda_graphs,
     cuda_graph,
 )
-from mace_train.train.ema import Average
-from mace_train.train.fine_tuning import from_foundation
+from mace_train.train.ema import EMA
+from mace_train.train.fine_tuning import fine_tuned_model
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import TERMS
 from mace_train.train.lr_schedule import Schedule
-from mace_train.train.memory import calibrate
+from mace_train.train.memory import calibrate_capacity
 from mace_train.train.optim import freeze, make_optimizer
 from mace_train.train.provenance import write_record
-from mace_train.train.run import Progress, Run, Split, Tally
+from mace_train.train.run import EpochTotals, Progress, Run, Split
 from mace_train.train.stages import stages_of
 from mace_train.train.state import resume
 
@@ -58,12 +58,12 @@ def set_up(settings: TrainSettings, world: World, shards_in: Path | None = None)
     train, valid = _splits(settings, folder, statistics)
     output = Path(settings.output)
     rules = settings.checkpoints
-    archive = Archive(output / "checkpoints", rules.keep, rules.keep_every)
-    _check_new(archive, settings, world)
+    manager = CheckpointManager(output / "checkpoints", rules.keep, rules.keep_every)
+    _check_new(manager, settings, world)
     if settings.foundation.checkpoint is None:
-        model = new_model(settings, statistics)
+        model = build_model(settings, statistics)
     else:
-        model = from_foundation(settings, statistics, train, archive, world)
+        model = fine_tuned_model(settings, statistics, train, manager, world)
         settings = replace(settings, model=model.settings)
     model = model.to(world.device)
     check_heads(settings, model.data)
@@ -83,24 +83,26 @@ def set_up(settings: TrainSettings, world: World, shards_in: Path | None = None)
         gradients=Gradients(trained, world),
         optimizer=make_optimizer(model, settings.optimizer),
         schedule=_schedule(settings),
-        average=Average(model, settings.ema_decay) if settings.ema else None,
+        ema=EMA(model, settings.ema_decay) if settings.ema else None,
         sampler=BinSampler(train.costs, settings.batching, world.size, world.rank, settings.seed),
         stages=stages_of(settings),
-        archive=archive,
+        checkpoint_manager=manager,
         progress=Progress(),
         output=output,
         statistics=statistics,
-        tally=Tally.zero(world.device),
+        epoch_totals=EpochTotals.zero(world.device),
     )
     run.optimizer = run.new_optimizer(run.stage.optimizer)
-    if world.broadcast(bool(archive.steps())):
+    if world.broadcast(bool(manager.steps())):
         resume(run)
     elif settings.batching.capacity == "auto":
-        run.sampler.use(calibrate(run))
+        run.sampler.use(calibrate_capacity(run))
     if settings.cluster.cuda_graphs:
-        run.captured = CapturedGradient(model, run.trained_parameters, run.gradients, cuda_graph)
-        run.captured_update = CapturedUpdate(
-            model, run.gradients, run.average, settings.clip_grad, cuda_graph
+        run.graphed_gradient = GraphedGradient(
+            model, run.trained_parameters, run.gradients, cuda_graph
+        )
+        run.graphed_update = GraphedUpdate(
+            model, run.gradients, run.ema, settings.clip_grad, cuda_graph
         )
     run.progress.n_starts += 1
     _check_same_on_all_ranks(run)
@@ -146,12 +148,12 @@ def compile_kernels(model: MACE, world: World) -> None:
         prepare(model)
 
 
-def _check_new(archive: Archive, settings: TrainSettings, world: World) -> None:
+def _check_new(manager: CheckpointManager, settings: TrainSettings, world: World) -> None:
     """InputError on all ranks if ``output`` holds a training that is not to be continued."""
-    held = world.broadcast(bool(archive.steps()))
+    held = world.broadcast(bool(manager.steps()))
     if held and not (settings.restart_latest or world.restarted):
         raise InputError(
-            f"output={settings.output} already holds a training ({archive.path('last')}); add "
+            f"output={settings.output} already holds a training ({manager.path('last')}); add "
             "restart_latest=true to continue it, or choose another output"
         )
 
@@ -169,7 +171,7 @@ def _splits(
 
 
 def _split(settings: TrainSettings, shards: ShardSet, heads: list[str]) -> Split:
-    kinds, head_of = kinds_of(shards), heads_of(shards, heads, str(shards.folder))
+    kinds, head_of = config_types_of(shards), heads_of(shards, heads, str(shards.folder))
     by_head = settings.loss.weights_by_head()
     weight_of_head = torch.tensor([by_head.get(name, 1.0) for name in heads], dtype=torch.float64)
     weights = settings.loss.weights_by_type()
@@ -235,7 +237,9 @@ def _check_same_on_all_ranks(run: Run) -> None:
     facts = {
         "training data": run.statistics.dataset_hash,
         "validation data": None if run.valid is None else run.valid.shards.dataset_hash,
-        "plan": (run.part or Part.whole(run.sampler, run.progress.epoch + 1)).plan.fingerprint,
+        "plan": (
+            run.epoch_plan or EpochPlan.full(run.sampler, run.progress.epoch + 1)
+        ).plan.fingerprint,
         "last step": run.progress.step,
         "weights": checkpoint.checksum(_on_host(run.model), ""),
     }

@@ -20,28 +20,28 @@ import torch
 from torch import Tensor
 
 from mace_train.balance.costs import Capacity
-from mace_train.balance.epoch_plan import Part, as_bits, from_bits
+from mace_train.balance.epoch_plan import EpochPlan, as_bits, from_bits
 from mace_train.errors import InputError
 from mace_train.settings import LossSettings
 from mace_train.train import checkpoint
 from mace_train.train.loss import LossSums
 from mace_train.train.optim import evaluation_weights, load_optimizer_state, optimizer_state
 from mace_train.train.provenance import provenance
-from mace_train.train.run import Progress, Run, Tally
+from mace_train.train.run import EpochTotals, Progress, Run
 
 LOGGER = logging.getLogger("mace_train")
 
 
-def save_state(run: Run, part: Part | None = None) -> None:
+def save_state(run: Run, epoch_plan: EpochPlan | None = None) -> None:
     """Write a checkpoint that a run can be resumed from; called by all ranks together.
 
-    ``part`` is the part of the epoch the run is in, None between epochs.
+    ``epoch_plan`` is what the run is working through, None between epochs.
     """
-    tallies = run.world.gather([t.cpu() for t in (*_sums(run.tally), run.tally.seen)])
+    tallies = run.world.gather([t.cpu() for t in (*_sums(run.epoch_totals), run.epoch_totals.seen)])
     if not run.world.is_main:
         return
     tensors = checkpoint.with_prefix("model.", dict(run.model.named_parameters()))
-    shadow = run.average.shadow if run.average is not None else None
+    shadow = run.ema.shadow if run.ema is not None else None
     shadow = shadow or evaluation_weights(run.optimizer, run.model)
     if shadow is not None:
         tensors |= checkpoint.with_prefix("average.", shadow)
@@ -49,28 +49,30 @@ def save_state(run: Run, part: Part | None = None) -> None:
     tensors |= checkpoint.with_prefix("optimizer.", state)
     header = _header(run) | {
         "schedule": run.schedule.state_dict(),
-        "average_updates": run.average.n_updates if run.average is not None else 0,
+        "average_updates": run.ema.n_updates if run.ema is not None else 0,
         "optimizer": {"kind": run.stage.optimizer, **numbers},
         "sampler": run.sampler.origin(),
     }
-    if part is not None:
+    if epoch_plan is not None:
         for name, values in zip(
             ("numerators", "counts", "seen"), zip(*tallies, strict=True), strict=True
         ):
             tensors[f"tally.{name}"] = torch.stack(values)
-        tensors["part.remaining"] = _bits(part.remaining(run.progress.part_step), part)
-        if part.pool is not None:
-            tensors["part.pool"] = _bits(part.pool, part)
-        header["plan"] = part.plan.fingerprint
-    run.archive.save(tensors, header)
+        tensors["part.remaining"] = _bits(
+            epoch_plan.remaining_ids(run.progress.part_step), epoch_plan
+        )
+        if epoch_plan.structure_ids is not None:
+            tensors["part.pool"] = _bits(epoch_plan.structure_ids, epoch_plan)
+        header["plan"] = epoch_plan.plan.fingerprint
+    run.checkpoint_manager.save(tensors, header)
 
 
-def _sums(tally: Tally) -> tuple[Tensor, Tensor]:
-    return tally.sums.numerators, tally.sums.counts
+def _sums(totals: EpochTotals) -> tuple[Tensor, Tensor]:
+    return totals.sums.numerators, totals.sums.counts
 
 
-def _bits(ids: Any, part: Part) -> Tensor:
-    return torch.from_numpy(as_bits(ids, part.n_structures))
+def _bits(ids: Any, epoch_plan: EpochPlan) -> Tensor:
+    return torch.from_numpy(as_bits(ids, epoch_plan.n_structures))
 
 
 def save_best(run: Run) -> None:
@@ -81,7 +83,7 @@ def save_best(run: Run) -> None:
     names = ["best"]
     if run.stage.name == "one" and len(run.stages) > 1:
         names.append("best_of_stage_one")
-    run.archive.save_best(checkpoint.with_prefix("model.", tensors), _header(run), names)
+    run.checkpoint_manager.save_best(checkpoint.with_prefix("model.", tensors), _header(run), names)
 
 
 def _header(run: Run) -> dict[str, Any]:
@@ -101,20 +103,20 @@ def resume(run: Run) -> None:
 
     Raises ``InputError`` when none is, or if it is of another model or other training data.
     """
-    tensors, header, path = run.world.from_main(run.archive.newest)
+    tensors, header, path = run.world.from_main(run.checkpoint_manager.newest)
     _check_same_origin(run, header, path)
     checkpoint.load_parameters(run.model, tensors, "model.", path)
-    _load_average(run, tensors, header["average_updates"])
+    _load_ema(run, tensors, header["average_updates"])
     run.schedule.load_state_dict(header["schedule"])
     run.progress = Progress(**header["progress"])
     run.progress.stage = min(run.progress.stage, len(run.stages) - 1)
     _load_optimizer(run, tensors, header["optimizer"])
     _load_capacity(run, header)
-    _load_part(run, tensors, header)
+    _load_epoch_plan(run, tensors, header)
     _announce_changes(run, header)
     time = 1.0 + run.progress.epoch
-    if run.part is not None:
-        time = run.part.time(run.progress.part_step)
+    if run.epoch_plan is not None:
+        time = run.epoch_plan.time(run.progress.part_step)
     LOGGER.info("resumed from %s after step %d, %.2f epochs", path, run.progress.step, time)
 
 
@@ -140,7 +142,7 @@ def _load_capacity(run: Run, header: dict[str, Any]) -> None:
         run.sampler.use(Capacity(**{name: before[name] for name in names}))
 
 
-def _load_part(run: Run, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+def _load_epoch_plan(run: Run, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Where in the epoch the run stands: the same plan at the same step, or a plan of the rest."""
     if "part.remaining" not in tensors:
         return
@@ -152,26 +154,29 @@ def _load_part(run: Run, tensors: dict[str, Tensor], header: dict[str, Any]) -> 
     before, now = header["sampler"], _as_json(run.sampler.origin())
     changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
     if not changed:
-        part = Part.whole(run.sampler, epoch)
+        epoch_plan = EpochPlan.full(run.sampler, epoch)
         if "part.pool" in tensors:
-            part = Part.rest(run.sampler, epoch, ids("part.pool"))
-        if part.plan.fingerprint == header["plan"]:
-            run.part = part
+            epoch_plan = EpochPlan.remaining(run.sampler, epoch, ids("part.pool"))
+        if epoch_plan.plan.fingerprint == header["plan"]:
+            run.epoch_plan = epoch_plan
         else:
             changed = ["another version of the packer"]
     if changed:
         remaining = ids("part.remaining")
-        run.part, run.progress.part_step = Part.rest(run.sampler, epoch, remaining), 0
+        run.epoch_plan, run.progress.part_step = (
+            EpochPlan.remaining(run.sampler, epoch, remaining),
+            0,
+        )
         LOGGER.warning(
             "the %d structures left of epoch %d are planned anew (%s)",
             len(remaining),
             epoch + 1,
             ", ".join(changed),
         )
-    _load_tally(run, tensors)
+    _load_totals(run, tensors)
 
 
-def _load_tally(run: Run, tensors: dict[str, Tensor]) -> None:
+def _load_totals(run: Run, tensors: dict[str, Tensor]) -> None:
     """This rank's own sums; at another number of ranks the first one takes them all."""
     parts = [tensors[f"tally.{name}"] for name in ("numerators", "counts", "seen")]
     if len(parts[0]) == run.world.size:
@@ -181,7 +186,7 @@ def _load_tally(run: Run, tensors: dict[str, Tensor]) -> None:
     else:
         return
     device = run.world.device
-    run.tally = Tally(LossSums(numerators.to(device), counts.to(device)), seen)
+    run.epoch_totals = EpochTotals(LossSums(numerators.to(device), counts.to(device)), seen)
 
 
 def _check_same_origin(run: Run, header: dict[str, Any], path: Path) -> None:
@@ -208,16 +213,16 @@ def _check_same_origin(run: Run, header: dict[str, Any], path: Path) -> None:
         )
 
 
-def _load_average(run: Run, tensors: dict[str, Tensor], n_updates: int) -> None:
+def _load_ema(run: Run, tensors: dict[str, Tensor], n_updates: int) -> None:
     """The moving average of the checkpoint, or one that starts from its weights."""
-    if run.average is None:
+    if run.ema is None:
         return
     prefix = "average." if n_updates else "model."
-    run.average.shadow = {
+    run.ema.shadow = {
         name: tensors[prefix + name].detach().clone().to(run.world.device)
-        for name in run.average.shadow
+        for name in run.ema.shadow
     }
-    run.average.n_updates = n_updates
+    run.ema.n_updates = n_updates
 
 
 def _announce_changes(run: Run, header: dict[str, Any]) -> None:

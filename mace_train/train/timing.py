@@ -19,7 +19,7 @@ PHASES = ("data", "compute", "communication", "optimizer")
 _Item = TypeVar("_Item")
 
 
-class Phases:
+class StepTimer:
     """Seconds per phase on this rank, and of compute per step."""
 
     def __init__(self) -> None:

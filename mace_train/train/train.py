@@ -1,7 +1,7 @@
 """The training loop: epochs of balanced steps, stages, validation, checkpoints, early stopping.
 
 Every decision (best so far, stop, go on) is taken from numbers that are equal on all ranks or by
-rank 0 and broadcast, so ranks never part ways.
+rank 0 and broadcast, so ranks cannot diverge.
 """
 
 import logging
@@ -62,7 +62,7 @@ def fit(run: Run, interruption: Interruption | None = None) -> dict[str, Any]:
         code = 1
         try:
             record, interrupted = _epochs(run, log, asked)
-            run.archive.close()
+            run.checkpoint_manager.close()
             code = 0
         finally:
             if log is not None:
@@ -95,8 +95,8 @@ def _epochs(
         if log is not None:
             log.write(record)
             LOGGER.info("%s", epoch_line(record, settings.max_num_epochs))
-        wishes = run.world.sum_later(torch.tensor([int(interruption.signal is not None)]))()
-        if wishes.item() and progress.epoch + 1 < settings.max_num_epochs:
+        flags = run.world.sum_later(torch.tensor([int(interruption.signal is not None)]))()
+        if flags.item() and progress.epoch + 1 < settings.max_num_epochs:
             return record, _announce_interruption(run, interruption)
     _announce_end(run, record)
     return record, False
@@ -156,7 +156,7 @@ def _announce_end(run: Run, record: dict[str, Any]) -> None:
         "best epoch %d%s: %s",
         progress.best_epoch + 1,
         "" if loss is None else f" (validation loss {loss:.4g})",
-        run.archive.path("best"),
+        run.checkpoint_manager.path("best"),
     )
 
 
@@ -185,10 +185,10 @@ def _enter_stage(run: Run) -> None:
 
 def _start_from_best(run: Run) -> None:
     """Take the best weights so far into the model."""
-    path = run.archive.path(f"best-{run.progress.best_step:010d}")
+    path = run.checkpoint_manager.path(f"best-{run.progress.best_step:010d}")
 
     def read() -> dict[str, Any]:
-        run.archive.wait()
+        run.checkpoint_manager.wait()
         return checkpoint.read(path)[0]
 
     tensors = run.world.from_main(read)
@@ -210,7 +210,7 @@ def _end_stage_early(run: Run) -> None:
 
 
 def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
-    """Train one epoch, validate, and note the outcome in the run's progress."""
+    """Train one epoch, validate, and note the result in the run's progress."""
     settings, progress = run.settings, run.progress
     sums = loop.train()
     if loop.interrupted:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from mace_train.data.neighbors import Edges
+from mace_train.data.neighbors import EdgeList
 from mace_train.data.shards import hdf5
 from mace_train.data.shards.arrays import Sample, Storage
 from mace_train.data.shards.shard_set import ShardSet, shard_path, write_shard
@@ -66,7 +66,7 @@ def sample(rng: np.random.Generator) -> Sample:
     )
     shifts = rng.choice([0, 0, 0, 0, 0, 0, 1, -1], (n_edges, 3))
     senders = (receivers + rng.integers(-20, 20, n_edges)) % n_atoms
-    return Sample(structure, Edges(senders, receivers, shifts))
+    return Sample(structure, EdgeList(senders, receivers, shifts))
 
 
 def rate(folder: Path, bins: np.ndarray) -> float:

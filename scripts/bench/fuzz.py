@@ -26,8 +26,8 @@ def main() -> int:
     arguments = parser.parse_args()
     counts = run_guarded(0, arguments.cases, arguments.seed)
     kinds: dict[str, Counter[str]] = {}
-    for (kind, outcome), count in sorted(counts.items()):
-        kinds.setdefault(kind, Counter())[outcome] += count
+    for (kind, result), count in sorted(counts.items()):
+        kinds.setdefault(kind, Counter())[result] += count
     for kind, outcomes in kinds.items():
         print(f"{kind}: {', '.join(f'{name} {n}' for name, n in outcomes.items())}")
     total: Counter[str] = sum(kinds.values(), Counter())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mace_train.data.graph import Graph
-from mace_train.data.loading.packed import Packed
+from mace_train.data.loading.packed import PackedGraph
 from mace_train.data.loading.padding import Shape, padded
 from mace_train.distributed.world import World
 from mace_train.interop.header import header_of
@@ -17,7 +17,7 @@ from mace_train.interop.state_dict import from_mace_torch
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
 from mace_train.settings import LossSettings, OptimizerSettings
-from mace_train.train.cuda_graphs import Capture, CapturedGradient, CapturedUpdate, on_its_way
+from mace_train.train.cuda_graphs import Capture, GraphedGradient, GraphedUpdate, item_later
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import label_counts, loss_sums
 from mace_train.train.optim import make_optimizer
@@ -146,13 +146,13 @@ def captured_step(graph: Graph, peer: nn.Module, capture: Capture) -> Step:
     model.static_shapes = True
     weights = [p for p in model.parameters() if p.requires_grad]
     gradients = Gradients(weights, World(device=like.device))
-    captured = CapturedGradient(model, weights, gradients, capture)
-    update = CapturedUpdate(model, gradients, None, CLIP, capture)
+    captured = GraphedGradient(model, weights, gradients, capture)
+    update = GraphedUpdate(model, gradients, None, CLIP, capture)
     optimizer = make_optimizer(model, SETTINGS, on_device=True)
     shape = Shape(graph.n_graphs + 1, graph.n_atoms + 1, graph.n_edges, float(peer.r_max))
     bin_ = padded(graph, shape)
     if like.device.type == "cuda":
-        bin_ = Packed.of(bin_).pin_memory().graph()
+        bin_ = PackedGraph.of(bin_).pin_memory().graph()
     on_the_way: list[Callable[[], float]] = []
     counts, settings = label_counts(bin_), LossSettings()
     structure_weight = torch.ones(bin_.n_graphs, dtype=torch.float64)
@@ -161,7 +161,7 @@ def captured_step(graph: Graph, peer: nn.Module, capture: Capture) -> Step:
         gradients.begin()
         sums = captured.add(bin_, structure_weight, counts, settings)
         update.step(optimizer)
-        on_the_way.append(on_its_way(sums.loss(settings)))
+        on_the_way.append(item_later(sums.loss(settings)))
         return on_the_way.pop(0)() if len(on_the_way) > 1 else on_the_way[0]()
 
     return step

@@ -65,7 +65,7 @@ def _frames(path: str) -> list[ase.Atoms]:
     return frames
 
 
-def new_model(table: AtomicNumberTable) -> torch.nn.Module:
+def build_model(table: AtomicNumberTable) -> torch.nn.Module:
     """A small MACE of mace-torch."""
     torch.manual_seed(0)
     return modules.MACE(
@@ -132,7 +132,7 @@ def main() -> dict[str, dict[str, float]]:
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     graphs, table = dataset(arguments.data, arguments.structures, seed=0)
-    model = DistributedDataParallel(new_model(table), find_unused_parameters=True)
+    model = DistributedDataParallel(build_model(table), find_unused_parameters=True)
     usual = DistributedSampler(graphs, size, rank, shuffle=True, drop_last=True)
     balanced = BalancedBatchSampler(
         [graph.num_nodes for graph in graphs],

@@ -26,7 +26,7 @@ def test_rounds_equal_one_by_one_greedy(sizes, n_bins):
     loads = [0] * n_bins
     for size in sizes:
         loads[loads.index(min(loads))] += size
-    dealt = algorithm1_module._deal(
+    dealt = algorithm1_module._assign(
         np.stack([atoms, 0 * atoms, 0 * atoms], axis=1), n_bins, Capacity(sum(sizes), 0)
     )
     assert sorted(np.bincount(dealt, atoms, n_bins).tolist()) == sorted(loads)

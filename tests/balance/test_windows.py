@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mace_train.balance.windows import deal, layout_for, locality_order
+from mace_train.balance.windows import assign, layout_for, locality_order
 from tests.balance.sizes import data_sets, paper_like
 
 few = settings(deadline=None, max_examples=60)
@@ -30,17 +30,17 @@ def test_windows_are_of_a_few_hundred_bins(world_size, n_bins):
 def test_every_structure_is_dealt_once(costs, n_windows, epoch):
     order = costs.locality_order
     assert np.array_equal(np.sort(order), np.arange(len(costs)))
-    dealt = deal(order, n_windows, 3, epoch)
+    dealt = assign(order, n_windows, 3, epoch)
     assert np.array_equal(np.sort(dealt.ids), np.arange(len(costs)))
     counts = np.diff(dealt.offsets)
     assert counts.sum() == len(costs)
     assert np.ptp(counts) <= 1
-    assert np.array_equal(dealt.ids, deal(order, n_windows, 3, epoch).ids)
+    assert np.array_equal(dealt.ids, assign(order, n_windows, 3, epoch).ids)
 
 
 def test_totals_of_windows_are_nearly_equal():
     costs = paper_like(100_000)
-    dealt = deal(locality_order(costs.n_atoms, costs.n_edges), 20, 0, 0)
+    dealt = assign(locality_order(costs.n_atoms, costs.n_edges), 20, 0, 0)
     for counts in (costs.n_atoms, costs.n_edges):
         totals = np.add.reduceat(counts[dealt.ids], dealt.offsets[:-1])
         assert totals.std() < 0.002 * totals.mean()  # 0.02 for a shuffle
@@ -51,7 +51,7 @@ def test_any_two_structures_meet_equally_often():
     costs, n_windows, n_epochs = paper_like(60), 5, 3000
     together = np.zeros((60, 60))
     for epoch in range(n_epochs):
-        dealt = deal(costs.locality_order, n_windows, 0, epoch)
+        dealt = assign(costs.locality_order, n_windows, 0, epoch)
         for window in range(n_windows):
             members = dealt.members(window)
             together[np.ix_(members, members)] += 1

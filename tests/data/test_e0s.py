@@ -7,26 +7,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mace_train.data.e0s import Form, Forms, IsolatedAtoms, check_covered, fit_E0s, triangle_of
+from mace_train.data.e0s import (
+    E0Source,
+    E0Sources,
+    IsolatedAtoms,
+    check_covered,
+    fit_E0s,
+    triangle_of,
+)
 from mace_train.errors import InputError
 
 
 def given_E0s(value):
-    return Forms(value).of("Default").given
+    return E0Sources(value).of("Default").given
 
 
 def test_a_setting_that_gives_none():
-    assert Forms(None).of("Default") == Form("isolated")
-    assert Forms("IsolatedAtom").of("Default") == Form("isolated")
+    assert E0Sources(None).of("Default") == E0Source("isolated")
+    assert E0Sources("IsolatedAtom").of("Default") == E0Source("isolated")
     for value in ("average", "Average", "AVERAGE"):
-        assert Forms(value).of("any") == Form("average")
+        assert E0Sources(value).of("any") == E0Source("average")
 
 
 def test_every_head_has_its_own(tmp_path):
     path = tmp_path / "E0s.json"
     path.write_text('{"H": -1.0}')
-    forms = Forms({"pbe": {1: -13.5}, "r2scan": "average", "hf": None, "cc": str(path)})
-    assert forms.of("pbe") == Form("given", {1: -13.5})
+    forms = E0Sources({"pbe": {1: -13.5}, "r2scan": "average", "hf": None, "cc": str(path)})
+    assert forms.of("pbe") == E0Source("given", {1: -13.5})
     assert forms.of("r2scan").source == "average"
     assert forms.of("hf").source == "isolated"
     assert forms.of("cc").given == {1: -1.0}

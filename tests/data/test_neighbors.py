@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mace_train.data.neighbors import DENSE, Edges, neighbor_list
+from mace_train.data.neighbors import DENSE, EdgeList, neighbor_list
 from mace_train.errors import InputError
 
 NO_PBC = np.zeros(3, dtype=bool)
@@ -33,7 +33,7 @@ def brute_force(positions, cell, pbc, r_max) -> list[tuple[int, ...]]:
     return sorted(found)
 
 
-def listed(edges: Edges) -> list[tuple[int, ...]]:
+def listed(edges: EdgeList) -> list[tuple[int, ...]]:
     """The edges in their own order, in the same form."""
     columns = (edges.receivers, edges.senders, *edges.shifts.T)
     return list(zip(*(column.tolist() for column in columns), strict=True))

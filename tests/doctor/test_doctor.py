@@ -8,7 +8,7 @@ import torch
 
 from mace_train.distributed.world import World
 from mace_train.doctor import doctor, environment, network
-from mace_train.doctor.check_result import Finding, Verdict, same_everywhere
+from mace_train.doctor.check_result import CheckResult, Verdict, same_everywhere
 from mace_train.settings import ClusterSettings, DoctorSettings
 from tests.conftest import run_command
 from tests.train.ranks import run_ranks
@@ -28,7 +28,7 @@ def test_this_machine_passes(prepared, capsys):
 
 
 def test_a_failed_check_is_exit_code_1(capsys, monkeypatch):
-    bad = Finding(Verdict.FAIL, "the disk is on fire", "water")
+    bad = CheckResult(Verdict.FAIL, "the disk is on fire", "water")
     monkeypatch.setattr(doctor, "CHECKS", (doctor.Check("disk", lambda world, settings: [bad]),))
     with pytest.raises(SystemExit) as end:
         run_command("doctor", "cluster=cpu")

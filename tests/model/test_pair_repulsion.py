@@ -8,7 +8,12 @@ from ase.data import covalent_radii
 
 from mace_train.model.compiled import CompiledMACE
 from mace_train.model.derivatives import predict
-from mace_train.model.pair_repulsion import AgnesiTransform, PairEnds, PairRepulsion, SoftTransform
+from mace_train.model.pair_repulsion import (
+    AgnesiTransform,
+    EdgeSpecies,
+    PairRepulsion,
+    SoftTransform,
+)
 from mace_train.ops.row_sums import sum_rows
 from tests.model.systems import graph_of, mixed, model_of, salt
 
@@ -19,7 +24,7 @@ KINDS = torch.tensor([0, 1, 2, 3, 1])  # HH, HO, OH, OO, HO
 
 def ends(n):
     atoms = torch.arange(n)
-    return PairEnds.of(atoms, atoms)
+    return EdgeSpecies.of(atoms, atoms)
 
 
 def test_agnesi_by_hand():

@@ -7,7 +7,7 @@ import torch
 
 from mace_train.errors import InputError
 from mace_train.train import checkpoint
-from mace_train.train.checkpoint_manager import Archive, also_called
+from mace_train.train.checkpoint_manager import CheckpointManager, also_called
 
 
 def header(step: int, epoch: int = 0, best_step: int = 0, part_step: int = 0) -> dict[str, object]:
@@ -15,12 +15,12 @@ def header(step: int, epoch: int = 0, best_step: int = 0, part_step: int = 0) ->
     return {"progress": progress}
 
 
-def names(archive: Archive) -> list[str]:
-    return sorted(path.stem for path in archive.folder.glob("*.safetensors"))
+def names(manager: CheckpointManager) -> list[str]:
+    return sorted(path.stem for path in manager.folder.glob("*.safetensors"))
 
 
 def test_pruning_keeps_the_newest_and_the_best_they_refer_to(tmp_path):
-    archive = Archive(tmp_path, keep=2, keep_every=3)
+    manager = CheckpointManager(tmp_path, keep=2, keep_every=3)
     weight = torch.zeros(3)
     best = 0
     for epoch in range(7):
@@ -28,12 +28,12 @@ def test_pruning_keeps_the_newest_and_the_best_they_refer_to(tmp_path):
         weight += 1.0
         if epoch in (0, 2, 3):
             best = step
-            archive.save_best({"w": weight}, header(step, epoch, best), ["best"])
-        archive.save({"w": weight}, header(step, epoch, best))
+            manager.save_best({"w": weight}, header(step, epoch, best), ["best"])
+        manager.save({"w": weight}, header(step, epoch, best))
         weight -= 0.5  # the next step must not change what is being written
         weight += 0.5
-    archive.close()
-    assert names(archive) == [
+    manager.close()
+    assert names(manager) == [
         "best",
         "best-0000000040",
         "epoch-00003",
@@ -42,29 +42,29 @@ def test_pruning_keeps_the_newest_and_the_best_they_refer_to(tmp_path):
         "step-0000000060",
         "step-0000000070",
     ]
-    assert checkpoint.read(archive.path("last"))[0]["w"].tolist() == [7.0] * 3
-    assert checkpoint.read(archive.path("best"))[0]["w"].tolist() == [4.0] * 3
+    assert checkpoint.read(manager.path("last"))[0]["w"].tolist() == [7.0] * 3
+    assert checkpoint.read(manager.path("best"))[0]["w"].tolist() == [4.0] * 3
     assert json.loads((tmp_path / "last.json").read_text())["progress"]["step"] == 70
     assert not list(tmp_path.glob(".*"))
 
 
 def test_best_weights_of_a_lost_future_are_forgotten(tmp_path):
-    archive = Archive(tmp_path)
-    archive.save_best({"w": torch.ones(1)}, header(10, best_step=10), ["best"])
-    archive.save({"w": torch.ones(1)}, header(10, best_step=10))
-    archive.save_best({"w": torch.zeros(1)}, header(20, best_step=20), ["best"])  # then it died
-    archive.close()
-    _, resumed, _ = Archive(tmp_path).newest()
+    manager = CheckpointManager(tmp_path)
+    manager.save_best({"w": torch.ones(1)}, header(10, best_step=10), ["best"])
+    manager.save({"w": torch.ones(1)}, header(10, best_step=10))
+    manager.save_best({"w": torch.zeros(1)}, header(20, best_step=20), ["best"])  # then it died
+    manager.close()
+    _, resumed, _ = CheckpointManager(tmp_path).newest()
     assert resumed["progress"]["best_step"] == 10
-    assert checkpoint.read(archive.path("best"))[0]["w"].tolist() == [1.0]
-    assert not archive.path("best-0000000020").exists()
+    assert checkpoint.read(manager.path("best"))[0]["w"].tolist() == [1.0]
+    assert not manager.path("best-0000000020").exists()
 
 
 def test_an_error_of_the_disk_is_raised_by_the_next_call(tmp_path):
-    archive = Archive(tmp_path / "gone")
-    archive.save({"w": torch.ones(1)}, header(1))
+    manager = CheckpointManager(tmp_path / "gone")
+    manager.save({"w": torch.ones(1)}, header(1))
     with pytest.raises(InputError, match=r"output: cannot write a checkpoint.*restart_latest"):
-        archive.close()
+        manager.close()
 
 
 def test_names_are_copies_where_links_are_not_possible(tmp_path, monkeypatch):

@@ -50,10 +50,10 @@ def assert_same_training(prepared: Path, folder: Path, tolerance: float, **chang
         with open_world(settings.cluster) as world:
             found.append(run_of(settings, world))
     (_, eager), (run, replayed) = found
-    assert run.captured is not None
+    assert run.graphed_gradient is not None
     n_stages = len(run.stages)
-    assert n_stages <= run.captured.n_captures <= n_stages + 1
-    assert run.progress.step > 2 * run.captured.n_captures
+    assert n_stages <= run.graphed_gradient.n_captures <= n_stages + 1
+    assert run.progress.step > 2 * run.graphed_gradient.n_captures
     assert [row["epoch"] for row in replayed] == [row["epoch"] for row in eager]
     for one, other in zip(eager, replayed, strict=True):  # learning rates are float32 there
         for key in ("train_loss", "valid_loss", "grad_norm"):
@@ -84,15 +84,17 @@ def test_accumulated_bins_and_an_end_of_memory(prepared, tmp_path, stand_in, mon
     scale = max(float(g.abs().max()) for g in gradients[0])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-12 * scale)
-    assert run.captured.n_captures == 1
+    assert run.graphed_gradient.n_captures == 1
 
     def fail() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(run.captured._recording, "replay", fail)
-    outcome = train_step(run, graphs[:1], lr=0.0)
-    assert [trouble.reason for trouble in outcome.trouble] == ["memory"]
-    assert run.captured._recording is None  # the memory of the recording is free for the next one
+    monkeypatch.setattr(run.graphed_gradient._recording, "replay", fail)
+    result = train_step(run, graphs[:1], lr=0.0)
+    assert [trouble.reason for trouble in result.failures] == ["memory"]
+    assert (
+        run.graphed_gradient._recording is None
+    )  # the memory of the recording is free for the next one
 
 
 def padded_of(run: Run, ids: list[int]) -> Any:

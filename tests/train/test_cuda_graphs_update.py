@@ -18,8 +18,8 @@ from mace_train.settings import (
 )
 from mace_train.train import epoch as epoch_module
 from mace_train.train import step as step_module
-from mace_train.train.cuda_graphs import Capture, CapturedUpdate, cuda_graph
-from mace_train.train.ema import Average
+from mace_train.train.cuda_graphs import Capture, GraphedUpdate, cuda_graph
+from mace_train.train.ema import EMA
 from mace_train.train.gradients import Gradients
 from mace_train.train.optim import make_optimizer, set_lr
 from mace_train.train.setup import set_up
@@ -49,10 +49,10 @@ class Both:
             model = model.to(device)
             self.models.append(model)
             self.gradients.append(Gradients(list(model.parameters()), World()))
-            self.averages.append(Average(model, 0.75))
+            self.averages.append(EMA(model, 0.75))
             self.optimizers.append(make_optimizer(model, settings, on_device=on_device))
         self.clip_grad = clip_grad
-        self.update = CapturedUpdate(
+        self.update = GraphedUpdate(
             self.models[1], self.gradients[1], self.averages[1], clip_grad, capture
         )
 

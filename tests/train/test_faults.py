@@ -156,8 +156,8 @@ def interrupted_by(world: World, settings: TrainSettings, number: int, n_steps: 
     run = set_up(settings, world)
     note = EpochLoop._note
 
-    def signalled(loop: EpochLoop, outcome: Any, after: int) -> None:
-        note(loop, outcome, after)
+    def signalled(loop: EpochLoop, result: Any, after: int) -> None:
+        note(loop, result, after)
         if run.progress.step == n_steps and world.rank == world.size - 1:
             os.kill(os.getpid(), number)
 

@@ -9,7 +9,15 @@ import pytest
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings, ModelSettings
-from mace_train.train.memory import MemoryModel, _bin, _graphs, _peak, calibrate, peak, reset_peak
+from mace_train.train.memory import (
+    MemoryModel,
+    _bin,
+    _graphs,
+    _peak,
+    calibrate_capacity,
+    peak,
+    reset_peak,
+)
 from mace_train.train.setup import set_up
 from mace_train.train.train import train
 from tests.train.test_train import settings_for
@@ -40,7 +48,7 @@ def test_a_bin_of_the_measured_capacity_stays_within_the_memory(prepared, tmp_pa
     given = replace(settings, batching=BatchingSettings(), output=str(tmp_path / "given"))
     run = set_up(given, World())
     run.settings = settings
-    capacity = calibrate(run)
+    capacity = calibrate_capacity(run)
     costs = run.train.costs
     assert capacity.max_atoms > costs.n_atoms.max()
     order = np.arange(len(costs))
@@ -50,7 +58,7 @@ def test_a_bin_of_the_measured_capacity_stays_within_the_memory(prepared, tmp_pa
     small = replace(batching, max_memory_gb=0.01)
     run.settings = replace(settings, batching=small)
     with pytest.raises(InputError, match=r"0\.01 GB is enough for 0 atoms"):
-        calibrate(run)
+        calibrate_capacity(run)
 
 
 @LINUX

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mace_train.settings import OptimizerSettings, SchedulerSettings
-from mace_train.train.ema import Average, holding
+from mace_train.train.ema import EMA, holding
 from mace_train.train.lr_schedule import Schedule
 from mace_train.train.optim import make_optimizer, parameter_groups
 
@@ -65,7 +65,7 @@ def test_schedule_state_survives():
 
 def test_average_is_its_definition_and_gives_weights_back():
     network = small_network()
-    average = Average(network, 0.9)
+    average = EMA(network, 0.9)
     expected = {name: value.detach().clone() for name, value in network.named_parameters()}
     for n in range(1, 30):
         with torch.no_grad():

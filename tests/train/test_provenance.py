@@ -1,4 +1,4 @@
-"""What a run's folder says of it: provenance, a command that repeats it, comparison, phases."""
+"""What a run's folder says of it: provenance, a command that repeats it, comparison, timer."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from mace_train.evaluate.compare import compare
 from mace_train.settings import CompareSettings
 from mace_train.train.checkpoint import read
 from mace_train.train.provenance import git_commit
-from mace_train.train.timing import PHASES, Phases, peak_memory_mb
+from mace_train.train.timing import PHASES, StepTimer, peak_memory_mb
 from tests.conftest import run_command
 from tests.train.ranks import run_ranks
 
@@ -58,14 +58,14 @@ def test_records_hold_the_phases_and_rates(trained):
 
 def phases_of(world: World) -> tuple[dict[str, Any], float]:
     """(summary of two steps in which rank 1 computes three times as long, peak memory in MB)."""
-    phases = Phases()
+    timer = StepTimer()
     for _ in range(2):
-        with phases("compute"):
+        with timer("compute"):
             time.sleep(0.3 if world.rank else 0.1)
-        phases.step_done()
-    for _ in phases.waiting(iter([1])):
+        timer.step_done()
+    for _ in timer.waiting(iter([1])):
         pass
-    return phases.summary(world), peak_memory_mb(world)
+    return timer.summary(world), peak_memory_mb(world)
 
 
 def test_the_measured_straggler_ratio_is_the_slowest_over_the_mean(tmp_path):

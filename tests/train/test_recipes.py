@@ -185,8 +185,8 @@ def test_learning_rate_follows_the_structures_of_the_step(rule, factor, prepared
     optimizer = OptimizerSettings(lr_scaling=rule, lr_structures=2.0)
     assert scaled(0.5, optimizer, 8) == 0.5 * factor
     run = set_up(settings_for(prepared, tmp_path / "run", optimizer=optimizer), World())
-    outcome = train_step(run, [graph_of(run, list(range(8)))], lr=0.5)
-    assert outcome.started.lr == 0.5 * factor
+    result = train_step(run, [graph_of(run, list(range(8)))], lr=0.5)
+    assert result.started.lr == 0.5 * factor
     assert all(group["lr"] == 0.5 * factor for group in run.optimizer.param_groups)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mace_train.balance.epoch_plan import Part, as_bits, from_bits
+from mace_train.balance.epoch_plan import EpochPlan, as_bits, from_bits
 from mace_train.distributed.world import World
 from mace_train.settings import (
     BatchingSettings,
@@ -37,11 +37,11 @@ def train_until_killed(world: World, settings: TrainSettings, n_steps: int) -> l
     trained: list[list[int]] = []
     note = EpochLoop._note
 
-    def counted(loop: EpochLoop, outcome: Any, after: int) -> None:
-        note(loop, outcome, after)
-        trained.append(outcome.started.ids.tolist())
+    def counted(loop: EpochLoop, result: Any, after: int) -> None:
+        note(loop, result, after)
+        trained.append(result.started.ids.tolist())
         if len(trained) == n_steps:
-            run.archive.close()
+            run.checkpoint_manager.close()
             raise KilledError
 
     EpochLoop._note = counted  # type: ignore[method-assign]
@@ -175,17 +175,17 @@ def test_batches_may_change_within_an_epoch(prepared, tmp_path):
 
 def test_a_part_knows_what_remains_and_what_time_it_is(prepared, tmp_path):
     run = set_up(small(prepared, tmp_path / "run"), World())
-    whole = Part.whole(run.sampler, 4)
+    whole = EpochPlan.full(run.sampler, 4)
     assert whole.time(0) == 4.0
     assert whole.time(whole.n_steps) == 5.0
     left = whole.remaining(3)
     done = [i for ids in list(whole.bins(0))[:3] for i in ids]
     assert sorted([*left, *done]) == list(range(whole.n_structures))
-    rest = Part.rest(run.sampler, 4, left)
+    rest = EpochPlan.remaining(run.sampler, 4, left)
     assert sorted(i for ids in rest.bins(0) for i in ids) == left.tolist()
     assert rest.time(0) == pytest.approx(4 + len(done) / whole.n_structures)
     assert rest.time(rest.n_steps) == pytest.approx(5.0)
-    again = Part.rest(run.sampler, 4, rest.remaining(1))
+    again = EpochPlan.remaining(run.sampler, 4, rest.remaining(1))
     assert len(again.plan.costs) == len(left) - len(next(iter(rest.bins(0))))
     assert (
         from_bits(as_bits(left, whole.n_structures), whole.n_structures).tolist() == left.tolist()

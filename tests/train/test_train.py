@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mace_train.balance import sampler
-from mace_train.balance.epoch_plan import Part
+from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.plan import make_plan
 from mace_train.balance.sampler import BinSampler
 from mace_train.data.graph import Graph
@@ -34,7 +34,7 @@ from mace_train.settings import (
     TrainSettings,
 )
 from mace_train.train.checkpoint import load_model, read
-from mace_train.train.failed_steps import handle_trouble
+from mace_train.train.failed_steps import handle_failed_step
 from mace_train.train.loss import LossSums
 from mace_train.train.run import Run
 from mace_train.train.setup import set_up
@@ -70,9 +70,9 @@ def gradient_of_one_step(
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Gradients after one step in which this rank holds ``bins[rank]``, and its loss sums."""
     run = set_up(settings, world)
-    outcome = train_step(run, [graph_of(run, bins[world.rank])], lr=0.0)
+    result = train_step(run, [graph_of(run, bins[world.rank])], lr=0.0)
     gradients = {name: value.grad.clone() for name, value in run.model.named_parameters()}
-    return gradients, outcome.started.sums.numerators.tolist()
+    return gradients, result.started.sums.numerators.tolist()
 
 
 def graph_of(run: Run, ids: list[int]) -> Graph:
@@ -136,9 +136,9 @@ def curve(world: World, settings: TrainSettings, n_epochs: int) -> tuple[list[fl
         plan = eight_ranks.plan(epoch)
         bins = [list(plan.of_rank(rank)) for rank in range(world.rank, N_BINS, world.size)]
         for of_step in zip(*bins, strict=True):
-            outcome = train_step(run, [graph_of(run, ids.tolist()) for ids in of_step], lr=0.01)
+            result = train_step(run, [graph_of(run, ids.tolist()) for ids in of_step], lr=0.01)
             sums = world.sum(
-                torch.stack((outcome.started.sums.numerators, outcome.started.sums.counts))
+                torch.stack((result.started.sums.numerators, result.started.sums.counts))
             )
             losses.append(float(LossSums(*sums).loss(settings.loss)))
     return losses, validate(run)
@@ -179,7 +179,7 @@ def test_best_checkpoint_gives_the_validation_loss_it_claims(prepared, tmp_path)
     fit(run)
     model, header = load_model(tmp_path / "run")
     run.model.load_state_dict(model.state_dict(), strict=False)
-    run.average = None
+    run.ema = None
     assert validate(run)[0] == pytest.approx(header["progress"]["best_loss"], rel=1e-12)
 
 
@@ -231,11 +231,11 @@ def test_a_non_finite_gradient_stops_and_names_the_structures(prepared, tmp_path
     run = set_up(settings_for(prepared, tmp_path / "run"), World())
     with torch.no_grad():
         next(iter(run.model.parameters())).fill_(float("nan"))
-    outcome = train_step(run, [graph_of(run, [4, 2])], lr=0.01)
-    part = Part.whole(run.sampler, 0)
+    result = train_step(run, [graph_of(run, [4, 2])], lr=0.01)
+    part = EpochPlan.full(run.sampler, 0)
     named = re.escape(run.train.shards.sample(4).structure.source)
     with pytest.raises(InputError, match=rf"step 1 \(epoch 1\).*{named}"):
-        handle_trouble(run, part, 0, outcome)
+        handle_failed_step(run, part, 0, result)
 
 
 def test_a_non_finite_validation_loss_stops(prepared, tmp_path):

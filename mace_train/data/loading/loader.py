@@ -1,9 +1,9 @@
 """Loading: bins of structure ids -> Graphs, in the order of the plan, read ahead by workers.
 
 A bin is gathered from its shards and checked (batch.py) and turned into tensors with every index
-array that a step needs (edge_indices.py), all in the worker and in one piece of memory (packed.py) that
-the process that trains receives (shared_memory.py). What a Graph holds depends on its bin alone, so the
-number of workers changes nothing.
+array that a step needs (edge_indices.py), all in the worker and in one block of memory (packed.py)
+that the training process receives (shared_memory.py). What a Graph holds depends on its bin alone,
+so the number of workers changes nothing.
 """
 
 import multiprocessing
@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mace_train.data.graph import Graph
 from mace_train.data.loading.edge_indices import StructureError, index_edges
-from mace_train.data.loading.packed import Packed, n_bytes
-from mace_train.data.loading.padding import Shape, fill_up
-from mace_train.data.loading.shared_memory import Slots
+from mace_train.data.loading.packed import PackedGraph, n_bytes
+from mace_train.data.loading.padding import Shape, pad_batch
+from mace_train.data.loading.shared_memory import SharedMemoryPool
 from mace_train.data.shards.arrays import Sample
 from mace_train.data.shards.batch import Batch
 from mace_train.errors import InputError
@@ -72,17 +72,17 @@ class SampleSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Kinds:
+class ConfigTypes:
     """The config_types of a source as names and an index per structure."""
 
     names: list[str]
     index_of: Tensor  # [n] int64
 
 
-def kinds_of(source: SampleSource) -> Kinds:
+def config_types_of(source: SampleSource) -> ConfigTypes:
     """Sorted distinct config_types, and which one each structure has."""
     names, index = np.unique(np.asarray(source.config_types, dtype=str), return_inverse=True)
-    return Kinds(names.tolist(), torch.as_tensor(index.reshape(-1), dtype=torch.int64))
+    return ConfigTypes(names.tolist(), torch.as_tensor(index.reshape(-1), dtype=torch.int64))
 
 
 def heads_of(source: SampleSource, names: Sequence[str], what: str) -> NDArray[np.int64]:
@@ -134,16 +134,16 @@ def batches(
     dataset = _Bins(source, bins, atomic_numbers, dtype, heads, shape)
     if num_workers:
         dataset.prepare_for(num_workers)
-    loader: DataLoader[Packed] = DataLoader(
+    loader: DataLoader[PackedGraph] = DataLoader(
         dataset,
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
     )
-    return map(Packed.graph, iter(loader))  # iter: the workers start now
+    return map(PackedGraph.graph, iter(loader))  # iter: the workers start now
 
 
-class _Bins(Dataset[Packed]):
+class _Bins(Dataset[PackedGraph]):
     """Item i is the Graph of bin i, packed."""
 
     def __init__(
@@ -157,12 +157,12 @@ class _Bins(Dataset[Packed]):
     ) -> None:
         self.source, self.bins, self.heads, self.shape = source, bins, heads, shape
         self.atomic_numbers, self.dtype = atomic_numbers, dtype
-        self.slots: Slots | None = None
+        self.slots: SharedMemoryPool | None = None
 
     def __len__(self) -> int:
         return len(self.bins)
 
-    def __getitem__(self, index: int) -> Packed:
+    def __getitem__(self, index: int) -> PackedGraph:
         return self._read(self.bins[index])
 
     def prepare_for(self, num_workers: int) -> None:
@@ -173,7 +173,7 @@ class _Bins(Dataset[Packed]):
         self._read(first[:1])
         if multiprocessing.get_start_method() == "fork":  # what they are shared by
             with suppress(OSError):  # more than the system would ever give: torch hands over
-                self.slots = Slots(num_workers, n_bytes(*self._largest(), self.dtype))
+                self.slots = SharedMemoryPool(num_workers, n_bytes(*self._largest(), self.dtype))
 
     def _largest(self) -> tuple[int, int, int]:
         """Structures, atoms and edges, each as many as any bin has."""
@@ -188,7 +188,7 @@ class _Bins(Dataset[Packed]):
         )
         return int(n_graphs.max()), int(n_atoms), int(n_edges)
 
-    def _read(self, ids: NDArray[np.int64]) -> Packed:
+    def _read(self, ids: NDArray[np.int64]) -> PackedGraph:
         batch = self.source.batch(ids)
         heads = None if self.heads is None else self.heads[ids]
         memory = _Memory(self.slots, self.shape)
@@ -220,16 +220,16 @@ def collate(
 class _Memory:
     """Where Graphs are written: slots if there are any, of one shape if it is given."""
 
-    slots: Slots | None = None
+    slots: SharedMemoryPool | None = None
     shape: Shape | None = None
 
-    def empty(self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Packed:
+    def empty(self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> PackedGraph:
         """Memory with room for so many structures, atoms and edges."""
         sizes = n_graphs, n_atoms, n_edges
         if self.shape is not None:
             self.shape.check(*sizes)
             sizes = self.shape.n_graphs, self.shape.n_atoms, self.shape.n_edges
-        make = Packed.empty if self.slots is None else self.slots.empty
+        make = PackedGraph.empty if self.slots is None else self.slots.empty
         return make(*sizes, dtype)
 
 
@@ -240,7 +240,7 @@ def packed(
     dtype: torch.dtype,
     heads: NDArray[np.int64] | None = None,
     memory: _Memory | None = None,
-) -> Packed:
+) -> PackedGraph:
     """The Graph of a batch, whose structures are ``ids`` [n_graphs] of their split.
 
     ``heads`` [n_graphs] index the model's; None is 0 for all. ``memory`` is where it is written.
@@ -270,7 +270,7 @@ def packed(
     for name, array in arrays.items():
         array[...] = values[name]
     if memory.shape is not None:
-        fill_up(result, *sizes, memory.shape.r_max)
+        pad_batch(result, *sizes, memory.shape.r_max)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Packed: a Graph whose tensors lie one after the other in one piece of memory.
+"""PackedGraph: a Graph whose tensors lie one after the other in one piece of memory.
 
 A worker's Graph reaches the process that trains as one shared and one pinned piece, and a GPU by
 one copy, not as one of each for every tensor.
@@ -50,7 +50,7 @@ Place = tuple[str, torch.dtype, tuple[int, ...], int, int]  # its first number, 
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
+class PackedGraph:
     """The memory of a Graph, and its sizes."""
 
     memory: Tensor  # [n] uint8
@@ -66,7 +66,7 @@ class Packed:
         return cls(torch.empty(n_bytes(*sizes), dtype=torch.uint8), *sizes)
 
     @classmethod
-    def of(cls, graph: Graph) -> "Packed":
+    def of(cls, graph: Graph) -> "PackedGraph":
         """The memory of ``graph`` if it is packed, else of a packed copy; on the host."""
         memory = packed_memory(graph)
         if memory is None:
@@ -100,20 +100,20 @@ class Packed:
             for name, kind, shape, first, step in self._places()
         }
 
-    def to(self, device: torch.device) -> "Packed":
+    def to(self, device: torch.device) -> "PackedGraph":
         """The same on another device, by one copy that overlaps with computation if it can."""
-        return Packed(self.memory.to(device, non_blocking=True), *self.sizes)
+        return PackedGraph(self.memory.to(device, non_blocking=True), *self.sizes)
 
     def _places(self) -> tuple[Place, ...]:
         return _places(*self.sizes)
 
-    def pin_memory(self) -> "Packed":
+    def pin_memory(self) -> "PackedGraph":
         """The same in page-locked memory (called by torch's DataLoader)."""
-        return Packed(self.memory.pin_memory(), *self.sizes)
+        return PackedGraph(self.memory.pin_memory(), *self.sizes)
 
 
-def packed_memory(graph: Graph) -> Packed | None:
-    """The memory that all tensors of ``graph`` are views of, in the order of a Packed, if so."""
+def packed_memory(graph: Graph) -> PackedGraph | None:
+    """The memory that all tensors of ``graph`` are views of, laid out as a PackedGraph, if so."""
     dtype, storage = graph.positions.dtype, graph.positions.untyped_storage()
     sizes = graph.n_graphs, graph.n_atoms, graph.n_edges, dtype
     size, begin = n_bytes(*sizes), graph.positions.storage_offset() * dtype.itemsize
@@ -125,7 +125,7 @@ def packed_memory(graph: Graph) -> Packed | None:
         if not (is_own and is_there and is_alike):
             return None
     memory = torch.empty(0, dtype=torch.uint8, device=graph.positions.device)
-    return Packed(memory.set_(storage, begin, (size,), (1,)), *sizes)
+    return PackedGraph(memory.set_(storage, begin, (size,), (1,)), *sizes)
 
 
 def on_device(graph: Graph, device: torch.device) -> Graph:

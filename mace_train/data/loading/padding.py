@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mace_train.data.graph import Graph
-from mace_train.data.loading.packed import Packed, names_of
+from mace_train.data.loading.packed import PackedGraph, names_of
 from mace_train.errors import InputError
 
 _NOT_ZERO = {"cell", "n_atoms_of_graph", "ids", "graph_of_atom"}
@@ -48,14 +48,14 @@ def padded(graph: Graph, shape: Shape) -> Graph:
     """
     sizes = graph.n_graphs, graph.n_atoms, graph.n_edges
     shape.check(*sizes)
-    memory = Packed.empty(shape.n_graphs, shape.n_atoms, shape.n_edges, graph.positions.dtype)
+    memory = PackedGraph.empty(shape.n_graphs, shape.n_atoms, shape.n_edges, graph.positions.dtype)
     for name, array in memory.arrays(*sizes).items():
         array[...] = getattr(graph, name).numpy()
-    fill_up(memory, *sizes, shape.r_max)
+    pad_batch(memory, *sizes, shape.r_max)
     return memory.graph()
 
 
-def fill_up(memory: Packed, n_graphs: int, n_atoms: int, n_edges: int, r_max: float) -> None:
+def pad_batch(memory: PackedGraph, n_graphs: int, n_atoms: int, n_edges: int, r_max: float) -> None:
     """Write what a batch of so many structures, atoms and edges leaves free of ``memory``."""
     arrays = memory.arrays()
     more_atoms, more_pairs = memory.n_atoms - n_atoms, (memory.n_edges - n_edges) // 2

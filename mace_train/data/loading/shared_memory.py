@@ -1,4 +1,4 @@
-"""Slots: memory in which loading workers hand over Graphs, used again and again.
+"""SharedMemoryPool: memory in which loading workers hand over Graphs, used again and again.
 
 Fresh shared memory comes page by page, which can take several times as long as filling it with a
 batch. Here every worker has a few slots that it and the process
@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from mace_train.data.loading.packed import Packed, n_bytes
+from mace_train.data.loading.packed import PackedGraph, n_bytes
 
 PER_WORKER = 4  # two wait, one is filled or on its way, one is in use
 FREE, TAKEN = 0, 1  # a worker takes its own slots, the process that trains frees them
-_OPEN: "weakref.WeakValueDictionary[int, Slots]" = weakref.WeakValueDictionary()
+_OPEN: "weakref.WeakValueDictionary[int, SharedMemoryPool]" = weakref.WeakValueDictionary()
 
 
-class Slots:
+class SharedMemoryPool:
     """``PER_WORKER`` pieces of ``size`` bytes per worker, shared with processes forked later."""
 
     def __init__(self, n_workers: int, size: int) -> None:
@@ -34,7 +34,7 @@ class Slots:
         self.states = mmap.mmap(-1, n_slots)  # FREE at first
         _OPEN[id(self)] = self
 
-    def empty(self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Packed:
+    def empty(self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> PackedGraph:
         """In a worker: memory for a Graph, in a slot if one is free and large enough."""
         info, sizes = get_worker_info(), (n_graphs, n_atoms, n_edges, dtype)
         if info is not None and n_bytes(*sizes) <= self._size:
@@ -43,7 +43,7 @@ class Slots:
                     self.states[slot] = TAKEN
                     memory = torch.from_numpy(self.piece(slot))
                     return _InSlot(memory, *sizes, slots=id(self), slot=slot)
-        return Packed.empty(*sizes)
+        return PackedGraph.empty(*sizes)
 
     def piece(self, slot: int) -> NDArray[np.uint8]:
         """The memory of a slot."""
@@ -51,7 +51,7 @@ class Slots:
 
 
 @dataclass(frozen=True, eq=False)
-class _InSlot(Packed):
+class _InSlot(PackedGraph):
     """A Graph in a slot: what is sent to another process is the slot's number."""
 
     slots: int
@@ -65,7 +65,7 @@ class _InSlot(Packed):
 class _Lease:
     """A slot in the process that trains, free again when nothing refers to its memory."""
 
-    def __init__(self, slots: Slots, slot: int) -> None:
+    def __init__(self, slots: SharedMemoryPool, slot: int) -> None:
         self._slots, self._slot = slots, slot
         self.__array_interface__ = slots.piece(slot).__array_interface__
 
@@ -73,6 +73,6 @@ class _Lease:
         self._slots.states[self._slot] = FREE
 
 
-def _received(slots: int, slot: int, sizes: tuple[int, int, int, torch.dtype]) -> Packed:
+def _received(slots: int, slot: int, sizes: tuple[int, int, int, torch.dtype]) -> PackedGraph:
     memory = torch.from_numpy(np.asarray(_Lease(_OPEN[slots], slot)))  # which keeps the lease
-    return Packed(memory[: n_bytes(*sizes)], *sizes)
+    return PackedGraph(memory[: n_bytes(*sizes)], *sizes)

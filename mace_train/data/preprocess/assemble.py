@@ -16,7 +16,7 @@ from mace_train.data.e0s import triangle_of
 from mace_train.data.preprocess.selection import Selection, Source
 from mace_train.data.shards.arrays import Arrays, Storage, join
 from mace_train.data.shards.hdf5 import read_header, write_arrays
-from mace_train.data.shards.reader import OpenShard
+from mace_train.data.shards.reader import ShardReader
 from mace_train.data.shards.shard_set import shard_path
 from mace_train.data.statistics import SumsByHead, compositions, sums_of_shard
 from mace_train.errors import InputError
@@ -80,14 +80,14 @@ def write_task(task: ShardTask) -> int:
 
 def _is_written(path: Path, n_structures: int) -> bool:
     try:
-        return path.exists() and OpenShard(read_header(path)).header.n_structures == n_structures
+        return path.exists() and ShardReader(read_header(path)).header.n_structures == n_structures
     except InputError:
         return False
 
 
 def _parts(sources: Sequence[Source]) -> Iterator[tuple[Arrays, NDArray[np.int64]]]:
     for source in sources:
-        part = OpenShard(read_header(source.path))
+        part = ShardReader(read_header(source.path))
         rows = source.rows.astype(np.int64)
         if len(rows):
             part.check(int(rows[0]), int(rows[-1]) + 1)
@@ -104,7 +104,7 @@ class MeasureTask:
 
 def measure_task(task: MeasureTask) -> SumsByHead:
     """What the statistics need of one shard."""
-    return sums_of_shard(OpenShard(read_header(task.path)).all_arrays(), task.E0s)
+    return sums_of_shard(ShardReader(read_header(task.path)).all_arrays(), task.E0s)
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,6 @@ class FitTask:
 
 def fit_task(task: FitTask) -> tuple[int, NDArray[np.float64]]:
     """(structures, triangle) of one shard, see e0s.fit_E0s."""
-    arrays = OpenShard(read_header(task.path)).all_arrays()
+    arrays = ShardReader(read_header(task.path)).all_arrays()
     counts, energies = compositions(arrays, task.elements, task.head)
     return len(energies), triangle_of(counts, energies)

@@ -13,18 +13,18 @@ from ase.data import chemical_symbols
 from rich.console import Console
 from rich.table import Table
 
-from mace_train.data.preprocess.blocks import Block, InputFile, make_blocks
+from mace_train.data.preprocess.file_blocks import FileBlock, InputFile, make_blocks
 from mace_train.data.preprocess.work_folder import UNPACKED
 from mace_train.data.read.formats import parses_of, read_errors
 from mace_train.data.structure import LabelKeys, Notes, names_in, structure_from_atoms
-from mace_train.distributed.tasks.task_pool import Crew
+from mace_train.distributed.tasks.task_pool import TaskPool
 from mace_train.errors import InputError, InvalidStructureError
 from mace_train.progress import ProgressBar
 from mace_train.settings import MISSING, PreprocessSettings
 
 
 @dataclass
-class Found:
+class FileSummary:
     """What a set of structures holds."""
 
     n_structures: int = 0
@@ -37,7 +37,7 @@ class Found:
     invalid: Counter[str] = field(default_factory=Counter)  # by kind
     first_invalid: str | None = None
 
-    def add(self, other: "Found") -> None:
+    def add(self, other: "FileSummary") -> None:
         """Take in another set, which comes after this one."""
         self.n_structures += other.n_structures
         self.n_periodic += other.n_periodic
@@ -46,22 +46,22 @@ class Found:
         self.first_invalid = self.first_invalid or other.first_invalid
 
 
-def survey(files: Sequence[InputFile], settings: PreprocessSettings, crew: Crew) -> None:
+def survey(files: Sequence[InputFile], settings: PreprocessSettings, pool: TaskPool) -> None:
     """Print what the files hold."""
     place = Path.cwd() if settings.output == MISSING else Path(settings.output).resolve().parent
     with tempfile.TemporaryDirectory(prefix=".mace-train-", dir=place) as folder:
         (Path(folder) / UNPACKED).mkdir()
-        blocks = make_blocks(files, Path(folder), crew, settings.structures_per_shard)
+        blocks = make_blocks(files, Path(folder), pool, settings.structures_per_shard)
         keys = LabelKeys.of(settings.data)
         with ProgressBar("looking", len(blocks), counted="structures", log=True) as bar:
-            found = crew.map(
+            found = pool.map(
                 partial(look_at, keys=keys),
                 blocks,
                 lambda result: bar.advance(1, result.n_structures),
             )
     console = Console(width=100)
     for split in dict.fromkeys(file.split for file in files):
-        total = Found()
+        total = FileSummary()
         for block, result in zip(blocks, found, strict=True):
             if block.split == split:
                 total.add(result)
@@ -69,9 +69,9 @@ def survey(files: Sequence[InputFile], settings: PreprocessSettings, crew: Crew)
         _print(console, split, names, total)
 
 
-def look_at(block: Block, keys: LabelKeys) -> Found:
+def look_at(block: FileBlock, keys: LabelKeys) -> FileSummary:
     """Parse a block and count what is in it."""
-    found, notes = Found(), Notes(silent=True)
+    found, notes = FileSummary(), Notes(silent=True)
     for part in block.parts:
         parses = parses_of(part.path, part.shown, part.format, part.piece)
         for index, parse in enumerate(parses, start=part.piece.first):
@@ -95,7 +95,7 @@ def look_at(block: Block, keys: LabelKeys) -> Found:
     return found
 
 
-def _print(console: Console, split: str, files: list[str], found: Found) -> None:
+def _print(console: Console, split: str, files: list[str], found: FileSummary) -> None:
     shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     console.print(f"[bold]{split}[/bold]: {found.n_structures} structures in {shown}")
     table = Table()

@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.shards.hdf5 import read_header
-from mace_train.data.shards.reader import OpenShard
+from mace_train.data.shards.reader import ShardReader
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.structure import LOGGER
-from mace_train.distributed.tasks.task_pool import Crew
+from mace_train.distributed.tasks.task_pool import TaskPool
 
 PRECISION = 1e-5  # Å
 
 
-def warn_of_shared(splits: dict[str, ShardSet], crew: Crew) -> None:
+def warn_of_shared(splits: dict[str, ShardSet], pool: TaskPool) -> None:
     """One line for each split that is not wholly held out; 8 bytes per structure are held here."""
     chosen = {name: shards for name, shards in splits.items() if len(shards)}
     if len(chosen) < 2:
         return
     paths = [header.path for shards in chosen.values() for header in shards.headers]
-    found = iter(crew.map(geometry_keys, paths, lambda result: None))
+    found = iter(pool.map(geometry_keys, paths, lambda result: None))
     keys = {
         name: np.concatenate([next(found) for _ in shards.headers])
         for name, shards in chosen.items()
@@ -49,7 +49,7 @@ def warn_of_shared(splits: dict[str, ShardSet], crew: Crew) -> None:
 
 def geometry_keys(path: Path) -> NDArray[np.uint64]:
     """[n] a number for the geometry of each structure of a shard."""
-    arrays = OpenShard(read_header(path)).all_arrays()
+    arrays = ShardReader(read_header(path)).all_arrays()
     rows, bounds = arrays["structures"], arrays["atom_offsets"].tolist()
     numbers, positions = arrays["numbers"].astype(np.uint8), _rounded(arrays["positions"])
     boxes = np.column_stack((_rounded(rows["cell"]).reshape(-1, 9), rows["pbc"].reshape(-1, 3)))

@@ -2,9 +2,9 @@
 
     OUTPUT/{train,valid,test}/shard-00000.h5 ...     OUTPUT/statistics.json     OUTPUT/rejects.jsonl
 
-Every stage is a list of tasks that a crew shares: unpack and cut the files into blocks (plan.py);
-read blocks, check structures, find neighbours, write part files (read_block.py); then, with the split
-known, join parts to shards and take the sums of the statistics (assemble.py). Memory: one block or
+Every stage is a list of tasks that a pool shares: unpack and cut the files into blocks
+(file_blocks.py); read blocks, check structures, find neighbours, write part files (read_block.py);
+then, with the split known, join parts to shards and take the sums of the statistics (assemble.py). Memory: one block or
 one shard per process, and on rank 0 about 40 bytes per structure. The result depends neither on
 the number of processes nor on interruptions: what is finished stays in the work folder, from which
 the next run continues (work_folder.py), and the output folder appears when all of it is there.
@@ -24,7 +24,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from mace_train.checks import files_by_head
-from mace_train.data.e0s import Forms, fit_E0s
+from mace_train.data.e0s import E0Sources, fit_E0s
 from mace_train.data.labels import LabelCounts
 from mace_train.data.preprocess.assemble import (
     FitTask,
@@ -34,9 +34,9 @@ from mace_train.data.preprocess.assemble import (
     measure_task,
     write_task,
 )
-from mace_train.data.preprocess.blocks import Block, InputFile, make_blocks
 from mace_train.data.preprocess.dry_run import survey
 from mace_train.data.preprocess.duplicates import warn_of_shared
+from mace_train.data.preprocess.file_blocks import FileBlock, InputFile, make_blocks
 from mace_train.data.preprocess.read_block import Reading, Summary, read_block
 from mace_train.data.preprocess.selection import (
     Selection,
@@ -55,7 +55,7 @@ from mace_train.data.shards.arrays import Storage
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import FILE_NAME, Statistics, merge, statistics_from
 from mace_train.data.structure import LOGGER, LabelKeys
-from mace_train.distributed.tasks.task_pool import Crew, open_crew
+from mace_train.distributed.tasks.task_pool import TaskPool, open_task_pool
 from mace_train.errors import InputError
 from mace_train.progress import ProgressBar
 from mace_train.settings import MISSING, PreprocessSettings
@@ -70,19 +70,19 @@ def preprocess(settings: PreprocessSettings) -> Path:
     Raises:
         InputError: anything wrong with files, labels, E0s, split or output; no output is written.
     """
-    with open_crew(settings.workers) as crew:
-        if crew is None:  # an MPI rank that has served
+    with open_task_pool(settings.workers) as pool:
+        if pool is None:  # an MPI rank that has served
             return Path(settings.output)
         files = _files(settings)
-        forms = Forms(settings.data.E0s, settings.data.foundation_model)
+        E0_sources = E0Sources(settings.data.E0s, settings.data.foundation_model)
         if settings.dry_run:
-            survey(files, settings, crew)
+            survey(files, settings, pool)
             return Path(settings.output)
         expected = frozenset((*SPLITS, FILE_NAME, REJECTS))
         output = Path(settings.output)
         try:
             with work_folder(output, expected, overwrite=settings.overwrite) as folder:
-                _Preprocess(settings, files, folder, forms, crew).run()
+                _Preprocess(settings, files, folder, E0_sources, pool).run()
         except OSError as error:
             raise InputError(
                 f"output={output}: {error.strerror or error} ({error.filename or output}); make "
@@ -126,8 +126,8 @@ class _Preprocess:
     settings: PreprocessSettings
     files: Sequence[InputFile]
     folder: Path
-    forms: Forms
-    crew: Crew
+    E0_sources: E0Sources
+    pool: TaskPool
 
     @property
     def storage(self) -> Storage:
@@ -138,7 +138,7 @@ class _Preprocess:
     def run(self) -> None:
         """Write all splits, the rejects and the statistics."""
         settings, data = self.settings, self.settings.data
-        blocks = make_blocks(self.files, self.folder, self.crew, settings.structures_per_shard)
+        blocks = make_blocks(self.files, self.folder, self.pool, settings.structures_per_shard)
         training = [block for block in blocks if block.split == "train"]
         others = {split: [b for b in blocks if b.split == split] for split in SPLITS[1:]}
         reading = self._reading()
@@ -147,7 +147,7 @@ class _Preprocess:
         drop = not data.keep_isolated_atoms
         selection = Selection(training, summaries["train"], reading, drop_isolated=drop)
         lonely = self._n_lonely(selection) if data.E0s is None else 0
-        check_training(selection, data, self.forms, lonely, settings.r_max)
+        check_training(selection, data, self.E0_sources, lonely, settings.r_max)
         reading = self._reading(frozenset(selection.all_elements))
         chosen = self._split(selection, bool(others["valid"]))
         selected = {name: (selection, numbers) for name, numbers in chosen.items()}
@@ -168,7 +168,7 @@ class _Preprocess:
         statistics.write(result / FILE_NAME)
         if n_rejects:
             _announce_rejects(summaries)
-        warn_of_shared(splits, self.crew)
+        warn_of_shared(splits, self.pool)
 
     def _reading(self, trained: frozenset[int] | None = None) -> Reading:
         settings = self.settings
@@ -180,18 +180,18 @@ class _Preprocess:
             structures_per_part=settings.structures_per_shard,
             float32=tuple(settings.float32),
             skip_invalid=settings.data.skip_invalid,
-            given=self.forms.given(heads),
+            given=self.E0_sources.given(heads),
             trained=trained,
         )
 
-    def _read(self, blocks: Sequence[Block], reading: Reading) -> list[Summary]:
+    def _read(self, blocks: Sequence[FileBlock], reading: Reading) -> list[Summary]:
         """Read blocks of one split."""
         label = f"reading {blocks[0].split}_file"
         size = sum(block.size for block in blocks)
         with ProgressBar(label, size, counted="structures", log=True) as bar:
             sizes = {reading.key(block): block.size for block in blocks}
             mean = sum(sizes.values()) // max(len(sizes), 1)
-            return self.crew.map(
+            return self.pool.map(
                 partial(read_block, reading=reading),
                 blocks,
                 lambda summary: bar.advance(mean, summary.n_structures),
@@ -247,7 +247,7 @@ class _Preprocess:
             )
             label = f"writing {split}"
             with ProgressBar(label, len(numbers), counted="structures", log=True) as bar:
-                self.crew.map(write_task, tasks, lambda n: bar.advance(n, n))
+                self.pool.map(write_task, tasks, lambda n: bar.advance(n, n))
         for leftover in result.rglob("*.partial"):  # of processes that were killed
             os.unlink(leftover)
         return result
@@ -258,17 +258,17 @@ class _Preprocess:
         paths = [header.path for header in train.headers]
         E0s: dict[str, tuple[dict[int, float], str]] = {}
         for head in train.heads:
-            elements, form = selection.elements[head].elements, self.forms.of(head)
+            elements, form = selection.elements[head].elements, self.E0_sources.of(head)
             if form.source == "average":
                 tasks = [FitTask(path, head, elements) for path in paths]
-                fitted = self.crew.map(fit_task, tasks, lambda result: None)
+                fitted = self.pool.map(fit_task, tasks, lambda result: None)
                 n_structures = sum(n for n, _ in fitted)
                 values = fit_E0s([triangle for _, triangle in fitted], n_structures, elements)
             else:
-                values = known_E0s(selection, self.forms, head, elements)
+                values = known_E0s(selection, self.E0_sources, head, elements)
             E0s[head] = (values, form.source)
         energies = {head: values for head, (values, _) in E0s.items()}
-        measured = self.crew.map(
+        measured = self.pool.map(
             measure_task, [MeasureTask(path, energies) for path in paths], lambda result: None
         )
         return statistics_from(merge(measured), splits, E0s)

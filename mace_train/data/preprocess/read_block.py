@@ -18,14 +18,14 @@ from ase.io import write
 
 from mace_train.data.e0s import check_covered
 from mace_train.data.labels import LabelCounts
-from mace_train.data.preprocess.blocks import Block
+from mace_train.data.preprocess.file_blocks import FileBlock
 from mace_train.data.preprocess.work_folder import BLOCKS, write_json
-from mace_train.data.raw_structure import Described, Parse, as_atoms
+from mace_train.data.raw_structure import AtomsLike, ParseFn, as_atoms
 from mace_train.data.read.extxyz import text_of
 from mace_train.data.read.formats import parses_of, read_errors
 from mace_train.data.shards.arrays import Sample, Storage
 from mace_train.data.shards.hdf5 import read_header, sample_of, write_shard
-from mace_train.data.shards.reader import OpenShard
+from mace_train.data.shards.reader import ShardReader
 from mace_train.data.structure import (
     LabelKeys,
     Notes,
@@ -50,7 +50,7 @@ class Reading:
     given: dict[str, dict[int, float]] = field(default_factory=dict)  # E0s of heads that have them
     trained: frozenset[int] | None = None  # elements of training, known when the others are read
 
-    def key(self, block: Block) -> str:
+    def key(self, block: FileBlock) -> str:
         """The name of what is made of a block."""
         return block.key(asdict(self.keys), self.r_max, self.structures_per_part, self.float32)
 
@@ -106,7 +106,7 @@ def part_paths(folder: Path, key: str, n_parts: int) -> list[Path]:
     return [folder / BLOCKS / f"{key}-{i}.h5" for i in range(n_parts)]
 
 
-def read_block(block: Block, reading: Reading) -> Summary:
+def read_block(block: FileBlock, reading: Reading) -> Summary:
     """Read a block, unless a former run has; the summary of its part files.
 
     Raises:
@@ -117,7 +117,7 @@ def read_block(block: Block, reading: Reading) -> Summary:
     return _Reader(block, reading, key).run() if known is None else known
 
 
-def _finished(reading: Reading, key: str, block: Block) -> Summary | None:
+def _finished(reading: Reading, key: str, block: FileBlock) -> Summary | None:
     """The summary of a former run, if it is what this one would make."""
     path = reading.folder / BLOCKS / f"{key}.json"
     try:
@@ -127,7 +127,7 @@ def _finished(reading: Reading, key: str, block: Block) -> Summary | None:
         if [header.checksum for header in headers] != summary.checksums:
             return None
         for header in headers:  # the disk may have lost some of it with the power
-            OpenShard(header).check(0, header.n_structures)
+            ShardReader(header).check(0, header.n_structures)
         for head, kind in {*zip(summary.head, summary.element_set, strict=True)}:
             elements = summary.element_sets[kind]
             check_elements(reading, summary.heads[head], elements, "", block.split)
@@ -158,7 +158,7 @@ def check_elements(
 class _Reader:
     """One pass over a block."""
 
-    def __init__(self, block: Block, reading: Reading, key: str) -> None:
+    def __init__(self, block: FileBlock, reading: Reading, key: str) -> None:
         self.block, self.reading, self.key = block, reading, key
         self.summary = Summary()
         self.notes = _Kept()
@@ -197,10 +197,10 @@ class _Reader:
             if index < 0:
                 raise InputError(f"{part.shown} holds no structures; give a file that does")
 
-    def sample(self, parse: Parse, shown: str, index: int) -> Sample | None:
+    def sample(self, parse: ParseFn, shown: str, index: int) -> Sample | None:
         """One structure with its neighbours; None for a reject."""
         source = f"{shown}, structure {index}"
-        described: Described | None = None
+        described: AtomsLike | None = None
         try:
             with read_errors(shown, index):
                 described = parse()
@@ -222,7 +222,7 @@ class _Reader:
         self.note(described, sample)
         return sample
 
-    def note(self, described: Described, sample: Sample) -> None:
+    def note(self, described: AtomsLike, sample: Sample) -> None:
         """Take a structure up into the summary."""
         structure, summary = sample.structure, self.summary
         elements = tuple(np.flatnonzero(np.bincount(structure.numbers)).tolist())
@@ -248,7 +248,7 @@ def rounded(structure: Structure, float32: tuple[str, ...]) -> Structure:
     return replace(structure, **changed) if changed else structure
 
 
-def extxyz_of(described: Described) -> str | None:
+def extxyz_of(described: AtomsLike) -> str | None:
     """The structure as text, as far as it can be written."""
     text = StringIO()
     try:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.e0s import REMEDY, Forms, IsolatedAtoms, check_covered
+from mace_train.data.e0s import REMEDY, E0Sources, IsolatedAtoms, check_covered
 from mace_train.data.labels import LabelReport
-from mace_train.data.preprocess.blocks import Block
+from mace_train.data.preprocess.file_blocks import FileBlock
 from mace_train.data.preprocess.read_block import Reading, Summary, part_paths
 from mace_train.data.preprocess.split import ElementSets, split_off
 from mace_train.data.structure import LOGGER, LabelKeys, Notes
@@ -30,7 +30,7 @@ class Selection:
 
     def __init__(
         self,
-        blocks: Sequence[Block],
+        blocks: Sequence[FileBlock],
         summaries: Sequence[Summary],
         reading: Reading,
         *,
@@ -112,7 +112,7 @@ class Selection:
 
 
 def check_training(
-    selection: Selection, data: DataSettings, forms: Forms, n_lonely: int, r_max: float
+    selection: Selection, data: DataSettings, E0_sources: E0Sources, n_lonely: int, r_max: float
 ) -> None:
     """Announce isolated atoms; InputError without structures to train on or without E0s.
 
@@ -129,9 +129,9 @@ def check_training(
             f"({n_isolated}); give structures to train on"
         )
     for head, sets in sorted(selection.elements.items()):
-        form = forms.of(head)
+        source = E0_sources.of(head)
         of_head = "" if head == "Default" else f" of the head {head}"
-        if form.source == "isolated" and head not in selection.isolated:
+        if source.source == "isolated" and head not in selection.isolated:
             hint = (
                 f", but {n_lonely} single periodic atoms without neighbours within r_max={r_max} "
                 "Å: config_type=IsolatedAtom marks them as isolated"
@@ -141,15 +141,15 @@ def check_training(
             raise InputError(
                 f"data.train_file holds no isolated atoms{of_head} to take E0s from{hint}; {REMEDY}"
             )
-        if form.source != "average":
-            known_E0s(selection, forms, head, sets.elements)
+        if source.source != "average":
+            known_E0s(selection, E0_sources, head, sets.elements)
 
 
 def known_E0s(
-    selection: Selection, forms: Forms, head: str, elements: list[int]
+    selection: Selection, E0_sources: E0Sources, head: str, elements: list[int]
 ) -> dict[int, float]:
     """The E0s of ``elements`` where no fit makes them."""
-    given = forms.of(head).given
+    given = E0_sources.of(head).given
     if given is not None:
         remedy = "add it there, or set data.E0s=average"
         return check_covered(given, elements, "data.E0s", remedy=remedy)

@@ -66,7 +66,7 @@ class ElementSets:
 def split_off(
     elements: Sequence[frozenset[int]] | ElementSets, fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids for training and ids for validation, each ascending.
+    """StructureIds for training and ids for validation, each ascending.
 
     Args:
         elements: For every structure, the atomic numbers it holds.

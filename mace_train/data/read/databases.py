@@ -13,20 +13,20 @@ from ase.db.core import Database
 from ase.db.row import AtomsRow
 from ase.io.trajectory import Trajectory
 
-from mace_train.data.raw_structure import Frame, Parse, Results, ready
-from mace_train.data.read.file_range import Limit, Piece
+from mace_train.data.raw_structure import ParseFn, RawStructure, Results, ready
+from mace_train.data.read.file_range import ChunkLimit, FileRange
 from mace_train.errors import InputError
 
 _MACE_BATCH, _MACE_CONFIG = "config_batch_", "config_"
 _MACE_WEIGHTS = ("energy", "forces", "stress")
 
 
-def cut(n_structures: int, limit: Limit, size: int) -> list[Piece]:
+def cut(n_structures: int, limit: ChunkLimit, size: int) -> list[FileRange]:
     """``n_structures`` of a file of ``size`` bytes in pieces of at most ``limit``."""
     per_piece = max(1, min(limit.structures, limit.size * n_structures // max(size, 1)))
     counts = [min(per_piece, n_structures - i) for i in range(0, n_structures, per_piece)]
     return [
-        Piece(i * per_piece, count, size=size * count // n_structures)
+        FileRange(i * per_piece, count, size=size * count // n_structures)
         for i, count in enumerate(counts)
     ]
 
@@ -37,7 +37,7 @@ def count_trajectory(path: str) -> int:
         return len(trajectory)
 
 
-def trajectory(path: str, piece: Piece) -> Iterator[Parse]:
+def trajectory(path: str, piece: FileRange) -> Iterator[ParseFn]:
     """The structures of a piece of a .traj file."""
     with Trajectory(path) as opened:
         for index in _range(piece):
@@ -51,7 +51,7 @@ def count_database(path: str) -> int:
         return int(database.count())
 
 
-def database(path: str, piece: Piece) -> Iterator[Parse]:
+def database(path: str, piece: FileRange) -> Iterator[ParseFn]:
     """The rows of a piece of an ASE database, in the order of their ids."""
     with ase.db.connect(path, use_lock_file=False) as opened:
         for row in opened.select(sort="id", limit=piece.count, offset=piece.first):
@@ -63,7 +63,7 @@ def count_lmdb(path: str) -> int:
     return len(_open_lmdb(path).ids)
 
 
-def lmdb(path: str, piece: Piece) -> Iterator[Parse]:
+def lmdb(path: str, piece: FileRange) -> Iterator[ParseFn]:
     """The rows of a piece of an ASE-LMDB."""
     opened = _open_lmdb(path)
     for index in _range(piece):
@@ -118,7 +118,7 @@ def count_mace_hdf5(path: str) -> int:
         return sum(len(file[batch]) for batch in _mace_batches(file, path))
 
 
-def mace_hdf5(path: str, piece: Piece) -> Iterator[Parse]:
+def mace_hdf5(path: str, piece: FileRange) -> Iterator[ParseFn]:
     """The configurations of a piece of a file written by mace_prepare_data."""
     with h5py.File(path, "r", locking=False) as file:
         names = itertools.chain.from_iterable(
@@ -142,7 +142,7 @@ def _mace_batches(file: h5py.File, path: str) -> list[str]:
     return sorted(batches, key=lambda name: int(name.removeprefix(_MACE_BATCH)))
 
 
-def _mace_frame(group: h5py.Group) -> Frame:
+def _mace_frame(group: h5py.Group) -> RawStructure:
     """One configuration; labels of weight 0 are missing ones."""
     properties = {key: _mace_value(value) for key, value in group["properties"].items()}
     weights = {key: _mace_value(value) for key, value in group["property_weights"].items()}
@@ -163,7 +163,7 @@ def _mace_frame(group: h5py.Group) -> Frame:
         info["head"] = head
     cell, pbc = _mace_value(group["cell"]), _mace_value(group["pbc"])
     numbers = group["atomic_numbers"][()]
-    return Frame(
+    return RawStructure(
         numbers=numbers,
         positions=np.asarray(group["positions"][()], dtype=np.float64),
         cell=np.zeros((3, 3)) if cell is None else np.asarray(cell, dtype=np.float64),
@@ -180,6 +180,6 @@ def _mace_value(dataset: h5py.Dataset) -> Any:
     return None if isinstance(value, str) and value == "None" else value
 
 
-def _range(piece: Piece) -> range:
+def _range(piece: FileRange) -> range:
     assert piece.count is not None
     return range(piece.first, piece.first + piece.count)

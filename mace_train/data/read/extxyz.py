@@ -22,8 +22,8 @@ from ase.data import atomic_numbers
 from ase.io.extxyz import key_val_str_to_dict, per_config_properties, read_xyz
 from numpy.typing import NDArray
 
-from mace_train.data.raw_structure import Described, Frame, Parse, Results
-from mace_train.data.read.file_range import Limit, Piece
+from mace_train.data.raw_structure import AtomsLike, ParseFn, RawStructure, Results
+from mace_train.data.read.file_range import ChunkLimit, FileRange
 from mace_train.errors import InputError
 
 _PAIR = re.compile(r"""([A-Za-z_][\w:.-]*)=(?:"([^"\\,]+)"|([^\s"'{}\[\]\\=,]+))(?:\s+|$)""")
@@ -39,16 +39,16 @@ _PER_CONFIG = frozenset(per_config_properties)
 _PROPERTIES = frozenset(all_properties)
 
 
-def pieces(path: str, shown: str, limit: Limit) -> list[Piece]:
+def pieces(path: str, shown: str, limit: ChunkLimit) -> list[FileRange]:
     """The file cut into pieces of at most ``limit``; InputError unless it is whole frames."""
-    cut: list[Piece] = []
+    cut: list[FileRange] = []
     first, begin, offset, line_number = 0, 0, 0, 1
     with open(path, "rb") as lines:
         for index in itertools.count():
             if index > first and (
                 index - first >= limit.structures or offset - begin >= limit.size
             ):
-                cut.append(Piece(first, index - first, begin, offset - begin))
+                cut.append(FileRange(first, index - first, begin, offset - begin))
                 first, begin = index, offset
             header = lines.readline()
             if not header.strip():
@@ -64,11 +64,11 @@ def pieces(path: str, shown: str, limit: Limit) -> list[Piece]:
             offset += len(header) + sum(lengths)
             line_number += n_atoms + 2
     if index > first:
-        cut.append(Piece(first, index - first, begin, offset - begin))
+        cut.append(FileRange(first, index - first, begin, offset - begin))
     return cut
 
 
-def frames(path: str, piece: Piece) -> Iterator[Parse]:
+def frames(path: str, piece: FileRange) -> Iterator[ParseFn]:
     """The structures of a piece that ``pieces`` made."""
     with open(path, "rb") as file:
         file.seek(piece.offset)
@@ -81,7 +81,7 @@ def _lines(file: BinaryIO) -> list[bytes]:
     return [header, *itertools.islice(file, int(header) + 1)]
 
 
-def parse(lines: list[bytes]) -> Described:
+def parse(lines: list[bytes]) -> AtomsLike:
     """One structure from its lines: number of atoms, header, atoms."""
     info = _header(lines[1].decode().strip())
     if info is None:
@@ -95,15 +95,15 @@ def parse(lines: list[bytes]) -> Described:
     return _frame(info, columns, list(zip(*rows, strict=True))) or _by_ase(lines)
 
 
-def text_of(parse_frame: Parse) -> str | None:
+def text_of(parse_frame: ParseFn) -> str | None:
     """The lines that a failing ``parse`` had, for a report; None for another kind of reader."""
     if isinstance(parse_frame, partial) and parse_frame.func is parse:
         return b"".join(parse_frame.args[0]).decode(errors="backslashreplace")
     return None
 
 
-def _by_ase(lines: list[bytes]) -> Described:
-    atoms: Described = next(read_xyz(StringIO(b"".join(lines).decode()), index=0))
+def _by_ase(lines: list[bytes]) -> AtomsLike:
+    atoms: AtomsLike = next(read_xyz(StringIO(b"".join(lines).decode()), index=0))
     return atoms
 
 
@@ -188,7 +188,9 @@ def _columns(properties: str) -> _Columns | None:
     return _Columns(tuple(columns), first) if ("positions", "R", 3) in geometry else None
 
 
-def _frame(info: dict[str, Any], columns: _Columns, cells: list[tuple[bytes, ...]]) -> Frame | None:
+def _frame(
+    info: dict[str, Any], columns: _Columns, cells: list[tuple[bytes, ...]]
+) -> RawStructure | None:
     """The structure; None if a symbol is unknown or a column not what it is said to be."""
     arrays: dict[str, NDArray[Any]] = {}
     try:
@@ -201,7 +203,7 @@ def _frame(info: dict[str, Any], columns: _Columns, cells: list[tuple[bytes, ...
         return None
     lattice = info.pop("Lattice", None)
     pbc = info.pop("pbc", lattice is not None)
-    frame = Frame(
+    frame = RawStructure(
         numbers=arrays.pop("numbers"),
         positions=arrays.pop("positions"),
         cell=np.zeros((3, 3)) if lattice is None else np.array(lattice.T, dtype=np.float64),

@@ -1,10 +1,10 @@
-"""Piece: a run of structures in one file, the unit in which reading is shared."""
+"""FileRange: a run of structures in one file, the unit in which reading is shared."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Piece:
+class FileRange:
     """Structures ``first`` to ``first + count`` of a file."""
 
     first: int = 0
@@ -14,7 +14,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Limit:
+class ChunkLimit:
     """How large a piece may be."""
 
     structures: int

@@ -18,9 +18,9 @@ import ase.io
 from ase.io import ParseError
 from ase.io.formats import UnknownFileTypeError, filetype
 
-from mace_train.data.raw_structure import Parse, ready
+from mace_train.data.raw_structure import ParseFn, ready
 from mace_train.data.read import databases, extxyz
-from mace_train.data.read.file_range import Limit, Piece
+from mace_train.data.read.file_range import ChunkLimit, FileRange
 from mace_train.errors import InputError
 
 # what readers raise on files that are damaged or of another format than they look
@@ -53,12 +53,12 @@ _READ_ERRORS = (
 class Format:
     """How to cut and read a file of one kind."""
 
-    pieces: Callable[[str, str, Limit], list[Piece]]
-    parses: Callable[[str, Piece], Iterator[Parse]]
+    pieces: Callable[[str, str, ChunkLimit], list[FileRange]]
+    parses: Callable[[str, FileRange], Iterator[ParseFn]]
 
 
-def _counted(count: Callable[[str], int]) -> Callable[[str, str, Limit], list[Piece]]:
-    def pieces(path: str, shown: str, limit: Limit) -> list[Piece]:
+def _counted(count: Callable[[str], int]) -> Callable[[str, str, ChunkLimit], list[FileRange]]:
+    def pieces(path: str, shown: str, limit: ChunkLimit) -> list[FileRange]:
         return databases.cut(count(path), limit, os.path.getsize(path))
 
     return pieces
@@ -83,7 +83,7 @@ def format_of(path: str) -> str:
     return "db" if name == "json" else name
 
 
-def cut_file(path: str, shown: str, limit: Limit) -> tuple[str, list[Piece]]:
+def cut_file(path: str, shown: str, limit: ChunkLimit) -> tuple[str, list[FileRange]]:
     """The format of a file, and its pieces in order.
 
     Raises:
@@ -93,10 +93,10 @@ def cut_file(path: str, shown: str, limit: Limit) -> tuple[str, list[Piece]]:
         name = format_of(path)
         if name in FORMATS:
             return name, FORMATS[name].pieces(path, shown, limit)
-        return name, [Piece(size=_size(path))]
+        return name, [FileRange(size=_size(path))]
 
 
-def parses_of(path: str, shown: str, name: str, piece: Piece) -> Iterator[Parse]:
+def parses_of(path: str, shown: str, name: str, piece: FileRange) -> Iterator[ParseFn]:
     """What makes the structures of a piece, one after the other; errors name the structure."""
     index = piece.first
     with read_errors(shown, index):
@@ -110,7 +110,7 @@ def parses_of(path: str, shown: str, name: str, piece: Piece) -> Iterator[Parse]
         index += 1
 
 
-def _by_ase(path: str, name: str) -> Iterator[Parse]:
+def _by_ase(path: str, name: str) -> Iterator[ParseFn]:
     # parallel=False: under MPI, ASE would otherwise broadcast what rank 0 reads
     for atoms in ase.io.iread(
         path, index=":", format=name, parallel=False, do_not_split_by_at_sign=True

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mace_train.data.labels import LabelReport
-from mace_train.data.read.file_range import Limit
+from mace_train.data.read.file_range import ChunkLimit
 from mace_train.data.read.files import check_files
 from mace_train.data.read.formats import cut_file, parses_of, read_errors
 from mace_train.data.read.unpack import is_packed, unpack
 from mace_train.data.structure import LabelKeys, Notes, Structure, structure_from_atoms
 from mace_train.errors import InputError
 
-_WHOLE_FILE = Limit(structures=1 << 62, size=1 << 62)
+_WHOLE_FILE = ChunkLimit(structures=1 << 62, size=1 << 62)
 
 
 def read_structures(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.neighbors import Edges
+from mace_train.data.neighbors import EdgeList
 from mace_train.data.structure import Structure
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -53,7 +53,7 @@ class Sample:
     """One structure with its neighbour list."""
 
     structure: Structure
-    edges: Edges
+    edges: EdgeList
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ def with_views(arrays: Arrays) -> dict[str, NDArray[Any]]:
     return {**arrays, **views}
 
 
-class Columns:
+class ShardArrays:
     """The arrays of a shard while structures are added; edges are made compact at once."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._structures: list[Structure] = []
-        self._edges: list[Edges] = []
+        self._edges: list[EdgeList] = []
         self._n_with_neighbors: list[int] = []
 
     def add(self, sample: Sample) -> None:
@@ -129,7 +129,7 @@ class Columns:
         self._structures.append(sample.structure)
         self._n_with_neighbors.append(_count_receivers(edges))
         self._edges.append(
-            Edges(
+            EdgeList(
                 edges.senders.astype(index_type),
                 edges.receivers.astype(index_type),
                 edges.shifts.astype(_signed_type(edges.shifts)),
@@ -249,7 +249,7 @@ def without_edges(arrays: Arrays) -> dict[str, NDArray[Any]]:
     return {**kept, "structure_checksums": checksums(kept)}
 
 
-def _count_receivers(edges: Edges) -> int:
+def _count_receivers(edges: EdgeList) -> int:
     """Atoms that receive an edge; receivers ascend."""
     return 0 if edges.n_edges == 0 else 1 + int(np.count_nonzero(np.diff(edges.receivers)))
 

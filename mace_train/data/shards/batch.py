@@ -15,15 +15,15 @@ from mace_train.data.shards.arrays import (
     OF_ATOMS,
     OF_EDGES,
     Arrays,
-    Columns,
     Sample,
+    ShardArrays,
     Storage,
     row_type,
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class ShardRows:
     """Structures of one set of arrays, and where a batch has them."""
 
     arrays: Arrays
@@ -48,14 +48,14 @@ class Batch:
     @classmethod
     def of_samples(cls, samples: Sequence[Sample]) -> "Batch":
         """The batch of structures in memory."""
-        columns = Columns(Storage())
+        columns = ShardArrays(Storage())
         for sample in samples:
             columns.add(sample)
         every = np.arange(len(samples))
-        return cls.of_pieces([Piece(columns.arrays(), every, every)])
+        return cls.of_shard_rows([ShardRows(columns.arrays(), every, every)])
 
     @classmethod
-    def of_pieces(cls, pieces: Sequence[Piece]) -> "Batch":
+    def of_shard_rows(cls, pieces: Sequence[ShardRows]) -> "Batch":
         """All structures of the pieces, whose places are 0, 1, ...; at least one piece."""
         n_atoms, of_atoms = _joined(pieces, OF_ATOMS, "atom_offsets")
         n_edges, of_edges = _joined(pieces, OF_EDGES, "edge_offsets")
@@ -63,7 +63,7 @@ class Batch:
 
 
 def _joined(
-    pieces: Sequence[Piece], names: Sequence[str], offsets: str
+    pieces: Sequence[ShardRows], names: Sequence[str], offsets: str
 ) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
     """Elements of every structure [n], and the arrays of the batch in the widest type."""
     from mace_train.data.shards.gather import take  # numba: 0.5 s that preprocessing does not need
@@ -90,7 +90,7 @@ def _joined(
     return counts, joined
 
 
-def _rows(pieces: Sequence[Piece]) -> NDArray[Any]:
+def _rows(pieces: Sequence[ShardRows]) -> NDArray[Any]:
     """``structures`` of the batch, as bytes: numpy compares the fields of every part, for 40 µs."""
     types = {piece.arrays["structures"].dtype for piece in pieces}
     row_of = types.pop() if len(types) == 1 else row_type(Storage())

@@ -29,8 +29,8 @@ from mace_train.data.shards.arrays import (
     OF_ATOMS,
     OF_EDGES,
     Arrays,
-    Columns,
     Sample,
+    ShardArrays,
     Storage,
     is_allowed,
     without_edges,
@@ -80,7 +80,7 @@ def write_shard(
 
     Equal samples give equal bytes. See ``write_arrays`` for ``durable``.
     """
-    columns = Columns(storage or Storage())
+    columns = ShardArrays(storage or Storage())
     for sample in samples:
         columns.add(sample)
     write_arrays(path, columns.arrays(), r_max, columns.storage, durable=durable)

@@ -1,4 +1,4 @@
-"""OpenShard: the arrays of one shard, as views of its mapped file, or through HDF5."""
+"""ShardReader: the arrays of one shard, as views of its mapped file, or through HDF5."""
 
 import os
 from functools import cached_property
@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.neighbors import Edges
+from mace_train.data.neighbors import EdgeList
 from mace_train.data.shards.arrays import (
     FLOAT_FIELDS,
     OF_EDGES,
@@ -19,7 +19,7 @@ from mace_train.data.shards.arrays import (
     runs_of,
     with_views,
 )
-from mace_train.data.shards.batch import Piece
+from mace_train.data.shards.batch import ShardRows
 from mace_train.data.shards.hdf5 import ShardHeader, damaged, read_arrays
 from mace_train.data.structure import Structure
 from mace_train.errors import InputError
@@ -27,7 +27,7 @@ from mace_train.errors import InputError
 CACHE_BYTES = 64 << 20  # of chunks of a compressed shard
 
 
-class OpenShard:
+class ShardReader:
     """One shard in memory.
 
     Attributes:
@@ -101,7 +101,7 @@ class OpenShard:
         """All arrays in memory or mapped, with views."""
         return with_views(self.stored()) if self.header.is_compressed else self.arrays
 
-    def pieces(self, rows: NDArray[np.int64], places: NDArray[np.int64]) -> list[Piece]:
+    def pieces(self, rows: NDArray[np.int64], places: NDArray[np.int64]) -> list[ShardRows]:
         """The structures ``rows`` [n], for the ``places`` [n] of a batch.
 
         Raises:
@@ -109,11 +109,11 @@ class OpenShard:
         """
         if not self.header.is_compressed:
             self._check_mapped(rows)
-            return [Piece(self.arrays, rows, places)]
+            return [ShardRows(self.arrays, rows, places)]
         found, n = [], 0
         for first, last in runs_of(rows):
             every = np.arange(last - first)
-            found.append(Piece(self.check(first, last), every, places[n + every]))
+            found.append(ShardRows(self.check(first, last), every, places[n + every]))
             n += len(every)
         return found
 
@@ -210,10 +210,10 @@ class OpenShard:
             source=arrays["sources"][text:text_end].tobytes().decode(errors="surrogateescape"),
         )
 
-    def edges(self, index: int) -> Edges:
+    def edges(self, index: int) -> EdgeList:
         """The stored edges of structure ``index``, copied."""
         begin, end = self.arrays["edge_offsets"][index : index + 2].tolist()
-        return Edges(*(self.arrays[name][begin:end].astype(np.int64) for name in OF_EDGES))
+        return EdgeList(*(self.arrays[name][begin:end].astype(np.int64) for name in OF_EDGES))
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

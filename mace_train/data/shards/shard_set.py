@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.shards.arrays import Arrays, Columns, Sample, Storage
-from mace_train.data.shards.batch import Batch, Piece
+from mace_train.data.shards.arrays import Arrays, Sample, ShardArrays, Storage
+from mace_train.data.shards.batch import Batch, ShardRows
 from mace_train.data.shards.hdf5 import (
     ShardHeader,
     checksum,
@@ -27,7 +27,7 @@ from mace_train.data.shards.hdf5 import (
     sample_of,
     write_shard,
 )
-from mace_train.data.shards.reader import OpenShard
+from mace_train.data.shards.reader import ShardReader
 from mace_train.errors import InputError
 
 __all__ = ["Sample", "ShardSet", "sample_of", "shard_path", "write_shard"]
@@ -70,7 +70,7 @@ class ShardSet:
         self.r_max = self.headers[0].r_max
         for header in self.headers:
             _check_same_r_max(header, self.headers[0])
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._open: OrderedDict[int, ShardReader] = OrderedDict()
         starts = np.cumsum([0] + [header.n_structures for header in self.headers])
         self._starts: NDArray[np.int64] = starts
         self.n_atoms = self._counts("atom_offsets", "numbers")
@@ -106,11 +106,11 @@ class ShardSet:
             InputError: a structure is not what was written.
         """
         shard_of, rows = self._places(np.asarray(ids, dtype=np.int64))
-        pieces: list[Piece] = []
+        pieces: list[ShardRows] = []
         for shard in np.unique(shard_of).tolist():
             places = np.flatnonzero(shard_of == shard)
             pieces += self._pieces(self._shard(shard), rows[places], places)
-        return Batch.of_pieces(pieces) if pieces else Batch.of_samples([])
+        return Batch.of_shard_rows(pieces) if pieces else Batch.of_samples([])
 
     def arrays(self, shard: int) -> Arrays:
         """All arrays of one shard (see columns.LAYOUT), with the fields of ``structures``."""
@@ -129,27 +129,27 @@ class ShardSet:
         return shard_of, ids - self._starts[shard_of]
 
     def _pieces(
-        self, shard: OpenShard, rows: NDArray[np.int64], places: NDArray[np.int64]
-    ) -> list[Piece]:
+        self, shard: ShardReader, rows: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> list[ShardRows]:
         """Structures of one shard; without edges in the file, with neighbour lists made now."""
         pieces = shard.pieces(rows, places)
         if shard.header.stores_edges:
             return pieces
-        columns = Columns(Storage(float32=shard.float32))
+        columns = ShardArrays(Storage(float32=shard.float32))
         for row in rows.tolist():
             columns.add(self._sample(shard, row))
-        return [Piece(columns.arrays(), np.arange(len(rows)), places)]
+        return [ShardRows(columns.arrays(), np.arange(len(rows)), places)]
 
-    def _sample(self, shard: OpenShard, row: int) -> Sample:
+    def _sample(self, shard: ShardReader, row: int) -> Sample:
         structure = shard.structure(row)
         if shard.header.stores_edges:
             return Sample(structure, shard.edges(row))
         return sample_of(structure, self.r_max)
 
-    def _shard(self, shard: int) -> OpenShard:
+    def _shard(self, shard: int) -> ShardReader:
         opened = self._open.get(shard)
         if opened is None or (opened.process != os.getpid() and opened.header.is_compressed):
-            opened = self._open[shard] = OpenShard(self.headers[shard])
+            opened = self._open[shard] = ShardReader(self.headers[shard])
             if len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
         else:

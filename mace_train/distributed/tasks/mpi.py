@@ -84,7 +84,7 @@ def _receive(communicator: Any, source: int) -> Any:
 
 
 class Ranks:
-    """The crew of all ranks, on rank 0."""
+    """The pool of all ranks, on rank 0."""
 
     def __init__(self, communicator: Any) -> None:
         self.size: int = communicator.Get_size()
@@ -116,7 +116,7 @@ class Ranks:
         tasks: Sequence[Task],
         done: Callable[[Result], None],
     ) -> list[Result]:
-        """See Crew."""
+        """See TaskPool."""
         board = _Board(tasks, done)
         server = threading.Thread(target=self._serve, args=(board, function), daemon=True)
         server.start()
@@ -182,7 +182,7 @@ class _Board:
             self._done(result)
 
     def fail(self, error: BaseException) -> None:
-        """Note a failure of the crew itself."""
+        """Note a failure of the pool itself."""
         with self._lock:
             self._errors[-1] = error
 

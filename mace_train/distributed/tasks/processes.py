@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class Processes:
-    """A crew of worker processes."""
+    """A pool of worker processes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -47,7 +47,7 @@ class Processes:
         tasks: Sequence[Task],
         done: Callable[[Result], None],
     ) -> list[Result]:
-        """See Crew; at most two tasks per worker wait in the pool."""
+        """See TaskPool; at most two tasks per worker wait in the pool."""
         results: dict[int, Result] = {}
         running: dict[Future[Result], int] = {}
         failed: dict[int, InputError] = {}

@@ -1,11 +1,11 @@
-"""Crew: whoever does a list of tasks, each when it is free; results come in the order of the tasks.
+"""A pool of workers that run tasks; results come in the order of the tasks.
 
-    crew.map(function, tasks, done) == [function(task) for task in tasks]
+    pool.map(function, tasks, done) == [function(task) for task in tasks]
 
-One process, worker processes of this machine, or MPI ranks do the same work: what a task does may
-not depend on who does it. Tasks are handed out in order, so long ones early in the list do not
-leave the others waiting at its end. If tasks fail with an InputError, the one of the first of them
-is raised, after the tasks before it have ended: the message does not depend on the crew either.
+This process, worker processes of this machine, or MPI ranks run the same tasks, and what a task
+does may not depend on who runs it. Tasks are handed out in order, so long ones early in the list do
+not keep the others waiting at its end. If tasks fail with an InputError, the error of the first of
+them is raised after the tasks before it have ended, so the message does not depend on the pool.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +21,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class Crew(Protocol):
-    """Does tasks."""
+class TaskPool(Protocol):
+    """Runs tasks."""
 
     size: int
 
@@ -36,7 +36,7 @@ class Crew(Protocol):
         ...
 
 
-class Alone:
+class InProcess:
     """This process."""
 
     size = 1
@@ -47,7 +47,7 @@ class Alone:
         tasks: Sequence[Task],
         done: Callable[[Result], None],
     ) -> list[Result]:
-        """See Crew."""
+        """See TaskPool."""
         results = []
         for task in tasks:
             results.append(function(task))
@@ -56,8 +56,8 @@ class Alone:
 
 
 @contextmanager
-def open_crew(workers: int) -> Iterator[Crew | None]:
-    """The crew of this run; None on an MPI rank that has served rank 0 until it was done.
+def open_task_pool(workers: int) -> Iterator[TaskPool | None]:
+    """The pool of this run; None on an MPI rank that has served rank 0 until it was done.
 
     Raises:
         InputError: several tasks were started that MPI does not connect, or worker processes
@@ -66,7 +66,7 @@ def open_crew(workers: int) -> Iterator[Crew | None]:
     tasks = launched_tasks()
     if tasks is None:
         if workers == 1:
-            yield Alone()
+            yield InProcess()
             return
         with Processes(workers) as processes:
             yield processes

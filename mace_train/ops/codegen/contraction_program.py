@@ -17,7 +17,7 @@ from itertools import groupby
 
 import numpy as np
 
-from mace_train.ops.codegen.program import Float, Graph, Program, Segment, Term
+from mace_train.ops.codegen.program import ExpressionGraph, Float, Program, Segment, Term
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ContractionProgram:
 
 def contraction_program(coupling: Coupling) -> ContractionProgram:
     """The program, with the scale that its weights need."""
-    graph = Graph()
+    graph = ExpressionGraph()
     x = [graph.input("x", i) for i in range(coupling.n_components)]
     features: list[int | None] = list(x)
     scale_of_row = [1.0] * len(x)
@@ -87,7 +87,11 @@ def contraction_program(coupling: Coupling) -> ContractionProgram:
 
 
 def _add_level(
-    graph: Graph, level: Level, x: list[int], features: list[int | None], scales: list[float]
+    graph: ExpressionGraph,
+    level: Level,
+    x: list[int],
+    features: list[int | None],
+    scales: list[float],
 ) -> None:
     matrix = level.matrix * np.array([scales[i] for i in level.left])
     factors = [(features[i], x[j]) for i, j in zip(level.left, level.right, strict=True)]
@@ -119,7 +123,7 @@ def _scaled_columns(output: Output, scales: list[float], weight_scale: Float) ->
 
 
 def _weighted_sums(
-    graph: Graph, output: Output, matrix: Float, features: list[int | None]
+    graph: ExpressionGraph, output: Output, matrix: Float, features: list[int | None]
 ) -> list[tuple[int, int]]:
     """One (column of the matrix, node) for all rows whose columns are equal."""
     groups: dict[bytes, list[int]] = {}

@@ -10,7 +10,7 @@ channels, the matrices M_p[m3, m1] = sum_m2 C_p y[m2] are uniform, and what rema
 
 from dataclasses import dataclass
 
-from mace_train.ops.codegen.program import Float, Graph, Program, Segment, Term
+from mace_train.ops.codegen.program import ExpressionGraph, Float, Program, Segment, Term
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ChannelwiseProduct:
 def convolution_program(product: ChannelwiseProduct, *, uniform_y: bool = True) -> Program:
     """Inputs ``x``, ``y``, ``r``; outputs ``out0``, ``out1``, ... for the output tensors."""
     uniform = frozenset({"y", "vy"}) if uniform_y else frozenset[str]()
-    graph = Graph(uniform)
+    graph = ExpressionGraph(uniform)
     outputs: dict[Segment, list[Term]] = {}
     for path in product.paths:
         weight = graph.input("r", path.weight)

@@ -18,7 +18,7 @@ from mace_train.ops.codegen.program import Program, Term
 
 
 @dataclass(frozen=True)
-class Instruction:
+class ScheduledInstruction:
     """Adds a term to a sum; the first one starts it."""
 
     target: int
@@ -27,7 +27,7 @@ class Instruction:
     is_last: bool
 
 
-def schedule(program: Program, *, uniform: bool) -> list[Instruction]:
+def schedule(program: Program, *, uniform: bool) -> list[ScheduledInstruction]:
     """Instructions of all nodes that are uniform, or of all that are not."""
     return _Scheduler(program, uniform).run()
 
@@ -53,9 +53,9 @@ class _Scheduler:
                 self.reads[factor] += 1
         self.ready = {t for t, missing in enumerate(self.missing) if missing == 0}
 
-    def run(self) -> list[Instruction]:
+    def run(self) -> list[ScheduledInstruction]:
         """All instructions in order."""
-        order: list[Instruction] = []
+        order: list[ScheduledInstruction] = []
         for cluster in self._clusters():
             for _ in range(len(cluster)):
                 number = min(self.ready & cluster, key=self._priority)
@@ -102,7 +102,7 @@ class _Scheduler:
             growth -= 1  # the result is stored and forgotten
         return growth, -(started if started is not None else -1), self.remaining[target], number
 
-    def _issue(self, number: int, time: int) -> Instruction:
+    def _issue(self, number: int, time: int) -> ScheduledInstruction:
         target, term = self.terms[number]
         is_first = target not in self.started
         self.started[target] = time
@@ -116,10 +116,10 @@ class _Scheduler:
                 self.missing[reader] -= 1
                 if self.missing[reader] == 0:
                     self.ready.add(reader)
-        return Instruction(target, term, is_first, is_last)
+        return ScheduledInstruction(target, term, is_first, is_last)
 
 
-def live_values(program: Program, order: list[Instruction]) -> int:
+def live_values(program: Program, order: list[ScheduledInstruction]) -> int:
     """The largest number of sums alive at a time (inputs are in memory)."""
     last_read: dict[int, int] = {}
     for time, instruction in enumerate(order):

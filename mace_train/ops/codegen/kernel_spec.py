@@ -21,7 +21,7 @@ begin, then one more, the senders and the receivers; its outputs of PAIR have a 
 from dataclasses import dataclass
 from enum import Enum
 
-from mace_train.ops.codegen.program import Graph, Program, Segment
+from mace_train.ops.codegen.program import ExpressionGraph, Program, Segment
 
 
 class Loop(Enum):
@@ -66,7 +66,7 @@ class Kernel:
 
 def sum_kernel(n_segments: int) -> Kernel:
     """Sums of rows over chunks."""
-    graph = Graph()
+    graph = ExpressionGraph()
     outputs = {Segment("sum", i): graph.input("x", i) for i in range(n_segments)}
     inputs = (Operand("x", Role.ROW, n_segments),)
     sums = (Operand("sum", Role.CHUNK, n_segments),)

@@ -14,7 +14,7 @@ from enum import Enum
 
 import numpy as np
 
-from mace_train.ops.codegen.program import ROUNDING, Float, Graph, Program, Segment, Term
+from mace_train.ops.codegen.program import ROUNDING, ExpressionGraph, Float, Program, Segment, Term
 
 
 class Kind(Enum):
@@ -86,7 +86,7 @@ class Polynomial:
         ``uniform_later`` names uniform operands that derivatives will bring in.
         """
         uniform = {name for name, kind in self.operands.items() if kind is Kind.UNIFORM}
-        graph = Graph(uniform_later | uniform)
+        graph = ExpressionGraph(uniform_later | uniform)
         outputs = {}
         for output, terms in self.terms.items():
             parts = []

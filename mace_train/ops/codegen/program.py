@@ -5,7 +5,8 @@
 with other nodes or inputs as a and b. One term is one instruction (a fused multiply-add, a
 multiplication or an addition), except that a sum may start from a term +-a for free; ``cost``
 counts so. An input is one segment of an operand, a vector over channels; inputs of the operands
-named in ``Graph.uniform`` are scalars shared by all channels, and so are nodes made of them alone.
+named in ``ExpressionGraph.uniform`` are scalars shared by all channels, and so
+are nodes made of them alone.
 
 Equal nodes exist once. Nodes are appended only, so their numbers are a topological order.
 """
@@ -51,7 +52,7 @@ Node = Segment | tuple[Term, ...]
 
 
 @dataclass
-class Graph:
+class ExpressionGraph:
     """All nodes; ``input`` and ``sum`` return numbers of nodes, old ones where they exist."""
 
     uniform: frozenset[str] = frozenset()
@@ -137,7 +138,7 @@ class Graph:
 class Program:
     """Nodes of a graph that are results, and through them all that is needed for these."""
 
-    graph: Graph
+    graph: ExpressionGraph
     outputs: Mapping[Segment, int]
 
     def live(self) -> list[int]:
@@ -197,7 +198,7 @@ class Program:
     def _merged(self, scale_products: bool) -> "Program":
         uses = Counter(i for _, node in self.sums() for t in node for i in t.factors)
         uses.update(self.outputs.values())
-        graph = Graph(self.graph.uniform)
+        graph = ExpressionGraph(self.graph.uniform)
 
         def can_merge(term: Term, inner: list[Term]) -> bool:
             if abs(term.coefficient) == 1.0 or not any(t.is_product for t in inner):

@@ -8,7 +8,7 @@ around, which stores it or adds it to a sum.
 
 from collections.abc import Callable, Collection, Mapping
 
-from mace_train.ops.codegen.instruction_order import Instruction, schedule
+from mace_train.ops.codegen.instruction_order import ScheduledInstruction, schedule
 from mace_train.ops.codegen.program import Node, Program, Segment, Term
 
 
@@ -84,7 +84,7 @@ class Names:
     def _is_shared(self, term: Term) -> bool:
         return all(self.program.graph.is_uniform[factor] for factor in term.factors)
 
-    def line(self, instruction: Instruction, into: str | None = None) -> str:
+    def line(self, instruction: ScheduledInstruction, into: str | None = None) -> str:
         """The statement of an instruction; ``into`` is a sum that exists already."""
         sign, value = self.term(instruction.term)
         if into is not None:

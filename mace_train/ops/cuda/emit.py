@@ -2,8 +2,8 @@
 
 The statements are those of the C++ back end with one channel per thread in place of a vector. The
 number of channels is a constant of the code; channels beyond the last are masked, nothing is
-padded. The first line of a source says how it is launched (``Launch``), so that a cached one can be
-run without making its program again.
+padded. The first line of a source says how it is launched (``LaunchConfig``), so that a cached
+one can be run without making its program again.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from mace_train.ops.codegen.instruction_order import schedule
 from mace_train.ops.codegen.kernel_spec import Kernel, Loop, Operand, Role
 from mace_train.ops.codegen.program import Program, Segment
 from mace_train.ops.codegen.statements import Body, uniform_lines, uniform_slots
-from mace_train.ops.cuda.launch import LANES, CudaTarget, Launch, block_of
+from mace_train.ops.cuda.launch import LANES, CudaTarget, LaunchConfig, block_of
 from mace_train.ops.cuda.passes import Pass, Tuning, is_sum, passes_of, tuning_of
 
 SHARED_BYTES = 16384  # of shared coefficients per block, about; a few blocks fit a multiprocessor
@@ -54,7 +54,7 @@ def _sums(kernel: Kernel, target: CudaTarget, tuning: Tuning) -> str:
     assert rows.n_segments == sums.n_segments == len(kernel.program.outputs)
     nodes = kernel.program.graph.nodes
     assert all(nodes[n] == (rows.name, s.number) for s, n in kernel.program.outputs.items())
-    launch = Launch(tuning.threads, rows.n_segments * target.n_channels, 1)
+    launch = LaunchConfig(tuning.threads, rows.n_segments * target.n_channels, 1)
     body = _fill("sums.cu", SEGMENTS=rows.n_segments, UNROLL=_unroll(tuning))
     return launch.header() + _common(target, tuning.threads) + body
 
@@ -89,7 +89,7 @@ class _Emission:
             Loop.PAIRS: 2 * self.threads // self._edges_at_a_time(self._n_totals()),
         }[self.kernel.loop]
         n_indices = 4 if self.kernel.loop is Loop.PAIRS else 3
-        launch = Launch(self.threads, threads_per_item, len(self.passes), n_indices)
+        launch = LaunchConfig(self.threads, threads_per_item, len(self.passes), n_indices)
         body = fill[self.kernel.loop]()
         return launch.header() + _common(self.target, self.threads) + body
 

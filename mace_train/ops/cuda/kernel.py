@@ -15,7 +15,7 @@ from mace_train.ops.codegen.kernel_spec import Kernel
 from mace_train.ops.cuda import compiler as cuda_compiler
 from mace_train.ops.cuda import driver as cuda_driver
 from mace_train.ops.cuda.emit import emit_cuda
-from mace_train.ops.cuda.launch import CudaTarget, Launch
+from mace_train.ops.cuda.launch import CudaTarget, LaunchConfig
 from mace_train.ops.cuda.tuning import choices_of
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
@@ -30,9 +30,9 @@ class CudaKernel:
 
     recipe: str
     build: Callable[[], Kernel]
-    _functions: dict[tuple[torch.dtype, int, torch.device], tuple[Launch, cuda_driver.Function]] = (
-        field(default_factory=dict)
-    )
+    _functions: dict[
+        tuple[torch.dtype, int, torch.device], tuple[LaunchConfig, cuda_driver.Function]
+    ] = field(default_factory=dict)
 
     def prepare(
         self,
@@ -40,7 +40,7 @@ class CudaKernel:
         n_channels: int,
         device: torch.device,
         folder: Path | None = None,
-    ) -> tuple[Launch, cuda_driver.Function]:
+    ) -> tuple[LaunchConfig, cuda_driver.Function]:
         """How to launch on tensors of a dtype and a number of channels, and what."""
         key = (dtype, n_channels, device)
         if key not in self._functions:
@@ -48,7 +48,7 @@ class CudaKernel:
             architecture = cuda_driver.architecture(device)
             source = self.source(dtype, n_channels, folder, architecture)
             code = cuda_compiler.cubin(source, architecture, folder)
-            self._functions[key] = Launch.of(source), cuda_driver.Function(code, device)
+            self._functions[key] = LaunchConfig.of(source), cuda_driver.Function(code, device)
         return self._functions[key]
 
     def source(

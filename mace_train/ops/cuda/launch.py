@@ -20,7 +20,7 @@ class CudaTarget:
 
 
 @dataclass(frozen=True)
-class Launch:
+class LaunchConfig:
     """Threads of a block and of an item of the loop, and blocks in the second dimension."""
 
     threads: int
@@ -37,7 +37,7 @@ class Launch:
         return f"// launch: {json.dumps(asdict(self))}\n"
 
     @classmethod
-    def of(cls, source: str) -> "Launch":
+    def of(cls, source: str) -> "LaunchConfig":
         """What the first line of a source says."""
         return cls(**json.loads(source.split("\n", 1)[0].removeprefix("// launch: ")))
 

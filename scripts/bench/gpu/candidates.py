@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from mace_train.ops.codegen.kernel_spec import Kernel, Loop, Role
 from mace_train.ops.cuda import compiler as cuda_compiler
 from mace_train.ops.cuda.emit import emit_cuda
-from mace_train.ops.cuda.launch import CudaTarget, Launch
+from mace_train.ops.cuda.launch import CudaTarget, LaunchConfig
 from mace_train.ops.cuda.passes import Tuning, is_sum, tuning_of
 
 
@@ -39,7 +39,7 @@ class Built:
     """A compiled candidate."""
 
     tuning: Tuning
-    launch: Launch
+    launch: LaunchConfig
     cubin: bytes
     registers: int  # of a thread
     local: int  # bytes of local memory that a thread stores and loads, or of its stack frame
@@ -99,7 +99,7 @@ def build(kernel: Kernel, target: CudaTarget, tuning: Tuning, architecture: str)
     """Emit and compile one candidate."""
     source = emit_cuda(kernel, target, tuning)
     cubin, log = cuda_compiler.compile_cubin(source, architecture)
-    launch = Launch.of(source)
+    launch = LaunchConfig.of(source)
     registers = _number(r"Used (\d+) registers", log)
     stored = _number(r"(\d+) bytes spill stores", log) + _number(r"(\d+) bytes spill loads", log)
     shared = _number(r"(\d+) bytes smem", log)

@@ -144,7 +144,7 @@ def step(
     with (
         mock.patch.object(dispatch, "runs_on_cuda", return_value=True),
         mock.patch.object(convolution, "runs_on_cuda", return_value=True),
-        mock.patch.object(convolution, "visits_pairs", return_value=by_pair),
+        mock.patch.object(convolution, "loops_over_pairs", return_value=by_pair),
         mock.patch.object(CompiledKernel, "run", run),
         _Operators() as operators,
     ):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mace_train.data.loading.edge_indices import StructureError, index_edges
-from mace_train.data.neighbors import Edges
+from mace_train.data.neighbors import EdgeList
 from mace_train.data.shards.arrays import Sample
 from mace_train.data.shards.batch import Batch
 from tests.model.systems import lonely, mixed, salt, tiny_cell, unlabelled
@@ -58,7 +58,7 @@ def test_no_edges():
     assert all(len(array) == 0 for array in indexed([alone, alone]).values())
 
 
-def lacking(edges: Edges, damage: str) -> Edges:
+def lacking(edges: EdgeList, damage: str) -> EdgeList:
     """The neighbour list, damaged."""
     order, shifts = np.arange(edges.n_edges), edges.shifts.copy()
     senders, receivers = edges.senders.copy(), edges.receivers.copy()
@@ -77,8 +77,8 @@ def lacking(edges: Edges, damage: str) -> Edges:
     elif damage == "doubled":
         order = np.sort(np.append(order, [0, 7]))
     else:
-        return Edges(np.zeros(1, int), np.zeros(1, int), np.zeros((1, 3), int))
-    return Edges(senders[order], receivers[order], shifts[order])
+        return EdgeList(np.zeros(1, int), np.zeros(1, int), np.zeros((1, 3), int))
+    return EdgeList(senders[order], receivers[order], shifts[order])
 
 
 @pytest.mark.parametrize(

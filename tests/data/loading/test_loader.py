@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mace_train.data.loading.loader import batches, collate, kinds_of
+from mace_train.data.loading.loader import batches, collate, config_types_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.errors import InputError
 
@@ -95,6 +95,6 @@ def test_an_element_the_model_lacks_is_named(shards):
 
 
 def test_kinds_index_every_structure(shards):
-    kinds = kinds_of(shards)
+    kinds = config_types_of(shards)
     assert kinds.names == sorted(set(shards.config_types))
     assert [kinds.names[i] for i in kinds.index_of] == shards.config_types

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mace_train.data.graph import Graph
-from mace_train.data.loading.packed import _LAYOUT, Packed, on_device, packed_memory
+from mace_train.data.loading.packed import _LAYOUT, PackedGraph, on_device, packed_memory
 
 
 def test_every_tensor_has_a_place():
@@ -18,7 +18,7 @@ def test_every_tensor_has_a_place():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sizes", [(0, 0, 0), (1, 1, 0), (3, 7, 22)])
 def test_tensors_are_views_that_do_not_overlap(dtype, sizes):
-    packed = Packed.empty(*sizes, dtype)
+    packed = PackedGraph.empty(*sizes, dtype)
     arrays, graph = packed.arrays(), packed.graph()
     for number, array in enumerate(arrays.values()):
         array[...] = number % 2 if array.dtype == bool else number
@@ -37,7 +37,7 @@ def test_tensors_are_views_that_do_not_overlap(dtype, sizes):
 
 def test_a_packed_graph_reaches_a_device_by_one_copy():
     for sizes in ((0, 0, 0), (3, 7, 22)):
-        packed = Packed.empty(*sizes, torch.float32)
+        packed = PackedGraph.empty(*sizes, torch.float32)
         packed.memory.fill_(1)
         graph = packed.graph()
         memory = packed_memory(graph)
@@ -52,7 +52,7 @@ def test_a_packed_graph_reaches_a_device_by_one_copy():
 
 
 def test_a_graph_of_other_tensors_is_not_taken_for_a_packed_one():
-    graph = Packed.empty(3, 7, 22, torch.float32).graph()
+    graph = PackedGraph.empty(3, 7, 22, torch.float32).graph()
     for name in ("positions", "ids", "pairs"):
         other = replace(graph, **{name: getattr(graph, name).clone()})
         assert packed_memory(other) is None

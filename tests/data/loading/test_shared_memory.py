@@ -10,7 +10,7 @@ import torch
 
 from mace_train.data.loading import loader
 from mace_train.data.loading.loader import batches
-from mace_train.data.loading.shared_memory import PER_WORKER, Slots
+from mace_train.data.loading.shared_memory import PER_WORKER, SharedMemoryPool
 from mace_train.data.shards.shard_set import ShardSet
 
 NUMBERS = (1, 7, 8, 13)
@@ -23,15 +23,15 @@ def shards(prepared) -> ShardSet:
 
 
 @pytest.fixture
-def slots(monkeypatch) -> list[Slots]:
+def slots(monkeypatch) -> list[SharedMemoryPool]:
     """All that are made in the test."""
-    made: list[Slots] = []
+    made: list[SharedMemoryPool] = []
 
     def make(*arguments):
-        made.append(Slots(*arguments))
+        made.append(SharedMemoryPool(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(loader, "Slots", make)
+    monkeypatch.setattr(loader, "SharedMemoryPool", make)
     return made
 
 
@@ -46,7 +46,7 @@ def bins_of(shards: ShardSet) -> list[np.ndarray]:
     return [rng.permutation(len(shards))[: 1 + i % 7] for i in range(N_BINS)]
 
 
-def is_inside(graph, slots: Slots) -> bool:
+def is_inside(graph, slots: SharedMemoryPool) -> bool:
     first = torch.from_numpy(slots.piece(0)).data_ptr()
     return first <= graph.positions.data_ptr() < first + len(slots.memory)
 
@@ -103,13 +103,13 @@ def test_where_processes_are_not_forked_torch_hands_over(shards, slots, monkeypa
 
 
 def test_what_is_larger_than_a_slot_goes_elsewhere(shards, monkeypatch):
-    made: list[Slots] = []
+    made: list[SharedMemoryPool] = []
 
     def small(n_workers, size):
-        made.append(Slots(n_workers, mmap.PAGESIZE))
+        made.append(SharedMemoryPool(n_workers, mmap.PAGESIZE))
         return made[-1]
 
-    monkeypatch.setattr(loader, "Slots", small)
+    monkeypatch.setattr(loader, "SharedMemoryPool", small)
     bins = [np.array([0]), np.arange(len(shards))]
     one, whole = loaded(shards, bins, 1)
     assert is_inside(one, made[0])
@@ -121,7 +121,7 @@ def test_where_there_is_no_room_torch_hands_over(shards, monkeypatch):
     def refuse(*arguments):
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(loader, "Slots", refuse)
+    monkeypatch.setattr(loader, "SharedMemoryPool", refuse)
     bins = bins_of(shards)[:3]
     assert [graph.ids.tolist() for graph in loaded(shards, bins, 1)] == [b.tolist() for b in bins]
 

@@ -18,7 +18,7 @@ from tests.distributed.tasks.test_task_pool import ROOT, mpiexec
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-from mace_train.data.shards.reader import OpenShard
+from mace_train.data.shards.reader import ShardReader
 from mace_train.data.preprocess import preprocess
 from mace_train.data.shards.hdf5 import checksum, read_header
 from mace_train.settings import DataSettings, PreprocessSettings
@@ -66,7 +66,7 @@ for kill in range(n_kills):
             assert after[path] == node, f"{path} was made again"
     for path in after:
         header = read_header(path)
-        assert checksum(OpenShard(header).stored(), header.r_max) == header.checksum
+        assert checksum(ShardReader(header).stored(), header.r_max) == header.checksum
         stages.add(path.parent.parent.name if path.parent.name != "blocks" else "blocks")
 os.waitpid(start("out"), 0)
 print(sorted(stages))

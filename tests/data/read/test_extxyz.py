@@ -9,9 +9,9 @@ from ase.io.extxyz import read_xyz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mace_train.data.raw_structure import Frame, as_atoms
+from mace_train.data.raw_structure import RawStructure, as_atoms
 from mace_train.data.read import extxyz
-from mace_train.data.read.file_range import Limit
+from mace_train.data.read.file_range import ChunkLimit
 from tests.data.factories import crystal, molecule, real_file, write_xyz
 
 
@@ -113,7 +113,7 @@ def test_real_files(name):
             count = file.readline()
             lines = [count, *(file.readline() for _ in range(int(count) + 1))]
             ours, theirs = both("".join(lines))
-            assert isinstance(ours, Frame)  # not left to ASE
+            assert isinstance(ours, RawStructure)  # not left to ASE
             assert_same(ours, theirs)
             assert_same(as_atoms(ours), theirs)
 
@@ -124,7 +124,7 @@ def test_pieces_are_the_whole_file(tmp_path, structures, size):
         tmp_path / "a.xyz",
         [molecule(-float(i)) if i % 3 else crystal(-float(i)) for i in range(10)],
     )
-    pieces = extxyz.pieces(path, path, Limit(structures, size))
+    pieces = extxyz.pieces(path, path, ChunkLimit(structures, size))
     assert sum(piece.size for piece in pieces) == (tmp_path / "a.xyz").stat().st_size
     assert max(piece.count for piece in pieces) <= structures
     assert (len(pieces) > 1) == (structures < 10 or size < 10**9)

@@ -8,7 +8,7 @@ import pytest
 from mace_train.data.shards.arrays import OWNED, Storage, checksums
 from mace_train.data.shards.gather import _crc, crc_tables, take
 from mace_train.data.shards.hdf5 import read_header, sample_of, write_shard
-from mace_train.data.shards.reader import OpenShard
+from mace_train.data.shards.reader import ShardReader
 from mace_train.errors import InputError
 from tests.data.factories import random_structure
 
@@ -23,11 +23,11 @@ def test_crc_of_every_length():
 
 
 @pytest.fixture
-def shard(tmp_path) -> OpenShard:
+def shard(tmp_path) -> ShardReader:
     rng = np.random.default_rng(1)
     samples = [sample_of(random_structure(rng), 2.5) for _ in range(9)]
     write_shard(tmp_path / "a.h5", samples, 2.5, Storage(float32=("forces",)))
-    return OpenShard(read_header(tmp_path / "a.h5"))
+    return ShardReader(read_header(tmp_path / "a.h5"))
 
 
 def test_a_change_anywhere_is_found(shard):

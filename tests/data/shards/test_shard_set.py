@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mace_train.data.neighbors import Edges
+from mace_train.data.neighbors import EdgeList
 from mace_train.data.shards import shard_set as shards_module
 from mace_train.data.shards.arrays import LAYOUT, Sample
 from mace_train.data.shards.shard_set import ShardSet, sample_of, shard_path, write_shard
@@ -81,7 +81,7 @@ def test_integers_are_small_and_safe(tmp_path, n_atoms, expected, shift, shift_t
         stress=None,
     )
     last = np.array([n_atoms - 1])
-    big = Sample(structure, Edges(last, last, np.array([[0, 0, shift]])))
+    big = Sample(structure, EdgeList(last, last, np.array([[0, 0, shift]])))
     samples = [*random_samples(3), big]
     shards = write_shards(tmp_path, samples)
     assert shards.arrays(0)["senders"].dtype == expected

@@ -1,4 +1,4 @@
-"""crew: the same results in the same order from one process, workers and MPI ranks."""
+"""pool: the same results in the same order from one process, workers and MPI ranks."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mace_train.distributed.tasks.task_pool import open_crew
+from mace_train.distributed.tasks.task_pool import open_task_pool
 from mace_train.errors import InputError, InvalidStructureError
 
 ROOT = Path(__file__).parents[3]
@@ -25,38 +25,38 @@ def square(number: int) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_are_in_order(workers):
     done = []
-    with open_crew(workers) as crew:
-        assert crew.map(square, [5, 6, 1], done.append) == [25, 36, 1]
+    with open_task_pool(workers) as pool:
+        assert pool.map(square, [5, 6, 1], done.append) == [25, 36, 1]
         assert sorted(done) == [1, 25, 36]
-        assert crew.map(square, [], done.append) == []
+        assert pool.map(square, [], done.append) == []
         with pytest.raises(InvalidStructureError, match="7 does not work") as error:
-            crew.map(square, range(1000), done.append)
+            pool.map(square, range(1000), done.append)
     assert error.value.kind == "seven or nine"
     assert len(done) < 3 + 9 + 2 * 2
 
 
 SCRIPT = """
 import sys, time
-from mace_train.distributed.tasks.task_pool import open_crew
+from mace_train.distributed.tasks.task_pool import open_task_pool
 from tests.distributed.tasks.test_task_pool import square
 
 def slow(number):
     time.sleep(0.2 if number == 0 else 0.001)
     return number
 
-with open_crew(1) as crew:
-    if crew is not None:
+with open_task_pool(1) as pool:
+    if pool is not None:
         done = []
-        assert crew.map(slow, range(60), done.append) == list(range(60))
+        assert pool.map(slow, range(60), done.append) == list(range(60))
         assert sorted(done) == list(range(60))
-        if crew.size > 1:
+        if pool.size > 1:
             assert done[0] != 0, "the others go on while one task is long"
         try:
-            crew.map(square, range(40), done.append)
+            pool.map(square, range(40), done.append)
         except ValueError as error:
-            print(type(error).__name__, error.kind, crew.size)
+            print(type(error).__name__, error.kind, pool.size)
         if sys.argv[1:]:
-            crew.map(int, ["1", "x"], done.append)
+            pool.map(int, ["1", "x"], done.append)
 """
 
 
@@ -96,7 +96,7 @@ def test_a_fault_on_one_rank_ends_all(tmp_path):
 
 def test_workers_on_top_of_ranks(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
-    with pytest.raises(InputError, match="every rank is one worker"), open_crew(2):
+    with pytest.raises(InputError, match="every rank is one worker"), open_task_pool(2):
         pass
 
 
@@ -104,8 +104,8 @@ def test_a_launcher_that_mpi_does_not_know(monkeypatch):
     """srun with the wrong --mpi starts tasks that each believe to be alone."""
     pytest.importorskip("mpi4py", reason="mpi4py is not installed (extra 'mpi')")
     done = subprocess.run(
-        [sys.executable, "-c", "from mace_train.distributed.tasks.task_pool import open_crew\n"
-         "with open_crew(1): pass"],
+        [sys.executable, "-c", "from mace_train.distributed.tasks.task_pool import open_task_pool\n"
+         "with open_task_pool(1): pass"],
         capture_output=True,
         text=True,
         check=False,
@@ -117,15 +117,15 @@ def test_a_launcher_that_mpi_does_not_know(monkeypatch):
 SLEEPING = """
 import os
 import time
-from mace_train.distributed.tasks.task_pool import open_crew
+from mace_train.distributed.tasks.task_pool import open_task_pool
 
 def sleep(index):
     os.write(1, b"started\\n")  # at once, as two processes share it
     time.sleep(600)
 
 if __name__ == "__main__":
-    with open_crew(2) as crew:
-        crew.map(sleep, range(4), print)
+    with open_task_pool(2) as pool:
+        pool.map(sleep, range(4), print)
 """
 
 
@@ -153,12 +153,12 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, kind):
 
 WORKER_DIES = """
 import os
-from mace_train.distributed.tasks.task_pool import open_crew
+from mace_train.distributed.tasks.task_pool import open_task_pool
 
 if __name__ == "__main__":
     try:
-        with open_crew(2) as crew:
-            crew.map(os._exit, [1, 1], print)
+        with open_task_pool(2) as pool:
+            pool.map(os._exit, [1, 1], print)
     except ValueError as error:
         print(error)
 """

@@ -10,9 +10,9 @@ from mace_train.model.product_basis import paths, product_basis
 from mace_train.ops.codegen.contraction_program import contraction_program
 from mace_train.ops.codegen.convolution_program import convolution_program
 from mace_train.ops.codegen.derivative import gradient
-from mace_train.ops.codegen.instruction_order import Instruction, live_values, schedule
+from mace_train.ops.codegen.instruction_order import ScheduledInstruction, live_values, schedule
 from mace_train.ops.codegen.polynomial import Kind, Polynomial, expand
-from mace_train.ops.codegen.program import Graph, Program, Segment, Term
+from mace_train.ops.codegen.program import ExpressionGraph, Program, Segment, Term
 from mace_train.ops.convolution_kernels import ConvolutionKernels
 from mace_train.ops.symmetric_contraction import kernels_of, register
 from tests.model.test_contraction import dense_tensor
@@ -213,7 +213,7 @@ def test_schedule_keeps_few_values_alive(name):
     program = kernels_of(register(mace_coupling(3, 1, 3))).programs[name]
     scheduled = live_values(program, schedule(program, uniform=False))
     in_order_of_nodes = [
-        Instruction(number, term, place == 0, place == len(node) - 1)
+        ScheduledInstruction(number, term, place == 0, place == len(node) - 1)
         for number, node in program.sums()
         for place, term in enumerate(node)
     ]
@@ -221,7 +221,7 @@ def test_schedule_keeps_few_values_alive(name):
 
 
 def test_equal_nodes_exist_once_and_zeros_vanish():
-    graph = Graph()
+    graph = ExpressionGraph()
     a, b = graph.input("x", 0), graph.input("x", 1)
     assert graph.product(a, b) == graph.product(b, a)
     assert graph.sum([Term(1.0, a), Term(-1.0, a)]) is None

@@ -13,7 +13,7 @@ from mace_train.errors import InputError
 from mace_train.ops.backends import announcement, method_of
 from mace_train.ops.codegen import kernel_cache
 from mace_train.ops.codegen.kernel_spec import Kernel, Loop, Operand, Role
-from mace_train.ops.codegen.program import Graph, Program, Segment, Term
+from mace_train.ops.codegen.program import ExpressionGraph, Program, Segment, Term
 from mace_train.ops.cpp import compiler as cpp_compiler
 from mace_train.ops.cpp.kernel import NativeKernel
 from mace_train.ops.cuda import compiler as cuda_compiler
@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def doubling() -> Kernel:
-    graph = Graph()
+    graph = ExpressionGraph()
     twice = graph.sum([Term(2.0, graph.input("x", 0))])
     program = Program(graph, {Segment("y", 0): twice})
     return Kernel(Loop.ROWS, program, (Operand("x", Role.ROW, 1),), (Operand("y", Role.ROW, 2),))

@@ -12,7 +12,7 @@ from mace_train.ops.convolution import EdgeIndex
 from mace_train.ops.convolution_kernels import ConvolutionKernels
 from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.ops.cuda.emit import emit_cuda
-from mace_train.ops.cuda.launch import CudaTarget, Launch, block_of
+from mace_train.ops.cuda.launch import CudaTarget, LaunchConfig, block_of
 from mace_train.ops.cuda.passes import Tuning, passes_of
 from mace_train.ops.symmetric_contraction import Chunks, kernels_of, register
 from tests.ops.cuda_host import host
@@ -97,7 +97,7 @@ def assert_right(kernel: Kernel, n_channels: int, dtype: torch.dtype, folder: Pa
     outputs = [torch.full(shape(o), torch.nan, dtype=dtype) for o in kernel.outputs]
     n_items = len(index[0] if kernel.loop in (Loop.RECEIVERS, Loop.EDGES) else index[1]) - 1
     pointers = [tensor.data_ptr() for tensor in (*index, *inputs, *outputs)]
-    launch = Launch.of(source)
+    launch = LaunchConfig.of(source)
     host.launch(library, launch.grid(n_items), launch.threads, [n_items, *pointers])
     slow = expected(kernel, index, inputs, [len(t) for t in outputs])
     for operand, mine, value in zip(kernel.outputs, outputs, slow, strict=True):
@@ -166,8 +166,8 @@ def test_sources_use_no_atomics_and_no_fast_math():
 
 
 def test_grid():
-    launch = Launch(threads=128, threads_per_item=96, passes=2)
+    launch = LaunchConfig(threads=128, threads_per_item=96, passes=2)
     assert launch.grid(1) == (1, 2, 1)
     assert launch.grid(5) == (4, 2, 1)
-    assert Launch.of(launch.header() + "rest\n") == launch
+    assert LaunchConfig.of(launch.header() + "rest\n") == launch
     assert launch.grid(2**31)[0] < 2**31

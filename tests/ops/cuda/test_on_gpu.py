@@ -143,7 +143,7 @@ def test_convolution_equals_the_other_methods(l_nodes, n_channels, dtype):
 @pytest.mark.parametrize("l_nodes", [0, 1, 2])
 def test_gradients_pair_by_pair(l_nodes, n_channels, dtype, monkeypatch):
     """Every edge with its reverse; all atoms but three have edges."""
-    monkeypatch.setattr("mace_train.ops.convolution.visits_pairs", lambda device, n: True)
+    monkeypatch.setattr("mace_train.ops.convolution.loops_over_pairs", lambda device, n: True)
     product = mace_product(l_nodes, 3)
     ends, others = torch.arange(60).repeat_interleave(3) % 20, torch.arange(180) % 19
     receivers, order = torch.cat((ends, others)).sort(stable=True)

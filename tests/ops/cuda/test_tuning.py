@@ -11,7 +11,7 @@ import torch
 
 from mace_train.errors import InputError
 from mace_train.ops.codegen.kernel_spec import sum_kernel
-from mace_train.ops.convolution_kernels import visits_pairs
+from mace_train.ops.convolution_kernels import loops_over_pairs
 from mace_train.ops.cuda import tuning as cuda_tuning
 from mace_train.ops.cuda.emit import emit_cuda
 from mace_train.ops.cuda.kernel import CudaKernel
@@ -110,9 +110,11 @@ def test_gradients_visit_pairs_where_the_table_says_so(n_channels, use_table, mo
     use_table({"format": 1, "architectures": {"sm_90": {"gradients_by_pair": True}}})
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr("mace_train.ops.cuda.driver.architecture", lambda device: "sm_90")
-    assert visits_pairs(gpu, n_channels) == (n_channels == 128)  # a thread for each in one block
+    assert loops_over_pairs(gpu, n_channels) == (
+        n_channels == 128
+    )  # a thread for each in one block
     monkeypatch.setattr("mace_train.ops.cuda.driver.architecture", lambda device: "sm_80")
-    assert not visits_pairs(gpu, n_channels)
+    assert not loops_over_pairs(gpu, n_channels)
 
 
 def malformed(entry=None, **changes):

@@ -15,11 +15,11 @@ from typing import Any
 
 from mace_train import __version__
 from mace_train.data.preprocess.work_folder import UNPACKED, fingerprint, remembered
-from mace_train.data.read.file_range import Limit, Piece
+from mace_train.data.read.file_range import ChunkLimit, FileRange
 from mace_train.data.read.formats import cut_file, read_errors
 from mace_train.data.read.unpack import is_packed, unpack
 from mace_train.data.shards.hdf5 import FORMAT_VERSION
-from mace_train.distributed.tasks.task_pool import Crew
+from mace_train.distributed.tasks.task_pool import TaskPool
 
 STRUCTURES_PER_BLOCK = 1024
 
@@ -34,23 +34,23 @@ class InputFile:
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """A piece of a plain file."""
 
     path: str
     shown: str  # in messages
     format: str
-    piece: Piece
+    piece: FileRange
     identity: str  # of the input file and the place in it
 
 
 @dataclass(frozen=True)
-class Block:
+class FileBlock:
     """What one process reads in one go."""
 
     split: str
     head: str
-    parts: tuple[Part, ...]
+    parts: tuple[FilePart, ...]
 
     @property
     def size(self) -> int:
@@ -64,41 +64,41 @@ class Block:
 
 
 def make_blocks(
-    files: Sequence[InputFile], folder: Path, crew: Crew, structures_per_shard: int
-) -> list[Block]:
+    files: Sequence[InputFile], folder: Path, pool: TaskPool, structures_per_shard: int
+) -> list[FileBlock]:
     """The blocks of all files, in order; packed files are unpacked into ``folder``.
 
     Raises:
         InputError: a file that cannot be read, or is not whole.
     """
-    limit = Limit(min(structures_per_shard, STRUCTURES_PER_BLOCK))
+    limit = ChunkLimit(min(structures_per_shard, STRUCTURES_PER_BLOCK))
     paths = list(dict.fromkeys(file.path for file in files))  # one that is named twice is cut once
-    cut = crew.map(partial(_cut, folder=folder, limit=limit), paths, lambda parts: None)
+    cut = pool.map(partial(_cut, folder=folder, limit=limit), paths, lambda parts: None)
     parts_of = dict(zip(paths, cut, strict=True))
     return list(_grouped(files, [parts_of[file.path] for file in files], limit))
 
 
 def _grouped(
-    files: Sequence[InputFile], found: Sequence[list[Part]], limit: Limit
-) -> Iterator[Block]:
+    files: Sequence[InputFile], found: Sequence[list[FilePart]], limit: ChunkLimit
+) -> Iterator[FileBlock]:
     """Neighbouring parts of one split and head, as many as the limit allows."""
-    group: list[Part] = []
+    group: list[FilePart] = []
     kind, n_structures, size = ("", ""), 0, 0
     for file, parts in zip(files, found, strict=True):
         for part in parts:
             count = part.piece.count or 1
             full = n_structures + count > limit.structures or size + part.piece.size > limit.size
             if group and (full or kind != (file.split, file.head)):
-                yield Block(*kind, tuple(group))
+                yield FileBlock(*kind, tuple(group))
                 group, n_structures, size = [], 0, 0
             kind = (file.split, file.head)
             group.append(part)
             n_structures, size = n_structures + count, size + part.piece.size
     if group:
-        yield Block(*kind, tuple(group))
+        yield FileBlock(*kind, tuple(group))
 
 
-def _cut(file: str, folder: Path, limit: Limit) -> list[Part]:
+def _cut(file: str, folder: Path, limit: ChunkLimit) -> list[FilePart]:
     """The parts of one input file."""
     status = os.stat(file)
     identity = [os.path.abspath(file), status.st_size, status.st_mtime_ns]
@@ -109,7 +109,7 @@ def _cut(file: str, folder: Path, limit: Limit) -> list[Part]:
     for number, (path, shown) in enumerate(plain):
         name, pieces = cut_file(path, shown, limit)
         key = fingerprint(identity, number)
-        parts += [Part(path, shown, name, piece, key) for piece in pieces]
+        parts += [FilePart(path, shown, name, piece, key) for piece in pieces]
     return parts
 
 

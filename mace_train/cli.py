@@ -40,7 +40,11 @@ from mace_train.train.signals import exit_code
 
 # command -> (its settings, module and function that carry it out; imported when called)
 COMMANDS: dict[str, tuple[type, str, str]] = {
-    "preprocess": (settings.PreprocessSettings, "mace_train.data.preprocess", "preprocess"),
+    "preprocess": (
+        settings.PreprocessSettings,
+        "mace_train.data.preprocess.preprocess",
+        "preprocess",
+    ),
     "inspect": (settings.InspectSettings, "mace_train.data.inspect", "inspect"),
     "balance": (settings.BalanceSettings, "mace_train.balance.balance", "balance"),
     "train": (settings.TrainSettings, "mace_train.train.train", "train"),

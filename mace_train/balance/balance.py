@@ -3,8 +3,8 @@
 For every packer the plan of epoch 0 is made as training on that many GPUs would make it; its steps,
 straggler ratio (see plan.py), distance from the lower bounds (bounds.py), fill, mixing (mixing.py)
 and predicted epoch time (simulate.py) are set side by side; small draws of the structures show how
-far our bins are from the optimum (optimality_gap.py). Then the selected packer with smaller and larger capacities, and predicted strong and weak scaling. No GPU and no model is
-used.
+far our bins are from the optimum (optimality_gap.py). Then the selected packer with
+smaller and larger capacities, and predicted strong and weak scaling. No GPU and no model is used.
 
 Writes balance.json (all numbers), balance.png (bins and ranks) and scaling.png into the output
 folder, when one is given. Takes as long as its plans do: about one minute for 2.65 M structures.

@@ -24,6 +24,7 @@ FEWEST_BINS, USUAL_BINS, MOST_BINS = (
     512,
 )  # of a window, where the numbers of ranks and steps allow it
 MOST_BINS_OF_SMALL = 1536  # where few windows make up the epoch
+MOST_STEPS = 1.02  # of the least number
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Layout:
 def layout_for(n_steps: int, world_size: int, n_structures: int) -> Layout:
     """The layout with the fewest steps >= n_steps, and about 256 to 512 bins per window.
 
-    Steps are not divided where there are few structures for a bin, so that no window is without.
+    There are at most 2 % more steps, or one: windows are larger where that needs
+    it. Steps are not divided where there are few structures for a bin, so that no window is empty.
     """
     if world_size > MOST_BINS and n_structures < 2 * n_steps * world_size:
         return Layout(world_size, n_steps, world_size)
@@ -56,9 +58,13 @@ def layout_for(n_steps: int, world_size: int, n_structures: int) -> Layout:
     least = min(n_steps, max(1, FEWEST_BINS // world_size))
     small = n_steps * world_size <= 4 * MOST_BINS_OF_SMALL
     most = max(1, (MOST_BINS_OF_SMALL if small else MOST_BINS) // world_size)
-    choices = range(least, max(least, min(n_steps, most)) + 1)
-    best = min(choices, key=lambda p: (-(-n_steps // p) * p, abs(p * world_size - USUAL_BINS)))
-    return Layout(world_size, -(-n_steps // best), best * world_size)
+    while True:
+        choices = range(least, max(least, min(n_steps, most)) + 1)
+        best = min(choices, key=lambda p: (-(-n_steps // p) * p, abs(p * world_size - USUAL_BINS)))
+        n_windows = -(-n_steps // best)
+        if n_windows * best <= max(MOST_STEPS * n_steps, n_steps + 1):
+            return Layout(world_size, n_windows, best * world_size)
+        most *= 2
 
 
 def locality_order(n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64]) -> NDArray[np.int32]:

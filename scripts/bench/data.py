@@ -42,7 +42,7 @@ import numpy as np
 import torch
 
 from mace_train.data.loading.loader import batches
-from mace_train.data.preprocess import preprocess
+from mace_train.data.preprocess.preprocess import preprocess
 from mace_train.data.shards.arrays import OF_ATOMS, OF_EDGES
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.settings import DataSettings, PreprocessSettings

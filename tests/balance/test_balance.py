@@ -12,7 +12,7 @@ from mace_train.balance.cost_model import CostModel
 from mace_train.balance.costs import Costs, derive_capacity
 from mace_train.balance.packers import PACKERS
 from mace_train.balance.simulate import Cluster, Fabric
-from mace_train.data.preprocess import preprocess
+from mace_train.data.preprocess.preprocess import preprocess
 from mace_train.errors import InputError
 from mace_train.settings import BalanceSettings, BatchingSettings, DataSettings, PreprocessSettings
 from tests.balance.sizes import paper_like

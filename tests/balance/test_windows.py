@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mace_train.balance.windows import assign, layout_for, locality_order
@@ -12,6 +12,8 @@ few = settings(deadline=None, max_examples=60)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))
+@example(73, 42)
+@example(211, 30)
 @few
 def test_layouts_hold_whole_steps(n_steps, world_size):
     layout = layout_for(n_steps, world_size, 10**9)

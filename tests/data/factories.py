@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from mace_train.data.preprocess import preprocess
+from mace_train.data.preprocess.preprocess import preprocess
 from mace_train.data.statistics import Statistics
 from mace_train.data.structure import LabelKeys, Structure
 from mace_train.settings import DataSettings, PreprocessSettings

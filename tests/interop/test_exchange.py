@@ -88,28 +88,28 @@ def test_a_difference_is_refused(way, trained, tmp_path, monkeypatch):
     if way == "import":
         theirs = mace_torch_model(NUMBERS, max_ell=1)
         torch.save(theirs, tmp_path / "a.model")
-        read = import_model.read_mace_torch
+        read = importing.read_mace_torch
 
         def damaged(path):
             found = read(path)
             found.tensors["readouts.0.linear.weight"][0] += 1e-6
             return found
 
-        monkeypatch.setattr(import_model, "read_mace_torch", damaged)
+        monkeypatch.setattr(importing, "read_mace_torch", damaged)
         with pytest.raises(InputError, match=r"energy differs by up to .* eV on 3 structures"):
             import_model(
                 ImportSettings(model_file=str(tmp_path / "a.model"), output=str(tmp_path / "b"))
             )
         assert not (tmp_path / "b").exists()
     else:
-        make = export_model.to_mace_torch_state_dict
+        make = exporting.to_mace_torch_state_dict
 
         def changed(model):
             tensors = make(model)
             tensors["interactions.0.linear.weight"][0] += 1e-6
             return tensors
 
-        monkeypatch.setattr(export_model, "to_mace_torch_state_dict", changed)
+        monkeypatch.setattr(exporting, "to_mace_torch_state_dict", changed)
         target = tmp_path / "out" / "b.model"
         with pytest.raises(InputError, match="differs by up to"):
             export_model(ExportSettings(checkpoint=str(trained), output=str(target)))

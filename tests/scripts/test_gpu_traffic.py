@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def script():
-    return module_of(ROOT / "scripts" / "bench" / "traffic.py")
+    return module_of(ROOT / "scripts" / "bench" / "gpu" / "traffic.py")
 
 
 def test_pair_by_pair_nothing_is_summed_over_pairs(script):

@@ -19,7 +19,7 @@ from mace_train.balance.plan import make_plan
 from mace_train.balance.sampler import BinSampler
 from mace_train.data.graph import Graph
 from mace_train.data.loading.loader import batches
-from mace_train.data.preprocess import preprocess
+from mace_train.data.preprocess.preprocess import preprocess
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.folders import lock_folder

@@ -1,5 +1,1 @@
-"""preprocess: files -> pieces -> blocks of checked structures -> shards and statistics."""
-
-from mace_train.data.preprocess.preprocess import preprocess
-
-__all__ = ["preprocess"]
+"""preprocess: files -> blocks of checked structures -> shards and statistics."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mace_train.data.preprocess import preprocess
+from mace_train.data.preprocess.preprocess import preprocess
 from mace_train.data.statistics import open_split
 from mace_train.data.structure import structure_from_atoms
 from mace_train.errors import InputError

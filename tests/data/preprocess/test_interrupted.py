@@ -19,7 +19,7 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 from mace_train.data.shards.reader import ShardReader
-from mace_train.data.preprocess import preprocess
+from mace_train.data.preprocess.preprocess import preprocess
 from mace_train.data.shards.hdf5 import checksum, read_header
 from mace_train.settings import DataSettings, PreprocessSettings
 
@@ -114,7 +114,7 @@ def test_killed_at_20_random_moments(tmp_path):
 ONE_RANK_DIES = """
 import os, signal, sys
 from mace_train import cli
-from mace_train.data.preprocess import block
+from mace_train.data.preprocess import read_block
 from mace_train.distributed.launcher import rank_of_process
 
 read, n_read = read_block.structure_from_atoms, 0
@@ -151,7 +151,7 @@ HELD = """
 import sys, time
 from pathlib import Path
 from mace_train import cli
-from mace_train.data.preprocess import block
+from mace_train.data.preprocess import read_block
 
 folder, read = Path(__file__).parent, read_block.structure_from_atoms
 

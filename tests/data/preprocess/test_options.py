@@ -1,12 +1,13 @@
 """preprocess: heads, invalid structures, kinds of storage, dry run, foundation models, workers."""
 
+import importlib
 import json
 
 import ase.io
 import numpy as np
 import pytest
 
-from mace_train.data.preprocess import preprocess
+from mace_train.data.preprocess.preprocess import preprocess
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import open_split
 from mace_train.errors import InputError
@@ -229,7 +230,7 @@ def test_foundation_model_of_mace_torch(tmp_path):
 
 def test_blocks_of_many_small_files_and_one_large_one(tmp_path, monkeypatch):
     """Files of one structure share a block; a large one is cut."""
-    from mace_train.data.preprocess import preprocess as module
+    module = importlib.import_module("mace_train.data.preprocess.preprocess")
 
     for i in range(7):
         write_xyz(tmp_path / f"small{i}.xyz", [molecules(30)[i]])

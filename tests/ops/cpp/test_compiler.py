@@ -80,8 +80,8 @@ def test_concurrent_compilation(tmp_path, monkeypatch):
         for _ in range(4)
     ]
     code = (
-        "import sys; from pathlib import Path; from mace_train.ops.cpp import compiler;"
-        "assert cpp_compiler.library(sys.argv[1], Path(sys.argv[2])).run() == 7"
+        "import sys; from pathlib import Path; from mace_train.ops.cpp.compiler import library;"
+        "assert library(sys.argv[1], Path(sys.argv[2])).run() == 7"
     )
     root = Path(__file__).parents[3]
     environment = os.environ | {"PYTHONPATH": str(root)}

@@ -22,9 +22,9 @@ from mace_train.ops.symmetric_contraction import rows_per_chunk
 from tests.ops.cuda.test_emit import KERNELS, assert_right, contraction, convolution, needs_compiler
 
 ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "scripts" / "bench"))
+sys.path.insert(0, str(ROOT / "scripts" / "bench" / "gpu"))
 
-import cuda_candidates  # noqa: E402
+import candidates  # noqa: E402
 
 FLOAT = CudaTarget("float", 40)
 
@@ -154,7 +154,7 @@ def test_a_malformed_table_is_an_error(table, message, use_table):
     use_table(table)
     with pytest.raises(InputError, match=message) as caught:
         choices_of("sm_90")
-    assert "tune_cuda.py --write" in str(caught.value)
+    assert "tune.py --write" in str(caught.value)
 
 
 def as_the_host_sees(source: str) -> str:
@@ -171,7 +171,7 @@ def test_no_candidate_changes_results(name, tmp_path):
     """Candidates with the same text for the host are one."""
     kernel, target = KERNELS[name](), CudaTarget("double", 40)
     default = tuning_of(kernel, 8)
-    near = cuda_candidates.neighbours(kernel, target, default)
+    near = candidates.neighbours(kernel, target, default)
     different = {as_the_host_sees(emit_cuda(kernel, target, t)): t for t in (default, *near)}
     assert len(different) > 3
     for tuning in different.values():

@@ -1,13 +1,11 @@
 """Killed at any step and resumed: bit for bit at the same size, each sample once at another."""
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mace_train.balance.epoch_plan import EpochPlan, as_bits, from_bits
 from mace_train.distributed.world import World
@@ -20,38 +18,10 @@ from mace_train.settings import (
     TrainSettings,
 )
 from mace_train.train.checkpoint import read, save
-from mace_train.train.epoch import EpochLoop
 from mace_train.train.setup import set_up
-from mace_train.train.train import fit, train
+from mace_train.train.train import train
 from tests.train.ranks import run_ranks
-from tests.train.test_train import settings_for
-
-
-class KilledError(Exception):
-    """Stands for a SIGKILL: nothing of the program runs after it."""
-
-
-def train_until_killed(world: World, settings: TrainSettings, n_steps: int) -> list[list[int]]:
-    """Train; die before step ``n_steps`` of this session. The ids of every step of this rank."""
-    run = set_up(settings, world)
-    trained: list[list[int]] = []
-    note = EpochLoop._note
-
-    def counted(loop: EpochLoop, result: Any, after: int) -> None:
-        note(loop, result, after)
-        trained.append(result.started.ids.tolist())
-        if len(trained) == n_steps:
-            run.checkpoint_manager.close()
-            raise KilledError
-
-    EpochLoop._note = counted  # type: ignore[method-assign]
-    try:
-        fit(run)
-    except KilledError:
-        pass
-    finally:
-        EpochLoop._note = note  # type: ignore[method-assign]
-    return trained
+from tests.train.training import assert_same_end, records, settings_for, train_until_killed
 
 
 def small(prepared: Path, output: Path, **changes: Any) -> TrainSettings:
@@ -65,28 +35,6 @@ def small(prepared: Path, output: Path, **changes: Any) -> TrainSettings:
             **changes,
         },
     )
-
-
-def records(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_end(one: Path, other: Path) -> None:
-    """The last checkpoints and all records of learning are equal, bit for bit."""
-    tensors, headers = zip(
-        *(read(path / "checkpoints" / "last.safetensors") for path in (one, other)), strict=True
-    )
-    assert tensors[0].keys() == tensors[1].keys()
-    for name, value in tensors[0].items():
-        assert torch.equal(value, tensors[1][name]), name
-    clocks = {"seconds", "epoch_seconds", "n_starts"}
-    progress = [
-        {k: v for k, v in header["progress"].items() if k not in clocks} for header in headers
-    ]
-    assert progress[0] == progress[1]
-    keys = ("epoch", "step", "train_loss", "valid_loss", "lr", "stage")
-    first, second = ([[r[key] for key in keys] for r in records(path)] for path in (one, other))
-    assert first == second
 
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -6,10 +6,8 @@ import os
 import re
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,8 +15,6 @@ from mace_train.balance import sampler
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.plan import make_plan
 from mace_train.balance.sampler import BinSampler
-from mace_train.data.graph import Graph
-from mace_train.data.loading.loader import batches
 from mace_train.data.preprocess.preprocess import preprocess
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
@@ -26,9 +22,6 @@ from mace_train.folders import lock_folder
 from mace_train.settings import (
     BatchingSettings,
     DataSettings,
-    LoggerSettings,
-    LossSettings,
-    ModelSettings,
     OptimizerSettings,
     PreprocessSettings,
     TrainSettings,
@@ -36,33 +29,12 @@ from mace_train.settings import (
 from mace_train.train.checkpoint import load_model, read
 from mace_train.train.failed_steps import handle_failed_step
 from mace_train.train.loss import LossSums
-from mace_train.train.run import Run
 from mace_train.train.setup import set_up
 from mace_train.train.step import train_step
 from mace_train.train.train import fit, train
 from mace_train.train.validation import validate
 from tests.train.ranks import run_ranks
-
-LOSS = LossSettings(
-    stress_weight=7.0, virials_weight=0.3, config_type_weights={"crystal": 2.5, "molecule": 0.5}
-)
-
-
-def settings_for(prepared: Path, output: Path, **changes: Any) -> TrainSettings:
-    """A small float64 training; ``changes`` replace fields."""
-    base = TrainSettings(
-        data_dir=str(prepared),
-        output=str(output),
-        default_dtype="float64",
-        max_num_epochs=4,
-        clip_grad=None,
-        model=ModelSettings(num_channels=4, max_ell=2, correlation=2, radial_MLP=[8]),
-        optimizer=OptimizerSettings(lr=0.005),
-        batching=BatchingSettings(batch_size=3),
-        logger=LoggerSettings(progress=False),
-        loss=LOSS,
-    )
-    return replace(base, **changes)
+from tests.train.training import LOSS, graph_of, settings_for
 
 
 def gradient_of_one_step(
@@ -73,18 +45,6 @@ def gradient_of_one_step(
     result = train_step(run, [graph_of(run, bins[world.rank])], lr=0.0)
     gradients = {name: value.grad.clone() for name, value in run.model.named_parameters()}
     return gradients, result.started.sums.numerators.tolist()
-
-
-def graph_of(run: Run, ids: list[int]) -> Graph:
-    """The batch of these training structures."""
-    return next(
-        batches(
-            run.train.shards,
-            [np.array(ids, dtype=np.int64)],
-            atomic_numbers=run.model.data.atomic_numbers,
-            dtype=run.dtype,
-        )
-    )
 
 
 def test_gradient_does_not_depend_on_ranks_or_bins(prepared, tmp_path):

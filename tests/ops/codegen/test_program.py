@@ -15,7 +15,7 @@ from mace_train.ops.codegen.polynomial import Kind, Polynomial, expand
 from mace_train.ops.codegen.program import ExpressionGraph, Program, Segment, Term
 from mace_train.ops.convolution_kernels import ConvolutionKernels
 from mace_train.ops.symmetric_contraction import kernels_of, register
-from tests.model.test_contraction import dense_tensor
+from tests.model.dense import dense_tensor
 from tests.ops.tables import mace_coupling, mace_product
 
 CONTRACTION = {"x": Kind.ROW, "w": Kind.INDEXED}

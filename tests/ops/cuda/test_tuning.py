@@ -19,7 +19,7 @@ from mace_train.ops.cuda.launch import CudaTarget
 from mace_train.ops.cuda.passes import Tuning, tuning_of
 from mace_train.ops.cuda.tuning import choices_of, entry_of, name_of
 from mace_train.ops.symmetric_contraction import rows_per_chunk
-from tests.ops.cuda.test_emit import KERNELS, assert_right, contraction, convolution, needs_compiler
+from tests.ops.kernels import KERNELS, assert_right, contraction, convolution, needs_compiler
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts" / "bench" / "gpu"))

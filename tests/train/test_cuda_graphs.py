@@ -75,11 +75,11 @@ def test_accumulated_bins_and_an_end_of_memory(prepared, tmp_path, stand_in, mon
     def fail() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(run.graphed_gradient._recording, "replay", fail)
+    monkeypatch.setattr(run.graphed_gradient._captured, "replay", fail)
     result = train_step(run, graphs[:1], lr=0.0)
     assert [trouble.reason for trouble in result.failures] == ["memory"]
     assert (
-        run.graphed_gradient._recording is None
+        run.graphed_gradient._captured is None
     )  # the memory of the recording is free for the next one
 
 

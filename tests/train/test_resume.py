@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from mace_train.balance.epoch_plan import EpochPlan, as_bits, from_bits
 from mace_train.distributed.world import World
 from mace_train.settings import (
     BatchingSettings,
@@ -119,25 +118,6 @@ def test_batches_may_change_within_an_epoch(prepared, tmp_path):
     second = train_until_killed(World(), changed, 1000)
     n = len(set_up(settings, World()).train.shards)
     assert sorted(i for ids in first + second for i in ids) == list(range(n))
-
-
-def test_a_part_knows_what_remains_and_what_time_it_is(prepared, tmp_path):
-    run = set_up(small(prepared, tmp_path / "run"), World())
-    whole = EpochPlan.full(run.sampler, 4)
-    assert whole.time(0) == 4.0
-    assert whole.time(whole.n_steps) == 5.0
-    left = whole.remaining(3)
-    done = [i for ids in list(whole.bins(0))[:3] for i in ids]
-    assert sorted([*left, *done]) == list(range(whole.n_structures))
-    rest = EpochPlan.remaining(run.sampler, 4, left)
-    assert sorted(i for ids in rest.bins(0) for i in ids) == left.tolist()
-    assert rest.time(0) == pytest.approx(4 + len(done) / whole.n_structures)
-    assert rest.time(rest.n_steps) == pytest.approx(5.0)
-    again = EpochPlan.remaining(run.sampler, 4, rest.remaining(1))
-    assert len(again.plan.costs) == len(left) - len(next(iter(rest.bins(0))))
-    assert (
-        from_bits(as_bits(left, whole.n_structures), whole.n_structures).tolist() == left.tolist()
-    )
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on(prepared, tmp_path, caplog):

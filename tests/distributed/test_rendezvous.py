@@ -1,6 +1,7 @@
 """The ranks of one attempt meet in the launcher's store, whatever an earlier attempt left in it."""
 
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -12,7 +13,7 @@ from mace_train.distributed.launcher import Launch
 from mace_train.distributed.rendezvous import meet
 from mace_train.errors import InputError, LostRankError
 
-SHORT = timedelta(seconds=1)
+SHORT, LONG = timedelta(seconds=1), timedelta(seconds=20)
 
 
 def launch(rank: int, size: int, *, host: str = "127.0.0.1", port: int = 29500) -> Launch:
@@ -28,10 +29,12 @@ def store(monkeypatch) -> HashStore:
 
 
 def attempt(size: int):
-    """The stores of the ranks of one attempt."""
+    """The stores of the ranks of one attempt; rank 0 comes last, when the others have asked."""
     with ThreadPoolExecutor(size) as pool:
-        stores = [pool.submit(meet, launch(r, size), timedelta(seconds=30)) for r in range(size)]
-        return [future.result() for future in stores]
+        asking = [pool.submit(meet, launch(rank, size), LONG) for rank in range(1, size)]
+        time.sleep(0.1)
+        first = meet(launch(0, size), LONG)
+        return [first, *(future.result() for future in asking)]
 
 
 def test_all_ranks_share_a_store_of_their_own_attempt(store):

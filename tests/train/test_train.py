@@ -233,8 +233,19 @@ def test_amsgrad_may_be_switched_on_at_a_restart(prepared, tmp_path):
     optimizer = OptimizerSettings(lr=0.005, amsgrad=False)
     settings = settings_for(prepared, tmp_path / "run", max_num_epochs=1, optimizer=optimizer)
     train(settings)
+    path = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    before = {name: value for name, value in read(path)[0].items() if "exp_avg_sq" in name}
     optimizer = replace(optimizer, amsgrad=True)
     train(replace(settings, optimizer=optimizer, max_num_epochs=2, restart_latest=True))
+    after, _ = read(path)
+    maxima = {name: value for name, value in after.items() if "max_exp_avg_sq" in name}
+    assert len(maxima) == len(before) > 0  # before, there was no maximum
+    for name, maximum in maxima.items():
+        squares = name.replace("max_exp_avg_sq", "exp_avg_sq")
+        assert (maximum >= after[squares]).all(), name  # of the steps since the restart
+        assert (maximum > 0).any(), name
+    assert any((maximum > after[name.replace("max_", "")]).any()
+               for name, maximum in maxima.items())  # fmt: skip
 
 
 def test_ranks_with_other_data_are_an_error(prepared, xyz, tmp_path):

@@ -1,14 +1,12 @@
 """The factored contraction equals the dense sum over paths, with all derivatives."""
 
-import numpy as np
 import pytest
 import torch
 
 from mace_train.model.contraction import SymmetricContraction
-from mace_train.model.coupling import degree_slice
 from mace_train.model.product_basis import paths, product_basis, reduced_basis
+from tests.equivariance import assert_equivariant
 from tests.model.dense import dense_contraction
-from tests.model.rotations import degree_matrices, rotation
 
 
 def contraction_and_input(l_max, l_out, correlation, n_atoms=5, n_channels=2):
@@ -48,19 +46,13 @@ def test_first_and_second_derivatives():
 
 
 def test_equivariant():
-    matrices = degree_matrices(rotation(5), 3)
     module, x, elements = contraction_and_input(3, 2, 3)
-
-    def rotate(values):
-        degrees = [
-            np.einsum("ij,njk->nik", matrices[degree], values[:, degree_slice(degree)])
-            for degree in range(round(values.shape[1] ** 0.5))
-        ]
-        return torch.as_tensor(np.concatenate(degrees, axis=1))
-
-    rotated_first = module(rotate(x.detach().numpy()), elements)
-    rotated_last = rotate(module(x, elements).detach().numpy())
-    torch.testing.assert_close(rotated_first, rotated_last, rtol=1e-10, atol=1e-10)
+    assert_equivariant(
+        lambda x: {"features": module(x, elements)},
+        [x.detach()],
+        lambda motion, x: [motion.features(x, range(4))],
+        lambda motion, out: {"features": motion.features(out["features"], range(3))},
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -64,7 +64,7 @@ def indices(kernel: Kernel) -> tuple[list[torch.Tensor], dict[Role, int]]:
     torch.manual_seed(0)
     if kernel.loop is Loop.ROWS:
         elements = torch.tensor([0, 3, 3])[torch.randint(0, 3, (N_ATOMS,))]
-        chunks = Chunks._of(elements, N_ELEMENTS, 4, exact=False)
+        chunks = Chunks.of_size(elements, N_ELEMENTS, 4)
         rows = {Role.ROW: N_ATOMS, Role.INDEXED: N_ELEMENTS, Role.CHUNK: len(chunks.index)}
         return [chunks.order, chunks.first, chunks.index], rows
     receivers = torch.randint(1, N_ATOMS - 3, (N_EDGES,))

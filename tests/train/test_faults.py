@@ -18,14 +18,13 @@ from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings, TrainSettings
 from mace_train.train import step as step_module
-from mace_train.train.epoch import EpochLoop
 from mace_train.train.gradients import Gradients
 from mace_train.train.setup import set_up
 from mace_train.train.signals import exit_code
 from mace_train.train.train import fit, train
 from tests.train.processes import LINUX, records_so_far, torchrun, wait_for, words, workers
 from tests.train.ranks import run_command_on_ranks, run_ranks
-from tests.train.training import assert_same_end, settings_for
+from tests.train.training import after_steps, assert_same_end, settings_for
 
 TIMEOUT_S = 10
 
@@ -146,20 +145,16 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_or_is_skipped(prepared, tmp_p
 def interrupted_by(world: World, settings: TrainSettings, number: int, n_steps: int) -> int:
     """The exit code of a training of which the last rank gets a signal after some steps."""
     run = set_up(settings, world)
-    note = EpochLoop._note
 
-    def signalled(loop: EpochLoop, result: Any, after: int) -> None:
-        note(loop, result, after)
+    def interrupt(_: Any) -> None:
         if run.progress.step == n_steps and world.rank == world.size - 1:
             os.kill(os.getpid(), number)
 
-    EpochLoop._note = signalled  # type: ignore[method-assign]
     try:
-        fit(run)
+        with after_steps(interrupt):
+            fit(run)
     except SystemExit as stop:
         return int(stop.code or 0)
-    finally:
-        EpochLoop._note = note  # type: ignore[method-assign]
     return -1
 
 
@@ -238,16 +233,14 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(prepared, tmp_path):
 def late_rank(world: World, settings: TrainSettings) -> str:
     """The message on rank 0 when rank 1 sleeps in its own code for longer than the timeout."""
     run = set_up(settings, world)
-    note = EpochLoop._note
 
-    def slow(loop: EpochLoop, *arguments: Any) -> None:
+    def sleep(_: Any) -> None:
         if world.rank == 1:
             time.sleep(TIMEOUT_S + 9)
-        note(loop, *arguments)
 
-    EpochLoop._note = slow  # type: ignore[method-assign]
     try:
-        fit(run)
+        with after_steps(sleep):
+            fit(run)
     except RuntimeError as error:
         raise world.explain(error) or error from error
     return "no error"

@@ -1,6 +1,8 @@
 """Small trainings: their settings, batches and records, and how two of them compare."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from mace_train.train.checkpoint import read
 from mace_train.train.epoch import EpochLoop
 from mace_train.train.run import Run
 from mace_train.train.setup import set_up
+from mace_train.train.step import StepResult
 from mace_train.train.train import fit
 from tests.conftest import TINY_MODEL
 
@@ -65,26 +68,35 @@ class KilledError(Exception):
     """Raised where a test simulates a SIGKILL: nothing of the training runs after it."""
 
 
+@contextmanager
+def after_steps(action: Callable[[StepResult], None]) -> Iterator[None]:
+    """Trainings within call ``action`` whenever a step has ended, with its result."""
+    note = EpochLoop._note
+
+    def noted(loop: EpochLoop, result: StepResult, after: int) -> None:
+        note(loop, result, after)
+        action(result)
+
+    EpochLoop._note = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        EpochLoop._note = note  # type: ignore[method-assign]
+
+
 def train_until_killed(world: World, settings: TrainSettings, n_steps: int) -> list[list[int]]:
     """Train; die before step ``n_steps`` of this session. The ids of every step of this rank."""
     run = set_up(settings, world)
     trained: list[list[int]] = []
-    note = EpochLoop._note
 
-    def counted(loop: EpochLoop, result: Any, after: int) -> None:
-        note(loop, result, after)
+    def count(result: StepResult) -> None:
         trained.append(result.started.ids.tolist())
         if len(trained) == n_steps:
             run.checkpoint_manager.close()
             raise KilledError
 
-    EpochLoop._note = counted  # type: ignore[method-assign]
-    try:
+    with suppress(KilledError), after_steps(count):
         fit(run)
-    except KilledError:
-        pass
-    finally:
-        EpochLoop._note = note  # type: ignore[method-assign]
     return trained
 
 

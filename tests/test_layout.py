@@ -1,12 +1,9 @@
 """The rules of the code base that tools do not check: file lengths, links, the top level."""
 
 import re
-import subprocess
-from pathlib import Path
 
-import pytest
+from tests.repository import ROOT, tracked
 
-ROOT = Path(__file__).parents[1]
 LONGEST = 400
 TOP_LEVEL = {
     "pyproject.toml",
@@ -20,20 +17,6 @@ TOP_LEVEL = {
     "LICENSE",
     "CHANGELOG.md",
 }
-
-
-def tracked() -> list[Path]:
-    try:
-        done = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("not a git checkout")
-    return [ROOT / line for line in done.stdout.splitlines()]
 
 
 def test_no_python_file_is_long():

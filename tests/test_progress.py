@@ -4,13 +4,14 @@ import io
 
 from rich.console import Console
 
+from mace_train import progress
 from mace_train.progress import ProgressBar
 
 
 def test_lines_in_a_log(caplog, monkeypatch):
     caplog.set_level("INFO", logger="mace_train")
     times = iter([0.0, 10.0, 31.0, 35.0])
-    monkeypatch.setattr("mace_train.progress.time.monotonic", lambda: next(times))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
     with ProgressBar("reading train_file", 1000, counted="structures", log=True) as bar:
         for _ in range(3):
             bar.advance(250, 31)
@@ -22,7 +23,7 @@ def test_lines_in_a_log(caplog, monkeypatch):
 def test_a_bar_on_a_terminal(monkeypatch):
     shown = io.StringIO()
     terminal = Console(file=shown, force_terminal=True, force_interactive=True, width=100)
-    monkeypatch.setattr("mace_train.progress.Console", lambda **_: terminal)
+    monkeypatch.setattr(progress, "Console", lambda **_: terminal)
     bar = ProgressBar("epoch 1", 3)
     for step in bar.over(range(3)):
         bar.note(f"loss {step}")

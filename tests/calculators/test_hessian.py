@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from ase.vibrations import VibrationsData
 
+from mace_train.calculators import hessian
 from tests.calculators.systems import STRUCTURES, calculator
 
 
@@ -30,7 +31,7 @@ def test_hessian_in_parts_is_the_same(monkeypatch):
     atoms = STRUCTURES["molecule"]()
     calc = calculator()
     whole = calc.get_hessian(atoms)
-    monkeypatch.setattr("mace_train.calculators.hessian.EDGES_AT_A_TIME", 200)
+    monkeypatch.setattr(hessian, "EDGES_AT_A_TIME", 200)
     np.testing.assert_allclose(calc.get_hessian(atoms), whole, atol=1e-12)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mace_train.data import neighbors
 from mace_train.data.neighbors import DENSE, EdgeList, neighbor_list
 from mace_train.errors import InputError
 
@@ -160,6 +161,6 @@ def test_sorting_survives_shifts_of_any_size():
 def test_all_distances_equal_a_search(monkeypatch):
     positions = np.random.default_rng(2).uniform(0, 8, (60, 3))
     dense = neighbor_list(positions, NO_CELL, NO_PBC, 3.0)
-    monkeypatch.setattr("mace_train.data.neighbors.DENSE", 0)
+    monkeypatch.setattr(neighbors, "DENSE", 0)
     assert listed(dense) == listed(neighbor_list(positions, NO_CELL, NO_PBC, 3.0))
     assert dense.n_edges > 200

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mace_train.data.preprocess import read_block
 from mace_train.data.preprocess.preprocess import preprocess
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import open_split
@@ -132,7 +133,7 @@ def test_an_unknown_element_stops_at_its_structure(tmp_path, monkeypatch, name):
         read.append(source)
         return structure_from_atoms(described, keys, source, *arguments, **keywords)
 
-    monkeypatch.setattr("mace_train.data.preprocess.read_block.structure_from_atoms", counted)
+    monkeypatch.setattr(read_block, "structure_from_atoms", counted)
     path = write_xyz(tmp_path / "long.xyz", [*molecules(2), crystal(), *molecules(5)])
     files = {"train_file": path}
     if name == "test":

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from mace_train import progress
 from mace_train.data.neighbors import neighbor_list
+from mace_train.data.preprocess import read_block
 from mace_train.data.preprocess.split import counter_hash
 from mace_train.data.read import read_structures
 from mace_train.data.shards.shard_set import ShardSet
@@ -178,7 +180,7 @@ def test_memory_holds_one_part_at_a_time(tmp_path, monkeypatch):
         assert len(read) <= 4 * (written + 1)
         return structure_from_atoms(described, *arguments, **keywords)
 
-    monkeypatch.setattr("mace_train.data.preprocess.read_block.structure_from_atoms", counted)
+    monkeypatch.setattr(read_block, "structure_from_atoms", counted)
     run(tmp_path, molecules(30), E0s="average", structures_per_shard=4)
     assert len(read) == 30
 
@@ -186,7 +188,7 @@ def test_memory_holds_one_part_at_a_time(tmp_path, monkeypatch):
 def test_progress_is_shown_on_terminals(tmp_path, monkeypatch):
     shown = io.StringIO()
     terminal = partial(Console, file=shown, force_terminal=True, width=120)
-    monkeypatch.setattr("mace_train.progress.Console", lambda **_: terminal(force_interactive=True))
+    monkeypatch.setattr(progress, "Console", lambda **_: terminal(force_interactive=True))
     output = run(tmp_path, molecules(10), E0s="average")
     assert len(open_split(output, "train")) == 9
     assert "reading train_file" in shown.getvalue()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mace_train.data.neighbors import EdgeList
+from mace_train.data.shards import hdf5
 from mace_train.data.shards import shard_set as shards_module
 from mace_train.data.shards.arrays import LAYOUT, Sample
 from mace_train.data.shards.shard_set import ShardSet, shard_path, write_shard
@@ -145,7 +146,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("mace_train.data.shards.hdf5.checksum", fail)
+    monkeypatch.setattr(hdf5, "checksum", fail)
     with pytest.raises(OSError, match="No space"):
         write_shard(shard_path(tmp_path, 0), random_samples(2), R_MAX)
     assert not list(tmp_path.iterdir())

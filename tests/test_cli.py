@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,44 @@ def test_help_and_version(capsys):
     text = capsys.readouterr().out
     assert "model: large, medium, small, tiny" in text
     assert "optimizer.lr: float = 0.01" in text
+
+
+@pytest.mark.parametrize(("name", "command"), cli.COMMANDS.items())
+def test_a_command_is_in_the_module_of_its_name(name, command):
+    module, _, function = command.target.partition(":")
+    keyword = {"import": "import_model"}  # no module can be called import
+    assert module.rpartition(".")[2] == keyword.get(name, name.replace("-", "_"))
+    target = pkgutil.resolve_name(command.target)
+    assert target.__module__ == module
+    assert target.__name__ == function
+    settings = {*command.schema.__dataclass_fields__}
+    short_ways = (command.leading, command.leading_list, command.trailing_list)
+    assert {setting for setting in short_ways if setting} <= settings
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "expected"),
+    [
+        ("report", ["runs/a", "worst=3"], ["run='runs/a'", "worst=3"]),
+        ("report", ["run=runs/a"], ["run=runs/a"]),
+        ("report", ["--cfg", "job"], ["--cfg", "job"]),
+        ("train", ["seed=1"], ["seed=1"]),
+        ("compare", ["a", "b", "output=c"], ["runs=['a','b']", "output=c"]),
+        ("compare", ["runs=[a]"], ["runs=[a]"]),
+        (
+            "tune",
+            ["trials=2", "--", "seed=1", "x=[1,2]"],
+            ["trials=2", "training=['seed=1','x=[1,2]']"],
+        ),
+        ("import", ["a.model", "output=b"], ["model_file='a.model'", "output=b"]),
+        ("import", ["model=a.model"], ["model_file=a.model"]),
+        ("from-mace-config", ["--", "--r_max=5"], ["arguments=['--r_max=5']"]),
+        ("from-mace-config", ["run.yaml"], ["config='run.yaml'"]),
+        ("train", ["--job", "1", "seed=1,2", "output=s"], ["seed=2", "output='s/1'"]),
+    ],
+)
+def test_short_command_lines(command, words, expected):
+    assert cli._hydra_words(cli.COMMANDS[command], words) == expected
 
 
 def test_cfg_prints_the_settings_and_runs_nothing(capsys, tmp_path, monkeypatch):

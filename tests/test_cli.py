@@ -162,3 +162,28 @@ def test_the_program_itself(arguments, code, words, tmp_path):
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+IMPORTED = """
+import sys
+from mace_train import cli
+cli.main(["--help"])
+cli.main(sys.argv[1:])
+import mace_train.train.setup
+heavy = [name for name in ("mpi4py", "ortools", "wandb", "e3nn") if name in sys.modules]
+assert not heavy, heavy
+"""
+
+
+def test_packages_of_single_features_are_imported_where_they_are_used(prepared, tmp_path):
+    """A start-up, the set-up of a training and a training import none of them."""
+    settings = [f"data_dir={prepared}", "output=run", "max_num_epochs=1", "cluster=cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, "train", *settings, *TINY_MODEL],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "best.safetensors").exists()

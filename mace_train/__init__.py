@@ -1,6 +1,6 @@
 """mace-train: train MACE interatomic potentials on whole clusters.
 
-``data`` -> ``balance`` -> ``train`` (``model`` on ``ops``) -> ``evaluate``, ``report``, ``calculators``.
+``data`` -> ``balance`` -> ``train`` (``model``, ``ops``) -> ``evaluate``, ``calculators``.
 """
 
 from importlib.metadata import PackageNotFoundError, version

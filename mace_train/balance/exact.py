@@ -2,13 +2,11 @@
 
 The yardstick for packers: among all ways to put structures into n_bins bins within the capacity,
 the least possible cost of the most expensive bin. NP-hard: for tens of structures, not millions.
-Needs the extra ``referee``.
 """
 
 from dataclasses import dataclass
 
 from mace_train.balance.costs import Capacity, Costs
-from mace_train.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,8 @@ def smallest_largest_bin(
 
     ``hint`` is the largest cost of a packing that is known, above which nothing is searched.
     """
-    try:
-        from ortools.sat.python import cp_model
-    except ImportError:
-        raise InputError("OR-Tools is missing: pip install 'mace-train[referee]'") from None
+    from ortools.sat.python import cp_model
+
     model = cp_model.CpModel()
     n = len(costs)
     weights = costs.scaled.tolist()

@@ -23,10 +23,8 @@ from mace_train.ops.backends import announcement
 from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.settings import DoctorSettings, ModelSettings
 
-_LIBRARIES = ("torch", "numpy", "ase", "h5py", "hydra-core")
+_LIBRARIES = ("torch", "numpy", "ase", "e3nn", "h5py", "hydra-core", "mpi4py", "ortools", "wandb")
 _OPTIONAL = {
-    "mpi4py": "preprocessing over MPI ranks: pip install 'mace-train[mpi]'",
-    "wandb": "logger=wandb: pip install 'mace-train[loggers]'",
     "tensorboard": "logger=tensorboard: pip install 'mace-train[loggers]'",
     "optuna": "mace-train tune: pip install 'mace-train[sweeps]'",
     "hydra-submitit-launcher": "--multirun on Slurm: pip install 'mace-train[sweeps]'",
@@ -37,7 +35,7 @@ _TOLERANCE = 1e-4  # relative, float32
 def versions(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """Program and libraries, which must be the same on all ranks."""
     own = [f"mace-train {__version__}", f"Python {platform.python_version()}"]
-    own += [f"{name} {version(name)}" for name in _LIBRARIES]
+    own += [f"{name} {_version(name) or 'missing'}" for name in _LIBRARIES]
     remedy = "activate the same environment on all nodes, from a file system that they share"
     return same_everywhere(world, ", ".join(own), "", remedy)
 

@@ -121,7 +121,7 @@ class BalanceSettings:
     scaling: bool = True
     """Predict strong and weak scaling from 8 to 4096 GPUs."""
     gap_instances: int = 6
-    """Draws of 60 structures on which our bins are compared with the optimum; needs OR-Tools."""
+    """Draws of 60 structures on which our bins are compared with the optimum (CP-SAT)."""
     batching: BatchingSettings = field(default_factory=BatchingSettings)
 
     def __post_init__(self) -> None:

@@ -146,7 +146,7 @@ def _start_wandb(settings: LoggerSettings, output: Path, name: str, config: dict
         import wandb
     except ImportError:
         raise InputError(
-            "logger.wandb=true but wandb is not installed; pip install 'mace-train[loggers]'"
+            "logger.wandb=true but wandb is not installed; pip install wandb"
         ) from None
     remembered = output / "wandb_id"  # a resumed training goes on with the same wandb run
     if not remembered.exists():

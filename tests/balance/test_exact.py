@@ -10,8 +10,6 @@ from mace_train.balance.exact import smallest_largest_bin
 from mace_train.balance.optimality_gap import N_STRUCTURES, gap_of, instances
 from tests.balance.sizes import paper_like
 
-pytest.importorskip("ortools", reason="OR-Tools is not installed (extra referee)")
-
 
 def roomy(costs: Costs, n_bins: int, percent: int = 110) -> Capacity:
     """So much more room than the mean bin needs."""

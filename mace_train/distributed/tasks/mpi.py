@@ -28,14 +28,16 @@ def connect(tasks: Tasks) -> Any:
     """The communicator of all ranks.
 
     Raises:
-        InputError: mpi4py or its runtime is missing, or MPI does not see all tasks.
+        InputError: there is no MPI library, or MPI does not see all tasks.
     """
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError) as error:  # mpi4py's wheels open libmpi when imported
+        reason = "; ".join(str(error).splitlines())
         raise InputError(
-            f"{tasks.size} tasks were started ({tasks.variable}), but MPI cannot be used here "
-            f"({error}); pip install 'mace-train[mpi]', or start one task with workers=N"
+            f"{tasks.size} tasks were started ({tasks.variable}), but mpi4py finds no MPI library "
+            f"({reason}): load the MPI module of the cluster, or pip install mpich; or start one "
+            "task with workers=N"
         ) from None
     communicator = MPI.COMM_WORLD
     if communicator.Get_size() != tasks.size:

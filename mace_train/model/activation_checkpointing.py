@@ -26,8 +26,8 @@ Tensors = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
 
 
-def recomputed(function: Callable[..., Tensors], *inputs: Tensor) -> Tensors:
-    """``function(*inputs)`` without keeping what it made on the way; twice differentiable.
+def checkpointed(function: Callable[..., Tensors], *inputs: Tensor) -> Tensors:
+    """``function(*inputs)`` without keeping intermediate results; twice differentiable.
 
     The function has no random numbers and no side effects, and whatever is differentiated is among
     its inputs.

@@ -23,13 +23,13 @@ def with_elements(model: MACE, atomic_numbers: Sequence[int]) -> MACE:
     """The model for these elements alone (any order, made ascending).
 
     Elements that it does not know get the mean of the weights of those it knows, and E0s of 0:
-    a place to train from.
+    an initialization.
     """
     numbers, old = tuple(sorted(set(atomic_numbers))), model.data.atomic_numbers
     if numbers == old:
         return model
-    places = [old.index(z) if z in old else None for z in numbers]
-    if not any(place is not None for place in places):
+    rows = [old.index(z) if z in old else None for z in numbers]
+    if not any(row is not None for row in rows):
         names = ", ".join(chemical_symbols[z] for z in numbers)
         raise InputError(f"the model knows none of {names}, only {_symbols(old)}")
     factor = (len(numbers) / len(old)) ** 0.5
@@ -37,7 +37,7 @@ def with_elements(model: MACE, atomic_numbers: Sequence[int]) -> MACE:
     def chosen(table: Tensor) -> Tensor:
         """Rows of the new elements from rows of the old ones."""
         mean = table.mean(0)
-        return torch.stack([mean if i is None else table[i] for i in places])
+        return torch.stack([mean if i is None else table[i] for i in rows])
 
     def change(name: str, weight: Tensor) -> Tensor:
         if name == "node_embedding.linear.weight":
@@ -51,7 +51,7 @@ def with_elements(model: MACE, atomic_numbers: Sequence[int]) -> MACE:
         return weight
 
     heads = tuple(
-        replace(head, E0s=tuple(0.0 if i is None else head.E0s[i] for i in places))
+        replace(head, E0s=tuple(0.0 if i is None else head.E0s[i] for i in rows))
         for head in model.data.heads
     )
     return _rebuilt(model, replace(model.data, atomic_numbers=numbers, heads=heads), change)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.model.contraction import coupling_of
+from mace_train.model.convolution import product_of
 from mace_train.model.coupling import convolution_paths
-from mace_train.model.fused_ops import coupling_of, product_of
 from mace_train.model.product_basis import product_basis
 from mace_train.ops import convolution as convolutions
 from mace_train.ops import symmetric_contraction as contractions

@@ -84,14 +84,13 @@ def test_the_import_restores_the_environment(before, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     else:
         monkeypatch.setenv(name, before)
-    with pytest.raises(ImportError), importing_e3nn():
+    with importing_e3nn():
         assert os.environ[name] == "1"
-        raise ImportError
     assert os.environ.get(name) == before
 
 
 def test_e3nn_is_imported_for_typed_irreps_alone():
-    """It takes longer than all else at the start; its warnings are nobody's errors."""
+    """It takes longer than all else at the start; its warnings are not shown."""
     program = """
 import sys
 from mace_train.model.mace import MACE

@@ -7,7 +7,7 @@ The backend decides how they are arranged,
                 and, beside, by sender
     atoms       ``Chunks``: sorted by element          their elements
 
-and layers take from a ``BatchIndex`` what is there. It is made anew for every batch. With static
+and layers take from a ``BatchIndex`` what is there. Every batch gets a new one. With static
 shapes (CUDA graphs) all sizes follow from the numbers of atoms and edges alone.
 """
 

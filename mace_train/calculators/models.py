@@ -22,7 +22,7 @@ from mace_train.errors import InputError
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
 from mace_train.model.surgery import one_head
-from mace_train.ops.backends import method_of
+from mace_train.ops.backends import backend_of
 from mace_train.train.checkpoint import load_model
 
 Results = dict[str, Any]
@@ -55,7 +55,7 @@ def load_models(
     place = device_of(device)
     if dtype is not None:
         check_choice("default_dtype", dtype, ("float32", "float64"))
-    method_of(kernels, place)
+    backend_of(kernels, place)
     models = []
     for item in _expanded(checkpoints):
         model = copy.deepcopy(item) if isinstance(item, MACE) else load_model(item)[0]

@@ -19,7 +19,7 @@ from mace_train.doctor.check_result import CheckResult, Verdict, first_problem, 
 from mace_train.errors import InputError
 from mace_train.model.compile_kernels import three_atoms
 from mace_train.model.mace import MACE, Head, ModelData
-from mace_train.ops.backends import announcement
+from mace_train.ops.backends import describe_choice
 from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.settings import DoctorSettings, ModelSettings
 
@@ -139,7 +139,7 @@ def kernels(world: World, settings: DoctorSettings) -> list[CheckResult]:
     problem: str | None = None
     text = ""
     try:
-        text = announcement(settings.cluster.kernels, world.device).removeprefix("kernels: ")
+        text = describe_choice(settings.cluster.kernels, world.device).removeprefix("kernels: ")
         difference = _difference(settings, world.device)
         text += f"; differ from PyTorch by {difference:.1e}"
         if not difference < _TOLERANCE:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mace_train.ops.backends import method_of
+from mace_train.ops.backends import backend_of
 from mace_train.ops.codegen.polynomial import Kind
 from mace_train.ops.codegen.program import Segment
 from mace_train.ops.cpp.kernel import pad, unpad
@@ -86,7 +86,7 @@ def segmented_polynomial(
             tensors[i] = tensors[i].expand(n_rows, -1, -1)
     if index is None:
         index = torch.zeros(n_rows, dtype=torch.int64, device=tensors[0].device)
-    if method_of(method, tensors[0].device) != "reference":
+    if backend_of(method, tensors[0].device).fused:
         refuse_forward_mode("segmented_polynomial", *tensors)
         results = _forward(tensors, index, key)
     else:

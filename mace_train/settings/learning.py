@@ -5,6 +5,7 @@ from typing import Any
 
 from mace_train.checks import check_at_least, check_choice
 from mace_train.errors import InputError
+from mace_train.irreps import FeatureIrreps, count_scalars
 
 DISTANCE_TRANSFORMS = ("None", "Agnesi", "Soft")
 
@@ -21,6 +22,8 @@ class ModelSettings:
     """Channels of every irrep of the node features."""
     max_L: int = 1
     """Highest degree of the node features that are passed between layers."""
+    hidden_irreps: str | None = None
+    """Both in e3nn's notation, such as 128x0e+128x1o, in place of num_channels and max_L."""
     max_ell: int = 3
     """Highest degree of the spherical harmonics."""
     correlation: int = 3
@@ -49,6 +52,7 @@ class ModelSettings:
         )
         check_choice("model.distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
         check_at_least("model.r_max", self.r_max, 0.0, strictly=True)
+        self._take_hidden_irreps()
         for name in ("num_channels", "correlation", "num_interactions", "num_radial_basis"):
             check_at_least(f"model.{name}", getattr(self, name), 1)
         check_at_least("model.num_cutoff_basis", self.num_cutoff_basis, 2)
@@ -60,10 +64,22 @@ class ModelSettings:
 
     def mlp_width(self) -> int:
         """The number of hidden scalars that MLP_irreps names."""
-        width, _, irrep = self.MLP_irreps.partition("x")
-        if irrep != "0e" or not width.isdigit() or int(width) < 1:
-            raise InputError(f"model.MLP_irreps={self.MLP_irreps!r} must be scalars, like '16x0e'")
-        return int(width)
+        return count_scalars(self.MLP_irreps, "model.MLP_irreps")
+
+    def _take_hidden_irreps(self) -> None:
+        """Set num_channels and max_L by hidden_irreps; InputError if they say something else."""
+        if self.hidden_irreps is None:
+            return
+        irreps = FeatureIrreps.parse(self.hidden_irreps, "model.hidden_irreps")
+        for name, value in (("num_channels", irreps.mul), ("max_L", irreps.l_max)):
+            given, default = getattr(self, name), ModelSettings.__dataclass_fields__[name].default
+            if given not in (value, default):
+                raise InputError(
+                    f"model.hidden_irreps={self.hidden_irreps!r}, but model.{name}={given}; give "
+                    "hidden_irreps, or num_channels and max_L (which model=tiny, small and large "
+                    "set; model=medium leaves them to hidden_irreps)"
+                )
+            setattr(self, name, value)
 
 
 @dataclass(kw_only=True)

@@ -23,7 +23,7 @@ from mace_train.data.loading.packed import PackedGraph
 from mace_train.errors import InputError
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
-from mace_train.ops.backends import method_of
+from mace_train.ops.backends import backend_of
 from mace_train.settings import LossSettings
 from mace_train.train.ema import EMA
 from mace_train.train.gradients import Gradients
@@ -44,7 +44,7 @@ def check_cuda_graphs(kernels: str, device: torch.device) -> None:
             "cluster.cuda_graphs=true needs an NVIDIA GPU, but the training runs on "
             f"{device.type}; leave it out, or use cluster.device=cuda"
         )
-    if method_of(kernels, device) == "reference":
+    if not backend_of(kernels, device).fused:
         raise InputError(
             "cluster.cuda_graphs=true needs the CUDA kernels, as the reference looks at numbers of "
             "edges; pip install 'mace-train[cuda]' and use cluster.kernels=auto"

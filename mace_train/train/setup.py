@@ -22,7 +22,7 @@ from mace_train.errors import InputError
 from mace_train.folders import existing_folder, lock_folder, make_folder
 from mace_train.model.compile_kernels import prepare
 from mace_train.model.mace import MACE, ModelData
-from mace_train.ops.backends import announcement
+from mace_train.ops.backends import describe_choice
 from mace_train.settings import ClusterSettings, LossSettings, TrainSettings
 from mace_train.train import checkpoint
 from mace_train.train.build_model import build_model
@@ -119,7 +119,7 @@ def _schedule(settings: TrainSettings) -> Schedule:
 
 def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None:
     """Set the model's kernels and announce them on rank 0; InputError if they cannot run here."""
-    line = announcement(settings.kernels, world.device)
+    line = describe_choice(settings.kernels, world.device)
     model.kernels = settings.kernels
     if world.is_main:
         LOGGER.info("%s", line)
@@ -134,7 +134,7 @@ def choose_precision(model: MACE, settings: TrainSettings, world: World) -> None
             f"{world.device.type}; use matmul_dtype=default or cluster.device=cuda"
         )
     torch.set_float32_matmul_precision("high" if kind == "tfloat32" else "highest")
-    model.multiply_in(torch.bfloat16 if kind == "bfloat16" else None)
+    model.set_matmul_dtype(torch.bfloat16 if kind == "bfloat16" else None)
     model.checkpoint_activations(settings.activation_checkpointing)
     model.static_shapes = settings.cluster.cuda_graphs
 

@@ -1,11 +1,10 @@
 """Tensor products of e3nn, and of other groups, by the operator for any polynomial."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
 
+from mace_train.irreps import import_o3
 from mace_train.model.coupling import wigner_3j
 from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.ops.segmented_kernels import Operation
@@ -151,13 +150,10 @@ class AsE3nn:
 
 
 @pytest.fixture
-def o3(monkeypatch):
-    monkeypatch.setitem(os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+def o3():
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # or e3nn rounds its coefficients to float32
-    from e3nn import o3
-
-    yield o3
+    yield import_o3()
     torch.set_default_dtype(default)
 
 

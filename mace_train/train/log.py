@@ -53,7 +53,7 @@ _SECONDS_BETWEEN_PLOTS = 60.0
 
 
 class MetricsLog:
-    """Writes one record per epoch to every place that the settings name."""
+    """Writes one record per epoch to files, and to wandb and TensorBoard if the settings say so."""
 
     def __init__(
         self, settings: LoggerSettings, output: Path, name: str, config: dict[str, Any]

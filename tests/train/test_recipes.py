@@ -187,7 +187,7 @@ def test_learning_rate_follows_the_structures_of_the_step(rule, factor, prepared
     run = set_up(settings_for(prepared, tmp_path / "run", optimizer=optimizer), World())
     result = train_step(run, [graph_of(run, list(range(8)))], lr=0.5)
     assert result.started.lr == 0.5 * factor
-    assert all(group["lr"] == 0.5 * factor for group in run.optimizer.param_groups)
+    assert all(group["lr"] == 0.5 * factor for group in run.updater.optimizer.param_groups)
 
 
 def noise_of_draws(world: World, n_steps: int, noise: float) -> float | None:

@@ -127,8 +127,8 @@ class World:
             more = f" (and {len(messages) - 1} ranks more)" if len(messages) > 1 else ""
             raise InputError(messages[0] + more)
 
-    def report_phase(self, step: int, phase: str) -> None:
-        """Tell the other ranks what this one is about to do, in its next heartbeat."""
+    def report_progress(self, step: int, phase: str) -> None:
+        """Set the step and phase that this rank's heartbeat shows to the others."""
         if self.heartbeat is not None:
             self.heartbeat.step, self.heartbeat.phase = step, phase
 

@@ -63,7 +63,7 @@ class LbfgsLoop(EpochLoop):
         sums, loss = LossSums.zero(run.world.device), run.stage.loss
         updater.zero_gradients()
         for graph in self._graphs(epoch_plan):
-            run.world.report_phase(run.progress.step, "compute")
+            run.world.report_progress(run.progress.step, "compute")
             try:
                 weight = run.train.weight_of[graph.ids]
                 sums = sums + backward(

@@ -99,7 +99,7 @@ def start_step(
     or 1.0) that are summed over ranks.
     """
     number, updater = run.progress.step + n_ahead, run.updater
-    run.world.report_phase(number, "compute")
+    run.world.report_progress(number, "compute")
     seed_step(run, number)
     counts = count_over_ranks(graphs, run.stage.loss, flags, run.world, timer)
     sums, failure = accumulate(run, graphs, counts, timer)
@@ -178,7 +178,7 @@ def accumulate(
             break
     counts()
     with timer("communication"):
-        world.report_phase(run.progress.step, "waiting for the gradients of the others")
+        world.report_progress(run.progress.step, "waiting for the gradients of the others")
         updater.gradients.finish(failed=failure is not None)
     return sums, failure
 

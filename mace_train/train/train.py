@@ -236,7 +236,7 @@ def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
         progress.best_epoch, progress.best_step = epoch, progress.step
         save_best(run)
     elif (epoch + 1) % settings.eval_interval == 0 or epoch + 1 == settings.max_num_epochs:
-        run.world.report_phase(progress.step, "validation")
+        run.world.report_progress(progress.step, "validation")
         record |= _validate(run, epoch)
     return record
 

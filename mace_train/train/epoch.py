@@ -39,7 +39,7 @@ class EpochLoop:
     lr: float = math.nan
     n_seen: int = 0  # structures that the epoch has trained on, over all sessions and ranks
     predicted: float = math.nan  # straggler ratio of the plan
-    interrupted: bool = False  # a checkpoint was written because a rank was told to stop
+    interrupted: bool = False  # a checkpoint was written because a rank has its stop flag set
 
     def __post_init__(self) -> None:
         self._saved = self._clock = time.monotonic()

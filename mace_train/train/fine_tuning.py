@@ -92,7 +92,7 @@ def _heads(
     train: Split,
     world: World,
 ) -> list[Head]:
-    """A head for each head of the data, with E0s as the settings want them."""
+    """A head for each head of the data, with E0s by ``foundation.E0s``."""
     (head,) = model.data.heads
     numbers, known = model.data.atomic_numbers, set(origin.data.atomic_numbers)
     own = {z: E0 for z, E0 in zip(numbers, head.E0s, strict=True) if z in known}

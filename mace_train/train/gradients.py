@@ -71,16 +71,16 @@ class Gradients:
     def send_when_done(self) -> None:
         """Send buckets as they become complete in the next backward pass, the last of this step."""
         self._sending = self._world.size > 1
-        self._left = [0] * len(self._buckets)
+        self._n_missing = [0] * len(self._buckets)
         for bucket in self._bucket_of.values():
-            self._left[bucket] += 1
+            self._n_missing[bucket] += 1
 
     def _done(self, parameter: nn.Parameter) -> None:
         """A gradient is complete (called by autograd)."""
         if not self._sending:
             return
-        self._left[self._bucket_of[id(parameter)]] -= 1
-        while len(self._works) < len(self._buckets) - 1 and self._left[len(self._works)] <= 0:
+        self._n_missing[self._bucket_of[id(parameter)]] -= 1
+        while len(self._works) < len(self._buckets) - 1 and self._n_missing[len(self._works)] <= 0:
             self._send()
 
     def _send(self) -> None:

@@ -3,7 +3,7 @@
     peak = m_0 + m_a * atoms + m_e * edges,   m >= 0        (balance.cost_model.fit_linear_costs)
 
 Bins grow until a probe takes a third of the memory. At every size one bin is of the structures
-with the fewest edges per atom and one of those with the most, which tells the two slopes apart. The
+with the fewest edges per atom and one of those with the most, which separates the two slopes. The
 capacity keeps MARGIN free and has EDGE_SLACK more edges per atom than the data have on average; it
 is the smallest over all ranks. Memory is what PyTorch allocates on a GPU, or the resident memory of
 the process on the CPU (Linux). Cost: some ten forward and backward passes.

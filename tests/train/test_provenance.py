@@ -1,4 +1,4 @@
-"""What a run's folder says of it: provenance, a command that repeats it, comparison, timer."""
+"""The record of a run's folder: provenance, a command that repeats it, comparison, timer."""
 
 import json
 import shutil

@@ -56,7 +56,7 @@ def test_stages_have_the_weights_and_rates_of_mace_torch():
         stages_of(replace(settings, stage_two=StageTwoSettings(enabled=True, start=38)))
 
 
-def test_stage_two_starts_anew_with_the_best_and_keeps_that_of_stage_one(prepared, tmp_path):
+def test_stage_two_starts_a_new_best_and_keeps_that_of_stage_one(prepared, tmp_path):
     settings = settings_for(
         prepared,
         tmp_path / "run",

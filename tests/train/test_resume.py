@@ -28,7 +28,7 @@ from tests.train.test_train import settings_for
 
 
 class KilledError(Exception):
-    """Stands for a SIGKILL: nothing of the program runs after it."""
+    """Acts as a SIGKILL: nothing of the program runs after it."""
 
 
 def train_until_killed(world: World, settings: TrainSettings, n_steps: int) -> list[list[int]]:

@@ -127,8 +127,8 @@ class World:
             more = f" (and {len(messages) - 1} ranks more)" if len(messages) > 1 else ""
             raise InputError(messages[0] + more)
 
-    def signal_life(self, step: int, phase: str) -> None:
-        """Note for the others what this rank is about to do."""
+    def report_progress(self, step: int, phase: str) -> None:
+        """Set the step and phase that this rank's heartbeat shows to the others."""
         if self.heartbeat is not None:
             self.heartbeat.step, self.heartbeat.phase = step, phase
 

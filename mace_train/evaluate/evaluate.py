@@ -42,7 +42,7 @@ from mace_train.progress import ProgressBar
 from mace_train.settings import EvaluateSettings, PredictionSettings
 from mace_train.train.checkpoint import load_model
 from mace_train.train.metrics import ErrorSums
-from mace_train.train.setup import choose_kernels
+from mace_train.train.model_setup import choose_kernels
 from mace_train.train.validation import evaluation_bins
 
 LOGGER = logging.getLogger("mace_train")

@@ -28,7 +28,7 @@ from tests.train.test_train import settings_for
 
 
 class KilledError(Exception):
-    """Stands for a SIGKILL: nothing of the program runs after it."""
+    """Acts as a SIGKILL: nothing of the program runs after it."""
 
 
 def train_until_killed(world: World, settings: TrainSettings, n_steps: int) -> list[list[int]]:
@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(prepared, tmp_path, c
     newest.write_bytes(content)
     train(settings)
     assert "the checksum does not fit" in caplog.text
-    assert f"FALLING BACK to {before}" in caplog.text
+    assert f"resuming from the previous checkpoint {before}" in caplog.text
     assert_same_end(tmp_path / "whole", tmp_path / "run")
     assert newest.with_suffix(".damaged").exists()
 
@@ -173,19 +173,19 @@ def test_batches_may_change_within_an_epoch(prepared, tmp_path):
     assert sorted(i for ids in first + second for i in ids) == list(range(n))
 
 
-def test_a_part_knows_what_remains_and_what_time_it_is(prepared, tmp_path):
+def test_a_plan_knows_what_remains_and_what_time_it_is(prepared, tmp_path):
     run = set_up(small(prepared, tmp_path / "run"), World())
     whole = EpochPlan.full(run.sampler, 4)
     assert whole.time(0) == 4.0
     assert whole.time(whole.n_steps) == 5.0
-    left = whole.remaining(3)
+    left = whole.remaining_ids(3)
     done = [i for ids in list(whole.bins(0))[:3] for i in ids]
     assert sorted([*left, *done]) == list(range(whole.n_structures))
     rest = EpochPlan.remaining(run.sampler, 4, left)
     assert sorted(i for ids in rest.bins(0) for i in ids) == left.tolist()
     assert rest.time(0) == pytest.approx(4 + len(done) / whole.n_structures)
     assert rest.time(rest.n_steps) == pytest.approx(5.0)
-    again = EpochPlan.remaining(run.sampler, 4, rest.remaining(1))
+    again = EpochPlan.remaining(run.sampler, 4, rest.remaining_ids(1))
     assert len(again.plan.costs) == len(left) - len(next(iter(rest.bins(0))))
     assert (
         from_bits(as_bits(left, whole.n_structures), whole.n_structures).tolist() == left.tolist()
@@ -207,5 +207,5 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(prepared, tmp_path, caplog):
     save(path, tensors, header)
     caplog.clear()
     train(small(prepared, old))
-    assert "the best loss starts anew" not in caplog.text
+    assert "the best loss so far is forgotten" not in caplog.text
     assert_same_end(whole, old)

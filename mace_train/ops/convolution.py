@@ -11,7 +11,8 @@ where another thread may be at work on the first. Nothing is atomic, everything 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import compress
 from typing import Any
 
 import torch
@@ -27,12 +28,9 @@ from mace_train.ops.convolution_kernels import (
 from mace_train.ops.cpp.kernel import pad, unpad
 from mace_train.ops.dispatch import padded_channels, runs_on_cuda
 from mace_train.ops.torch_library import (
+    OperatorChain,
     in_common_precision,
-    no_context,
-    operator,
     refuse_forward_mode,
-    refuse_third_derivative,
-    wanted,
 )
 
 
@@ -86,6 +84,11 @@ class EdgeIndex:
         """All of it, in order."""
         return tuple(vars(self).values())
 
+    @property
+    def by_receiver(self) -> list[Tensor]:
+        """What a loop over the edges of receivers takes."""
+        return [self.first, self.senders, self.pairs, self.first_of_pair]
+
 
 def _check(senders: Tensor, receivers: Tensor, n_atoms: int) -> None:
     assert bool((receivers[1:] >= receivers[:-1]).all()), "edges must be sorted by receiver"
@@ -135,27 +138,16 @@ def convolution(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> 
     """
     refuse_forward_mode("convolution", x, y, r)
     x, y, r = in_common_precision(x, y, r)
-    out = _forward(x, y, r, *edges.tensors, key)
+    out = _CHAIN.value(x, y, r, *edges.tensors, key)
     n_rows = _KERNELS[key].product.n_rows
     blocks = torch.split(out, [n * x.shape[0] for n in n_rows])
     return [block.view(x.shape[0], n, x.shape[2]) for block, n in zip(blocks, n_rows, strict=True)]
 
 
-@operator("convolution")
-def _forward(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-) -> Tensor:
-    kernels = _KERNELS[key]
-    padded = padded_channels(x)
+def _value(x: Tensor, y: Tensor, r: Tensor, *rest: Any) -> Tensor:
+    """All outputs [n_out * n_atoms, n_channels], one after the other."""
+    first, senders, _, _, pairs, first_of_pair, key = rest
+    kernels, padded = _KERNELS[key], padded_channels(x)
     out = x.new_empty(kernels.n_out * len(x), padded)
     inputs = [_ready(t, padded) for t in (x, y, r)]
     index = [first, senders, pairs, first_of_pair]
@@ -163,73 +155,45 @@ def _forward(
     return unpad(out, x.shape[2])
 
 
-@operator("convolution_backward")
-def _backward(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    g: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-    names: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = _KERNELS[key]
-    index = EdgeIndex(first, senders, by_sender, first_by_sender, pairs, first_of_pair)
-    return _edge_gradients(kernels, (x, y, r, g), {}, index, names)
+def _gradient(x: Tensor, y: Tensor, r: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Gradients of x, y and r; ``rest`` is the edges, key, wanted."""
+    *edges, key, wanted = rest
+    return _edge_gradients(_KERNELS[key], (x, y, r, g), {}, EdgeIndex(*edges), wanted)
 
 
-@operator("convolution_double_backward")
-def _double(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    g: Tensor,
-    vx: Tensor,
-    vy: Tensor,
-    vr: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-    cotangents: str,
-    names: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kernels = _KERNELS[key]
-    index = EdgeIndex(first, senders, by_sender, first_by_sender, pairs, first_of_pair)
-    given = {"x": vx, "y": vy, "r": vr}
-    v = {name: given[name] for name in cotangents}
-    hx, hy, hr = _edge_gradients(kernels, (x, y, r, g), v, index, names.replace("g", ""))
-    if "g" not in names:
-        return hx, hy, hr, g.new_empty(0)
+def _second_gradient(x: Tensor, y: Tensor, r: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Gradients of x, y, r and g; ``rest`` is vx, vy, vr, the edges, key, given, wanted."""
+    vx, vy, vr, *index, key, given, wanted = rest
+    kernels, edges = _KERNELS[key], EdgeIndex(*index)
+    v = dict(compress(zip(EDGE_OPERANDS, (vx, vy, vr), strict=True), given))
+    of_edges = _edge_gradients(kernels, (x, y, r, g), v, edges, wanted[:3])
+    if not wanted[3]:
+        return *of_edges, g.new_empty(0)
     padded = padded_channels(x)
     inputs = [_ready(t, padded) for t in (x, y, r, *v.values())]
     hg = g.new_empty(len(g), padded)
-    blocks = _blocks(kernels, hg)
-    rows = [first, senders, pairs, first_of_pair]
-    kernels.double_g(cotangents).run(len(x), rows, inputs, blocks, padded)
-    return hx, hy, hr, unpad(hg, x.shape[2])
+    kernel = kernels.double_g("".join(v))
+    kernel.run(len(x), edges.by_receiver, inputs, _blocks(kernels, hg), padded)
+    return *of_edges, unpad(hg, x.shape[2])
+
+
+def _fake(x: Tensor, y: Tensor, r: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(_KERNELS[rest[-1]].n_out * x.shape[0], x.shape[2])
 
 
 def _edge_gradients(
     kernels: ConvolutionKernels,
     primal: tuple[Tensor, Tensor, Tensor, Tensor],
     v: dict[str, Tensor],
-    index: EdgeIndex,
-    names: str,
+    edges: EdgeIndex,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, y and r: of first order or, with cotangents v, of second; empty if unnamed.
+    """Gradients of x, y and r: of first order or, with cotangents v, of second.
 
-    Unnamed ones are not computed.
+    Those that are not wanted are not computed, and empty.
     """
     x, y, r, g = primal
+    names = "".join(compress(EDGE_OPERANDS, wanted))
     if not names:
         return x.new_empty(0), y.new_empty(0), r.new_empty(0)
     padded = padded_channels(x)
@@ -242,37 +206,37 @@ def _edge_gradients(
     shapes["r"] = (n_pairs if by_pair else 2 * n_pairs, r.shape[1], padded)
     found = {name: x.new_empty(shapes[name]) for name in names}
     kernel = kernels.double("".join(v), names, by_pair) if v else kernels.backward(names, by_pair)
-    rows = [index.first, index.senders, index.pairs, index.first_of_pair, torch.tensor([n_pairs])]
+    rows = [*edges.by_receiver, torch.tensor([n_pairs])]
     n_items = len(x)
     if on_cuda:
-        order = PairOrdering.of(index.pairs, index.first_of_pair, index.is_reverse())
+        order = PairOrdering.of(edges.pairs, edges.first_of_pair, edges.is_reverse())
     if by_pair:
-        n_items, rows = n_pairs, order.index(index.first, index.senders)
+        n_items, rows = n_pairs, order.index(edges.first, edges.senders)
     ranges = kernel.run(n_items, rows, inputs, list(found.values()), padded)
     if "r" in found and not by_pair:
         if on_cuda:
             found["r"] = order.sums(kernels.sum_pairs, found["r"])
         else:
-            found["r"] = _sum_pairs(found["r"], index, ranges)
+            found["r"] = _sum_pairs(found["r"], edges, ranges)
     if "x" in found:
         total = x.new_empty(len(x), x.shape[1], padded)
-        rows = [index.by_sender, index.first_by_sender, index.first_by_sender]
+        rows = [edges.by_sender, edges.first_by_sender, edges.first_by_sender]
         kernels.sum_senders.run(len(x), rows, [found["x"]], [total], padded)
         found["x"] = total
     gx, gy, gr = (found.get(name, x.new_empty(0)) for name in EDGE_OPERANDS)
     return _unpad(gx, x), gy, _unpad(gr, x)
 
 
-def _sum_pairs(halves: Tensor, index: EdgeIndex, ranges: list[int]) -> Tensor:
+def _sum_pairs(halves: Tensor, edges: EdgeIndex, ranges: list[int]) -> Tensor:
     """Gradients of r from both halves: the second holds what crosses from one range to another."""
     n_pairs = len(halves) // 2
     total = halves[:n_pairs]
     if len(ranges) > 2:
         atoms = torch.arange(ranges[-1])
         range_of = torch.bucketize(atoms, torch.tensor(ranges[1:-1]), right=True)
-        of_receiver = torch.repeat_interleave(range_of, index.first.diff())
-        is_far = of_receiver != range_of.index_select(0, index.senders)
-        rows = index.pairs[is_far & index.is_reverse()]
+        of_receiver = torch.repeat_interleave(range_of, edges.first.diff())
+        is_far = of_receiver != range_of.index_select(0, edges.senders)
+        rows = edges.pairs[is_far & edges.is_reverse()]
         total.index_add_(0, rows, halves[n_pairs:].index_select(0, rows))
     return total
 
@@ -292,100 +256,12 @@ def _blocks(kernels: ConvolutionKernels, flat: Tensor) -> list[Tensor]:
     return list(torch.split(flat, [n * n_atoms for n in kernels.product.n_rows]))
 
 
-@_forward.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-) -> Tensor:
-    return x.new_empty(_KERNELS[key].n_out * x.shape[0], x.shape[2])
-
-
-@_backward.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    g: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-    names: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    gx, gy, gr = (_fake(t, n in names) for n, t in zip("xyr", (x, y, r), strict=True))
-    return gx, gy, gr
-
-
-@_double.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    g: Tensor,
-    vx: Tensor,
-    vy: Tensor,
-    vr: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-    cotangents: str,
-    names: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    hx, hy, hr, hg = (_fake(t, n in names) for n, t in zip("xyrg", (x, y, r, g), strict=True))
-    return hx, hy, hr, hg
-
-
-def _fake(like: Tensor, is_computed: bool) -> Tensor:
-    return like.new_empty(like.shape if is_computed else (0,))
-
-
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.key = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _forward_gradient(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    x, y, r, *index = ctx.saved_tensors
-    names = _wanted_names(ctx, "xyr")
-    found = _backward(x, y, r, g, *index, ctx.key, names)
-    return *_named(found, "xyr", names), *[None] * 7
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.key, ctx.names = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_gradient(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
-    x, y, r, g, *index = ctx.saved_tensors
-    names = _wanted_names(ctx, "xyrg")
-    found = _double(x, y, r, g, *v, *index, ctx.key, ctx.names, names)
-    return *_named(found, "xyrg", names), *[None] * 8
-
-
-def _wanted_names(ctx: Any, operands: str) -> str:
-    return "".join(name for i, name in enumerate(operands) if wanted(ctx, i))
-
-
-def _named(found: Sequence[Tensor], operands: str, names: str) -> list[Tensor | None]:
-    return [t if name in names else None for name, t in zip(operands, found, strict=True)]
-
-
-_forward.register_autograd(_forward_gradient, setup_context=_save_forward)
-_backward.register_autograd(_backward_gradient, setup_context=_save_backward)
-_double.register_autograd(refuse_third_derivative, setup_context=no_context)
+_CHAIN = OperatorChain(
+    "convolution",
+    EDGE_OPERANDS,
+    [field.name for field in fields(EdgeIndex)],
+    value=_value,
+    fake=_fake,
+    gradient=_gradient,
+    second_gradient=_second_gradient,
+)

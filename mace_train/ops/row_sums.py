@@ -59,7 +59,7 @@ def _flat(rows: Tensor) -> Tensor:
     return rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
 
 
-@operator("sum_rows")
+@operator("sum_rows", lambda rows, index, n, ascending: rows.new_empty(n, rows.shape[1]))
 def _sum_rows(rows: Tensor, index: Tensor, n: int, ascending: bool) -> Tensor:
     n_columns = rows.shape[1]
     chunks = Chunks.of_size(index, n, ROWS_PER_CHUNK, ascending=ascending)
@@ -73,19 +73,12 @@ def _sum_rows(rows: Tensor, index: Tensor, n: int, ascending: bool) -> Tensor:
     return total
 
 
-@operator("take_rows")
+@operator(
+    "take_rows",
+    lambda values, index, ascending: values.new_empty(index.shape[0], values.shape[1]),
+)
 def _take_rows(values: Tensor, index: Tensor, ascending: bool) -> Tensor:
     return values.index_select(0, index)
-
-
-@_sum_rows.register_fake
-def _(rows: Tensor, index: Tensor, n: int, ascending: bool) -> Tensor:
-    return rows.new_empty(n, rows.shape[1])
-
-
-@_take_rows.register_fake
-def _(values: Tensor, index: Tensor, ascending: bool) -> Tensor:
-    return values.new_empty(index.shape[0], values.shape[1])
 
 
 def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -106,5 +99,5 @@ def _gradient_of_take(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
     return _sum_rows(gradient, *ctx.saved_tensors, ctx.n, ctx.ascending), None, None
 
 
-_sum_rows.register_autograd(_gradient_of_sum, setup_context=_save_sum)
-_take_rows.register_autograd(_gradient_of_take, setup_context=_save_take)
+torch.library.register_autograd(_sum_rows, _gradient_of_sum, setup_context=_save_sum)
+torch.library.register_autograd(_take_rows, _gradient_of_take, setup_context=_save_take)

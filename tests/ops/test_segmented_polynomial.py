@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from mace_train.ops import segmented_polynomial as module
 from mace_train.ops.codegen.polynomial import Kind, Polynomial
 from mace_train.ops.codegen.program import Segment
 from mace_train.ops.cpp.compiler import find_compiler
@@ -142,12 +141,18 @@ def test_operator_registrations():
     inputs, index = case(3, 2)
     key = register(operation())
     tensors = [inputs["x"], inputs["w"], inputs["c"].detach().expand(3, -1, -1), inputs["y"]]
-    torch.library.opcheck(module._forward.overload, (tensors, index, key))
+    operators = torch.ops.mace_train
+    torch.library.opcheck(operators.segmented_polynomial.default, (tensors, index, key))
     g = [torch.randn(3, 3, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)]
     checks = {"test_utils": ("test_schema", "test_faketensor")}
-    torch.library.opcheck(module._backward.overload, ([*tensors, *g], index, key, "x,w"), **checks)
-    arguments = ([*tensors, *g, tensors[0]], index, key, "x", "w,y,out,total")
-    torch.library.opcheck(module._double.overload, arguments, **checks)
+    backward = operators.segmented_polynomial_backward.default
+    for wanted in ([True, True, False, False], [False] * 4):  # of x, w, c, y
+        torch.library.opcheck(backward, ([*tensors, *g], index, key, wanted), **checks)
+    empty = tensors[0].new_empty(0)
+    v = [torch.randn_like(tensors[0]), empty, empty, empty]
+    given, wanted = [True, False, False, False], [False, True, False, True, True, True]
+    double = operators.segmented_polynomial_double_backward.default
+    torch.library.opcheck(double, ([*tensors, *g, *v], index, key, given, wanted), **checks)
 
 
 def test_what_does_not_fit():

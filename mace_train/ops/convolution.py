@@ -5,8 +5,9 @@
 for the channel-wise product F of ``convolution_program``: gathering, coupling and summing are one
 kernel. An edge may share its row of r with its reverse. Edges are sorted by receiver, so that a
 receiver's sums belong to one thread; gradients of x are written per edge and summed in the order of
-senders; in those of r the second of two edges adds to what the first one wrote, or writes elsewhere
-where another thread may be at work on the first. Nothing is atomic, everything repeatable.
+senders; in those of r the second edge of a pair adds to what the first one wrote, or writes to
+another row where another thread may be working on the first. Nothing is atomic, so results are
+repeatable. "Pair" is defined in ``mace_train.data.graph``.
 """
 
 import hashlib
@@ -54,9 +55,11 @@ class EdgeIndex:
         pairs: Tensor | None = None,
         first_of_pair: Tensor | None = None,
     ) -> "EdgeIndex":
-        """The index of edges whose receivers ascend; without pairs every edge has its own row.
+        """The index of edges with senders and receivers [n_edges], receivers ascending.
 
-        Waits for no device: only on the CPU are values looked at, to check them.
+        ``pairs`` [n_edges] and ``first_of_pair`` [n_pairs] are as the attributes; without them
+        every edge has a row of its own. All are int64. No synchronization with a device: only on
+        the CPU are the values checked (AssertionError).
         """
         if pairs is None or first_of_pair is None:
             pairs = first_of_pair = torch.arange(len(senders), device=senders.device)
@@ -117,8 +120,8 @@ def register(product: ChannelwiseProduct) -> str:
     digest = hashlib.sha256(repr((product.n_x, product.n_y, product.n_weights)).encode())
     digest.update(repr(product.n_rows).encode())
     for path in product.paths:
-        place = (path.x_first, path.y_first, path.weight, path.block, path.rows, path.table.shape)
-        digest.update(repr(place).encode())
+        numbers = (path.x_first, path.y_first, path.weight, path.block, path.rows, path.table.shape)
+        digest.update(repr(numbers).encode())
         digest.update(path.table.tobytes())
     key = digest.hexdigest()[:32]
     if key not in _KERNELS:
@@ -134,7 +137,8 @@ def kernels_of(key: str) -> ConvolutionKernels:
 def convolution(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> list[Tensor]:
     """One tensor [n_atoms, n_rows, n_channels] per output of the product.
 
-    Takes x [n_atoms, n_x, n_channels], y [n_edges, n_y], r [n_pairs, n_weights, n_channels].
+    Takes x [n_atoms, n_x, n_channels], y [n_edges, n_y], r [n_pairs, n_weights, n_channels]; the
+    results have their widest dtype, at least float32.
     """
     refuse_forward_mode("convolution", x, y, r)
     x, y, r = in_common_precision(x, y, r)
@@ -209,13 +213,13 @@ def _edge_gradients(
     rows = [*edges.by_receiver, torch.tensor([n_pairs])]
     n_items = len(x)
     if on_cuda:
-        order = PairOrdering.of(edges.pairs, edges.first_of_pair, edges.is_reverse())
+        ordering = PairOrdering.of(edges.pairs, edges.first_of_pair, edges.is_reverse())
     if by_pair:
-        n_items, rows = n_pairs, order.index(edges.first, edges.senders)
+        n_items, rows = n_pairs, ordering.index(edges.first, edges.senders)
     ranges = kernel.run(n_items, rows, inputs, list(found.values()), padded)
     if "r" in found and not by_pair:
         if on_cuda:
-            found["r"] = order.sums(kernels.sum_pairs, found["r"])
+            found["r"] = ordering.sums(kernels.sum_pairs, found["r"])
         else:
             found["r"] = _sum_pairs(found["r"], edges, ranges)
     if "x" in found:
@@ -228,7 +232,10 @@ def _edge_gradients(
 
 
 def _sum_pairs(halves: Tensor, edges: EdgeIndex, ranges: list[int]) -> Tensor:
-    """Gradients of r from both halves: the second holds what crosses from one range to another."""
+    """[n_pairs, ...] gradients of r from both halves [2 * n_pairs, ...].
+
+    The second half holds the second edges of pairs whose first edge was in another range.
+    """
     n_pairs = len(halves) // 2
     total = halves[:n_pairs]
     if len(ranges) > 2:

@@ -1,10 +1,10 @@
-"""Sums of rows by an index, on a GPU too in an order that is always the same.
+"""Sums of rows by an index, in an order that is always the same, on a GPU too.
 
     out[i] = sum_{n: index[n] = i} rows[n]
 
-``index_add`` on a GPU adds in whatever order its threads come. Here rows are sorted by their index
-and cut into chunks, a chunk is summed by one thread per column, and so are the chunks of an index:
-repeated runs give the same bits. Elsewhere than on a GPU it is ``index_add``, whose order is fixed.
+``index_add`` on a GPU adds in an order that varies from run to run. Here rows are sorted by their
+index and cut into chunks, a chunk is summed by one thread per column, and so are the chunks of an
+index: repeated runs give the same bits. On a CPU it is ``index_add``, whose order is fixed there.
 Both operators are the derivative of one another, so there are derivatives of any order.
 """
 
@@ -27,7 +27,7 @@ class Sums(Protocol):
     """``sum_rows`` or ``add_rows``."""
 
     def __call__(self, rows: Tensor, index: Tensor, n: int, *, ascending: bool = False) -> Tensor:
-        """[n, ...] sums of rows by index."""
+        """[n, ...] sums of rows [n_rows, ...] by index [n_rows] int64."""
         ...
 
 
@@ -48,7 +48,10 @@ def add_rows(rows: Tensor, index: Tensor, n: int, *, ascending: bool = False) ->
 
 
 def take_rows(values: Tensor, index: Tensor) -> Tensor:
-    """[n_rows, ...] rows of values [n, ...]; the gradient of values is a ``sum_rows``."""
+    """[n_rows, ...] rows of values [n, ...], picked by index [n_rows] int64.
+
+    The gradient of values is a ``sum_rows``.
+    """
     if runs_on_cuda(values.device):
         flat: Tensor = _take_rows(_flat(values), index, False)
         return flat.view(index.shape[0], *values.shape[1:])
@@ -65,8 +68,8 @@ def _sum_rows(rows: Tensor, index: Tensor, n: int, ascending: bool) -> Tensor:
     chunks = Chunks.of_size(index, n, ROWS_PER_CHUNK, ascending=ascending)
     n_chunks = chunks.index.shape[0]
     partial, total = rows.new_empty(n_chunks, n_columns), rows.new_empty(n, n_columns)
-    places = [chunks.order, chunks.first, chunks.index]
-    _SUM.run(n_chunks, places, [rows.contiguous()], [partial], n_columns)
+    of_chunk = [chunks.order, chunks.first, chunks.index]
+    _SUM.run(n_chunks, of_chunk, [rows.contiguous()], [partial], n_columns)
     every = torch.arange(n_chunks, device=index.device)
     first = torch.searchsorted(chunks.index, torch.arange(n + 1, device=index.device))
     _SUM.run(n, [every, first, first], [partial], [total], n_columns)

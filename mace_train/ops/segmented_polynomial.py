@@ -1,5 +1,8 @@
 """Any polynomial over rows as one operator of PyTorch, with first and second derivatives.
 
+Public, for couplings of one's own; MACE does not use it: its operators are
+``symmetric_contraction`` and ``convolution``.
+
     out_s[n, k] = sum_t c_t x_(a_t)[n, k] x_(b_t)[n, k] ...        (``polynomial``)
 
 Tensors by the kind of their operand:
@@ -10,7 +13,7 @@ Tensors by the kind of their operand:
     UNIFORM   [n_rows, n_segments], the same for all channels; outputs of this kind are sums over
               channels
 
-Methods: ``reference`` evaluates the program by PyTorch, differentiable any number of times, on
+Backends: ``reference`` evaluates the program by PyTorch, differentiable any number of times, on
 every device; ``cpp`` and ``cuda`` run generated kernels, up to second derivatives. They are equal
 to rounding.
 """
@@ -18,7 +21,6 @@ to rounding.
 import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import compress
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ from mace_train.ops.backends import method_of
 from mace_train.ops.codegen.polynomial import Kind
 from mace_train.ops.codegen.program import Segment
 from mace_train.ops.cpp.kernel import pad, unpad
-from mace_train.ops.dispatch import padded_channels, runs_on_cuda
+from mace_train.ops.dispatch import CompiledKernel, padded_channels, runs_on_cuda
 from mace_train.ops.segmented_kernels import Operation, SegmentedKernels
 from mace_train.ops.torch_library import (
     OperatorChain,
@@ -56,13 +58,13 @@ def kernels_of(key: str) -> SegmentedKernels:
 
 
 def segmented_polynomial(
-    key: str, inputs: Mapping[str, Tensor], index: Tensor | None = None, method: str = "auto"
+    key: str, inputs: Mapping[str, Tensor], index: Tensor | None = None, backend: str = "auto"
 ) -> dict[str, Tensor]:
     """Outputs by name, from operands by name (shapes above).
 
     ``index`` [n_rows], int64, belongs to the INDEXED operands. Takes the widest dtype of the
     inputs, at least float32. Raises ValueError for shapes that do not fit, InputError for a
-    method that cannot run here.
+    backend that cannot run here.
 
     A scalar product of two vectors, for every row and channel:
 
@@ -72,7 +74,7 @@ def segmented_polynomial(
     ...     product.add(Segment("out", 0), 1.0, Segment("a", i), Segment("b", i))
     >>> key = register(Operation(product, {"a": 3, "b": 3, "out": 1}))
     >>> a, b = torch.randn(5, 3, 8, dtype=torch.float64), torch.randn(5, 3, 8, dtype=torch.float64)
-    >>> out = segmented_polynomial(key, {"a": a, "b": b}, method="reference")["out"]
+    >>> out = segmented_polynomial(key, {"a": a, "b": b}, backend="reference")["out"]
     >>> torch.allclose(out[:, 0], (a * b).sum(1))
     True
     """
@@ -84,7 +86,7 @@ def segmented_polynomial(
             tensors[i] = tensors[i].expand(n_rows, -1, -1)
     if index is None:
         index = torch.zeros(n_rows, dtype=torch.int64, device=tensors[0].device)
-    if method_of(method, tensors[0].device) != "reference":
+    if method_of(backend, tensors[0].device) != "reference":
         refuse_forward_mode("segmented_polynomial", *tensors)
         results = _CHAIN.value(tensors, index, key)
     else:
@@ -192,7 +194,11 @@ def _fake(tensors: Sequence[Tensor], index: Tensor, key: str) -> list[Tensor]:
 
 
 def _run(
-    kernels: SegmentedKernels, kernel: Any, tensors: Sequence[Tensor], index: Tensor, names: Any
+    kernels: SegmentedKernels,
+    kernel: CompiledKernel,
+    tensors: Sequence[Tensor],
+    index: Tensor,
+    names: Sequence[str],
 ) -> list[Tensor]:
     """Results per row for the names of operands or outputs."""
     operation, n_rows, like = kernels.operation, len(index), tensors[0]

@@ -53,10 +53,10 @@ class Chunks:
 
     @classmethod
     def of(cls, index_of_row: Tensor, n_indices: int) -> "Chunks":
-        """Chunks of at most ``rows_per_chunk`` rows; waits for no device.
+        """Chunks of at most ``rows_per_chunk`` rows of index_of_row [n_rows] int64.
 
-        Their number is only known where the rows are. Elsewhere there are as many chunks as that
-        many rows can need, the last ones empty.
+        No synchronization with a device: there the number of chunks is the largest that so many
+        rows can need, and the last ones are empty. On a CPU it is exact.
         """
         size = rows_per_chunk(index_of_row.device)
         return cls._of(index_of_row, n_indices, size, exact=index_of_row.device.type == "cpu")
@@ -70,7 +70,10 @@ class Chunks:
         *,
         ascending: bool = False,
     ) -> "Chunks":
-        """As many chunks as that many rows can need, the last ones empty, on every device."""
+        """As many chunks as so many rows can need, the last ones empty, on every device.
+
+        Takes index_of_row [n_rows] int64; one that is ``ascending`` is not sorted.
+        """
         size = size or rows_per_chunk(index_of_row.device)
         return cls._of(index_of_row, n_indices, size, exact=False, ascending=ascending)
 
@@ -118,17 +121,22 @@ class ContractionKernels:
         gw, hw = Operand("gw", Role.CHUNK, weights), Operand("hw", Role.CHUNK, weights)
         hg = Operand("hg", Role.ROW, self.n_out)
 
-        def native(name: str, inputs: list[Operand], outputs: list[Operand]) -> CompiledKernel:
+        def compiled(name: str, inputs: list[Operand], outputs: list[Operand]) -> CompiledKernel:
             def build() -> Kernel:
                 return Kernel(Loop.ROWS, self.programs[name], tuple(inputs), tuple(outputs))
 
             return CompiledKernel(f"contraction {key} {name}", build)
 
-        self.forward = native("forward", [x, w], [out])
-        self.backward_x = native("backward_x", [x, w, g], [gx])
-        self.backward_xw = native("backward_xw", [x, w, g], [gx, gw])
-        self.double = native("double", [x, w, g, v], [hx, hw, hg])
+        self.forward = compiled("forward", [x, w], [out])
+        self.backward_x = compiled("backward_x", [x, w, g], [gx])
+        self.backward_xw = compiled("backward_xw", [x, w, g], [gx, gw])
+        self.double = compiled("double", [x, w, g, v], [hx, hw, hg])
         self.sum_chunks = CompiledKernel(f"sum {weights}", lambda: sum_kernel(weights))
+
+    def __repr__(self) -> str:
+        """Such as ContractionKernels(x[16] w[29] -> out[4] | 29 paths)."""
+        sizes = f"x[{self.coupling.n_components}] w[{self.coupling.n_weights}] -> out[{self.n_out}]"
+        return f"ContractionKernels({sizes} | {self.coupling.n_weights} paths)"
 
     @property
     def of_rows(self) -> list[CompiledKernel]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mace_train.ops.convolution import EdgeIndex, convolution, register
+from mace_train.ops.convolution import EdgeIndex, convolution, kernels_of, register
 from mace_train.ops.cpp.compiler import find_compiler
 from tests.ops.tables import einsum_convolution, mace_product, wave
 
@@ -228,3 +228,8 @@ def test_edge_index():
     assert index.first.tolist() == [0, 1, 3, 3, 4, 4]
     assert index.by_sender.tolist() == [1, 3, 0, 2]
     assert index.first_by_sender.tolist() == [0, 1, 2, 4, 4, 4]
+
+
+def test_kernels_say_what_they_are_for():
+    kernels = kernels_of(register(mace_product(1, 1)))
+    assert repr(kernels) == "ConvolutionKernels(x[4] y[4] r[4] -> out0[2] out1[6] | 4 paths)"

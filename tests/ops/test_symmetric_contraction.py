@@ -1,5 +1,7 @@
 """The compiled contraction against the PyTorch reference and against finite differences."""
 
+import traceback
+
 import pytest
 import torch
 
@@ -125,7 +127,7 @@ def test_operator_registrations():
         torch.library.opcheck(double, (x, w, g, *v, *index, given, wanted), **checks)
 
 
-def test_weight_gradient_is_skipped_where_no_one_wants_it(monkeypatch):
+def test_weight_gradient_is_skipped_where_it_is_not_used(monkeypatch):
     module, x, elements = case((2, 1, 3), 9)
     kernels = kernels_of(module._fused.key)
     called = []
@@ -233,3 +235,29 @@ def test_mixed_and_half_precision_are_raised():
     assert found.dtype == torch.float32
     expected = function(x.bfloat16().double(), w.float().double())
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_call_goes_from_the_operator_to_the_kernel(monkeypatch):
+    """No other function of ours lies between, in the forward pass."""
+    function, x, w = small_operator()
+    files = []
+
+    def run(*arguments):
+        files.extend(frame.filename for frame in traceback.extract_stack())
+
+    key = register(mace_coupling(2, 1, 3))
+    monkeypatch.setattr(kernels_of(key).forward.cpp, "run", run)
+    function(x, w)
+    ours = [name.rpartition("mace_train/")[2] for name in files if "mace_train/" in name]
+    first = ours.index("ops/symmetric_contraction.py")
+    operator = ["ops/symmetric_contraction.py"] * 2  # before and behind PyTorch's dispatcher
+    assert ours[first:] == [*operator, "ops/dispatch.py"]
+
+
+def test_kernels_say_what_they_are_for():
+    kernels = kernels_of(register(mace_coupling(2, 1, 3)))
+    n_weights = kernels.coupling.n_weights
+    assert repr(kernels) == (
+        f"ContractionKernels(x[9] w[{n_weights}] -> out[4] | {n_weights} paths)"
+    )
+    assert repr(kernels.forward).startswith("CompiledKernel('contraction ")

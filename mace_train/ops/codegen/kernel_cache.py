@@ -1,9 +1,10 @@
 """Generated sources and compiled kernels on disk.
 
-A file is named by the SHA-256 of all that determines it, so that nodes of different kinds can share
-a home. It is written under another name and renamed, under a lock: of several processes that want a
-file one makes it, and the others wait for it. The sources are kept by the recipe they were
-generated from, since generating a large one takes longer than loading what was compiled from it.
+A file is named by the SHA-256 of all that determines it, so that different machines can share a
+home directory. It is written under another name and renamed, under a lock: of several processes
+that need a file one makes it, and the others wait for it. The sources are kept by the recipe they
+were generated from, since generating a large one takes longer than loading what was compiled from
+it.
 """
 
 import fcntl

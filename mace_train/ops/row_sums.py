@@ -43,7 +43,7 @@ def sum_rows(rows: Tensor, index: Tensor, n: int, *, ascending: bool = False) ->
 
 
 def add_rows(rows: Tensor, index: Tensor, n: int, *, ascending: bool = False) -> Tensor:
-    """The same by ``index_add`` everywhere: for programs that must do without our operators."""
+    """``sum_rows`` by ``index_add`` on every device, for programs without our operators."""
     return rows.new_zeros(n, *rows.shape[1:]).index_add(0, index, rows)
 
 

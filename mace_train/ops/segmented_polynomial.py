@@ -239,7 +239,7 @@ def _in_order(
 
 
 def _sum_rows(kernels: SegmentedKernels, rows: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """Sums of the rows of each index, in order, as a tensor like another one."""
+    """Sums of rows [n_rows, ...] of each index, in order, of the shape of ``like``."""
     if not runs_on_cuda(rows.device):
         total = torch.zeros_like(like, memory_format=torch.contiguous_format)
         return total.index_add_(0, index, rows)

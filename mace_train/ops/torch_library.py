@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 Function = Callable[..., Any]
-# private; without it gradients that nobody uses are computed and dropped
+# private; without it gradients that are not used are computed and dropped
 _WILL_EXECUTE = getattr(torch._C, "_will_engine_execute_node", None)
 
 
@@ -159,14 +159,14 @@ def will_run(node: Any) -> bool:
 
 
 def keep_wanted(results: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
-    """The results, empty where they are not wanted."""
+    """The results, those that are not wanted replaced by tensors [0]."""
     return tuple(
         t if is_wanted else t.new_empty(0) for t, is_wanted in zip(results, wanted, strict=True)
     )
 
 
 def refuse_forward_mode(name: str, *tensors: Tensor) -> None:
-    """NotImplementedError if a tensor carries a tangent, which our operators would drop."""
+    """NotImplementedError if a tensor carries a tangent, which our operators would ignore."""
     if forward_ad._current_level >= 0:
         for tensor in tensors:
             if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
@@ -185,7 +185,7 @@ def refuse_third_derivative(ctx: Any, *cotangents: Any) -> NoReturn:
 
 
 def in_common_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in their widest dtype, at least float32: autocast may hand over less."""
+    """The tensors in their widest dtype, at least float32: autocast may give bfloat16."""
     dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     return tuple(t.to(dtype) for t in tensors)
 

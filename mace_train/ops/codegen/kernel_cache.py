@@ -1,6 +1,6 @@
 """Generated sources and compiled kernels on disk.
 
-A file is named by the SHA-256 of all that determines it, so that nodes of different kinds can share
+A file is named by the SHA-256 of all that determines it, so that different machines can share
 a home. It is written under another name, synced and renamed, under a lock: of several processes
 that want a file one makes it, and the others wait for it. Its last line is a checksum of the rest;
 a file that is damaged, such as one that a full disk cut short, is made again. The sources are kept

@@ -2,7 +2,7 @@
 
 The packages of the extra ``cuda`` are imported here only, and only when something is compiled. A
 cubin is determined by its source, the architecture, the version of NVRTC and the options; there is
-no fast-math among them, so that results agree with those of the other back ends to rounding.
+no fast-math among them, so that results agree with those of the other backends to rounding.
 """
 
 import io

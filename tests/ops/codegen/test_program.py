@@ -213,9 +213,9 @@ def test_schedule_keeps_few_values_alive(name):
     program = kernels_of(register(mace_coupling(3, 1, 3))).programs[name]
     scheduled = live_values(program, schedule(program, uniform=False))
     in_order_of_nodes = [
-        ScheduledInstruction(number, term, place == 0, place == len(node) - 1)
+        ScheduledInstruction(number, term, i == 0, i == len(node) - 1)
         for number, node in program.sums()
-        for place, term in enumerate(node)
+        for i, term in enumerate(node)
     ]
     assert 1.15 * scheduled < live_values(program, in_order_of_nodes)
 

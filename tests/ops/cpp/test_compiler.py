@@ -15,7 +15,7 @@ from mace_train.ops.codegen import kernel_cache
 from mace_train.ops.codegen.kernel_spec import Kernel, Loop, Operand, Role
 from mace_train.ops.codegen.program import ExpressionGraph, Program, Segment, Term
 from mace_train.ops.cpp import compiler as cpp_compiler
-from mace_train.ops.cpp.kernel import NativeKernel
+from mace_train.ops.cpp.kernel import CppKernel
 from mace_train.ops.cuda import compiler as cuda_compiler
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def doubling() -> Kernel:
     return Kernel(Loop.ROWS, program, (Operand("x", Role.ROW, 1),), (Operand("y", Role.ROW, 2),))
 
 
-def run_doubling(kernel: NativeKernel) -> torch.Tensor:
+def run_doubling(kernel: CppKernel) -> torch.Tensor:
     x = torch.arange(48, dtype=torch.float64).view(3, 1, 16)
     y = torch.empty(3, 2, 16, dtype=torch.float64)
     index = [torch.tensor(values) for values in ([2, 0, 1], [0, 3], [0])]
@@ -44,14 +44,14 @@ def run_doubling(kernel: NativeKernel) -> torch.Tensor:
 @needs_compiler
 def test_cache_is_filled_once_and_used_again(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_cache, "cache_folder", lambda: tmp_path)
-    run_doubling(NativeKernel("doubling", doubling))
+    run_doubling(CppKernel("doubling", doubling))
     files = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert {Path(name).suffix for name in files} == {".so", ".cpp", ".lock"}
 
     def never() -> Kernel:
         raise AssertionError("generated again")
 
-    run_doubling(NativeKernel("doubling", never))
+    run_doubling(CppKernel("doubling", never))
     libraries = {name: time for name, time in files.items() if not name.endswith(".lock")}
     for name, time in libraries.items():
         assert (tmp_path / name).stat().st_mtime_ns == time

@@ -103,7 +103,7 @@ class Costs:
 
     @cached_property
     def locality_order(self) -> NDArray[np.int32]:
-        """StructureIds along a path on which neighbours are alike, [n_structures] (windows.py)."""
+        """Structure ids along a path on which neighbours are alike, [n_structures] (windows.py)."""
         return locality_order(self.n_atoms, self.n_edges)
 
     @property

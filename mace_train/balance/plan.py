@@ -54,7 +54,7 @@ class Plan:
         return len(self.bins) // self.world_size
 
     def bin(self, step: int, rank: int) -> StructureIds:
-        """StructureIds of the structures that a rank takes in a step, rising; may be empty."""
+        """Structure ids of the structures that a rank takes in a step, rising; may be empty."""
         if not (0 <= step < self.n_steps and 0 <= rank < self.world_size):
             raise IndexError(
                 f"step {step}, rank {rank} of a plan of {self.n_steps} steps, "

@@ -68,7 +68,7 @@ def layout_for(n_steps: int, world_size: int, n_structures: int) -> Layout:
 
 
 def locality_order(n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64]) -> NDArray[np.int32]:
-    """StructureIds along a path on which neighbours are alike in atoms and in edges per atom, [n].
+    """Structure ids along a path on which neighbours are alike in atoms and in edges per atom, [n].
 
     Bands of equal population by atoms, each sorted by edges per atom, every second one backwards.
     """
@@ -118,7 +118,7 @@ class Assignment:
     offsets: NDArray[np.int64]  # [n_windows + 1]
 
     def members(self, window: int) -> NDArray[np.int32]:
-        """StructureIds of the structures of a window."""
+        """Structure ids of the structures of a window."""
         return self.ids[self.offsets[window] : self.offsets[window + 1]]
 
 

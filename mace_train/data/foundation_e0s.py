@@ -1,7 +1,7 @@
 """E0s of a foundation model: one of mace-torch, or one that was trained here.
 
 mace-torch saves whole Python objects, and loading them runs the code in the file. Here only the
-tensors are taken out: every class in the file but those of tensors becomes an empty shell, so
+tensors are taken out: every class in the file but those of tensors becomes an empty placeholder, so
 nothing is run and mace-torch need not be installed.
 """
 
@@ -21,10 +21,10 @@ _SAFE_MODULES = {
 }
 
 
-class _Shell:
-    """Stands for an object of any class: keeps its state, runs none of its code."""
+class _Placeholder:
+    """Replaces an object of any class: keeps its state, runs none of its code."""
 
-    def __new__(cls, *arguments: Any, **keywords: Any) -> "_Shell":
+    def __new__(cls, *arguments: Any, **keywords: Any) -> "_Placeholder":
         return super().__new__(cls)
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -33,8 +33,8 @@ class _Shell:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> "_Shell":
-        return _Shell()
+    def __call__(self, *arguments: Any, **keywords: Any) -> "_Placeholder":
+        return _Placeholder()
 
     def append(self, item: Any) -> None:
         """Take an item of a list or set that the class extends."""
@@ -47,7 +47,7 @@ class _Shell:
 
 
 def foundation_E0s(model: str) -> dict[int, float]:
-    """E0s (eV by atomic number) of a ``.model`` file of mace-torch or a training of ours.
+    """E0s (eV, by atomic number) of mace-torch's ``.model`` file or a training's output folder.
 
     Raises:
         InputError: the file is not there, is no such model, or has several heads.
@@ -57,10 +57,10 @@ def foundation_E0s(model: str) -> dict[int, float]:
         path = path / "checkpoints" / "best.safetensors"
     if not path.exists():
         raise InputError(f"data.foundation_model={model}: {path} is not there; correct the path")
-    return _of_ours(path) if path.suffix == ".safetensors" else _of_mace_torch(path)
+    return _E0s_of_checkpoint(path) if path.suffix == ".safetensors" else _E0s_of_mace_torch(path)
 
 
-def _of_ours(path: Path) -> dict[int, float]:
+def _E0s_of_checkpoint(path: Path) -> dict[int, float]:
     try:
         content = json.loads(path.with_suffix(".json").read_text())
         data = content["model_data"]
@@ -80,14 +80,14 @@ def _of_ours(path: Path) -> dict[int, float]:
     return found
 
 
-def _of_mace_torch(path: Path) -> dict[int, float]:
+def _E0s_of_mace_torch(path: Path) -> dict[int, float]:
     import torch
 
     class Pickle:
         """What torch.load calls in place of the module pickle."""
 
         class Unpickler(pickle.Unpickler):
-            """Makes tensors, and shells of everything else."""
+            """Makes tensors, and placeholders for everything else."""
 
             def find_class(self, module: str, name: str) -> Any:
                 if (module, name) in _SAFE_MODULES:
@@ -104,7 +104,7 @@ def _of_mace_torch(path: Path) -> dict[int, float]:
                     )
                 ):
                     return super().find_class(module, name)
-                return _Shell
+                return _Placeholder
 
         load = staticmethod(pickle.load)
 

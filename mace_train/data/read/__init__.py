@@ -1,4 +1,4 @@
-"""Reading structures from files: what a file is -> pieces of it -> structures, one at a time."""
+"""Reading structures from files: file -> ranges of structures -> structures, one at a time."""
 
 from mace_train.data.read.files import check_files
 from mace_train.data.read.structures import read_structures

@@ -1,4 +1,4 @@
-"""A batch that is filled up gives the same numbers, and the filling takes no part."""
+"""A batch that is padded gives the same numbers, and the filling takes no part."""
 
 from dataclasses import fields
 

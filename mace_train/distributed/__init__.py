@@ -1,1 +1,1 @@
-"""The processes of one run: how they are launched, find each other, and tell that they live."""
+"""The processes of one run: how they are launched, how they connect, and their heartbeat."""

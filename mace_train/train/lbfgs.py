@@ -54,7 +54,7 @@ class LbfgsLoop(EpochLoop):
         """Labels of all structures, the denominators of the loss."""
         kind = self.run.stage.loss.loss
         own = torch.stack([label_counts(graph, kind) for graph in self._graphs(epoch_plan)])
-        return self.run.world.sum_later(own.sum(0))()
+        return self.run.world.all_reduce_async(own.sum(0))()
 
     def _gradient(self, epoch_plan: EpochPlan, totals: Tensor) -> LossSums:
         """Leave the gradient over all data in the weights; the loss sums over all ranks."""
@@ -62,7 +62,7 @@ class LbfgsLoop(EpochLoop):
         sums = LossSums.zero(run.world.device)
         run.gradients.begin()
         for graph in self._graphs(epoch_plan):
-            run.world.signal_life(run.progress.step, "compute")
+            run.world.report_progress(run.progress.step, "compute")
             try:
                 sums = sums + backward(run, graph, lambda: totals, self.timer)
             except RuntimeError as error:

@@ -81,7 +81,7 @@ def start_step(
 ) -> StepInFlight:
     """Begin a step while ``n_ahead`` others are on their way, only with ``run.starts_ahead``."""
     number = run.progress.step + n_ahead
-    run.world.signal_life(number, "compute")
+    run.world.report_progress(number, "compute")
     seed_step(run, number)
     totals, failure, sums = accumulate(run, graphs, timer, flags)
     n_structures = int(totals[len(TERMS)])
@@ -157,7 +157,7 @@ def accumulate(
     )
     n_structures = sum(int((graph.ids >= 0).sum()) for graph in graphs)
     more = torch.tensor([n_structures, *flags], dtype=torch.float64)
-    waiting = run.world.sum_later(torch.cat((counts, more)))
+    waiting = run.world.all_reduce_async(torch.cat((counts, more)))
     run.gradients.begin(own_norm=run.settings.logger.noise_scale)
     totals: Tensor | None = None
 
@@ -181,7 +181,7 @@ def accumulate(
             break
     known()
     with timer("communication"):
-        run.world.signal_life(run.progress.step, "waiting for the gradients of the others")
+        run.world.report_progress(run.progress.step, "waiting for the gradients of the others")
         run.gradients.finish(failed=failure is not None)
     return known(), failure, sums
 

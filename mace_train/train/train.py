@@ -95,7 +95,7 @@ def _epochs(
         if log is not None:
             log.write(record)
             LOGGER.info("%s", epoch_line(record, settings.max_num_epochs))
-        flags = run.world.sum_later(torch.tensor([int(interruption.signal is not None)]))()
+        flags = run.world.all_reduce_async(torch.tensor([int(interruption.signal is not None)]))()
         if flags.item() and progress.epoch + 1 < settings.max_num_epochs:
             return record, _announce_interruption(run, interruption)
     _announce_end(run, record)
@@ -191,7 +191,7 @@ def _start_from_best(run: Run) -> None:
         run.checkpoint_manager.wait()
         return checkpoint.read(path)[0]
 
-    tensors = run.world.from_main(read)
+    tensors = run.world.broadcast_result(read)
     fill(run.model, {name.removeprefix("model."): value for name, value in tensors.items()})
 
 
@@ -236,7 +236,7 @@ def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
         progress.best_epoch, progress.best_step = epoch, progress.step
         save_best(run)
     elif (epoch + 1) % settings.eval_interval == 0 or epoch + 1 == settings.max_num_epochs:
-        run.world.signal_life(progress.step, "validation")
+        run.world.report_progress(progress.step, "validation")
         record |= _validate(run, epoch)
     return record
 

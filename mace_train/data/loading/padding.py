@@ -1,7 +1,7 @@
 """Batches of one shape: padded with atoms, edges and structures that change no result.
 
 One more structure takes all atoms that are added, and further ones are empty. The added atoms have
-edges only to themselves, twice the cutoff long, in pairs of opposite sign, so their messages and all
+edges only to themselves, twice the cutoff long, in pairs of opposite sign: their messages and all
 derivatives are exactly zero; the added structures have no label and weight 0, and their id is -1.
 With every bin of one shape, a step can be captured once (CUDA graphs) or compiled without dynamic
 shapes. Loading pads where it packs (loader.py), ``padded`` does it with a Graph.

@@ -13,7 +13,7 @@ StructureIds = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Bins:
-    """Bin b holds ids[offsets[b] : offsets[b + 1]], rising."""
+    """Bin b holds ids[offsets[b] : offsets[b + 1]], ascending."""
 
     ids: StructureIds  # [n_structures]
     offsets: StructureIds  # [n_bins + 1]

@@ -25,7 +25,7 @@ class Stream(IntEnum):
 
     STRUCTURES = 1
     BINS = 2
-    DEAL = 3
+    WINDOWS = 3
     SIZES = 4
     RANKS = 5
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from mace_train.balance.algorithm1 import without_chance
+from mace_train.balance.algorithm1 import deterministic_bins
 from mace_train.balance.balanced import Packing, usual_steps
 from mace_train.balance.bins import StructureIds
 from mace_train.balance.cost_model import with_cost_model
@@ -158,4 +158,4 @@ def evaluation_plan(costs: Costs, capacity: Capacity, world_size: int) -> Plan:
     Bins are balanced as in algorithm1; where there are fewer structures than bins, ranks get
     empty ones. Raises ``InputError`` when a structure is above the capacity.
     """
-    return Plan(costs, world_size, without_chance(costs, capacity, world_size))
+    return Plan(costs, world_size, deterministic_bins(costs, capacity, world_size))

@@ -2,9 +2,9 @@
 
 ``torchrun`` keeps one store for all attempts of a run, so after a rank was killed the restarted
 ranks would read the addresses that the old ones left there, and every restart would fail. Here rank
-0 of an attempt draws a random prefix, and every other rank asks for it with a random token: an answer
-can only come from the rank 0 that runs now, and only to a rank that runs now. All further keys
-have that prefix. Cost: a few requests per rank, once.
+0 of an attempt draws a random prefix, and every other rank asks for it with a random token: an
+answer can only come from the rank 0 that runs now, and only to a rank that runs now. All further
+keys have that prefix. Cost: a few requests per rank, once.
 """
 
 import secrets
@@ -54,8 +54,8 @@ def _connect(launch: Launch, timeout: timedelta) -> Any:
         text = str(error).splitlines()[0][:200]
         if launch.rank == 0 and "in use" in str(error):
             raise InputError(
-                f"rank 0 cannot listen at {address}: the port is taken ({text}); set MASTER_PORT to "
-                "another one, the same for all ranks"
+                f"rank 0 cannot listen at {address}: the port is taken ({text}); set MASTER_PORT "
+                "to another one, the same for all ranks"
             ) from None
         raise LostRankError(
             f"rank {launch.rank} on {socket.gethostname()} cannot reach rank 0 at {address} "

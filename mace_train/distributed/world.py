@@ -70,7 +70,7 @@ class World:
         return tensor
 
     def all_reduce_async(self, values: Tensor) -> Callable[[], Tensor]:
-        """Start to sum ``values`` (on the CPU) over all ranks; the function returned waits for it."""
+        """Start to sum ``values`` (on the CPU) over ranks; the function returned waits for it."""
         if self.size == 1:
             return lambda: values
         total = values.detach().clone()

@@ -137,7 +137,7 @@ def algorithm1(costs: Costs, capacity: Capacity, world_size: int, seed: int, epo
 
 
 def deterministic_bins(costs: Costs, capacity: Capacity, world_size: int) -> Bins:
-    """Bins of nearly equal atoms without randomness, for evaluation, where order does not matter."""
+    """Bins of nearly equal atoms without randomness: for evaluation, where order is irrelevant."""
     assigned, order, n_bins = pack_evenly(
         costs, capacity, world_size, np.zeros(len(costs), np.uint64)
     )

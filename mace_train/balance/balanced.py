@@ -3,10 +3,10 @@
 Steps per epoch come from the lower bound, with what trial windows need above it. The structures of
 an epoch are assigned to windows (windows.py). A window is packed from large to small, each
 structure to the bin where it adds least to the squared loads, among those with room in all
-capacities; then exchanges between two bins even out atoms and edges to 0.15 % (refine.py). Small windows are packed several times and
-the best is kept. Sizes are compared with +-30 % of random jitter: structures do not meet in the
-same bin again. Bins of a window of several steps are sorted by cost, neighbours make a step, and
-the steps come in random order; ranks are random.
+capacities; then exchanges between two bins even out atoms and edges to 0.15 % (refine.py). Small
+windows are packed several times and the best is kept. Sizes are compared with +-30 % of random
+jitter, so that bins are of other structures in every epoch. Bins of a window of several steps are
+sorted by cost, neighbours make a step, and the steps come in random order; ranks are random.
 
 A window follows from (seed, epoch, window) alone, so training starts, or restarts in mid-epoch, as
 soon as one window is packed. Structures that a window has no room for (rare, see ``usual_steps``)

@@ -1,1 +1,1 @@
-"""One page about a training: learning, errors, balance, settings; for people to look at."""
+"""One page about a training: learning, errors, balance, and settings, as HTML."""

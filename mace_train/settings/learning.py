@@ -1,4 +1,4 @@
-"""What is trained and how: model, optimizer, schedule, loss."""
+"""Settings of model, optimizer, learning-rate schedule, loss and fine-tuning."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -196,11 +196,11 @@ class SchedulerSettings:
 
 @dataclass(kw_only=True)
 class LossSettings:
-    """What is made small: errors of energy per atom, forces, stress and virials per atom."""
+    """The loss: errors of energy per atom, forces, stress and virials per atom."""
 
     loss: str = "weighted"
     """weighted (squared errors), huber, universal (huber, with forces above 100 eV/Å counting less)
-    or l1l2 (absolute energy error, length of the force error); all as in mace-torch."""
+    or l1l2 (absolute energy error, force error magnitude); all as in mace-torch."""
     huber_delta: float = 0.01
     """huber and universal: error above which the loss grows linearly."""
     energy_weight: float = 1.0
@@ -241,8 +241,8 @@ class LossSettings:
             ("config_type_weights", self.weights_by_type()),
             ("head_weights", self.weights_by_head()),
         ):
-            for kind, weight in weights.items():
-                check_at_least(f"loss.{name}.{kind}", weight, 0.0)
+            for group, weight in weights.items():
+                check_at_least(f"loss.{name}.{group}", weight, 0.0)
         if not any(getattr(self, name) > 0 for name in names):
             raise InputError(f"loss: nothing to train on, every one of {', '.join(names)} is 0")
 
@@ -255,14 +255,14 @@ class LossSettings:
         return _weights("head", self.head_weights, "{replay: 0.1}")
 
 
-def _weights(kind: str, given: Any, example: str) -> dict[str, float]:
+def _weights(what: str, given: Any, example: str) -> dict[str, float]:
     given = {} if given is None else given
     numbers = isinstance(given, dict) and all(
         isinstance(weight, (int, float)) for weight in given.values()
     )
     if not numbers:
         raise InputError(
-            f"loss.{kind}_weights={given!r} must map {kind}s to numbers, such as '{example}'"
+            f"loss.{what}_weights={given!r} must map {what}s to numbers, such as '{example}'"
         )
     return {str(name): float(weight) for name, weight in given.items()}
 

@@ -119,7 +119,7 @@ class OptimizerSettings:
     """Learning rate relative to lr by group, such as {readouts: 2, embedding: 0.1}; the groups are
     embedding, interactions, products and readouts."""
     freeze: Any = None
-    """Parts of the model that stay as they are, such as [node_embedding, interactions.0]."""
+    """Parts of the model that are not trained, such as [node_embedding, interactions.0]."""
     lr_scaling: str = "none"
     """How lr follows the structures of a step over all ranks, n: none, linear (times
     n / lr_structures) or sqrt (the root of it)."""
@@ -127,8 +127,8 @@ class OptimizerSettings:
     """Structures per step for which lr was chosen; only lr_scaling uses it."""
 
     def __post_init__(self) -> None:
-        kinds = ("adam", "adamw", "schedulefree", "lbfgs")
-        check_choice("optimizer.optimizer", self.optimizer, kinds)
+        optimizers = ("adam", "adamw", "schedulefree", "lbfgs")
+        check_choice("optimizer.optimizer", self.optimizer, optimizers)
         check_choice("optimizer.lr_scaling", self.lr_scaling, ("none", "linear", "sqrt"))
         check_at_least("optimizer.lr_structures", self.lr_structures, 0.0, strictly=True)
         self.factors()

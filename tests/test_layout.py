@@ -102,7 +102,7 @@ def test_one_class_name_has_one_meaning():
 
 
 def test_a_planted_duplicate_is_found(tmp_path):
-    (tmp_path / "a.py").write_text("class Piece:\n    pass\n")
-    (tmp_path / "b.py").write_text("class Piece:\n    pass\n\n\nclass Other:\n    pass\n")
+    (tmp_path / "a.py").write_text("class Same:\n    pass\n")
+    (tmp_path / "b.py").write_text("class Same:\n    pass\n\n\nclass Other:\n    pass\n")
     pairs = [pair for name in ("a.py", "b.py") for pair in classes_of(tmp_path / name)]
-    assert duplicates(pairs) == {"Piece": ["a.py", "b.py"]}
+    assert duplicates(pairs) == {"Same": ["a.py", "b.py"]}

@@ -57,7 +57,10 @@ def pack_window(
     epoch: int,
     part: int,
 ) -> PackedWindow:
-    """The best of the packings of a window that the work limit allows."""
+    """The best packing of the structures ``ids`` [n] into ``n_bins`` bins.
+
+    ``limits`` [3] are those of ``Capacity``; a small window is packed several times.
+    """
     ids = np.sort(ids)
     sizes = costs.sizes(ids)
     scaled = _scaled(sizes, n_bins)
@@ -124,11 +127,11 @@ class Packing:
         return assign(self.costs.locality_order, self.layout.n_windows, self.seed, self.epoch)
 
     def window(self, window: int) -> tuple[Bins, NDArray[np.int32]]:
-        """(bins of a window in the order of steps and ranks, structures without room)."""
+        """(bins of a window by step and rank, ids [n] of structures without room)."""
         return self._pack(self._assignment.members(window), self.layout.n_bins, window)
 
     def of_rank(self, rank: int, first_step: int) -> Iterator[StructureIds]:
-        """One rank's bins from a step on, packing only the windows they are in (not ``rest``)."""
+        """One rank's bins, ids [n] each, from a step on; packs only their windows, not ``rest``."""
         world_size, n_bins = self.layout.world_size, self.layout.n_bins
         made = NOWHERE
         for step in range(first_step, self.layout.n_steps):
@@ -149,7 +152,7 @@ class Packing:
         return np.argsort(-np.max(fills, axis=0), kind="stable")[:n_tried].tolist()
 
     def rest(self, ids: NDArray[np.int32]) -> Bins:
-        """The fewest whole steps for structures ``ids`` for which no window had room."""
+        """The fewest whole steps for structures ``ids`` [n] for which no window had room."""
         n_bins = self.layout.world_size
         while True:
             bins, left = self._pack(np.sort(ids), n_bins, self.layout.n_windows)

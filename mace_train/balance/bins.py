@@ -39,7 +39,7 @@ class Bins:
 
     @staticmethod
     def listed(bins: Iterable[StructureIds]) -> "Bins":
-        """From one array of ids per bin."""
+        """From one array of ids [n] per bin."""
         bins = [np.asarray(ids, np.int64) for ids in bins]
         offsets = np.zeros(len(bins) + 1, np.int64)
         np.cumsum([len(ids) for ids in bins], out=offsets[1:])

@@ -54,7 +54,7 @@ class Plan:
         return len(self.bins) // self.world_size
 
     def bin(self, step: int, rank: int) -> StructureIds:
-        """Structure ids of the structures that a rank takes in a step, ascending; may be empty."""
+        """Ids [n] of the structures that a rank takes in a step, ascending; may be empty."""
         if not (0 <= step < self.n_steps and 0 <= rank < self.world_size):
             raise IndexError(
                 f"step {step}, rank {rank} of a plan of {self.n_steps} steps, "
@@ -63,7 +63,7 @@ class Plan:
         return self.bins[step * self.world_size + rank]
 
     def of_rank(self, rank: int, start_step: int = 0) -> Iterator[StructureIds]:
-        """The bins of one rank, step by step, from a step on."""
+        """The bins of one rank, ids [n] each, step by step, from a step on."""
         for step in range(start_step, self.n_steps):
             yield self.bin(step, rank)
 

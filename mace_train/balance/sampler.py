@@ -87,7 +87,7 @@ class BinSampler:
         return make_plan(costs, self.packer, self.capacity, self.world_size, self.seed, epoch)
 
     def bins(self, epoch: int, start_step: int = 0) -> Iterator[StructureIds]:
-        """This rank's bins of an epoch from a step on."""
+        """This rank's bins of an epoch, ids [n] each, from a step on."""
         known = self._plans.get(epoch)
         if self.usual_steps is not None and (known is None or not known.done()):
             packing = Packing(

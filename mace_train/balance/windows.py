@@ -115,12 +115,12 @@ class Assignment:
     offsets: NDArray[np.int64]  # [n_windows + 1]
 
     def members(self, window: int) -> NDArray[np.int32]:
-        """Structure ids of the structures of a window."""
+        """Ids [n] of the structures of a window."""
         return self.ids[self.offsets[window] : self.offsets[window + 1]]
 
 
 def assign(order: NDArray[np.int32], n_windows: int, seed: int, epoch: int) -> Assignment:
-    """Assign the structures of a locality order to windows; their numbers differ by at most one."""
+    """Assign structures in ``order`` [n_structures] to windows, whose sizes differ by at most 1."""
     start = np.uint64(start_of(seed, epoch, Stream.WINDOWS))
     return Assignment(*_assign(order, n_windows, start))
 

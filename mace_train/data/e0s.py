@@ -193,7 +193,10 @@ def triangle_of(counts: NDArray[np.float64], energies: NDArray[np.float64]) -> N
 def fit_E0s(
     triangles: Iterable[NDArray[np.float64]], n_structures: int, elements: list[int]
 ) -> dict[int, float]:
-    """Least-squares E0s (eV) from the triangles of all ``n_structures`` structures."""
+    """Least-squares E0s (eV, by atomic number) of all ``n_structures`` structures.
+
+    ``triangles`` are those of ``triangle_of``, [k, n_elements + 1] each.
+    """
     n_elements = len(elements)
     triangle = np.zeros((0, n_elements + 1))
     for part in triangles:

@@ -63,7 +63,7 @@ class Contents:
         self.labels = self.labels + LabelCounts.of_shards([arrays])
 
     def values(self, name: str) -> NDArray[np.float32]:
-        """All values of one column."""
+        """[n] all values of one column."""
         return np.concatenate(self.columns[name])
 
 

@@ -63,14 +63,14 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The elementwise sum of ``tensor`` over all ranks, on every rank."""
+        """The elementwise sum of ``tensor`` (any shape, the same everywhere) over all ranks."""
         if self.size > 1:
             tensor = tensor.detach().clone()
             dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_async(self, values: Tensor) -> Callable[[], Tensor]:
-        """Start to sum ``values`` (on the CPU) over ranks; the function returned waits for it."""
+        """Start to sum ``values`` (on the CPU, any shape); the function returned waits for it."""
         if self.size == 1:
             return lambda: values
         total = values.detach().clone()

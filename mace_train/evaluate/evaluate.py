@@ -84,7 +84,7 @@ class SamplesInMemory:
         return len(self.samples)
 
     def batch(self, ids: NDArray[np.int64]) -> Batch:
-        """The structures ``ids`` as one set of arrays."""
+        """The structures ``ids`` [n] as one set of arrays."""
         return Batch.of_samples([self.samples[i] for i in ids.tolist()])
 
     def sample(self, index: int) -> Sample:

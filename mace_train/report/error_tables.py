@@ -147,7 +147,7 @@ class Errors:
         return result
 
     def row(self, name: str, structures: NDArray[np.bool_], atoms: Any = None) -> Row:
-        """Errors of the ``structures`` (a mask), or of ``atoms`` (a mask), of which only forces."""
+        """Errors of ``structures`` (mask [n_structures]), or of forces on ``atoms`` ([n_atoms])."""
         own = structures[self.structure_of_atom] if atoms is None else atoms
         forces, reference = self.forces[own], self.reference_forces[own]
         energy = self.energy[structures] if atoms is None else np.zeros(0)

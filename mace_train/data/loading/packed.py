@@ -95,7 +95,10 @@ class PackedGraph:
         )
 
     def arrays(self, *sizes: int) -> dict[str, NDArray[Any]]:
-        """The same as arrays, to be written; of the first structures, atoms, edges if given."""
+        """The tensors as writable arrays by name, shapes as in Graph.
+
+        ``sizes``: only the first so many structures, atoms and edges.
+        """
         views = {
             tensor_dtype: self.memory.view(tensor_dtype).numpy()
             for tensor_dtype in {self.dtype, *_TYPES}

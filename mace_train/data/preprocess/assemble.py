@@ -117,7 +117,7 @@ class FitTask:
 
 
 def fit_task(task: FitTask) -> tuple[int, NDArray[np.float64]]:
-    """(structures, triangle) of one shard, see e0s.fit_E0s."""
+    """(number of structures, triangle [k, n_elements + 1]) of one shard, see e0s.triangle_of."""
     arrays = ShardReader(read_header(task.path)).all_arrays()
     counts, energies = compositions(arrays, task.elements, task.head)
     return len(energies), triangle_of(counts, energies)

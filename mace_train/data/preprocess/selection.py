@@ -90,7 +90,7 @@ class Selection:
         return sorted({z for sets in self.elements.values() for z in sets.elements})
 
     def split(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Numbers for training and for validation, each head divided on its own."""
+        """Ascending numbers [n_train] and [n_valid]; each head is split on its own."""
         train, valid = [], []
         for head, sets in self.elements.items():
             mine = np.flatnonzero(self._head_of == self.heads.index(head))
@@ -100,7 +100,7 @@ class Selection:
         return np.sort(np.concatenate(train)), np.sort(np.concatenate(valid))
 
     def sources(self, numbers: NDArray[np.int64]) -> list[SelectedRows]:
-        """Where the structures ``numbers`` (ascending) are."""
+        """Part files and rows of the structures ``numbers`` [n], which ascend."""
         of = np.searchsorted(self._starts, numbers, side="right") - 1
         return [
             SelectedRows(

@@ -107,7 +107,7 @@ def is_allowed(name: str, dtype: np.dtype[Any]) -> bool:
 
 
 def with_views(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    """``arrays`` with the fields of ``structures`` as arrays of their own."""
+    """``arrays`` with the fields of ``structures`` as arrays [n_structures, ...] of their own."""
     rows = arrays["structures"]
     views = {name: rows[name] for name in rows.dtype.names or () if name != "padding"}
     return {**arrays, **views}
@@ -137,7 +137,7 @@ class ShardArrays:
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All arrays of LAYOUT."""
+        """All arrays of LAYOUT, which gives their shapes."""
         structures, edges, storage = self._structures, self._edges, self.storage
         rows, names = _rows(structures, storage)
         rows["n_atoms_with_neighbors"] = self._n_with_neighbors
@@ -244,7 +244,7 @@ def _bytes_of(arrays: Arrays, name: str, offsets: str) -> list[int]:
 
 
 def without_edges(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    """The same shard with the number of edges of every structure, and not the edges."""
+    """The arrays without OF_EDGES; edge_offsets [n + 1] stay, checksums [n] are new."""
     kept = {name: array for name, array in arrays.items() if name not in OF_EDGES}
     return {**kept, "structure_checksums": checksums(kept)}
 

@@ -62,7 +62,7 @@ def test_graphs_that_are_kept_are_never_overwritten(shards, pool, num_workers):
             assert torch.equal(getattr(graph, name), tensor), name
 
 
-def test_one_view_keeps_a_slot(shards, pool):
+def test_one_view_keeps_a_buffer(shards, pool):
     bins = bins_of(shards)
     positions = [graph.positions for graph in loaded(shards, bins, 1)]
     for found, expected in zip(positions, loaded(shards, bins, 0), strict=True):
@@ -70,7 +70,7 @@ def test_one_view_keeps_a_slot(shards, pool):
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_slots_are_used_again(shards, pool, num_workers):
+def test_buffers_are_used_again(shards, pool, num_workers):
     bins = bins_of(shards)
     places = [
         graph.positions.data_ptr()
@@ -95,14 +95,14 @@ def test_memory_goes_with_the_last_graph(shards, pool):
     assert sum(states[:]) == n_taken - 1
 
 
-def test_where_processes_are_not_forked_torch_hands_over(shards, pool, monkeypatch):
+def test_where_processes_are_not_forked_torch_shares_memory(shards, pool, monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")
     bins = bins_of(shards)[:3]
     assert [graph.ids.tolist() for graph in loaded(shards, bins, 1)] == [b.tolist() for b in bins]
     assert not pool
 
 
-def test_what_is_larger_than_a_slot_goes_elsewhere(shards, monkeypatch):
+def test_what_is_larger_than_a_buffer_is_shared_by_torch(shards, monkeypatch):
     made: list[SharedMemoryPool] = []
 
     def small(n_workers, size):
@@ -117,7 +117,7 @@ def test_what_is_larger_than_a_slot_goes_elsewhere(shards, monkeypatch):
     assert whole.ids.tolist() == bins[1].tolist()
 
 
-def test_where_there_is_no_room_torch_hands_over(shards, monkeypatch):
+def test_where_there_is_no_room_torch_shares_memory(shards, monkeypatch):
     def refuse(*arguments):
         raise OSError(12, "Cannot allocate memory")
 

@@ -119,7 +119,7 @@ def test_real_files(name):
 
 
 @pytest.mark.parametrize(("structures", "size"), [(1, 10**9), (3, 10**9), (100, 1), (100, 200)])
-def test_pieces_are_the_whole_file(tmp_path, structures, size):
+def test_file_ranges_are_the_whole_file(tmp_path, structures, size):
     path = write_xyz(
         tmp_path / "a.xyz",
         [molecule(-float(i)) if i % 3 else crystal(-float(i)) for i in range(10)],

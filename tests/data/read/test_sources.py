@@ -108,10 +108,10 @@ def test_ase_databases_with_their_values(tmp_path, suffix):
     assert [s.energy for s in structures] == [-0.0, -1.0, -2.0, -3.0, -4.0]
     np.testing.assert_array_equal(structures[3].stress, np.eye(3) * 3)
     np.testing.assert_array_equal(structures[4].forces, np.full((2, 3), 4.0))
-    assert read_in_pieces(path, 2) == [-0.0, -1.0, -2.0, -3.0, -4.0]
+    assert read_in_ranges(path, 2) == [-0.0, -1.0, -2.0, -3.0, -4.0]
 
 
-def read_in_pieces(path, per_range):
+def read_in_ranges(path, per_range):
     name, file_ranges = split_file(str(path), str(path), ChunkLimit(per_range))
     assert [file_range.count for file_range in file_ranges] == [2, 2, 1]
     parse_fns = [
@@ -122,10 +122,10 @@ def read_in_pieces(path, per_range):
     return [parse().info["REF_energy"] for parse in parse_fns]
 
 
-def test_trajectories_in_pieces(tmp_path):
+def test_trajectories_in_ranges(tmp_path):
     path = tmp_path / "a.traj"
     ase.io.write(path, [crystal(-float(i)) for i in range(5)])
-    assert read_in_pieces(path, 2) == [-float(i) for i in range(5)]
+    assert read_in_ranges(path, 2) == [-float(i) for i in range(5)]
 
 
 def test_lmdb_of_fairchem(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_lmdb_of_fairchem(tmp_path, monkeypatch):
     structures = list(read_structures([str(path)], KEYS))
     assert [s.energy for s in structures] == [-float(i) for i in range(5)]
     np.testing.assert_array_equal(structures[4].forces, np.full((2, 3), 4.0))
-    assert read_in_pieces(path, 2) == [-float(i) for i in range(5)]
+    assert read_in_ranges(path, 2) == [-float(i) for i in range(5)]
     for module in ("ase_db_backends.aselmdb", "mace.tools.fairchem_dataset.lmdb_dataset_tools"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match="pip install ase-db-backends"):

@@ -50,6 +50,8 @@ WORDS = (
             "tests/data/*",
             "*/settings/data.py",
             "*/data/README.md",
+            "README.md",
+            "mace_train/guide/own_data.md",
             "tests/bad_input/*",
             "scripts/bench/data*.py",
             "tests/slurm/*",

@@ -26,7 +26,7 @@ class Optimum:
 def smallest_largest_bin(
     costs: Costs, capacity: Capacity, n_bins: int, seconds: float, hint: int | None = None
 ) -> Optimum:
-    """The least cost of the most expensive bin, or how far a search of ``seconds`` came.
+    """The least cost of the most expensive bin, or its bounds after ``seconds`` of search.
 
     ``hint`` is the largest cost of a packing that is known, above which nothing is searched.
     """
@@ -36,8 +36,8 @@ def smallest_largest_bin(
     n = len(costs)
     weights = costs.scaled.tolist()
     in_bin = [[model.new_bool_var(f"{i} in {k}") for k in range(n_bins)] for i in range(n)]
-    for places in in_bin:
-        model.add_exactly_one(places)
+    for bins_of_structure in in_bin:
+        model.add_exactly_one(bins_of_structure)
     for sizes, limit in zip(costs.dimensions, capacity.limits.tolist(), strict=True):
         for k in range(n_bins):
             model.add(sum(int(sizes[i]) * in_bin[i][k] for i in range(n)) <= limit)
@@ -47,8 +47,8 @@ def smallest_largest_bin(
     for k in range(n_bins):
         model.add(sum(weights[i] * in_bin[i][k] for i in range(n)) <= largest)
     by_size = sorted(range(n), key=lambda i: -weights[i])
-    for place, i in enumerate(by_size[: n_bins - 1]):  # bins are alike: fix who comes first
-        for k in range(place + 1, n_bins):
+    for first, i in enumerate(by_size[: n_bins - 1]):  # bins are alike: break the symmetry
+        for k in range(first + 1, n_bins):
             model.add(in_bin[i][k] == 0)
     model.minimize(largest)
     solver = cp_model.CpSolver()

@@ -12,7 +12,7 @@ from mace_train.restricted_pickle import RestrictedPickleError, load_tensors
 
 
 def foundation_E0s(model: str) -> dict[int, float]:
-    """E0s (eV by atomic number) of a ``.model`` file of mace-torch or a training of ours.
+    """E0s (eV, by atomic number) of mace-torch's ``.model`` file or a training's output folder.
 
     Raises:
         InputError: the file is not there, is no such model, or has several heads.
@@ -22,10 +22,10 @@ def foundation_E0s(model: str) -> dict[int, float]:
         path = path / "checkpoints" / "best.safetensors"
     if not path.exists():
         raise InputError(f"data.foundation_model={model}: {path} is not there; correct the path")
-    return _of_ours(path) if path.suffix == ".safetensors" else _of_mace_torch(path)
+    return _E0s_of_checkpoint(path) if path.suffix == ".safetensors" else _E0s_of_mace_torch(path)
 
 
-def _of_ours(path: Path) -> dict[int, float]:
+def _E0s_of_checkpoint(path: Path) -> dict[int, float]:
     try:
         content = json.loads(path.with_suffix(".json").read_text())
         data = content["model_data"]
@@ -45,7 +45,7 @@ def _of_ours(path: Path) -> dict[int, float]:
     return found
 
 
-def _of_mace_torch(path: Path) -> dict[int, float]:
+def _E0s_of_mace_torch(path: Path) -> dict[int, float]:
     try:
         state = load_tensors(path).state
         elements = state["_buffers"]["atomic_numbers"].tolist()

@@ -78,7 +78,7 @@ class Graph:
         return self.positions[self.receivers] - self.positions[self.senders] + shifts
 
     def to(self, device: torch.device) -> "Graph":
-        """The same batch on another device; copies overlap with computation where they can."""
+        """The same batch on another device; copies overlap with computation where possible."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Graph":

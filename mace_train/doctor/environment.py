@@ -1,4 +1,4 @@
-"""Checks of each rank's own place: libraries, devices, compiler, kernels, file system."""
+"""Checks of each rank's environment: libraries, devices, compiler, kernels, file system."""
 
 import os
 import platform
@@ -41,20 +41,20 @@ def versions(world: World, settings: DoctorSettings) -> list[CheckResult]:
 
 
 def optional(world: World, settings: DoctorSettings) -> list[CheckResult]:
-    """What some commands need besides, and whether wandb has a key."""
+    """Optional libraries, and whether wandb has a key."""
     found = [f"{name} {_version(name)}" for name in _OPTIONAL if _version(name)]
     missing = [f"{name} ({use})" for name, use in _OPTIONAL.items() if not _version(name)]
-    findings = [CheckResult(Verdict.OK, ", ".join(found) or "nothing")]
+    results = [CheckResult(Verdict.OK, ", ".join(found) or "nothing")]
     if missing:
-        findings.append(CheckResult(Verdict.OK, "not installed: " + "; ".join(missing)))
+        results.append(CheckResult(Verdict.OK, "not installed: " + "; ".join(missing)))
     if _version("wandb"):
         netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         has_key = "WANDB_API_KEY" in os.environ or (
             netrc.is_file() and "wandb" in netrc.read_text()
         )
         how = "a key is set" if has_key else "no key: offline only, synchronise with `wandb sync`"
-        findings.append(CheckResult(Verdict.OK, f"wandb: {how}"))
-    return findings
+        results.append(CheckResult(Verdict.OK, f"wandb: {how}"))
+    return results
 
 
 def _version(name: str) -> str | None:
@@ -67,30 +67,32 @@ def _version(name: str) -> str | None:
 def devices(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """The device of each rank; that ranks do not share one was checked when they joined."""
     if world.device.type == "cpu":
-        kind = "cpu"
+        name = "cpu"
     else:
         properties = torch.cuda.get_device_properties(world.device)
-        kind = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
-    counts = Counter(world.gather_all(kind))
-    text = "; ".join(f"{n} x {name}" for name, n in counts.most_common())
-    findings = [CheckResult(Verdict.OK if len(counts) == 1 else Verdict.WARN, text)]
+        name = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
+    counts = Counter(world.gather_all(name))
+    text = "; ".join(f"{n} x {device}" for device, n in counts.most_common())
+    results = [CheckResult(Verdict.OK if len(counts) == 1 else Verdict.WARN, text)]
     if len(counts) > 1:
-        findings[0] = CheckResult(Verdict.WARN, text, "unlike devices: the slowest sets the pace")
+        results[0] = CheckResult(
+            Verdict.WARN, text, "different devices: all ranks wait for the slowest"
+        )
     if world.device.type == "cuda":
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-        findings += same_everywhere(
+        results += same_everywhere(
             world,
             f"{_driver()}, CUDA {torch.version.cuda}, NCCL {nccl}",
             "driver",
-            "ask for nodes of one kind, or the same software on all",
+            "ask for nodes of one type, or the same software on all",
         )
     elif _has_nvidia():
         remedy = "install a PyTorch built for CUDA (pip install torch), and check nvidia-smi"
         if settings.cluster.device == "auto":
-            findings.append(
+            results.append(
                 CheckResult(Verdict.FAIL, "NVIDIA GPUs that PyTorch does not see", remedy)
             )
-    return findings
+    return results
 
 
 def _has_nvidia() -> bool:
@@ -188,7 +190,7 @@ def data(world: World, settings: DoctorSettings) -> list[CheckResult]:
             n_bytes += sum(v.nbytes for v in vars(batch).values() if isinstance(v, np.ndarray))
     except (InputError, OSError) as error:
         problem = f"{socket.gethostname()}: {error}"
-    sums = world.sum_later(torch.tensor([n_structures, n_bytes], dtype=torch.float64))()
+    sums = world.all_reduce_async(torch.tensor([n_structures, n_bytes], dtype=torch.float64))()
     rate, mb = (sums / settings.read_seconds).tolist()
     text = (
         f"{settings.data_dir}: {rate:.4g} structures/s, {mb / 1e6:.4g} MB/s over {world.size} "

@@ -17,7 +17,7 @@ Header = dict[str, Any]
 RESIDUAL = "RealAgnosticResidualInteractionBlock"
 AGNOSTIC = "RealAgnosticInteractionBlock"
 
-# what a header may say of features beyond our settings; old headers may leave any of them out
+# features beyond our settings that a header may state; old headers may leave any of them out
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "class": ("ScaleShiftMACE", "MACE"),
     "interaction_cls": ([], [RESIDUAL]),

@@ -121,7 +121,9 @@ def save_model(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
 
 
 def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, Tensor]:
-    """Energies, forces and stress of a model of mace-torch in float64, for one head.
+    """energy [n_graphs], forces [n_atoms, 3] and stress [n_graphs, 3, 3] of mace-torch's model.
+
+    In float64, eV, eV/Å and eV/Å^3, for one head.
 
     mace-torch computes the ZBL repulsion in torch's default dtype, so that is set too.
     """
@@ -133,7 +135,7 @@ def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, T
 
 
 def batch_of(graph: Graph, n_elements: int) -> dict[str, Tensor]:
-    """The dictionary that mace-torch's forward takes, from our graph."""
+    """The dictionary that mace-torch's forward takes; shapes are those of its AtomicData."""
     ends = graph.n_atoms_of_graph.cumsum(0)
     large = 100.0 * torch.eye(3, dtype=torch.float64, device=graph.cell.device)
     cell = torch.where(graph.pbc.any(1)[:, None, None], graph.cell, large)

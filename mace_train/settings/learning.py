@@ -1,4 +1,4 @@
-"""What is trained and how: model, optimizer, schedule, loss."""
+"""Settings of model, optimizer, learning-rate schedule, loss and fine-tuning."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,7 +135,7 @@ class OptimizerSettings:
     """Learning rate relative to lr by group, such as {readouts: 2, embedding: 0.1}; the groups are
     embedding, interactions, products and readouts."""
     freeze: Any = None
-    """Parts of the model that stay as they are, such as [node_embedding, interactions.0]."""
+    """Parts of the model that are not trained, such as [node_embedding, interactions.0]."""
     lr_scaling: str = "none"
     """How lr follows the structures of a step over all ranks, n: none, linear (times
     n / lr_structures) or sqrt (the root of it)."""
@@ -143,8 +143,8 @@ class OptimizerSettings:
     """Structures per step for which lr was chosen; only lr_scaling uses it."""
 
     def __post_init__(self) -> None:
-        kinds = ("adam", "adamw", "schedulefree", "lbfgs")
-        check_choice("optimizer.optimizer", self.optimizer, kinds)
+        optimizers = ("adam", "adamw", "schedulefree", "lbfgs")
+        check_choice("optimizer.optimizer", self.optimizer, optimizers)
         check_choice("optimizer.lr_scaling", self.lr_scaling, ("none", "linear", "sqrt"))
         check_at_least("optimizer.lr_structures", self.lr_structures, 0.0, strictly=True)
         self.factors()
@@ -212,11 +212,11 @@ class SchedulerSettings:
 
 @dataclass(kw_only=True)
 class LossSettings:
-    """What is made small: errors of energy per atom, forces, stress and virials per atom."""
+    """The loss: errors of energy per atom, forces, stress and virials per atom."""
 
     loss: str = "weighted"
     """weighted (squared errors), huber, universal (huber, with forces above 100 eV/Å counting less)
-    or l1l2 (absolute energy error, length of the force error); all as in mace-torch."""
+    or l1l2 (absolute energy error, force error magnitude); all as in mace-torch."""
     huber_delta: float = 0.01
     """huber and universal: error above which the loss grows linearly."""
     energy_weight: float = 1.0
@@ -257,8 +257,8 @@ class LossSettings:
             ("config_type_weights", self.weights_by_type()),
             ("head_weights", self.weights_by_head()),
         ):
-            for kind, weight in weights.items():
-                check_at_least(f"loss.{name}.{kind}", weight, 0.0)
+            for group, weight in weights.items():
+                check_at_least(f"loss.{name}.{group}", weight, 0.0)
         if not any(getattr(self, name) > 0 for name in names):
             raise InputError(f"loss: nothing to train on, every one of {', '.join(names)} is 0")
 
@@ -271,14 +271,14 @@ class LossSettings:
         return _weights("head", self.head_weights, "{replay: 0.1}")
 
 
-def _weights(kind: str, given: Any, example: str) -> dict[str, float]:
+def _weights(what: str, given: Any, example: str) -> dict[str, float]:
     given = {} if given is None else given
     numbers = isinstance(given, dict) and all(
         isinstance(weight, (int, float)) for weight in given.values()
     )
     if not numbers:
         raise InputError(
-            f"loss.{kind}_weights={given!r} must map {kind}s to numbers, such as '{example}'"
+            f"loss.{what}_weights={given!r} must map {what}s to numbers, such as '{example}'"
         )
     return {str(name): float(weight) for name, weight in given.items()}
 

@@ -150,7 +150,7 @@ class EpochLoop:
         run, totals = self.run, self.run.epoch_totals
         sums = run.world.sum(torch.stack((totals.sums.numerators, totals.sums.counts)))
         if not self.interrupted:
-            seen = run.world.sum_later(totals.seen)()
+            seen = run.world.all_reduce_async(totals.seen)()
             n = len(run.sampler.costs)
             self.n_seen = int(seen[0])
             expected = [n, int(fingerprints(torch.arange(n)).sum())]

@@ -55,7 +55,7 @@ class LbfgsLoop(EpochLoop):
         """[4] labels of all structures, the denominators of the loss."""
         loss = self.run.stage.loss.loss
         own = torch.stack([label_counts(graph, loss) for graph in self._graphs(epoch_plan)])
-        return self.run.world.sum_later(own.sum(0))()
+        return self.run.world.all_reduce_async(own.sum(0))()
 
     def _gradient(self, epoch_plan: EpochPlan, label_counts_over_ranks: Tensor) -> LossSums:
         """Set the gradient over all data; the loss sums over all ranks."""

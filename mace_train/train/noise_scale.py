@@ -27,7 +27,7 @@ class NoiseScale:
         """Structures; None where it is unknown (one rank, no step, |G|^2 estimated below 0)."""
         rows = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, 4)
         present = (rows[:, 1] > 0).double()
-        own = world.sum_later(torch.stack((rows[:, 0], rows[:, 1], present)))()
+        own = world.all_reduce_async(torch.stack((rows[:, 0], rows[:, 1], present)))()
         if world.size == 1 or not len(rows):
             return None
         small, one_over_small = own[0] / own[2], own[1] / own[2]

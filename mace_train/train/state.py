@@ -93,7 +93,7 @@ def resume(run: Run) -> None:
 
     Raises ``InputError`` when none is, or if it is of another model or other training data.
     """
-    tensors, header, path = run.world.from_main(run.checkpoint_manager.newest)
+    tensors, header, path = run.world.broadcast_result(run.checkpoint_manager.newest)
     _check_same_origin(run, header, path)
     checkpoint.load_parameters(run.model, tensors, "model.", path)
     run.progress = Progress.from_header(header["progress"])

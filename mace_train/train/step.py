@@ -147,7 +147,7 @@ def count_over_ranks(
     labels = sum((label_counts(graph, loss.loss) for graph in graphs), zero)
     n_structures = sum(int((graph.ids >= 0).sum()) for graph in graphs)
     more = torch.tensor([n_structures, *flags], dtype=torch.float64)
-    over_ranks = world.sum_later(torch.cat((labels, more)))
+    over_ranks = world.all_reduce_async(torch.cat((labels, more)))
 
     @cache  # waits once
     def counts() -> StepCounts:

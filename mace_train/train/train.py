@@ -95,7 +95,7 @@ def _epochs(
         if log is not None:
             log.write(record)
             LOGGER.info("%s", epoch_line(record, settings.max_num_epochs))
-        flags = run.world.sum_later(torch.tensor([int(interruption.signal is not None)]))()
+        flags = run.world.all_reduce_async(torch.tensor([int(interruption.signal is not None)]))()
         if flags.item() and progress.epoch + 1 < settings.max_num_epochs:
             return record, _log_interruption(run, interruption)
     _log_end(run, record)
@@ -191,7 +191,7 @@ def _start_from_best(run: Run) -> None:
         run.checkpoint_manager.wait()
         return checkpoint.read(path)[0]
 
-    tensors = run.world.from_main(read)
+    tensors = run.world.broadcast_result(read)
     fill(run.model, {name.removeprefix("model."): value for name, value in tensors.items()})
 
 

@@ -1,4 +1,4 @@
-"""The referee against brute force, and the packers against the referee."""
+"""The exact solver against brute force, and the packers against the exact solver."""
 
 from itertools import product
 

@@ -15,6 +15,7 @@ from ase.calculators.emt import EMT
 from ase.io import write
 
 from mace_train.cli import main
+from tests.skips import SkipLimits
 
 torch.set_num_threads(1)
 for _name in [name for name in os.environ if name.startswith(("SLURM_", "PMI", "OMPI_", "PBS_"))]:
@@ -27,6 +28,11 @@ TINY_MODEL = (
     "model.correlation=2",
     "model.radial_MLP=[8]",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Bounds on the numbers of skipped tests."""
+    config.pluginmanager.register(SkipLimits(), "skip-limits")
 
 
 def labelled(atoms: Atoms, config_type: str) -> Atoms:

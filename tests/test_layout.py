@@ -65,6 +65,18 @@ def test_top_level_is_the_agreed_one():
     assert {name for name in names if not name.startswith(".")} == TOP_LEVEL
 
 
+def test_no_module_imports_from_a_test_module():
+    """What two files need is in a module of helpers, so that a test module may be renamed."""
+    pattern = re.compile(r"^\s*(?:from|import)\s+tests(?:\.\w+)*\.test_\w+.*"
+                         r"|^\s*from\s+tests[\w.]*\s+import\s.*\btest_\w+.*", re.M)  # fmt: skip
+    found = {
+        str(path.relative_to(ROOT)): lines
+        for path in tracked()
+        if path.suffix == ".py" and (lines := pattern.findall(path.read_text()))
+    }
+    assert not found
+
+
 def test_markdown_links_lead_somewhere():
     broken = []
     for page in (path for path in tracked() if path.suffix == ".md"):

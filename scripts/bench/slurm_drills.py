@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.conftest import emt_structures, run_command  # noqa: E402
 from tests.slurm.cluster import Cluster, why_not  # noqa: E402
-from tests.slurm.test_train import SETTINGS, TWO_NODES, numbers, torchrun, weights  # noqa: E402
-from tests.train.test_faults import records  # noqa: E402
+from tests.slurm.trainings import SETTINGS, TWO_NODES, numbers, torchrun, weights  # noqa: E402
+from tests.train.processes import records_so_far  # noqa: E402
 
 
 def main() -> int:
@@ -49,8 +49,8 @@ def main() -> int:
     torchrun(data, work / "whole", 2, arguments.epochs)
     ours, peer = numbers(work / "run"), numbers(work / "whole")
     same = sum(a == b for a, b in zip(ours, peer, strict=False))
-    counts = [row["structures"] for row in records(work / "run")]
-    whole = [row["structures"] for row in records(work / "whole")]
+    counts = [row["structures"] for row in records_so_far(work / "run")]
+    whole = [row["structures"] for row in records_so_far(work / "whole")]
     rows = [
         _row("drills survived", sum(done.values()), arguments.drills),
         _row("epochs with the same metrics", same, len(peer)),
@@ -103,7 +103,7 @@ def _disturbed(
     seconds = []
     for _ in range(arguments.drills):
         time.sleep(choice.uniform(0.0, 1.5))
-        n_epochs = len(records(work / "run"))
+        n_epochs = len(records_so_far(work / "run"))
         if cluster.states(job) != ["RUNNING"]:
             print("the training was over before the drills were; raise --epochs")
             break
@@ -112,7 +112,7 @@ def _disturbed(
         _inflict(cluster, job, kind, choice)
         if kind != "kill":  # after which the training starts again in the same allocation
             _wait_for_requeue(cluster, job, n_restarts + 1)
-            n_epochs = len(records(work / "run"))
+            n_epochs = len(records_so_far(work / "run"))
         _wait_for_epoch(cluster, job, work, n_epochs + 2)  # one may have been under way
         done[kind] += 1
         seconds.append(time.monotonic() - start)
@@ -160,7 +160,7 @@ def _wait_for_requeue(cluster: Cluster, job: str, n_restarts: int) -> None:
 
 def _wait_for_epoch(cluster: Cluster, job: str, work: Path, n_epochs: int) -> None:
     end = time.monotonic() + 300
-    while len(records(work / "run")) < n_epochs and cluster.states(job) != ["COMPLETED"]:
+    while len(records_so_far(work / "run")) < n_epochs and cluster.states(job) != ["COMPLETED"]:
         if time.monotonic() > end or cluster.states(job) == ["FAILED"]:
             raise SystemExit(f"no epoch {n_epochs}: see {work}")
         time.sleep(0.1)

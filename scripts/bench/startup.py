@@ -27,7 +27,7 @@ from mace_train.train.setup import set_up  # noqa: E402
 from mace_train.train.train import fit  # noqa: E402
 from tests.conftest import run_command  # noqa: E402
 from tests.train.ranks import run_ranks  # noqa: E402
-from tests.train.test_train import settings_for  # noqa: E402
+from tests.train.training import settings_for  # noqa: E402
 
 PHASES = ("join", "set up", "first epoch")
 _GROWTH = 1.5  # of CPU seconds per rank, from the middle to the largest number of ranks

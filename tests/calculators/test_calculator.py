@@ -6,41 +6,20 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, fcc111, molecule
+from ase.build import molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from mace_train.calculators import MACETrainCalculator
 from mace_train.errors import InputError
 from mace_train.interop.header import header_of
 from mace_train.interop.state_dict import from_mace_torch
 from mace_train.model.derivatives import predict
+from tests.calculators.systems import ELEMENTS, R_MAX, STRUCTURES, calculator
+from tests.equivariance import assert_model_equivariant
 from tests.model.mace_torch import import_mace, mace_torch_model
-from tests.model.systems import graph_of, mixed, model_of, rattled
-
-ELEMENTS = (1, 8, 13)
-R_MAX = 4.0
-
-
-def calculator(*seeds, **settings):
-    return MACETrainCalculator(
-        [model_of(ELEMENTS, seed=seed) for seed in seeds or (0,)], **settings
-    )
-
-
-def slab():
-    """Periodic in two directions, with a molecule on top."""
-    atoms = fcc111("Al", (2, 2, 2), vacuum=5.0)
-    atoms += Atoms("OH", positions=[[0.5, 0.4, 9.2], [0.9, 1.1, 9.6]])
-    return rattled(atoms, 5)
-
-
-STRUCTURES = {
-    "molecule": lambda: mixed(ELEMENTS),
-    "crystal": lambda: rattled(bulk("Al", cubic=True), 1),
-    "one atom in a cell": lambda: rattled(bulk("Al"), 2),
-    "slab": slab,
-}
+from tests.model.systems import graph_of, model_of
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -56,6 +35,19 @@ def test_forces_and_stress_are_derivatives_of_the_energy(name):
     else:
         with pytest.raises(PropertyNotImplementedError):
             atoms.get_stress()
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_results_move_with_the_structure(name):
+    calc = calculator()
+
+    def results(atoms):
+        found = {"energy": calc.get_potential_energy(atoms), "forces": calc.get_forces(atoms)}
+        if atoms.pbc.all():
+            found["stress"] = voigt_6_to_full_3x3_stress(calc.get_stress(atoms))
+        return found
+
+    assert_model_equivariant(results, STRUCTURES[name]())
 
 
 def test_results_are_those_of_the_model():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase.vibrations import VibrationsData
 
-from tests.calculators.test_calculator import STRUCTURES, calculator
+from tests.calculators.systems import STRUCTURES, calculator
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])

@@ -102,3 +102,12 @@ def run(tmp_path, structures, *, name="out", r_max=3.0, **changes):
 def statistics_in(folder: Path) -> Statistics:
     """What preprocess wrote to statistics.json."""
     return Statistics.read(folder / "statistics.json")
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """Path below ``folder`` -> content, for every file."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

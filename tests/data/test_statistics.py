@@ -20,7 +20,7 @@ from mace_train.data.statistics import (
 )
 from mace_train.errors import InputError
 from tests.data.factories import random_structure
-from tests.data.shards.test_shard_set import write_shards
+from tests.data.shards.samples import write_shards
 
 E0S = {1: -13.5, 6: -1026.25, 8: -2037.75}
 HEADS = {"Default": E0S}

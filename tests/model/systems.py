@@ -12,6 +12,7 @@ from mace_train.data.loading.loader import collate
 from mace_train.data.shards.arrays import Sample
 from mace_train.data.shards.hdf5 import sample_of
 from mace_train.data.structure import Structure
+from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
 
@@ -89,3 +90,14 @@ def model_of(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return MACE(ModelSettings(**{**small, **settings}), data).to(dtype)
+
+
+def results_of(model: MACE, graph: Graph) -> dict[str, np.ndarray]:
+    """Energy, node energies, forces and stress of the one structure of ``graph``."""
+    found = predict(model, graph, stress=True, create_graph=False)
+    return {
+        "energy": found.energy[0].numpy(),
+        "node_energy": found.node_energy.numpy(),
+        "forces": found.forces.numpy(),
+        "stress": found.stress[0].numpy(),
+    }

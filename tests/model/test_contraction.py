@@ -1,43 +1,12 @@
 """The factored contraction equals the dense sum over paths, with all derivatives."""
 
-from itertools import pairwise
-
-import numpy as np
 import pytest
 import torch
 
 from mace_train.model.contraction import SymmetricContraction
-from mace_train.model.coupling import clebsch_gordan, degree_slice
-from mace_train.model.product_basis import Path, paths, product_basis, reduced_basis
-from tests.model.rotations import degree_matrices, rotation
-
-
-def dense_tensor(path: Path, l_max: int) -> np.ndarray:
-    """U [2L + 1, n_components, ..., n_components] of one path, by coupling one copy at a time."""
-    n_components = (l_max + 1) ** 2
-    unit = np.eye(n_components)
-    tensor = unit[degree_slice(path[0][0])]
-    for (_, before), (degree, reached) in pairwise(path):
-        table = clebsch_gordan(reached, before, degree)
-        tensor = np.einsum("mij,i...,jb->m...b", table, tensor, unit[degree_slice(degree)])
-    return tensor
-
-
-def dense_contraction(module: SymmetricContraction, l_max, x, elements):
-    """Sum over orders and paths of weight * U : x (x) ... (x) x, one einsum each."""
-    results = []
-    for degree, contraction in enumerate(module.contractions):
-        total = 0.0
-        for order in range(1, len(contraction.weights) + 2):
-            weights = contraction.of_order(order)[elements]
-            for p, path in enumerate(paths(l_max, order, degree)):
-                tensor = torch.as_tensor(dense_tensor(path, l_max))
-                letters = "abcd"[:order]
-                factors = ",".join(f"n{letter}k" for letter in letters)
-                value = torch.einsum(f"m{letters},{factors}->nmk", tensor, *[x] * order)
-                total = total + weights[:, p, None] * value
-        results.append(total)
-    return torch.cat(results, dim=1)
+from mace_train.model.product_basis import paths, product_basis, reduced_basis
+from tests.equivariance import assert_equivariant
+from tests.model.dense import dense_contraction
 
 
 def contraction_and_input(l_max, l_out, correlation, n_atoms=5, n_channels=2):
@@ -77,19 +46,13 @@ def test_first_and_second_derivatives():
 
 
 def test_equivariant():
-    matrices = degree_matrices(rotation(5), 3)
     module, x, elements = contraction_and_input(3, 2, 3)
-
-    def rotate(values):
-        degrees = [
-            np.einsum("ij,njk->nik", matrices[degree], values[:, degree_slice(degree)])
-            for degree in range(round(values.shape[1] ** 0.5))
-        ]
-        return torch.as_tensor(np.concatenate(degrees, axis=1))
-
-    rotated_first = module(rotate(x.detach().numpy()), elements)
-    rotated_last = rotate(module(x, elements).detach().numpy())
-    torch.testing.assert_close(rotated_first, rotated_last, rtol=1e-10, atol=1e-10)
+    assert_equivariant(
+        lambda x: {"features": module(x, elements)},
+        [x.detach()],
+        lambda motion, x: [motion.features(x, range(4))],
+        lambda motion, out: {"features": motion.features(out["features"], range(3))},
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -9,7 +9,7 @@ import torch
 from mace_train.irreps import import_o3
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.coupling import clebsch_gordan, convolution_paths, wigner_3j
-from tests.model.rotations import degree_matrices, rotation
+from tests.equivariance import degree_matrices, rotation
 
 DEGREES = [
     (l1, l2, l3) for l1 in range(5) for l2 in range(5) for l3 in range(abs(l1 - l2), l1 + l2 + 1)

@@ -15,8 +15,18 @@ from mace_train.errors import InputError
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
-from tests.model.rotations import rotation
-from tests.model.systems import graph_of, lonely, mixed, model_of, rattled, salt, tiny_cell, water
+from tests.equivariance import assert_model_equivariant
+from tests.model.systems import (
+    graph_of,
+    lonely,
+    mixed,
+    model_of,
+    rattled,
+    results_of,
+    salt,
+    tiny_cell,
+    water,
+)
 
 ELEMENTS = (1, 8, 11, 13, 17)
 R_MAX = 4.0
@@ -51,39 +61,12 @@ def close(found, expected, tolerance=1e-9):
 
 
 @pytest.mark.parametrize("make", [water, salt, tiny_cell])
-@given(seed=SEEDS, mirror=st.booleans())
-@FEW
-def test_rotation_and_inversion(model, make, seed, mirror):
-    atoms = make()
-    rotate = rotation(seed) * (-1 if mirror else 1)
-    turned = changed(atoms, atoms.positions @ rotate.T, atoms.cell[:] @ rotate.T)
-    before, after = outputs(model, [atoms]), outputs(model, [turned])
-    close(after.energy, before.energy)
-    close(after.forces, before.forces @ torch.as_tensor(rotate.T.copy()))
-    close(after.stress[0], rotate @ before.stress[0].numpy() @ rotate.T)
-
-
-@pytest.mark.parametrize("make", [water, salt, tiny_cell])
-@given(shift=st.tuples(*[st.floats(-20, 20)] * 3))
-@FEW
-def test_translation(model, make, shift):
-    atoms = make()
-    moved = changed(atoms, atoms.positions + np.array(shift))
-    before, after = outputs(model, [atoms]), outputs(model, [moved])
-    close(after.energy, before.energy)
-    close(after.forces, before.forces)
-
-
-@pytest.mark.parametrize("make", [water, salt])
 @given(seed=SEEDS)
 @FEW
-def test_permutation(model, make, seed):
-    atoms = make()
-    order = np.random.RandomState(seed).permutation(len(atoms))
-    before, after = outputs(model, [atoms]), outputs(model, [atoms[order]])
-    close(after.energy, before.energy)
-    close(after.forces, before.forces[order])
-    close(after.node_energy, before.node_energy[order])
+def test_rotation_reflection_permutation_and_translation(model, make, seed):
+    assert_model_equivariant(
+        lambda atoms: results_of(model, graph_of([atoms], R_MAX, ELEMENTS)), make(), seed=seed
+    )
 
 
 @given(seed=SEEDS)
@@ -301,14 +284,11 @@ def test_state_dict_holds_parameters_alone(model):
         {"model": "MACE", "max_L": 2, "max_ell": 2, "num_interactions": 3},
     ],
 )
-def test_other_architectures_are_invariant(options):
+def test_other_architectures_are_equivariant(options):
     model = model_of(ELEMENTS, **options)
-    atoms, rotate = mixed(ELEMENTS), rotation(7)
-    turned = changed(atoms, atoms.positions @ rotate.T)
-    before, after = outputs(model, [atoms]), outputs(model, [turned])
-    close(after.energy, before.energy)
-    close(after.forces, before.forces @ torch.as_tensor(rotate.T.copy()))
-    assert float(before.forces.abs().max()) > 1e-6
+    assert_model_equivariant(
+        lambda atoms: results_of(model, graph_of([atoms], R_MAX, ELEMENTS)), mixed(ELEMENTS)
+    )
 
 
 @pytest.mark.parametrize(

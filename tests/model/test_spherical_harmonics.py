@@ -6,7 +6,7 @@ import torch
 
 from mace_train.irreps import import_o3
 from mace_train.model.spherical_harmonics import SphericalHarmonics
-from tests.model.rotations import degree_matrices, rotation
+from tests.equivariance import degree_matrices, rotation
 
 
 def unit_vectors(n: int) -> torch.Tensor:

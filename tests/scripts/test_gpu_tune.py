@@ -29,7 +29,7 @@ import problem
 import tune
 from mace_train.ops.cuda import tuning as cuda_tuning
 from mace_train.ops.cuda.passes import Tuning
-from tests.ops.cuda.test_emit import by_pair, contraction, convolution
+from tests.ops.kernels import by_pair, contraction, convolution
 
 near = [{"threads": 64}]
 def neighbours(kernel, target, center):

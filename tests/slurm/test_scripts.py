@@ -12,7 +12,7 @@ from mace_train.settings import SweepSettings
 from mace_train.sweep.sweep import summarise
 from tests.conftest import run_command
 from tests.slurm.cluster import ROOT, edited, log_of
-from tests.slurm.test_train import SETTINGS, TWO_NODES, numbers
+from tests.slurm.trainings import SETTINGS, TWO_NODES, numbers
 
 pytestmark = pytest.mark.slow
 

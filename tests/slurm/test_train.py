@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,58 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from mace_train.train import checkpoint
-from tests.conftest import TINY_MODEL
 from tests.slurm.cluster import Cluster, log_of
-from tests.train.test_faults import records
+from tests.slurm.trainings import SETTINGS, TWO_NODES, numbers, torchrun, weights
+from tests.train.processes import records_so_far
 
 pytestmark = pytest.mark.slow
-
-SETTINGS = (
-    *TINY_MODEL,
-    "cluster=cpu",
-    "cluster.kernels=reference",
-    "cluster.timeout_s=60",
-    "default_dtype=float64",
-    "batching.batch_size=2",
-    "batching.valid_batch_size=4",
-)
-TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1"]
-
-
-def numbers(output: Path) -> list[dict[str, Any]]:
-    """The metrics of every epoch that do not tell time."""
-    keys = ("epoch", "step", "train_loss", "valid_loss", "structures")
-    return [
-        {k: v for k, v in record.items() if k in keys or k.startswith("valid_")}
-        for record in records(output)
-    ]
-
-
-def weights(output: Path) -> str:
-    """Checksum of the final weights."""
-    tensors, _ = checkpoint.read(output / "checkpoints/last.safetensors")
-    return checkpoint.checksum(
-        {name: value for name, value in tensors.items() if name.startswith("model.")}, ""
-    )
 
 
 def assert_same_end(output: Path, reference: Path) -> None:
     assert numbers(output) == numbers(reference)
     assert weights(output) == weights(reference)
-
-
-def torchrun(prepared: Path, output: Path, n_ranks: int, n_epochs: int) -> Path:
-    """The same training without Slurm."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}"]
-    settings = [f"data_dir={prepared}", f"output={output}", f"max_num_epochs={n_epochs}"]
-    subprocess.run(
-        [sys.executable, *launcher, "-m", "mace_train", "train", *settings, *SETTINGS],
-        check=True,
-        capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +35,7 @@ def wait_for(condition: Any, what: str, timeout_s: float = 90.0) -> None:
 
 
 def wait_for_epoch(output: Path, epoch: int) -> None:
-    wait_for(lambda: len(records(output)) > epoch, f"no epoch {epoch} in {output}")
+    wait_for(lambda: len(records_so_far(output)) > epoch, f"no epoch {epoch} in {output}")
 
 
 def submit(cluster: Cluster, folder: Path, options: list[str], *settings: str) -> str:
@@ -123,11 +79,11 @@ def test_it_continues_exactly_after_everything_that_ends_a_job(
     wait_for_epoch(output, 0)
     cluster.run("scontrol", "requeue", job)
     wait_for(lambda: cluster.restarts(job) == 1, "it was not requeued")
-    n_before = len(records(output))
+    n_before = len(records_so_far(output))
     wait_for_epoch(output, n_before)
     cluster.run("scancel", "--signal=USR1", job)
     wait_for(lambda: cluster.restarts(job) == 2, "it did not go back to the queue")
-    n_before = len(records(output))
+    n_before = len(records_so_far(output))
     wait_for_epoch(output, n_before)
     os.kill(cluster.pids(2, "bin/mace-train train")[-1], signal.SIGKILL)
     assert cluster.wait(job) == ["COMPLETED"], log_of(folder, f"train-{job}.log")
@@ -137,8 +93,8 @@ def test_it_continues_exactly_after_everything_that_ends_a_job(
     assert "starting again" in log
     assert cluster.restarts(job) == 2
     assert_same_end(output, undisturbed)
-    assert {record["structures"] for record in records(output)} == {
-        record["structures"] for record in records(undisturbed)
+    assert {record["structures"] for record in records_so_far(output)} == {
+        record["structures"] for record in records_so_far(undisturbed)
     }
 
 

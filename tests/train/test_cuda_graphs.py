@@ -12,28 +12,14 @@ import torch
 from mace_train.distributed.world import World, open_world
 from mace_train.errors import InputError
 from mace_train.ops.cpp.compiler import find_compiler
-from mace_train.settings import BatchingSettings, ClusterSettings, StageTwoSettings, TrainSettings
+from mace_train.settings import ClusterSettings, StageTwoSettings, TrainSettings
 from mace_train.train.run import Run
 from mace_train.train.setup import set_up
 from mace_train.train.step import train_step
 from mace_train.train.train import fit
-from tests.train.test_resume import records
-from tests.train.test_train import graph_of, settings_for
+from tests.train.training import graph_of, records, settings_for, with_graphs
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
-
-
-def with_graphs(prepared: Path, output: Path, *, captured: bool, **changes: Any) -> TrainSettings:
-    """Settings for bins of one shape; ``device`` is the CPU by default."""
-    return settings_for(
-        prepared,
-        output,
-        **{
-            "batching": BatchingSettings(batch_size=4, static_shapes=True),
-            "cluster": ClusterSettings(device=changes.pop("device", "cpu"), cuda_graphs=captured),
-            **changes,
-        },
-    )
 
 
 def run_of(settings: TrainSettings, world: World) -> tuple[Run, list[dict[str, Any]]]:

@@ -25,9 +25,8 @@ from mace_train.train.optim import make_optimizer, set_lr
 from mace_train.train.setup import set_up
 from mace_train.train.train import fit, train
 from tests.train.conftest import capture_operations
-from tests.train.test_cuda_graphs import with_graphs
-from tests.train.test_optim import Named
-from tests.train.test_resume import assert_same_end, records, train_until_killed
+from tests.train.networks import Named
+from tests.train.training import assert_same_end, records, train_until_killed, with_graphs
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")

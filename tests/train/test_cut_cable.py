@@ -11,7 +11,7 @@ import pytest
 
 from mace_train.errors import LostRankError
 from tests.conftest import TINY_MODEL
-from tests.train.test_faults import LINUX, REFERENCE, records, wait_for
+from tests.train.processes import LINUX, REFERENCE, records_so_far, wait_for
 
 N_HOSTS = 3
 TIMEOUT_S = 6
@@ -72,7 +72,7 @@ def test_a_rank_whose_cable_is_cut_is_named_within_the_timeout(hosts, prepared, 
     output = tmp_path / "run"
     ranks = [start(host, prepared, output, logs[host]) for host in range(N_HOSTS)]
     try:
-        wait_for(lambda: records(output), ranks[0], 90)
+        wait_for(lambda: records_so_far(output), ranks[0], 90)
         within("hub", "ip", "link", "set", f"port{N_HOSTS - 1}", "down")
         cut = time.monotonic()
         codes = [rank.wait(timeout=90) for rank in ranks]

@@ -6,10 +6,8 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,24 +18,15 @@ from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings, TrainSettings
 from mace_train.train import step as step_module
-from mace_train.train.epoch import EpochLoop
 from mace_train.train.gradients import Gradients
 from mace_train.train.setup import set_up
 from mace_train.train.signals import exit_code
 from mace_train.train.train import fit, train
-from tests.conftest import TINY_MODEL
+from tests.train.processes import LINUX, records_so_far, torchrun, wait_for, words, workers
 from tests.train.ranks import run_command_on_ranks, run_ranks
-from tests.train.test_resume import assert_same_end
-from tests.train.test_train import settings_for
+from tests.train.training import after_steps, assert_same_end, settings_for
 
-REFERENCE = "cluster.kernels=reference"
 TIMEOUT_S = 10
-
-
-def records(output: Path) -> list[dict[str, Any]]:
-    path = output / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def little_memory(model: Any, limit: int, where: str) -> Any:
@@ -99,7 +88,9 @@ def test_out_of_memory_lowers_the_capacity_of_all_ranks(where, prepared, tmp_pat
     assert results[0][1][0] < 30
     assert any(re.search(r"out of memory in step \d+ \(epoch 1\) with the bin of .*train\.xyz.* "
                          r"\(\d+ atoms, \d+ edges\)", text) for text in results[0][2])  # fmt: skip
-    rows = records(tmp_path / "run")  # that each structure counted once is checked by every epoch
+    rows = records_so_far(
+        tmp_path / "run"
+    )  # that each structure counted once is checked by every epoch
     assert [row["epoch"] for row in rows] == [0, 1]
     # a resumed run begins with the lower capacity
     resumed = set_up(replace(settings, restart_latest=True, max_num_epochs=3), World())
@@ -145,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_or_is_skipped(prepared, tmp_p
     progress, message = training_with_nan(World(), skip, {5})
     assert message is None
     assert progress["n_skipped"] == 2  # once in every epoch
-    assert records(tmp_path / "skip")[-1]["n_skipped"] == 2
+    assert records_so_far(tmp_path / "skip")[-1]["n_skipped"] == 2
     everything = set(range(100))
     hopeless = settings_for(prepared, tmp_path / "hopeless", max_num_epochs=9, non_finite="skip")
     _, message = training_with_nan(World(), hopeless, everything)
@@ -155,20 +146,16 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_or_is_skipped(prepared, tmp_p
 def interrupted_by(world: World, settings: TrainSettings, number: int, n_steps: int) -> int:
     """The exit code of a training of which the last rank gets a signal after some steps."""
     run = set_up(settings, world)
-    note = EpochLoop._note
 
-    def signalled(loop: EpochLoop, result: Any, after: int) -> None:
-        note(loop, result, after)
+    def interrupt(_: Any) -> None:
         if run.progress.step == n_steps and world.rank == world.size - 1:
             os.kill(os.getpid(), number)
 
-    EpochLoop._note = signalled  # type: ignore[method-assign]
     try:
-        fit(run)
+        with after_steps(interrupt):
+            fit(run)
     except SystemExit as stop:
         return int(stop.code or 0)
-    finally:
-        EpochLoop._note = note  # type: ignore[method-assign]
     return -1
 
 
@@ -198,38 +185,6 @@ def test_a_signal_to_one_rank_stops_all(n_ranks, steps, prepared, tmp_path):
     assert [path.stem for path in kept] == [f"step-{step:010d}" for step in steps]
 
 
-def words(prepared: Path, output: Path, *more: str) -> list[str]:
-    """A training that writes a checkpoint after every second step."""
-    return [
-        *("train", f"data_dir={prepared}", f"output={output}", "default_dtype=float64"),
-        *("batching.batch_size=2", "loss=stress", "cluster=cpu", "checkpoints.every_steps=2"),
-        *(REFERENCE, *TINY_MODEL, *more),
-    ]
-
-
-def torchrun(n_ranks: int, n_restarts: int, *words: str) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += [f"--max-restarts={n_restarts}", f"--nproc-per-node={n_ranks}"]
-    return [*launcher, "-m", "mace_train", *words]
-
-
-def workers(launcher: int) -> list[int]:
-    """The ranks that torchrun has started, in their order."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return [int(pid) for pid in children]
-
-
-def wait_for(condition: Any, process: "subprocess.Popen[bytes]", seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the training ended too early"
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds ranks in /proc")
-
-
 @pytest.mark.slow
 @LINUX
 def test_torchrun_restarts_a_killed_rank_and_the_end_is_the_same(prepared, tmp_path):
@@ -241,7 +196,7 @@ def test_torchrun_restarts_a_killed_rank_and_the_end_is_the_same(prepared, tmp_p
     with open(tmp_path / "log.txt", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     for n_records in (1, 3):  # killed twice
-        wait_for(lambda n=n_records: len(records(killed)) > n, process)
+        wait_for(lambda n=n_records: len(records_so_far(killed)) > n, process)
         os.kill(workers(process.pid)[-1], signal.SIGKILL)
     assert process.wait(timeout=400) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert "resumed from" in (tmp_path / "log.txt").read_text()
@@ -260,7 +215,7 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(prepared, tmp_path):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            wait_for(lambda: len(records(tmp_path / "run")) > 1, process)
+            wait_for(lambda: len(records_so_far(tmp_path / "run")) > 1, process)
             stopped = workers(process.pid)[1]
             os.kill(stopped, signal.SIGSTOP)
             start = time.monotonic()
@@ -279,16 +234,14 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(prepared, tmp_path):
 def late_rank(world: World, settings: TrainSettings) -> str:
     """The message on rank 0 when rank 1 sleeps in its own code for longer than the timeout."""
     run = set_up(settings, world)
-    note = EpochLoop._note
 
-    def slow(loop: EpochLoop, *arguments: Any) -> None:
+    def sleep(_: Any) -> None:
         if world.rank == 1:
             time.sleep(TIMEOUT_S + 9)
-        note(loop, *arguments)
 
-    EpochLoop._note = slow  # type: ignore[method-assign]
     try:
-        fit(run)
+        with after_steps(sleep):
+            fit(run)
     except RuntimeError as error:
         raise world.explain(error) or error from error
     return "no error"

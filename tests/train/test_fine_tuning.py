@@ -18,8 +18,7 @@ from mace_train.train.checkpoint import load_model, read
 from mace_train.train.setup import set_up
 from mace_train.train.train import train
 from tests.conftest import emt_structures, run_command
-from tests.train.test_heads import CPU, other_theory
-from tests.train.test_train import graph_of, settings_for
+from tests.train.training import CPU, graph_of, other_theory, settings_for
 
 
 @pytest.fixture(scope="module")

@@ -20,22 +20,8 @@ from mace_train.train.loss import LossSums, loss_sums
 from mace_train.train.setup import set_up
 from mace_train.train.step import train_step
 from mace_train.train.validation import validate
-from tests.conftest import TINY_MODEL, emt_structures, run_command
-from tests.train.test_train import settings_for
-
-OFFSET = {1: 3.0, 7: -40.0, 8: 7.0, 13: 100.0}  # of the other theory's isolated atoms, eV
-CPU = ("cluster=cpu", *TINY_MODEL)
-
-
-def other_theory(structures):
-    """The same forces, scaled, with energies of another zero."""
-    for atoms in structures:
-        offset = sum(OFFSET[z] for z in atoms.numbers)
-        atoms.info["REF_energy"] = 1.5 * atoms.info["REF_energy"] + offset
-        atoms.arrays["REF_forces"] *= 1.5
-        if "REF_stress" in atoms.info:
-            atoms.info["REF_stress"] *= 1.5
-    return structures
+from tests.conftest import emt_structures, run_command
+from tests.train.training import CPU, other_theory, settings_for
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from mace_train.train.validation import validate
 from tests.conftest import emt_structures, run_command
 from tests.train.many import training
 from tests.train.ranks import run_ranks
-from tests.train.test_train import settings_for
+from tests.train.training import settings_for
 
 
 @pytest.fixture(scope="module")

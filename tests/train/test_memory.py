@@ -20,7 +20,7 @@ from mace_train.train.memory import (
 )
 from mace_train.train.setup import set_up
 from mace_train.train.train import train
-from tests.train.test_train import settings_for
+from tests.train.training import settings_for
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 

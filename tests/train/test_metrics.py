@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mace_train.train.metrics import ErrorSums
-from tests.train.test_loss import SIZES, batch, prediction_for
+from tests.train.labelled_batch import SIZES, batch, prediction_for
 
 CONFIG_TYPES = ["crystal", "molecule"]
 INDEX = torch.tensor([0, 1, 0, 1])

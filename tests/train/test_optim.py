@@ -12,6 +12,7 @@ from mace_train.settings import OptimizerSettings, SchedulerSettings
 from mace_train.train.ema import EMA, holding
 from mace_train.train.lr_schedule import Schedule
 from mace_train.train.optim import make_optimizer, parameter_groups
+from tests.train.networks import Named
 
 
 def small_network() -> nn.Module:
@@ -81,21 +82,6 @@ def test_average_is_its_definition_and_gives_weights_back():
             torch.testing.assert_close(value, expected[name])
     for name, value in network.state_dict().items():
         assert torch.equal(value, own[name])
-
-
-class Named(nn.Module):
-    """Parameters named as in MACE."""
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__()
-        for name in names:
-            module = self
-            *path, leaf = name.split(".")
-            for part in path:
-                if part not in module._modules:
-                    module.add_module(part, nn.Module())
-                module = module._modules[part]
-            module.register_parameter(leaf, nn.Parameter(torch.zeros(1)))
 
 
 def test_parameter_groups_decay_what_mace_torch_decays():

@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +17,7 @@ from mace_train.train.provenance import git_commit
 from mace_train.train.timing import PHASES, StepTimer, peak_memory_mb
 from tests.conftest import run_command
 from tests.train.ranks import run_ranks
-
-
-def records(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+from tests.train.training import records
 
 
 def test_a_checkpoint_says_how_it_was_made(trained):

@@ -1,6 +1,5 @@
 """Recipes: stages, optimizers, freezing, groups, accumulation, scaling, the noise scale."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,7 @@ from mace_train.train.stages import stage_of, stages_of
 from mace_train.train.step import train_step
 from mace_train.train.train import train
 from tests.train.ranks import run_ranks
-from tests.train.test_train import LOSS, graph_of, settings_for
-
-
-def records(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+from tests.train.training import LOSS, graph_of, records, settings_for
 
 
 def test_stages_have_the_weights_and_rates_of_mace_torch():

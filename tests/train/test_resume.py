@@ -1,15 +1,12 @@
 """Killed at any step and resumed: bit for bit at the same size, each sample once at another."""
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from mace_train.balance.epoch_plan import EpochPlan, as_bits, from_bits
 from mace_train.distributed.world import World
 from mace_train.settings import (
     BatchingSettings,
@@ -20,38 +17,10 @@ from mace_train.settings import (
     TrainSettings,
 )
 from mace_train.train.checkpoint import read, save
-from mace_train.train.epoch import EpochLoop
 from mace_train.train.setup import set_up
-from mace_train.train.train import fit, train
+from mace_train.train.train import train
 from tests.train.ranks import run_ranks
-from tests.train.test_train import settings_for
-
-
-class KilledError(Exception):
-    """Acts as a SIGKILL: nothing of the program runs after it."""
-
-
-def train_until_killed(world: World, settings: TrainSettings, n_steps: int) -> list[list[int]]:
-    """Train; die before step ``n_steps`` of this session. The ids of every step of this rank."""
-    run = set_up(settings, world)
-    trained: list[list[int]] = []
-    note = EpochLoop._note
-
-    def counted(loop: EpochLoop, result: Any, after: int) -> None:
-        note(loop, result, after)
-        trained.append(result.started.ids.tolist())
-        if len(trained) == n_steps:
-            run.checkpoint_manager.close()
-            raise KilledError
-
-    EpochLoop._note = counted  # type: ignore[method-assign]
-    try:
-        fit(run)
-    except KilledError:
-        pass
-    finally:
-        EpochLoop._note = note  # type: ignore[method-assign]
-    return trained
+from tests.train.training import assert_same_end, records, settings_for, train_until_killed
 
 
 def small(prepared: Path, output: Path, **changes: Any) -> TrainSettings:
@@ -65,28 +34,6 @@ def small(prepared: Path, output: Path, **changes: Any) -> TrainSettings:
             **changes,
         },
     )
-
-
-def records(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_end(one: Path, other: Path) -> None:
-    """The last checkpoints and all records of learning are equal, bit for bit."""
-    tensors, headers = zip(
-        *(read(path / "checkpoints" / "last.safetensors") for path in (one, other)), strict=True
-    )
-    assert tensors[0].keys() == tensors[1].keys()
-    for name, value in tensors[0].items():
-        assert torch.equal(value, tensors[1][name]), name
-    clocks = {"seconds", "epoch_seconds", "n_starts"}
-    progress = [
-        {k: v for k, v in header["progress"].items() if k not in clocks} for header in headers
-    ]
-    assert progress[0] == progress[1]
-    keys = ("epoch", "step", "train_loss", "valid_loss", "lr", "stage")
-    first, second = ([[r[key] for key in keys] for r in records(path)] for path in (one, other))
-    assert first == second
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -171,25 +118,6 @@ def test_batches_may_change_within_an_epoch(prepared, tmp_path):
     second = train_until_killed(World(), changed, 1000)
     n = len(set_up(settings, World()).train.shards)
     assert sorted(i for ids in first + second for i in ids) == list(range(n))
-
-
-def test_a_plan_knows_what_remains_and_what_time_it_is(prepared, tmp_path):
-    run = set_up(small(prepared, tmp_path / "run"), World())
-    whole = EpochPlan.full(run.sampler, 4)
-    assert whole.time(0) == 4.0
-    assert whole.time(whole.n_steps) == 5.0
-    left = whole.remaining_ids(3)
-    done = [i for ids in list(whole.bins(0))[:3] for i in ids]
-    assert sorted([*left, *done]) == list(range(whole.n_structures))
-    rest = EpochPlan.remaining(run.sampler, 4, left)
-    assert sorted(i for ids in rest.bins(0) for i in ids) == left.tolist()
-    assert rest.time(0) == pytest.approx(4 + len(done) / whole.n_structures)
-    assert rest.time(rest.n_steps) == pytest.approx(5.0)
-    again = EpochPlan.remaining(run.sampler, 4, rest.remaining_ids(1))
-    assert len(again.plan.costs) == len(left) - len(next(iter(rest.bins(0))))
-    assert (
-        from_bits(as_bits(left, whole.n_structures), whole.n_structures).tolist() == left.tolist()
-    )
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on(prepared, tmp_path, caplog):

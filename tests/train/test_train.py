@@ -6,10 +6,8 @@ import os
 import re
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,8 +15,6 @@ from mace_train.balance import sampler
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.plan import make_plan
 from mace_train.balance.sampler import BinSampler
-from mace_train.data.graph import Graph
-from mace_train.data.loading.loader import batches
 from mace_train.data.preprocess.preprocess import preprocess
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
@@ -26,9 +22,6 @@ from mace_train.folders import lock_folder
 from mace_train.settings import (
     BatchingSettings,
     DataSettings,
-    LoggerSettings,
-    LossSettings,
-    ModelSettings,
     OptimizerSettings,
     PreprocessSettings,
     TrainSettings,
@@ -36,33 +29,12 @@ from mace_train.settings import (
 from mace_train.train.checkpoint import load_model, read
 from mace_train.train.failed_steps import handle_failed_step
 from mace_train.train.loss import LossSums
-from mace_train.train.run import Run
 from mace_train.train.setup import set_up
 from mace_train.train.step import train_step
 from mace_train.train.train import fit, train
 from mace_train.train.validation import validate
 from tests.train.ranks import run_ranks
-
-LOSS = LossSettings(
-    stress_weight=7.0, virials_weight=0.3, config_type_weights={"crystal": 2.5, "molecule": 0.5}
-)
-
-
-def settings_for(prepared: Path, output: Path, **changes: Any) -> TrainSettings:
-    """A small float64 training; ``changes`` replace fields."""
-    base = TrainSettings(
-        data_dir=str(prepared),
-        output=str(output),
-        default_dtype="float64",
-        max_num_epochs=4,
-        clip_grad=None,
-        model=ModelSettings(num_channels=4, max_ell=2, correlation=2, radial_MLP=[8]),
-        optimizer=OptimizerSettings(lr=0.005),
-        batching=BatchingSettings(batch_size=3),
-        logger=LoggerSettings(progress=False),
-        loss=LOSS,
-    )
-    return replace(base, **changes)
+from tests.train.training import LOSS, graph_of, settings_for
 
 
 def gradient_of_one_step(
@@ -73,18 +45,6 @@ def gradient_of_one_step(
     result = train_step(run, [graph_of(run, bins[world.rank])], lr=0.0)
     gradients = {name: value.grad.clone() for name, value in run.model.named_parameters()}
     return gradients, result.started.sums.numerators.tolist()
-
-
-def graph_of(run: Run, ids: list[int]) -> Graph:
-    """The batch of these training structures."""
-    return next(
-        batches(
-            run.train.shards,
-            [np.array(ids, dtype=np.int64)],
-            atomic_numbers=run.model.data.atomic_numbers,
-            dtype=run.dtype,
-        )
-    )
 
 
 def test_gradient_does_not_depend_on_ranks_or_bins(prepared, tmp_path):
@@ -273,8 +233,19 @@ def test_amsgrad_may_be_switched_on_at_a_restart(prepared, tmp_path):
     optimizer = OptimizerSettings(lr=0.005, amsgrad=False)
     settings = settings_for(prepared, tmp_path / "run", max_num_epochs=1, optimizer=optimizer)
     train(settings)
+    path = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    before = {name: value for name, value in read(path)[0].items() if "exp_avg_sq" in name}
     optimizer = replace(optimizer, amsgrad=True)
     train(replace(settings, optimizer=optimizer, max_num_epochs=2, restart_latest=True))
+    after, _ = read(path)
+    maxima = {name: value for name, value in after.items() if "max_exp_avg_sq" in name}
+    assert len(maxima) == len(before) > 0  # before, there was no maximum
+    for name, maximum in maxima.items():
+        squares = name.replace("max_exp_avg_sq", "exp_avg_sq")
+        assert (maximum >= after[squares]).all(), name  # of the steps since the restart
+        assert (maximum > 0).any(), name
+    assert any((maximum > after[name.replace("max_", "")]).any()
+               for name, maximum in maxima.items())  # fmt: skip
 
 
 def test_ranks_with_other_data_are_an_error(prepared, xyz, tmp_path):

@@ -23,7 +23,7 @@ sys.path[1:1] = [str(ROOT), str(ROOT / "scripts" / "bench")]
 import torch  # noqa: E402
 from goals import Row, describe, reaches, row, write  # noqa: E402
 
-from tests.ops.cuda import test_on_gpu  # noqa: E402
+from tests.ops.cuda import cases  # noqa: E402
 
 SUMMARY = {  # what the tools print at their end
     "memcheck": re.compile(r"ERROR SUMMARY: (\d+) error"),
@@ -88,12 +88,12 @@ def work() -> None:
     for dtype in (torch.float32, torch.float64):
         for n_channels in (33, 128):
             for case in (
-                test_on_gpu.contraction((3, 1, 3), 19, n_channels, dtype),
-                test_on_gpu.messages(1, 40, n_channels, dtype, 7),
+                cases.contraction((3, 1, 3), 19, n_channels, dtype),
+                cases.messages(1, 40, n_channels, dtype, 7),
             ):
-                function, inputs = case.on(test_on_gpu.GPU), test_on_gpu.on_gpu(case.inputs)
+                function, inputs = case.on(cases.GPU), cases.on_gpu(case.inputs)
                 for differentiated in (range(1), range(len(inputs))):
-                    test_on_gpu.everything(function, inputs, differentiated)
+                    cases.everything(function, inputs, differentiated)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     print(FINISHED)

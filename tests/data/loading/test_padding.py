@@ -16,8 +16,7 @@ from mace_train.train.loss import label_counts, loss_sums
 from mace_train.train.setup import set_up
 from mace_train.train.step import train_step
 from mace_train.train.train import train
-from tests.train.test_resume import records
-from tests.train.test_train import graph_of, settings_for
+from tests.train.training import graph_of, records, settings_for
 
 
 @pytest.mark.parametrize("kernels", ["reference", "auto"])

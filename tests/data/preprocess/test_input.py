@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mace_train.data.preprocess.preprocess import preprocess
+from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import open_split
 from mace_train.data.structure import structure_from_atoms
 from mace_train.errors import InputError
@@ -73,7 +74,16 @@ def test_a_key_that_something_has(tmp_path, caplog):
 
 
 def test_a_stress_key_does_not_matter_to_molecules(tmp_path):
-    run(tmp_path, molecules(4), E0s="average", stress_key="stress", virials_key="virial")
+    given = molecules(4)
+    keys = {"stress_key": "stress", "virials_key": "virial"}
+    run(tmp_path, given, E0s="average", valid_fraction=0, **keys)
+    shards = ShardSet(tmp_path / "out" / "train")
+    assert len(shards) == 4
+    for sample in map(shards.sample, range(4)):
+        number = int(sample.structure.source.rsplit(" ", 1)[1])
+        assert sample.structure.energy == given[number].info["REF_energy"]
+        np.testing.assert_array_equal(sample.structure.forces, given[number].arrays["REF_forces"])
+        assert sample.structure.stress is None
 
 
 def test_unmarked_isolated_atoms_are_pointed_out(tmp_path):

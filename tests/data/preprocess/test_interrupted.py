@@ -11,8 +11,8 @@ import pytest
 
 from mace_train.data.shards.shard_set import ShardSet
 from tests.conftest import run_command
-from tests.data.factories import atoms_of_molecules, molecules, write_xyz
-from tests.distributed.tasks.test_task_pool import ROOT, mpiexec
+from tests.data.factories import atoms_of_molecules, files_below, molecules, write_xyz
+from tests.distributed.tasks.ranks import ROOT, mpiexec
 
 # a process that imports once, and forks children which preprocess and are killed
 KILLED = """
@@ -71,14 +71,6 @@ for kill in range(n_kills):
 os.waitpid(start("out"), 0)
 print(sorted(stages))
 """
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def pack(tmp_path: Path, n: int) -> Path:

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from tests.conftest import run_command
-from tests.data.factories import atoms_of_molecules, molecules, write_xyz
-from tests.data.preprocess.test_interrupted import files_below
-from tests.distributed.tasks.test_task_pool import mpiexec
+from tests.data.factories import atoms_of_molecules, files_below, molecules, write_xyz
+from tests.distributed.tasks.ranks import mpiexec
 
 
 def test_1_2_and_4_ranks_and_workers(tmp_path: Path) -> None:

@@ -13,24 +13,10 @@ from hypothesis import strategies as st
 from mace_train.data.neighbors import EdgeList
 from mace_train.data.shards import shard_set as shards_module
 from mace_train.data.shards.arrays import LAYOUT, Sample
-from mace_train.data.shards.shard_set import ShardSet, sample_of, shard_path, write_shard
+from mace_train.data.shards.shard_set import ShardSet, shard_path, write_shard
 from mace_train.data.structure import Structure
 from mace_train.errors import InputError
-from tests.data.factories import random_structure
-
-R_MAX = 2.5
-
-
-def random_samples(n: int, seed: int = 0) -> list[Sample]:
-    rng = np.random.default_rng(seed)
-    return [sample_of(random_structure(rng), R_MAX) for _ in range(n)]
-
-
-def write_shards(folder, samples, per_shard=5, r_max=R_MAX) -> ShardSet:
-    folder.mkdir(exist_ok=True)
-    for index, first in enumerate(range(0, len(samples), per_shard)):
-        write_shard(shard_path(folder, index), samples[first : first + per_shard], r_max)
-    return ShardSet(folder)
+from tests.data.shards.samples import R_MAX, random_samples, write_shards
 
 
 def assert_same(found: Sample, expected: Sample) -> None:

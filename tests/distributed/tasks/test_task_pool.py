@@ -1,25 +1,16 @@
 """pool: the same results in the same order from one process, workers and MPI ranks."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 from mace_train.distributed.tasks.task_pool import open_task_pool
 from mace_train.errors import InputError, InvalidStructureError
-
-ROOT = Path(__file__).parents[3]
-
-
-def square(number: int) -> int:
-    if number in (7, 9):
-        raise InvalidStructureError("seven or nine", f"{number} does not work")
-    return number * number
+from tests.distributed.tasks.ranks import ROOT, mpiexec, square
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -38,7 +29,7 @@ def test_results_are_in_order(workers):
 SCRIPT = """
 import sys, time
 from mace_train.distributed.tasks.task_pool import open_task_pool
-from tests.distributed.tasks.test_task_pool import square
+from tests.distributed.tasks.ranks import square
 
 def slow(number):
     time.sleep(0.2 if number == 0 else 0.001)
@@ -58,25 +49,6 @@ with open_task_pool(1) as pool:
         if sys.argv[1:]:
             pool.map(int, ["1", "x"], done.append)
 """
-
-
-def mpiexec(n: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in ``n`` MPI ranks, or skip."""
-    pytest.importorskip("mpi4py", reason="mpi4py is not installed (extra 'mpi')")
-    found = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if found is None:
-        pytest.skip("there is no mpiexec (extra 'mpi' brings one)")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    environment["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
-    return subprocess.run(
-        [found, "-n", str(n), sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("n_ranks", [1, 3])

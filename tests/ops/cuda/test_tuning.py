@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mace_train._paths import KERNELS as KERNELS_FOLDER
 from mace_train.errors import InputError
 from mace_train.ops.codegen.kernel_spec import sum_kernel
 from mace_train.ops.convolution_kernels import loops_over_pairs
@@ -19,7 +20,7 @@ from mace_train.ops.cuda.launch import CudaTarget
 from mace_train.ops.cuda.passes import Tuning, tuning_of
 from mace_train.ops.cuda.tuning import choices_of, entry_of, name_of
 from mace_train.ops.symmetric_contraction import rows_per_chunk
-from tests.ops.cuda.test_emit import KERNELS, assert_right, contraction, convolution, needs_compiler
+from tests.ops.kernels import KERNELS, assert_right, contraction, convolution, needs_compiler
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts" / "bench" / "gpu"))
@@ -51,8 +52,35 @@ def test_names_are_sizes():
     assert len(set(names)) == len(names)
 
 
-def test_the_table_of_the_package_is_well_formed():
-    choices_of("sm_90")
+def assert_table_is_read() -> None:
+    """Every architecture and every entry of the table in use, as in the file."""
+    architectures = json.loads(cuda_tuning.TABLE.read_text())["architectures"]
+    assert choices_of("no such architecture") == cuda_tuning.Choices()
+    for architecture, values in architectures.items():
+        expected = {
+            (kernel, dtype, int(width)): entry
+            for kernel, dtypes in values.get("kernels", {}).items()
+            for dtype, widths in dtypes.items()
+            for width, entry in widths.items()
+        }
+        found = choices_of(architecture)
+        assert json.loads(json.dumps(list(found.kernels.values()))) == list(expected.values())
+        assert found.kernels.keys() == expected.keys()
+        assert found.rows_per_chunk == values.get("rows_per_chunk")
+
+
+def test_the_table_of_the_package_is_read():
+    assert KERNELS_FOLDER / "tuning.json" == cuda_tuning.TABLE
+    assert_table_is_read()
+
+
+def test_a_table_is_read(use_table):
+    table = table_of(contraction("forward"), {"blocks": 3, "split": ["out"]})
+    table["architectures"]["sm_80"] = {"rows_per_chunk": 16}
+    use_table(table)
+    assert_table_is_read()
+    assert len(choices_of("sm_90").kernels) == 1
+    assert choices_of("sm_80").rows_per_chunk == 16
 
 
 def test_without_a_table_all_have_defaults(tmp_path, monkeypatch):

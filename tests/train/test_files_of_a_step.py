@@ -50,6 +50,7 @@ BESIDE = [  # what else runs between two batches
     "data/shards/reader.py",
     "data/shards/shard_set.py",
     "distributed/world.py",
+    "model/batch_index.py",
     "model/constant.py",
     "model/convolution.py",
     "model/linear.py",

@@ -1,4 +1,7 @@
-"""mace-train: train MACE interatomic potentials on whole clusters."""
+"""mace-train: train MACE interatomic potentials on whole clusters.
+
+``data`` -> ``balance`` -> ``train`` (``model``, ``ops``) -> ``evaluate``, ``calculators``.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,14 +1,14 @@
 """The command line: ``mace-train COMMAND key=value ...``, composed and swept by Hydra.
 
 Every command is one dataclass of settings (settings/), one YAML file of the same name with the
-config groups it uses (configs/), and one function. What a user can get wrong ends in one message
-on stderr and exit code 2.
+config groups it uses (configs/), and one function in a module of the same name: see COMMANDS. What
+a user can get wrong ends in one message on stderr and exit code 2.
 """
 
 import dataclasses
-import importlib
 import logging
 import os
+import pkgutil
 import re
 import signal
 import sys
@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,52 +39,83 @@ from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
 from mace_train.train.signals import exit_code
 
-# command -> (its settings, module and function that carry it out; imported when called)
-COMMANDS: dict[str, tuple[type, str, str]] = {
-    "preprocess": (
-        settings.PreprocessSettings,
-        "mace_train.data.preprocess.preprocess",
-        "preprocess",
-    ),
-    "inspect": (settings.InspectSettings, "mace_train.data.inspect", "inspect"),
-    "balance": (settings.BalanceSettings, "mace_train.balance.balance", "balance"),
-    "train": (settings.TrainSettings, "mace_train.train.train", "train"),
-    "evaluate": (settings.EvaluateSettings, "mace_train.evaluate.evaluate", "evaluate"),
-    "report": (settings.ReportSettings, "mace_train.report.report", "report"),
-    "compare": (settings.CompareSettings, "mace_train.evaluate.compare", "compare"),
-    "sweep": (settings.SweepSettings, "mace_train.sweep.sweep", "summarise"),
-    "tune": (settings.TuneSettings, "mace_train.sweep.tune", "tune"),
-    "md": (settings.MDSettings, "mace_train.calculators.md", "run_md"),
-    "relax": (settings.RelaxSettings, "mace_train.calculators.relax", "relax"),
-    "import": (settings.ImportSettings, "mace_train.interop.import_model", "import_model"),
-    "export": (settings.ExportSettings, "mace_train.export", "export"),
-    "from-mace-config": (
-        settings.FromMaceConfigSettings,
-        "mace_train.interop.from_mace_config",
-        "print_settings",
-    ),
-    "doctor": (settings.DoctorSettings, "mace_train.doctor.doctor", "examine"),
-}
 
-_LEADING = {  # the setting that a first word without = is
-    "inspect": "data_dir",
-    "report": "run",
-    "sweep": "folder",
-    "import": "model_file",
-    "export": "checkpoint",
-    "from-mace-config": "config",
+@dataclass(frozen=True)
+class Command:
+    """One command: its settings, the function that carries it out, its short ways of writing."""
+
+    schema: type
+    target: str
+    """module:function, imported when the command runs; the module bears the command's name."""
+    leading: str | None = None
+    """The setting that a first word without = sets: ``report RUN`` is ``report run=RUN``."""
+    leading_list: str | None = None
+    """The setting that all first words without = set: ``compare A B`` is ``runs=[A,B]``."""
+    trailing_list: str | None = None
+    """The setting that the words after ``--`` set."""
+    alias: tuple[str, str] | None = None
+    """(short, full) name of a setting whose short name Hydra reads as a config group."""
+    one_process: bool = False
+    """Refused when several ranks are started."""
+
+
+COMMANDS = {
+    "preprocess": Command(
+        settings.PreprocessSettings, "mace_train.data.preprocess.preprocess:preprocess"
+    ),
+    "inspect": Command(
+        settings.InspectSettings, "mace_train.data.inspect:inspect", leading="data_dir"
+    ),
+    "balance": Command(
+        settings.BalanceSettings, "mace_train.balance.balance:balance", one_process=True
+    ),
+    "train": Command(settings.TrainSettings, "mace_train.train.train:train"),
+    "evaluate": Command(settings.EvaluateSettings, "mace_train.evaluate.evaluate:evaluate"),
+    "report": Command(settings.ReportSettings, "mace_train.report.report:report", leading="run"),
+    "compare": Command(
+        settings.CompareSettings,
+        "mace_train.evaluate.compare:compare",
+        leading_list="runs",
+        one_process=True,
+    ),
+    "sweep": Command(
+        settings.SweepSettings,
+        "mace_train.sweep.sweep:summarise",
+        leading="folder",
+        one_process=True,
+    ),
+    "tune": Command(
+        settings.TuneSettings,
+        "mace_train.sweep.tune:tune",
+        trailing_list="training",
+        one_process=True,
+    ),
+    "md": Command(settings.MDSettings, "mace_train.calculators.md:run_md", one_process=True),
+    "relax": Command(
+        settings.RelaxSettings, "mace_train.calculators.relax:relax", one_process=True
+    ),
+    "import": Command(
+        settings.ImportSettings,
+        "mace_train.interop.import_model:import_model",
+        leading="model_file",
+        alias=("model", "model_file"),
+        one_process=True,
+    ),
+    "export": Command(
+        settings.ExportSettings,
+        "mace_train.export:export",
+        leading="checkpoint",
+        one_process=True,
+    ),
+    "from-mace-config": Command(
+        settings.FromMaceConfigSettings,
+        "mace_train.interop.from_mace_config:print_settings",
+        leading="config",
+        trailing_list="arguments",
+        one_process=True,
+    ),
+    "doctor": Command(settings.DoctorSettings, "mace_train.doctor.doctor:examine"),
 }
-_ONE_PROCESS = (
-    "balance",
-    "compare",
-    "sweep",
-    "tune",
-    "md",
-    "relax",
-    "import",
-    "export",
-    "from-mace-config",
-)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -103,43 +135,46 @@ def main(arguments: list[str] | None = None) -> None:
     elif command not in COMMANDS:
         _fail(f"unknown command {command!r}; commands are: {', '.join(COMMANDS)}")
     elif {"--help", "-h"} & set(arguments[1:]):
-        print(command_help(command, COMMANDS[command][0], CONFIGS))
+        print(command_help(command, COMMANDS[command].schema, CONFIGS))
     else:
         try:
-            words = _plain(command, arguments[1:])
+            words = _hydra_words(COMMANDS[command], arguments[1:])
         except (InputError, HydraException) as error:
             _fail(str(error))
         _run(command, words, is_job="--job" in arguments)
 
 
-def _plain(command: str, words: list[str]) -> list[str]:
+def _hydra_words(command: Command, words: list[str]) -> list[str]:
     """The words of a command line in Hydra's form, where ours is shorter."""
-    if command == "compare":
-        return _named_runs(words)
-    if command == "tune":
-        return words_behind(words, "training")
+    if command.trailing_list:
+        words = words_behind(words, command.trailing_list)
+    if command.leading_list:
+        words = _leading_list(command.leading_list, words)
     if "--job" in words:
-        return single_job(words, _default_output(COMMANDS[command][0]))
-    if command == "import":  # model is a config group, which Hydra would look for
-        words = [re.sub("^model=", "model_file=", word) for word in words]
-    if command == "from-mace-config":
-        words = words_behind(words, "arguments")
-    leading = _LEADING.get(command)
-    if leading and words and "=" not in words[0] and words[0][0] != "-":
-        return [f"{leading}='{words[0]}'", *words[1:]]
+        return single_job(words, _default_output(command.schema))
+    if command.alias:
+        short, full = command.alias
+        words = [re.sub(f"^{short}=", f"{full}=", word) for word in words]
+    if command.leading and words and _is_bare(words[0]):
+        return [f"{command.leading}='{words[0]}'", *words[1:]]
     return words
 
 
-def _named_runs(arguments: list[str]) -> list[str]:
-    """``RUN RUN key=value`` as Hydra takes it: the leading words as runs=[...], and the rest."""
-    runs = list(takewhile(lambda word: "=" not in word and not word.startswith("-"), arguments))
-    rest = arguments[len(runs) :]
-    return [f"runs={quoted_list(runs)}", *rest] if runs else rest
+def _leading_list(setting: str, words: list[str]) -> list[str]:
+    """``A B key=value`` as ``setting=[A,B] key=value``."""
+    values = list(takewhile(_is_bare, words))
+    rest = words[len(values) :]
+    return [f"{setting}={quoted_list(values)}", *rest] if values else rest
+
+
+def _is_bare(word: str) -> bool:
+    """Whether a word is neither key=value nor an option."""
+    return "=" not in word and not word.startswith("-")
 
 
 def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     """Compose the settings of ``command`` with Hydra and carry it out."""
-    schema, _, _ = COMMANDS[command]
+    schema = COMMANDS[command].schema
     _check_launch(command, overrides)
     ConfigStore.instance().store(name=f"{command}_schema", node=schema)
     OmegaConf.register_new_resolver(
@@ -196,9 +231,9 @@ class _Task:
             traceback.print_exc()
 
     def _act(self, config: DictConfig) -> None:
-        schema, module, function = COMMANDS[self.command]
-        checked = _checked(config, self.command, schema)
-        action: Callable[[Any], Any] = getattr(importlib.import_module(module), function)
+        command = COMMANDS[self.command]
+        checked = _checked(config, self.command, command.schema)
+        action: Callable[[Any], Any] = pkgutil.resolve_name(command.target)
         action(checked)
 
     def _record(self, config: DictConfig) -> None:
@@ -255,7 +290,7 @@ def _check_launch(command: str, overrides: list[str]) -> None:
         )
     tasks = launched_tasks()
     n_ranks = max(n_ranks, 1 if tasks is None else tasks.size)
-    if n_ranks > 1 and command in _ONE_PROCESS:
+    if n_ranks > 1 and COMMANDS[command].one_process:
         _fail(
             f"{command} is one process, but {n_ranks} were started: run it without torchrun, "
             "mpiexec or srun"

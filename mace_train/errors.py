@@ -1,4 +1,4 @@
-"""The error a user can cause and mend; the command line prints it as one message, never a trace."""
+"""Errors that a user can fix; the command line prints one message, without a traceback."""
 
 import os
 from typing import ClassVar
@@ -21,7 +21,7 @@ class InvalidStructureError(InputError):
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
-        self.kind = kind  # what is wrong in a few words, to count by
+        self.kind = kind  # category of the error, such as "no energy", to count by
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.kind, str(self))

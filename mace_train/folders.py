@@ -1,4 +1,4 @@
-"""Folders that settings name: found, made, or held for one process."""
+"""Folders that settings name: checked, made, or locked by one process."""
 
 import fcntl
 import os
@@ -30,7 +30,7 @@ def make_folder(name: str, path: Path) -> None:
 
 
 def lock_folder(name: str, path: Path) -> IO[str]:
-    """Hold ``path`` for this process until the returned file is closed or the process ends.
+    """Lock ``path`` for this process until the returned file is closed or the process ends.
 
     Raises ``InputError`` when another process holds it.
     """
@@ -51,7 +51,7 @@ def lock_folder(name: str, path: Path) -> IO[str]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds ``path`` (``lock_folder``)."""
+    """Whether a process has locked ``path`` (``lock_folder``)."""
     try:
         with open(path / ".lock") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""How far some work is: a bar on terminals; elsewhere a line now and then, where asked for."""
+"""Progress bars on terminals; elsewhere a log line every 30 s, if asked for."""
 
 import logging
 import time
@@ -53,7 +53,7 @@ class ProgressBar:
     def _columns(self) -> Iterator[ProgressColumn]:
         yield TextColumn("{task.description}", table_column=Column(min_width=len(self.label)))
         yield BarColumn(bar_width=12)
-        if self._counted is None:  # units that tell a reader something
+        if self._counted is None:  # the number of units is worth showing
             width = 2 * len(str(self.total)) + 1
             yield MofNCompleteColumn(table_column=Column(min_width=width))
         yield TimeRemainingColumn(compact=True, table_column=Column(min_width=5))

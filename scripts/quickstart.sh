@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Raw files to an evaluated model in minutes on two CPU cores: makes an environment, installs
 # mace-train, then preprocesses, balances, trains and evaluates on the embedded example data.
-# Complete in itself on a fresh machine with Python 3.11 or newer.
+# Needs a fresh machine with Python 3.11 or newer and nothing else.
 #
 #   scripts/quickstart.sh [FOLDER]      results go to FOLDER (default: quickstart)
 set -euo pipefail
@@ -25,14 +25,14 @@ echo "== install into $VENV"
 PIP=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
 "${PIP[@]}" 'pip>=25'  # resolves much faster than what comes with Python 3.11
 "${PIP[@]}" --no-compile -e .
-# what pip does on one core; packages hold files that are no Python
+# on all cores, where pip uses one; some packages hold files that are not valid Python
 "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || true
 export PATH="$PWD/$VENV/bin:$PATH"
 
 echo "== preprocess: structures -> HDF5 shards with neighbour lists"
 mace-train preprocess data=example r_max=4.5 output="$OUT/data"
 
-echo "== balance: how evenly would 8 GPUs be filled?"
+echo "== balance: how evenly would 8 GPUs be loaded?"
 mace-train balance data_dir="$OUT/data" gpus=8 output="$OUT/balance"
 
 echo "== train: $RANKS processes on this machine"

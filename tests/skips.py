@@ -40,6 +40,7 @@ LIMITS = (
     Limit("no overcommitment of memory", r"(can't|cannot) allocate memory", 1),
     Limit("not Linux", r"(finds ranks in|reads) /proc$", 6),
     Limit("no network namespaces", r"network namespaces are not permitted here", 1),
+    Limit("not root", r"^needs root, ", 8),
     Limit("no Slurm", r"^no Slurm here: ", 14, "MACE_TRAIN_REQUIRE_SLURM"),
     Limit("no browser", r"no Chromium here: ", 12, "MACE_TRAIN_REQUIRE_CHROMIUM"),
     Limit("no shared data", r"real data set .* is not here", 8),

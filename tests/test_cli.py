@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,44 @@ def test_help_and_version(capsys):
     text = capsys.readouterr().out
     assert "model: large, medium, small, tiny" in text
     assert "optimizer.lr: float = 0.01" in text
+
+
+@pytest.mark.parametrize(("name", "command"), cli.COMMANDS.items())
+def test_a_command_is_in_the_module_of_its_name(name, command):
+    module, _, function = command.target.partition(":")
+    keyword = {"import": "import_model"}  # no module can be called import
+    assert module.rpartition(".")[2] == keyword.get(name, name.replace("-", "_"))
+    target = pkgutil.resolve_name(command.target)
+    assert target.__module__ == module
+    assert target.__name__ == function
+    settings = {*command.schema.__dataclass_fields__}
+    short_ways = (command.leading, command.leading_list, command.trailing_list)
+    assert {setting for setting in short_ways if setting} <= settings
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "expected"),
+    [
+        ("report", ["runs/a", "worst=3"], ["run='runs/a'", "worst=3"]),
+        ("report", ["run=runs/a"], ["run=runs/a"]),
+        ("report", ["--cfg", "job"], ["--cfg", "job"]),
+        ("train", ["seed=1"], ["seed=1"]),
+        ("compare", ["a", "b", "output=c"], ["runs=['a','b']", "output=c"]),
+        ("compare", ["runs=[a]"], ["runs=[a]"]),
+        (
+            "tune",
+            ["trials=2", "--", "seed=1", "x=[1,2]"],
+            ["trials=2", "training=['seed=1','x=[1,2]']"],
+        ),
+        ("import", ["a.model", "output=b"], ["model_file='a.model'", "output=b"]),
+        ("import", ["model=a.model"], ["model_file=a.model"]),
+        ("from-mace-config", ["--", "--r_max=5"], ["arguments=['--r_max=5']"]),
+        ("from-mace-config", ["run.yaml"], ["config='run.yaml'"]),
+        ("train", ["--job", "1", "seed=1,2", "output=s"], ["seed=2", "output='s/1'"]),
+    ],
+)
+def test_short_command_lines(command, words, expected):
+    assert cli._hydra_words(cli.COMMANDS[command], words) == expected
 
 
 def test_cfg_prints_the_settings_and_runs_nothing(capsys, tmp_path, monkeypatch):
@@ -123,3 +162,28 @@ def test_the_program_itself(arguments, code, words, tmp_path):
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+IMPORTED = """
+import sys
+from mace_train import cli
+cli.main(["--help"])
+cli.main(sys.argv[1:])
+import mace_train.train.setup
+heavy = [name for name in ("mpi4py", "ortools", "wandb", "e3nn") if name in sys.modules]
+assert not heavy, heavy
+"""
+
+
+def test_packages_of_single_features_are_imported_where_they_are_used(prepared, tmp_path):
+    """A start-up, the set-up of a training and a training import none of them."""
+    settings = [f"data_dir={prepared}", "output=run", "max_num_epochs=1", "cluster=cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, "train", *settings, *TINY_MODEL],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "best.safetensors").exists()

@@ -1,4 +1,4 @@
-"""The examples in docstrings run as they stand there, beside a preprocessed folder and a run."""
+"""The examples in docstrings run as written, beside a preprocessed folder and a run."""
 
 import doctest
 import importlib

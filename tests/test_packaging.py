@@ -22,8 +22,8 @@ def wheel(tmp_path_factory) -> Path:
         capture_output=True,
     )
     (path,) = folder.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(folder / "unpacked")
+    with zipfile.ZipFile(path) as unpacked:
+        unpacked.extractall(folder / "unpacked")
     return folder / "unpacked"
 
 

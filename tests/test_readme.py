@@ -3,8 +3,11 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ase.build import molecule
+from ase.io import write
 
 from tests.conftest import run_command
 
@@ -43,13 +46,22 @@ def test_every_command_composes(command, capsys, tmp_path, monkeypatch):
     assert "error" not in capsys.readouterr().err
 
 
-def test_the_python_runs(prepared, tmp_path, monkeypatch):
+def test_the_python_runs(prepared, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prepared").symlink_to(prepared)
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first").symlink_to(trained)
+    write("start.xyz", molecule("H2O"))
+    calculator, loader = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(calculator, "README.md", "exec"), names)
+    assert names["atoms"].calc.results["forces"].shape == (3, 3)
+    exec(compile(loader, "README.md", "exec"), names)
     assert names["vectors"].shape[0] == names["graph"].n_edges > 0
+
+
+def test_it_says_first_that_no_gpu_has_run_it():
+    assert "No GPU has run it yet" in README[: README.index("## ")]
 
 
 def test_pictures_are_there():

@@ -12,8 +12,8 @@ from mace_train.errors import InputError
 
 GROUPS = {
     field.name: field.type
-    for schema, _, _ in cli.COMMANDS.values()
-    for field in dataclasses.fields(schema)
+    for command in cli.COMMANDS.values()
+    for field in dataclasses.fields(command.schema)
     if dataclasses.is_dataclass(field.type)
 }
 
@@ -29,9 +29,9 @@ def test_every_group_has_files_that_the_schema_knows():
 
 
 def test_every_field_has_a_help_text():
-    for command, (schema, _, _) in cli.COMMANDS.items():
-        lines = command_help(command, schema, CONFIGS).splitlines()
-        for name in valid_names(schema):
+    for command, row in cli.COMMANDS.items():
+        lines = command_help(command, row.schema, CONFIGS).splitlines()
+        for name in valid_names(row.schema):
             index = next(i for i, line in enumerate(lines) if line.startswith(f"  {name}: "))
             assert lines[index + 1].startswith("      "), f"{command}: {name} has no help text"
 

@@ -2,19 +2,19 @@
 
 As published, as far as descriptions of the paper tell (its listing was not at hand): the number of
 bins is a multiple of the number of GPUs; structures are taken from large to small by atoms and
-dealt over the bins in rounds by what each bin has left, and bins without room are passed over.
-Every bin of the epoch so ends with nearly the same number of atoms, topped up by ever smaller
+assigned to bins in rounds by the room each bin has left, and bins without room are passed over.
+Every bin of the epoch so ends with nearly the same number of atoms, completed by ever smaller
 structures: *any* world_size of them are a matched step. Steps are therefore random groups of bins;
 sorting bins by cost would make some steps systematically unlike others.
 
 Ours, where the descriptions are silent or training wants more:
 
-- a round serves the bins with the fewest atoms first and ends where a bin just served would be due
+- a round fills the bins with the fewest atoms first and ends where a bin just filled would be next
   again, so that it equals "the next structure goes to the bin with the fewest atoms" one by one;
 - edges and memory are capacities, too. A structure that its bin has no room for comes first in the
   next round, where it gets the bin of fewest atoms among those with room;
 - sizes are compared with +-12 % of random jitter, new in every epoch: near-equal structures change
-  places, so bins are remixed also where no two structures have the same size. Where this order
+  order, so bins are remixed also where no two structures have the same size. Where this order
   fails at the lower bound of steps the exact one (random ties only) is tried;
 - the number of steps starts at its lower bound. When a structure fits nowhere, a step is added and
   everything packed again (then 2, 4, ... more, so that a loose bound costs few repetitions).
@@ -47,7 +47,7 @@ def _large_to_small(atoms: StructureIds, bits: NDArray[np.uint64], *, jitter: bo
 
 @dataclass
 class _Loads:
-    """Loads of the bins while structures are dealt to them."""
+    """Loads of the bins while structures are assigned to them."""
 
     limits: StructureIds  # [3]: atoms, edges, memory
     loads: StructureIds  # [n_bins, 3]
@@ -57,7 +57,7 @@ class _Loads:
         return np.asarray((self.loads[bins] <= self.limits - sizes).all(axis=-1))
 
     def least_loaded(self, sizes: StructureIds, at_most: int) -> StructureIds:
-        """Bins by rising atoms, [<= at_most], from the best one for a structure to those that it
+        """Bins by ascending atoms, [<= at_most], from the best one for a structure to those that it
         would then overtake; only bins with room for it; empty when there is none."""
         bins = np.flatnonzero(self.has_room(slice(None), sizes))
         if not len(bins):
@@ -70,10 +70,10 @@ class _Loads:
 
 
 def _assign(sizes: StructureIds, n_bins: int, capacity: Capacity) -> StructureIds | None:
-    """Bin of every structure, [n], dealt in the order given; None when one fits nowhere.
+    """Bin of every structure [n], assigned in the order given; None when one fits nowhere.
 
     A round pairs the next structures s_1, s_2, ... with the bins l_1 <= l_2 <= ... of fewest atoms.
-    Dealing one by one would give s_i to l_i as long as no bin that was just served has less, that
+    Assigning one by one would give s_i to l_i as long as no bin that was just filled has less, that
     is l_i <= min over j < i of (l_j + s_j): there the round ends. The first structure of a round
     always finds room, so there is always progress.
     """
@@ -105,7 +105,7 @@ def _assign(sizes: StructureIds, n_bins: int, capacity: Capacity) -> StructureId
 def pack_evenly(
     costs: Costs, capacity: Capacity, world_size: int, bits: NDArray[np.uint64]
 ) -> tuple[StructureIds, StructureIds, int]:
-    """Algorithm 1 up to the order of bins: (bin of the i-th structure dealt, its id, n_bins).
+    """Algorithm 1 up to the order of bins: (bin of the i-th structure assigned, its id, n_bins).
 
     ``bits`` [n_structures] are random; with zeros there is no jitter and ties go by id.
     Bins 0, 1, ... are filled first, so that the empty ones, if any, have the highest numbers.
@@ -119,9 +119,9 @@ def pack_evenly(
         for jitter in orders:
             order = _large_to_small(costs.n_atoms, bits, jitter=jitter)
             n_bins = n_steps * world_size
-            dealt = _assign(sizes[order], n_bins, capacity)
-            if dealt is not None:
-                return dealt, order, n_bins
+            assigned = _assign(sizes[order], n_bins, capacity)
+            if assigned is not None:
+                return assigned, order, n_bins
         one_each = ceil_div(len(costs), world_size)  # enough, whatever the sizes
         n_steps, more, orders = min(n_steps + more, one_each), 2 * more, orders[:1]
 
@@ -129,14 +129,16 @@ def pack_evenly(
 def algorithm1(costs: Costs, capacity: Capacity, world_size: int, seed: int, epoch: int) -> Bins:
     """Bins of nearly equal atoms, within capacity, in random order (arXiv 2504.10700)."""
     bits = random_bits(len(costs), seed, epoch, Stream.STRUCTURES)
-    dealt, order, n_bins = pack_evenly(costs, capacity, world_size, bits)
+    assigned, order, n_bins = pack_evenly(costs, capacity, world_size, bits)
     n_filled = min(n_bins, len(costs))  # the first round gives every bin one structure
-    place = np.arange(n_bins)
-    place[shuffled(n_filled, seed, epoch, Stream.BINS)] = np.arange(n_filled)
-    return Bins.of(place[dealt], order, n_bins)
+    position = np.arange(n_bins)
+    position[shuffled(n_filled, seed, epoch, Stream.BINS)] = np.arange(n_filled)
+    return Bins.of(position[assigned], order, n_bins)
 
 
-def without_chance(costs: Costs, capacity: Capacity, world_size: int) -> Bins:
-    """Bins of nearly equal atoms, always the same: for evaluation, where order changes nothing."""
-    dealt, order, n_bins = pack_evenly(costs, capacity, world_size, np.zeros(len(costs), np.uint64))
-    return Bins.of(dealt, order, n_bins)
+def deterministic_bins(costs: Costs, capacity: Capacity, world_size: int) -> Bins:
+    """Bins of nearly equal atoms without randomness: for evaluation, where order is irrelevant."""
+    assigned, order, n_bins = pack_evenly(
+        costs, capacity, world_size, np.zeros(len(costs), np.uint64)
+    )
+    return Bins.of(assigned, order, n_bins)

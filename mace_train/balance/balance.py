@@ -2,7 +2,7 @@
 
 For every packer the plan of epoch 0 is made as training on that many GPUs would make it; its steps,
 straggler ratio (see plan.py), distance from the lower bounds (bounds.py), fill, mixing (mixing.py)
-and predicted epoch time (simulate.py) are set side by side; small draws of the structures show how
+and predicted epoch time (simulate.py) are compared; small draws of the structures show how
 far our bins are from the optimum (optimality_gap.py). Then the selected packer with
 smaller and larger capacities, and predicted strong and weak scaling. No GPU and no model is used.
 
@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,8 @@ WEAK_STEPS = 4  # of an epoch of weak scaling, about
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One packer's plan of epoch 0, what it was asked for, and what it is measured against."""
+class PackerResult:
+    """One packer's plans of epochs 0 and 1, the capacity to compare with, and predicted times."""
 
     packer: str
     plan: Plan
@@ -99,7 +98,7 @@ def _or_none(value: float) -> float | None:
 
 
 def predicted(epoch: Epoch) -> dict[str, float]:
-    """A predicted epoch, as it stands in balance.json."""
+    """A predicted epoch, as written to balance.json."""
     return {**asdict(epoch), "epoch_s": epoch.total_s, "efficiency": epoch.efficiency}
 
 
@@ -119,22 +118,24 @@ def report_capacity(costs: Costs, batching: BatchingSettings) -> Capacity:
 
 def compare(
     costs: Costs, batching: BatchingSettings, gpus: int, seed: int, cluster: Cluster
-) -> list[Entry]:
+) -> list[PackerResult]:
     """The plan of epoch 0 by every packer, fill and overflow measured against one capacity.
 
     Raises ``InputError`` when a structure is above a given capacity.
     """
     capacity = report_capacity(costs, batching)
     counted = replace(capacity, batch_size=batching.batch_size)
-    entries = []
+    results = []
     for packer in PACKERS:
-        asked = counted if packer == "fixed_count" else capacity
+        own_capacity = counted if packer == "fixed_count" else capacity
         start = time.perf_counter()
-        plan = make_plan(costs, packer, asked, gpus, seed, 0)
+        plan = make_plan(costs, packer, own_capacity, gpus, seed, 0)
         seconds = time.perf_counter() - start
-        following = make_plan(costs, packer, asked, gpus, seed, 1)
-        entries.append(Entry(packer, plan, following, capacity, seconds, cluster.epoch(plan)))
-    return entries
+        following = make_plan(costs, packer, own_capacity, gpus, seed, 1)
+        results.append(
+            PackerResult(packer, plan, following, capacity, seconds, cluster.epoch(plan))
+        )
+    return results
 
 
 def other_capacities(
@@ -175,28 +176,48 @@ def _scaled(costs: Costs, capacity: Capacity, factor: float) -> Capacity:
 
 
 def optimality_gap(costs: Costs, settings: BalanceSettings) -> dict[str, Any] | None:
-    """The gap on draws of these structures; None if not asked for, or without OR-Tools."""
-    if settings.gap_instances == 0 or find_spec("ortools") is None:
+    """The gap on draws of these structures; None if not asked for."""
+    if settings.gap_instances == 0:
         return None
     return gap_of(instances(costs, settings.gap_instances, settings.seed)).numbers()
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """Predicted epochs over the number of GPUs, ascending, by packer."""
+
+    strong: dict[str, list[Epoch]]
+    """The data set on 8 to 4096 GPUs, at most one per structure."""
+    weak: dict[str, list[Epoch]]
+    """As many structures per GPU everywhere, on 8 to 4096 GPUs."""
+
+    def numbers(self) -> dict[str, dict[str, list[dict[str, float]]]]:
+        """What balance.json holds: "strong" and "weak", by packer, one row per number of GPUs."""
+        return {
+            name: {packer: [predicted(epoch) for epoch in epochs] for packer, epochs in by_packer}
+            for name, by_packer in (("strong", self.strong.items()), ("weak", self.weak.items()))
+        }
+
+
 def scaling(
-    costs: Costs, entries: list[Entry], batching: BatchingSettings, seed: int, cluster: Cluster
-) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Predicted epochs from 8 to 4096 GPUs: strong and weak, for every packer."""
-    result: dict[str, dict[str, list[dict[str, float]]]] = {"strong": {}, "weak": {}}
+    costs: Costs,
+    results: list[PackerResult],
+    batching: BatchingSettings,
+    seed: int,
+    cluster: Cluster,
+) -> Scaling:
+    """Strong and weak scaling from 8 to 4096 GPUs for every packer."""
+    strong, weak = {}, {}
     ranks = [n for n in RANKS if n <= len(costs)]
-    balanced = entries[0].plan
+    balanced = results[0].plan
     per_rank = max(1, round(WEAK_STEPS * len(costs) / len(balanced.bins)))
-    for entry in track(entries, "scaling", transient=True, disable=len(costs) < 100_000):
-        size = batching.batch_size if entry.packer == "fixed_count" else entry.capacity.batch_size
-        capacity = replace(entry.capacity, batch_size=size)
-        strong = strong_scaling(costs, entry.packer, capacity, cluster, ranks, seed)
-        weak = weak_scaling(costs, entry.packer, capacity, cluster, list(RANKS), per_rank, seed)
-        result["strong"][entry.packer] = [predicted(epoch) for epoch in strong]
-        result["weak"][entry.packer] = [predicted(epoch) for epoch in weak]
-    return result
+    for result in track(results, "scaling", transient=True, disable=len(costs) < 100_000):
+        packer = result.packer
+        size = batching.batch_size if packer == "fixed_count" else result.capacity.batch_size
+        capacity = replace(result.capacity, batch_size=size)
+        strong[packer] = strong_scaling(costs, packer, capacity, cluster, ranks, seed)
+        weak[packer] = weak_scaling(costs, packer, capacity, cluster, list(RANKS), per_rank, seed)
+    return Scaling(strong, weak)
 
 
 def balance(settings: BalanceSettings) -> dict[str, Any]:
@@ -215,8 +236,8 @@ def report_on(costs: Costs, settings: BalanceSettings, show: Callable[..., None]
     if settings.output is not None:
         make_folder("output", Path(settings.output))
     batching, cluster = settings.batching, cluster_of(settings)
-    entries = compare(costs, batching, settings.gpus, settings.seed, cluster)
-    capacity = entries[0].capacity
+    results = compare(costs, batching, settings.gpus, settings.seed, cluster)
+    capacity = results[0].capacity
     packer = "balanced" if batching.packer == "fixed_count" else batching.packer
     report: dict[str, Any] = {
         "data_dir": str(settings.data_dir),
@@ -235,19 +256,19 @@ def report_on(costs: Costs, settings: BalanceSettings, show: Callable[..., None]
         "cluster": asdict(cluster),
         "assumptions": ASSUMPTIONS,
         "optimality_gap": optimality_gap(costs, settings),
-        "packers": {entry.packer: entry.numbers() for entry in entries},
+        "packers": {result.packer: result.numbers() for result in results},
         "capacities": other_capacities(
             costs, packer, capacity, settings.gpus, settings.seed, cluster
         ),
     }
     if settings.scaling:
-        report["scaling"] = scaling(costs, entries, batching, settings.seed, cluster)
+        report["scaling"] = scaling(costs, results, batching, settings.seed, cluster).numbers()
     for table in tables.all_tables(report):
         show(table)
     if settings.output is not None:
         output = Path(settings.output)
         (output / "balance.json").write_text(json.dumps(report, indent=2) + "\n")
-        plans = {entry.packer: entry.plan for entry in entries}
+        plans = {result.packer: result.plan for result in results}
         plots.bins_and_ranks(plans, capacity).savefig(output / "balance.png", dpi=150)
         if settings.scaling:
             plots.scaling(report["scaling"]).savefig(output / "scaling.png", dpi=150)

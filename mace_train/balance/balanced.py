@@ -1,12 +1,12 @@
 """Two-dimensional packing with local refinement: every bin of a window alike in atoms and in edges.
 
-Steps per epoch come from the lower bound, with what trial windows need above it. An epoch is dealt
-to windows (windows.py). A window is packed from large to small, each structure to the bin where it
-adds least to the squared loads, among those with room in all capacities; then exchanges between
-two bins even out atoms and edges to 0.15 % (refine.py). Small windows are packed several times and
-the best is kept. Sizes are compared with +-30 % of random jitter: structures do not meet in the
-same bin again. Bins of a window of several steps are sorted by cost, neighbours make a step, and
-the steps come in random order; ranks are random.
+Steps per epoch come from the lower bound, with what trial windows need above it. The structures of
+an epoch are assigned to windows (windows.py). A window is packed from large to small, each
+structure to the bin where it adds least to the squared loads, among those with room in all
+capacities; then exchanges between two bins even out atoms and edges to 0.15 % (refine.py). Small
+windows are packed several times and the best is kept. Sizes are compared with +-30 % of random
+jitter, so that bins are of other structures in every epoch. Bins of a window of several steps are
+sorted by cost, neighbours make a step, and the steps come in random order; ranks are random.
 
 A window follows from (seed, epoch, window) alone, so training starts, or restarts in mid-epoch, as
 soon as one window is packed. Structures that a window has no room for (rare, see ``usual_steps``)
@@ -39,12 +39,12 @@ MOST_REPEATED, MOST_MOVED = 32, 3
 
 @dataclass(frozen=True)
 class PackedWindow:
-    """One window: the bin of every structure, NOWHERE for those that found no room."""
+    """One window: the bin of every structure, NOWHERE for those without room."""
 
     ids: NDArray[np.int32]
     bin_of: NDArray[np.int32]
     largest: int
-    """Cost of the largest bin; 0 where one packing had to do."""
+    """Cost of the largest bin; 0 where only one packing was tried."""
     n_left: int
 
 
@@ -57,7 +57,10 @@ def pack_window(
     epoch: int,
     part: int,
 ) -> PackedWindow:
-    """The best of the packings of a window that there is time for."""
+    """The best packing of the structures ``ids`` [n] into ``n_bins`` bins.
+
+    ``limits`` [3] are those of ``Capacity``; a small window is packed several times.
+    """
     ids = np.sort(ids)
     sizes = costs.sizes(ids)
     scaled = _scaled(sizes, n_bins)
@@ -96,8 +99,8 @@ def _large_to_small(
 ) -> StructureIds:
     """Indices from large to small; sizes with random jitter of +-percent, by id."""
     size = scaled[:, 0] + scaled[:, 1] + np.maximum(scaled[:, 0], scaled[:, 1])
-    chance = (bits_of(start, ids) >> np.uint64(54)).astype(np.int64)  # 0 ... 1023
-    factor = 512 * 100 + (chance - 512) * percent
+    random = (bits_of(start, ids) >> np.uint64(54)).astype(np.int64)  # 0 ... 1023
+    factor = 512 * 100 + (random - 512) * percent
     return np.argsort(-size * factor, kind="stable")
 
 
@@ -124,21 +127,21 @@ class Packing:
         return assign(self.costs.locality_order, self.layout.n_windows, self.seed, self.epoch)
 
     def window(self, window: int) -> tuple[Bins, NDArray[np.int32]]:
-        """(bins of a window in the order of steps and ranks, structures without room)."""
+        """(bins of a window by step and rank, ids [n] of structures without room)."""
         return self._pack(self._assignment.members(window), self.layout.n_bins, window)
 
     def of_rank(self, rank: int, first_step: int) -> Iterator[StructureIds]:
-        """One rank's bins from a step on, packing only the windows they are in (not ``rest``)."""
+        """One rank's bins, ids [n] each, from a step on; packs only their windows, not ``rest``."""
         world_size, n_bins = self.layout.world_size, self.layout.n_bins
         made = NOWHERE
         for step in range(first_step, self.layout.n_steps):
-            window, place = divmod(step * world_size + rank, n_bins)
+            window, position = divmod(step * world_size + rank, n_bins)
             if window != made:
                 (bins, _), made = self.window(window), window
-            yield bins[place]
+            yield bins[position]
 
     def fullest(self) -> list[int]:
-        """The windows in which room is most likely to be short."""
+        """The windows that are fullest relative to the capacity, fullest first."""
         by_window = self._assignment.ids
         n_tried = max(2, min(MOST_TRIALS, WORK_OF_TRIALS * self.layout.n_windows // len(by_window)))
         fills = [
@@ -149,7 +152,7 @@ class Packing:
         return np.argsort(-np.max(fills, axis=0), kind="stable")[:n_tried].tolist()
 
     def rest(self, ids: NDArray[np.int32]) -> Bins:
-        """The fewest whole steps that take structures for which there was no room."""
+        """The fewest whole steps for structures ``ids`` [n] for which no window had room."""
         n_bins = self.layout.world_size
         while True:
             bins, left = self._pack(np.sort(ids), n_bins, self.layout.n_windows)
@@ -163,13 +166,13 @@ class Packing:
         packed = pack_window(self.costs, members, self.limits, n_bins, self.seed, self.epoch, part)
         placed = packed.bin_of != NOWHERE
         ids, bin_of = packed.ids[placed], packed.bin_of[placed]
-        place_of = self._places(ids, bin_of, n_bins, part)
-        return Bins.of(place_of[bin_of], ids.astype(np.int64), n_bins), packed.ids[~placed]
+        position_of = self._positions(ids, bin_of, n_bins, part)
+        return Bins.of(position_of[bin_of], ids.astype(np.int64), n_bins), packed.ids[~placed]
 
-    def _places(
+    def _positions(
         self, ids: NDArray[np.int32], bin_of: NDArray[np.int32], n_bins: int, part: int
     ) -> StructureIds:
-        """The place of every bin, [n_bins]: steps of equal cost, in random order, ranks random."""
+        """Position of every bin [n_bins]: steps of equal cost, in random order, ranks random."""
         world_size = self.layout.world_size
         order = shuffled(n_bins, self.seed, self.epoch, Stream.BINS, 2 * part + 2)
         if n_bins > world_size:
@@ -181,14 +184,14 @@ class Packing:
             bits = random_bits(n_bins, self.seed, self.epoch, Stream.RANKS, part)
             ranks = np.argsort(bits.reshape(n_steps, world_size), axis=1, kind="stable")
             order = np.take_along_axis(steps, ranks, axis=1).ravel()
-        place_of = np.empty(n_bins, np.int64)
-        place_of[order] = np.arange(n_bins)
-        return place_of
+        position_of = np.empty(n_bins, np.int64)
+        position_of[order] = np.arange(n_bins)
+        return position_of
 
 
 def usual_steps(costs: Costs, capacity: Capacity, world_size: int) -> int:
-    """Steps of every epoch: from the lower bound on, the fewest for which windows of a trial deal
-    fit, of which the fullest are packed.
+    """Steps of every epoch: from the lower bound on, the fewest for which the windows of a
+    trial assignment fit; the fullest of them are packed.
 
     A function of the sizes alone. Raises ``InputError`` when a structure fits into no bin.
     """

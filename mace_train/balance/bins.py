@@ -13,7 +13,7 @@ StructureIds = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Bins:
-    """Bin b holds ids[offsets[b] : offsets[b + 1]], rising."""
+    """Bin b holds ids[offsets[b] : offsets[b + 1]], ascending."""
 
     ids: StructureIds  # [n_structures]
     offsets: StructureIds  # [n_bins + 1]
@@ -39,7 +39,7 @@ class Bins:
 
     @staticmethod
     def listed(bins: Iterable[StructureIds]) -> "Bins":
-        """From one array of ids per bin."""
+        """From one array of ids [n] per bin."""
         bins = [np.asarray(ids, np.int64) for ids in bins]
         offsets = np.zeros(len(bins) + 1, np.int64)
         np.cumsum([len(ids) for ids in bins], out=offsets[1:])

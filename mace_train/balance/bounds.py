@@ -1,10 +1,10 @@
-"""Lower bounds: what no packing can beat, whoever makes it.
+"""Lower bounds on the number of bins and steps of any packing.
 
 Number of bins (vector bin packing, each dimension on its own, the largest counts):
 
 - L1: the sum of sizes over the capacity;
 - L2 of Martello and Toth (1990): two structures above half of the capacity never share a bin, and
-  what is left beside large ones is no room for what does not fit there;
+  structures that do not fit beside a large one need other bins;
 - structures over the structures of a bin, where their number is limited.
 """
 

@@ -25,6 +25,49 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class LinearCosts:
+    """The law ``fixed + per_atom n_atoms + per_edge n_edges`` of a time (s) or a memory (bytes)."""
+
+    fixed: float
+    per_atom: float
+    per_edge: float
+
+    def of(self, n_atoms: ArrayLike, n_edges: ArrayLike) -> Floats:
+        """[n] costs of bins with so many atoms [n] and edges [n]."""
+        atoms, edges = np.asarray(n_atoms, np.float64), np.asarray(n_edges, np.float64)
+        return np.asarray(self.fixed + self.per_atom * atoms + self.per_edge * edges)
+
+
+def fit_linear_costs(
+    n_atoms: ArrayLike, n_edges: ArrayLike, values: ArrayLike, *, relative: bool = False
+) -> LinearCosts:
+    """The non-negative coefficients with the least sum of squared errors.
+
+    Takes atoms, edges and measured costs of n >= 3 bins, each [n]. ``relative`` divides each error
+    by its value, so that small bins count as much as large ones. Raises ``InputError`` for fewer
+    than three measurements, or one that is not positive.
+    """
+    values = np.asarray(values, np.float64)
+    terms = np.stack([np.ones(len(values)), np.asarray(n_atoms), np.asarray(n_edges)], axis=1)
+    if len(values) < 3 or not (values > 0).all():
+        raise InputError("a cost model needs at least three measurements, all of them positive")
+    unit = values if relative else np.full(len(values), values.mean())
+    terms, target = terms / unit[:, None], values / unit
+    scale = np.abs(terms).max(axis=0)
+    scale[scale == 0] = 1.0
+    best, least = np.zeros(3), np.inf
+    # the optimum is the plain least-squares fit of the terms whose coefficient in it is above zero
+    for n_used in (3, 2, 1):
+        for used in map(list, combinations(range(3), n_used)):
+            found, *_ = np.linalg.lstsq(terms[:, used] / scale[used], target)
+            error = float(((terms[:, used] / scale[used] @ found - target) ** 2).sum())
+            if (found >= 0).all() and error < least:
+                best, least = np.zeros(3), error
+                best[used] = found / scale[used]
+    return LinearCosts(*best.tolist())
+
+
+@dataclass(frozen=True)
 class CostModel:
     """Coefficients of one model on one device."""
 
@@ -37,7 +80,7 @@ class CostModel:
     residual: float = 0.0
     """Relative RMS deviation of the measured times from the fitted ones."""
     source: str = "assumed"
-    """What was measured, for people."""
+    """What was measured, human-readable."""
 
     def seconds(self, n_atoms: ArrayLike, n_edges: ArrayLike) -> Floats:
         """Time of bins, s."""
@@ -58,36 +101,17 @@ def fit_times(n_atoms: ArrayLike, n_edges: ArrayLike, seconds: ArrayLike) -> Cos
     Raises ``InputError`` for fewer than three measurements or times that are not positive.
     """
     times = np.asarray(seconds, np.float64)
-    (fixed, atom, edge), residual = _fit(n_atoms, n_edges, times)
-    return CostModel(fixed, atom, edge, residual=residual, source="fitted")
+    law = fit_linear_costs(n_atoms, n_edges, times, relative=True)
+    residual = float(np.sqrt(np.mean((law.of(n_atoms, n_edges) / times - 1) ** 2)))
+    return CostModel(law.fixed, law.per_atom, law.per_edge, residual=residual, source="fitted")
 
 
 def fit_memory(
     model: CostModel, n_atoms: ArrayLike, n_edges: ArrayLike, peak: ArrayLike
 ) -> CostModel:
-    """The model with its memory fitted to measured peaks, bytes."""
-    coefficients, _ = _fit(n_atoms, n_edges, np.asarray(peak, np.float64))
-    fixed, atom, edge = coefficients
-    return replace(model, fixed_bytes=fixed, atom_bytes=atom, edge_bytes=edge)
-
-
-def _fit(n_atoms: ArrayLike, n_edges: ArrayLike, values: Floats) -> tuple[list[float], float]:
-    """([constant, per atom, per edge], relative RMS residual), none of them negative."""
-    terms = np.stack([np.ones(len(values)), np.asarray(n_atoms), np.asarray(n_edges)], axis=1)
-    if len(values) < 3 or not (values > 0).all():
-        raise InputError("a cost model needs at least three measurements, all of them positive")
-    relative = terms / values[:, None]
-    scale = np.abs(relative).max(axis=0)
-    scale[scale == 0] = 1.0
-    best, least = np.zeros(3), np.inf
-    for n_used in (3, 2, 1):  # the best among all sets of terms whose fit is not negative
-        for used in map(list, combinations(range(3), n_used)):
-            found, *_ = np.linalg.lstsq(relative[:, used] / scale[used], np.ones(len(values)))
-            error = float(np.sqrt(np.mean((relative[:, used] / scale[used] @ found - 1) ** 2)))
-            if (found >= 0).all() and error < least:
-                best, least = np.zeros(3), error
-                best[used] = found / scale[used]
-    return best.tolist(), least
+    """The model with its memory fitted to measured peaks [n], bytes; raises as ``fit_times``."""
+    law = fit_linear_costs(n_atoms, n_edges, peak, relative=True)
+    return replace(model, fixed_bytes=law.fixed, atom_bytes=law.per_atom, edge_bytes=law.per_edge)
 
 
 def write_cost_model(path: Path, model: CostModel) -> None:

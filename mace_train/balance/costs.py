@@ -1,4 +1,4 @@
-"""What a structure costs a GPU, and how much one GPU takes in one step.
+"""The cost of a structure in time and memory, and the capacity of one GPU and step.
 
 A bin is limited in three sums over its structures at once:
 
@@ -36,7 +36,7 @@ EDGE_SLACK_PERCENT = 115  # derived max_edges, relative to the edges of max_atom
 
 @dataclass(frozen=True)
 class Costs:
-    """What every structure of a data set weighs; a structure's id is its index here.
+    """Sizes and costs of the structures of a data set; a structure's id is its index here.
 
     Raises ``InputError`` for an empty data set and for counts that no structure can have.
     """
@@ -84,7 +84,7 @@ class Costs:
         return self.n_atoms, self.n_edges, memory
 
     def subset(self, ids: NDArray[np.integer[Any]]) -> "Costs":
-        """The costs of some structures, which get new ids in the order of ``ids``."""
+        """The costs of the structures ``ids`` [n], whose new ids are 0 ... n - 1 in that order."""
         memory = None if self.memory is None else self.memory[ids]
         return replace(self, n_atoms=self.n_atoms[ids], n_edges=self.n_edges[ids], memory=memory)
 
@@ -103,7 +103,7 @@ class Costs:
 
     @cached_property
     def locality_order(self) -> NDArray[np.int32]:
-        """StructureIds along a path on which neighbours are alike, [n_structures] (windows.py)."""
+        """Structure ids along a path on which neighbours are alike, [n_structures] (windows.py)."""
         return locality_order(self.n_atoms, self.n_edges)
 
     @property
@@ -118,7 +118,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What one GPU takes in one step."""
+    """Limits of the bin of one GPU in one step."""
 
     max_atoms: int
     max_edges: int

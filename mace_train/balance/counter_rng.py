@@ -25,7 +25,7 @@ class Stream(IntEnum):
 
     STRUCTURES = 1
     BINS = 2
-    DEAL = 3
+    WINDOWS = 3
     SIZES = 4
     RANKS = 5
 
@@ -79,8 +79,10 @@ def shuffled(n: int, seed: int, epoch: int, stream: int, part: int = 0) -> NDArr
 
 
 def sorted_by(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Indices in order of the high bits of keys, then of the index: what remains below the index
-    bits is dropped, which makes the keys unique and any sorting algorithm give the same answer."""
+    """Indices [n] that sort ``keys`` [n] by their high bits, then by index.
+
+    The low bits are replaced by the index, so keys are unique and all sorts give the same answer.
+    """
     n_bits = np.uint64(max(1, (len(keys) - 1).bit_length()))
     low = (np.uint64(1) << n_bits) - np.uint64(1)
     packed = (keys & ~low) | np.arange(len(keys), dtype=np.uint64)

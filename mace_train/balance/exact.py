@@ -2,13 +2,11 @@
 
 The yardstick for packers: among all ways to put structures into n_bins bins within the capacity,
 the least possible cost of the most expensive bin. NP-hard: for tens of structures, not millions.
-Needs the extra ``referee``.
 """
 
 from dataclasses import dataclass
 
 from mace_train.balance.costs import Capacity, Costs
-from mace_train.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -28,20 +26,18 @@ class Optimum:
 def smallest_largest_bin(
     costs: Costs, capacity: Capacity, n_bins: int, seconds: float, hint: int | None = None
 ) -> Optimum:
-    """The least cost of the most expensive bin, or how far a search of ``seconds`` came.
+    """The least cost of the most expensive bin, or its bounds after ``seconds`` of search.
 
     ``hint`` is the largest cost of a packing that is known, above which nothing is searched.
     """
-    try:
-        from ortools.sat.python import cp_model
-    except ImportError:
-        raise InputError("OR-Tools is missing: pip install 'mace-train[referee]'") from None
+    from ortools.sat.python import cp_model
+
     model = cp_model.CpModel()
     n = len(costs)
     weights = costs.scaled.tolist()
     in_bin = [[model.new_bool_var(f"{i} in {k}") for k in range(n_bins)] for i in range(n)]
-    for places in in_bin:
-        model.add_exactly_one(places)
+    for bins_of_structure in in_bin:
+        model.add_exactly_one(bins_of_structure)
     for sizes, limit in zip(costs.dimensions, capacity.limits.tolist(), strict=True):
         for k in range(n_bins):
             model.add(sum(int(sizes[i]) * in_bin[i][k] for i in range(n)) <= limit)
@@ -51,8 +47,8 @@ def smallest_largest_bin(
     for k in range(n_bins):
         model.add(sum(weights[i] * in_bin[i][k] for i in range(n)) <= largest)
     by_size = sorted(range(n), key=lambda i: -weights[i])
-    for place, i in enumerate(by_size[: n_bins - 1]):  # bins are alike: fix who comes first
-        for k in range(place + 1, n_bins):
+    for first, i in enumerate(by_size[: n_bins - 1]):  # bins are alike: break the symmetry
+        for k in range(first + 1, n_bins):
             model.add(in_bin[i][k] == 0)
     model.minimize(largest)
     solver = cp_model.CpSolver()

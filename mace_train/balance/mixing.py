@@ -1,4 +1,4 @@
-"""How well plans mix: sizes within a bin, sizes of steps, and who meets whom again.
+"""How well plans mix: sizes within a bin, sizes of steps, and structures that meet again.
 
 All three are exact over all structures or pairs and are 1 for batches drawn uniformly:
 
@@ -22,7 +22,7 @@ StructureIds = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Mixing:
-    """1 everywhere for uniformly random batches."""
+    """Mix of sizes, relative to uniformly random batches, for which both are 1."""
 
     within_bins: float
     between_steps: float

@@ -1,8 +1,8 @@
 """The optimality gap: our bins against the optimum, on small instances of the same structures.
 
 An instance is ``N_STRUCTURES`` structures for ``N_BINS`` bins, with a tenth of room to spare in
-atoms and in edges. Both minimise the cost of the most expensive bin, for which all others wait:
-the packer with its refinement, and CP-SAT (exact.py) within a limit on its work. Larger instances
+atoms and in edges. Both minimise the cost of the most expensive bin, which all ranks wait for: the
+packer with its refinement, and CP-SAT (exact.py) within a limit on its work. Larger instances
 are easier: differences between structures average out.
 """
 
@@ -20,7 +20,7 @@ WORK_S = 0.5  # of CP-SAT, in its deterministic seconds
 
 
 @dataclass(frozen=True)
-class Gap:
+class OptimalityGap:
     """Costs of the most expensive bin of some instances, over the least that was found."""
 
     ratios: tuple[float, ...]
@@ -47,7 +47,7 @@ def instances(costs: Costs, n: int, seed: int) -> list[Costs]:
     return [costs.subset(np.sort(rng.choice(len(costs), size, replace=False))) for _ in range(n)]
 
 
-def gap_of(drawn: list[Costs]) -> Gap:
+def gap_of(drawn: list[Costs]) -> OptimalityGap:
     """The gap on some instances; those for which no packing is known do not count.
 
     Raises InputError without OR-Tools.
@@ -68,4 +68,4 @@ def gap_of(drawn: list[Costs]) -> Gap:
             n_missed += 1
         else:
             ratios.append(packed.largest / optimum.found)
-    return Gap(tuple(ratios), n_proven, n_missed)
+    return OptimalityGap(tuple(ratios), n_proven, n_missed)

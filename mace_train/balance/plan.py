@@ -1,4 +1,4 @@
-"""The plan of one epoch: which structures every rank takes in every step.
+"""The plan of one epoch: which structures every rank trains on in every step.
 
     (step, rank) -> ids of structures
 
@@ -12,7 +12,7 @@ Numbers about a plan, with c[s, r] the cost of the bin of rank r in step s (see 
 
 the time of the epoch, if time is proportional to cost, over the time of a perfect balance; and
 imbalance[s] = max over r of c[s, r] / mean over r of c[s, r]. A step takes at least the cost of its
-most expensive structure, so for the structures that the plan deals to its steps
+most expensive structure, so for the structures that the plan assigns to its steps
 
     straggler ratio >= sum over s of max(mean_s, largest structure_s) / sum over s of mean_s.
 
@@ -54,7 +54,7 @@ class Plan:
         return len(self.bins) // self.world_size
 
     def bin(self, step: int, rank: int) -> StructureIds:
-        """StructureIds of the structures that a rank takes in a step, rising; may be empty."""
+        """Ids [n] of the structures that a rank takes in a step, ascending; may be empty."""
         if not (0 <= step < self.n_steps and 0 <= rank < self.world_size):
             raise IndexError(
                 f"step {step}, rank {rank} of a plan of {self.n_steps} steps, "
@@ -63,12 +63,12 @@ class Plan:
         return self.bins[step * self.world_size + rank]
 
     def of_rank(self, rank: int, start_step: int = 0) -> Iterator[StructureIds]:
-        """The bins of one rank, step by step, from a step on."""
+        """The bins of one rank, ids [n] each, step by step, from a step on."""
         for step in range(start_step, self.n_steps):
             yield self.bin(step, rank)
 
     def per_bin(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Sums over the structures of every bin, [n_steps, world_size]."""
+        """Sums of ``values`` [n_structures] over every bin, [n_steps, world_size]."""
         sums = np.concatenate([[0], np.cumsum(values[self.bins.ids])])[self.bins.offsets]
         return np.diff(sums).reshape(self.n_steps, self.world_size)
 

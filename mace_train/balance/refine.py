@@ -15,7 +15,7 @@ UNIT = 1 << 20  # a bin's mean load in the scaled sizes
 NOWHERE = -1
 _LOAD_SHIFT = 6  # loads are compared in units of 2^-14 of the mean ...
 _DIRECTION = 511  # ... and weighed by directions of 9 bits: sums stay below 2^31
-_TOO_FULL = np.int32(2**31 - 1)
+_NO_ROOM = np.int32(2**31 - 1)
 _ABOVE = np.int64(UNIT) << 20
 _N_PARTNERS = 4  # bins among which the exchange partner of a bin is chosen
 _N_TRIED = 24  # structures of a bin that are tried in one exchange
@@ -29,7 +29,7 @@ def place(sizes: I32, scaled: I64, order: I64, caps: I32, n_bins: int) -> tuple[
     """Greedy: each structure in turn to the bin in which it adds least to the squared loads.
 
     That is the smallest scalar product of its size and the bin's load, among the bins with room in
-    all capacities, or among all where none has room: refine then mends what is above a capacity.
+    all capacities, or among all where none has room: ``refine`` then corrects what is too full.
     sizes [n, 3] atoms, edges, memory; scaled [n, 2]; caps [3].
     Returns the bin of every structure [n] and the number of those without room.
     """
@@ -46,14 +46,14 @@ def place(sizes: I32, scaled: I64, order: I64, caps: I32, n_bins: int) -> tuple[
         most = max(scaled[i, 0], scaled[i, 1], 1)
         weight_a = np.int32(scaled[i, 0] * _DIRECTION // most)
         weight_e = np.int32(scaled[i, 1] * _DIRECTION // most)
-        best = _TOO_FULL
+        best = _NO_ROOM
         for k in range(n_bins):
             score = np.int32(weight_a * loads_a[k] + weight_e * loads_e[k])
             full = (atoms[k] > room_a) | (edges[k] > room_e) | (memory[k] > room_m)
-            score = _TOO_FULL if full else score
+            score = _NO_ROOM if full else score
             scores[k] = score
             best = min(best, score)
-        if best == _TOO_FULL:
+        if best == _NO_ROOM:
             n_left += 1
             for k in range(n_bins):
                 scores[k] = np.int32(weight_a * loads_a[k] + weight_e * loads_e[k])
@@ -95,10 +95,10 @@ def _slots(bin_of: I32, n_bins: int) -> tuple[I32, I64]:
 
 @compiled
 def make_room(sizes: I32, bin_of: I32, caps: I32, n_bins: int, most: int) -> int:
-    """Take structures out of bins above a capacity, place each by moving one other if that helps.
+    """Remove structures from bins above a capacity; place each by moving one other if that helps.
 
-    The number of those that stay without a bin (NOWHERE). O(n n_bins) per structure, so it is not
-    tried when there are more than ``most``.
+    Returns the number of those that stay without a bin (NOWHERE). O(n n_bins) per structure, so it
+    is not tried when there are more than ``most``.
     """
     loads = np.zeros((n_bins, 3), np.int64)
     for i in range(len(bin_of)):

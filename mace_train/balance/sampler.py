@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from mace_train.balance.algorithm1 import without_chance
+from mace_train.balance.algorithm1 import deterministic_bins
 from mace_train.balance.balanced import Packing, usual_steps
 from mace_train.balance.bins import StructureIds
 from mace_train.balance.cost_model import with_cost_model
@@ -87,7 +87,7 @@ class BinSampler:
         return make_plan(costs, self.packer, self.capacity, self.world_size, self.seed, epoch)
 
     def bins(self, epoch: int, start_step: int = 0) -> Iterator[StructureIds]:
-        """This rank's bins of an epoch from a step on."""
+        """This rank's bins of an epoch, ids [n] each, from a step on."""
         known = self._plans.get(epoch)
         if self.usual_steps is not None and (known is None or not known.done()):
             packing = Packing(
@@ -158,4 +158,4 @@ def evaluation_plan(costs: Costs, capacity: Capacity, world_size: int) -> Plan:
     Bins are balanced as in algorithm1; where there are fewer structures than bins, ranks get
     empty ones. Raises ``InputError`` when a structure is above the capacity.
     """
-    return Plan(costs, world_size, without_chance(costs, capacity, world_size))
+    return Plan(costs, world_size, deterministic_bins(costs, capacity, world_size))

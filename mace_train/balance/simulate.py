@@ -40,7 +40,7 @@ ASSUMED_GPU = CostModel(
 
 @dataclass(frozen=True)
 class Fabric:
-    """What connects the ranks."""
+    """Network between the ranks."""
 
     name: str
     bandwidth: float
@@ -93,7 +93,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the ranks are and how they are connected."""
+    """Compute and communication cost of the ranks."""
 
     model: CostModel
     fabric: Fabric
@@ -113,7 +113,7 @@ class Cluster:
 def strong_scaling(
     costs: Costs, packer: str, capacity: Capacity, cluster: Cluster, ranks: list[int], seed: int
 ) -> list[Epoch]:
-    """The same data set and capacity per rank on rising numbers of ranks."""
+    """The same data set and capacity per rank on increasing numbers of ranks."""
     return [cluster.epoch(make_plan(costs, packer, capacity, n, seed, 0)) for n in ranks]
 
 

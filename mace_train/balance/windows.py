@@ -1,11 +1,11 @@
 """Windows: equal parts of an epoch that are packed one by one, each like a small epoch.
 
-A window is a number of whole steps, or a whole part of one step. Structures are dealt to windows
+A window is a number of whole steps, or a whole part of one step. Structures are assigned to windows
 so that every window has nearly the same sizes: along an order in which neighbours are alike in
 atoms and in edges, every block of n_windows structures gives one structure to every window, by a
 random permutation. Which structures meet in a window is new in every epoch, its totals are not.
 
-Cost: one sort per data set (kept with its ``Costs``), and O(n) per epoch for the deal.
+Cost: one sort per data set (kept with its ``Costs``), and O(n) per epoch for the assignment.
 """
 
 import math
@@ -18,11 +18,8 @@ from mace_train.balance.counter_rng import Stream, below, bits_at, start_of
 from mace_train.jit import compiled
 
 StructureIds = NDArray[np.int64]
-FEWEST_BINS, USUAL_BINS, MOST_BINS = (
-    256,
-    370,
-    512,
-)  # of a window, where the numbers of ranks and steps allow it
+# of a window, where the numbers of ranks and steps allow it
+FEWEST_BINS, USUAL_BINS, MOST_BINS = 256, 370, 512
 MOST_BINS_OF_SMALL = 1536  # where few windows make up the epoch
 MOST_STEPS = 1.02  # of the least number
 
@@ -44,8 +41,8 @@ class Layout:
 def layout_for(n_steps: int, world_size: int, n_structures: int) -> Layout:
     """The layout with the fewest steps >= n_steps, and about 256 to 512 bins per window.
 
-    There are at most 2 % more steps, or one: windows are larger where that needs
-    it. Steps are not divided where there are few structures for a bin, so that no window is empty.
+    There are at most 2 % more steps, or one: windows are larger where that needs it. Steps are not
+    divided where there are few structures for a bin, so that no window is empty.
     """
     if world_size > MOST_BINS and n_structures < 2 * n_steps * world_size:
         return Layout(world_size, n_steps, world_size)
@@ -68,7 +65,7 @@ def layout_for(n_steps: int, world_size: int, n_structures: int) -> Layout:
 
 
 def locality_order(n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64]) -> NDArray[np.int32]:
-    """StructureIds along a path on which neighbours are alike in atoms and in edges per atom, [n].
+    """Structure ids along a path on which neighbours are alike in atoms and in edges per atom, [n].
 
     Bands of equal population by atoms, each sorted by edges per atom, every second one backwards.
     """
@@ -118,13 +115,13 @@ class Assignment:
     offsets: NDArray[np.int64]  # [n_windows + 1]
 
     def members(self, window: int) -> NDArray[np.int32]:
-        """StructureIds of the structures of a window."""
+        """Ids [n] of the structures of a window."""
         return self.ids[self.offsets[window] : self.offsets[window + 1]]
 
 
 def assign(order: NDArray[np.int32], n_windows: int, seed: int, epoch: int) -> Assignment:
-    """Assign the structures of a locality order to windows; their numbers differ by at most one."""
-    start = np.uint64(start_of(seed, epoch, Stream.DEAL))
+    """Assign structures in ``order`` [n_structures] to windows, whose sizes differ by at most 1."""
+    start = np.uint64(start_of(seed, epoch, Stream.WINDOWS))
     return Assignment(*_assign(order, n_windows, start))
 
 
@@ -156,9 +153,9 @@ def _assign(
             j = i + below(bits_at(start, first + i), n_windows - i)
             window[i], window[j] = window[j], window[i]
             w = window[i]
-            place = first + i + roll
-            if place >= n:
-                place -= n
-            ids[offsets[w] + n_held[w]] = order[place]
+            position = first + i + roll
+            if position >= n:
+                position -= n
+            ids[offsets[w] + n_held[w]] = order[position]
             n_held[w] += 1
     return ids, offsets

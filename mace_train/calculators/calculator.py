@@ -46,7 +46,7 @@ class MACETrainCalculator(Calculator):
 
     Raises:
         InputError: a checkpoint that is not there or cannot be read; when calculating, an element
-            that the model does not know, or atoms at the same place.
+            that the model does not know, or coincident atoms.
     """
 
     implemented_properties: ClassVar[list[str]] = [

@@ -12,7 +12,7 @@ Series = Mapping[str, Sequence[float]]
 
 
 def energy_drift(time_ps: ArrayLike, total_energy: ArrayLike, n_atoms: int) -> dict[str, float]:
-    """The slope of the total energy (eV) over time, and what is left of it.
+    """The slope of the total energy (eV) over time, and the RMS residual.
 
     Returns:
         drift_meV_per_atom_per_ps, the slope of a least-squares line; fluctuation_meV_per_atom, the

@@ -9,7 +9,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from mace_train.balance.costs import Costs
 from mace_train.calculators.models import Checkpoint, Results, load_single, results_of, sample_from
 from mace_train.data.loading.loader import batches
-from mace_train.evaluate.evaluate import InMemory
+from mace_train.evaluate.evaluate import SamplesInMemory
 from mace_train.progress import ProgressBar
 from mace_train.settings import BatchingSettings
 from mace_train.train.validation import evaluation_bins
@@ -32,13 +32,13 @@ def evaluate_structures(
     and ``ase.io.write`` writes them. ``batching`` sets the size of batches as in training.
 
     Raises:
-        InputError: as ``MACETrainCalculator``; structures are named by their place in the list.
+        InputError: as ``MACETrainCalculator``; structures are named by their index in the list.
     """
     model = load_single(checkpoint, head=head, device=device, dtype=default_dtype, kernels=kernels)
     if not structures:
         return []
     samples = [sample_from(atoms, model, f"structure {i}") for i, atoms in enumerate(structures)]
-    source = InMemory(samples)
+    source = SamplesInMemory(samples)
     bins = evaluation_bins(Costs(source.n_atoms, source.n_edges), batching or BatchingSettings())
     graphs = batches(source, bins, atomic_numbers=model.data.atomic_numbers, dtype=model.dtype)
     evaluated: dict[int, Atoms] = {}

@@ -1,4 +1,4 @@
-"""``mace-train md``: short dynamics with ASE, and how well it conserves energy."""
+"""``mace-train md``: short dynamics with ASE, and its energy conservation."""
 
 import json
 import logging
@@ -20,13 +20,13 @@ from mace_train.progress import ProgressBar, Stopwatch
 from mace_train.settings import MDSettings
 
 LOGGER = logging.getLogger("mace_train")
-HOTTEST_K = 1e5  # no dynamics of atoms is meant to go there
+HOTTEST_K = 1e5  # above this the dynamics is unstable
 NOTEWORTHY_DRIFT = 1.0  # meV/atom/ps
 SHORTEST_FIT = 1.0  # ps; in less, oscillations look like drift
 
 
 def run_md(settings: MDSettings) -> dict[str, Any]:
-    """Run it; writes trajectory, md.json and energy.png to ``settings.output``."""
+    """Run dynamics; writes trajectory, md.json and energy.png to ``settings.output``."""
     atoms = prepared_atoms(settings)
     output = Path(settings.output)
     make_folder("output", output)
@@ -58,9 +58,9 @@ def run_md(settings: MDSettings) -> dict[str, Any]:
 
 
 def _set_velocities(atoms: Atoms, temperature_K: float, random: np.random.Generator) -> None:
-    """Maxwell and Boltzmann's velocities of a temperature, without net momentum.
+    """Maxwell-Boltzmann velocities at a temperature, without net momentum.
 
-    And without rotation in free space; where atoms are fixed, momentum is no matter.
+    And without rotation in free space; where atoms are fixed, momentum is left as drawn.
     """
     width = np.sqrt(units.kB * temperature_K * atoms.get_masses())
     atoms.set_momenta(width[:, None] * random.standard_normal((len(atoms), 3)))
@@ -99,7 +99,7 @@ def _run(
             dynamics.run(end - dynamics.nsteps)
             records.append(_record(atoms, end, settings))
         except InvalidStructureError as error:
-            raise InputError(_apart(end, settings, str(error))) from None
+            raise InputError(_unstable(end, settings, str(error))) from None
         frames.add(atoms)
         last = records[-1]
         progress.note(f"{last['temperature_K']:.0f} K  E {last['total_energy_eV']:.4f} eV")
@@ -118,13 +118,13 @@ def _record(atoms: Atoms, step: int, settings: MDSettings) -> dict[str, float]:
     if std is not None:
         record["energy_std_eV"] = std
     if not np.isfinite(potential + kinetic) or record["temperature_K"] > HOTTEST_K:
-        raise InputError(_apart(step, settings, f"{record['temperature_K']:.3g} K"))
+        raise InputError(_unstable(step, settings, f"{record['temperature_K']:.3g} K"))
     return record
 
 
-def _apart(step: int, settings: MDSettings, found: str) -> str:
+def _unstable(step: int, settings: MDSettings, found: str) -> str:
     return (
-        f"the dynamics came apart within the {settings.interval} steps before step {step} "
+        f"the dynamics became unstable within the {settings.interval} steps before step {step} "
         f"({found}); use a smaller timestep_fs than {settings.timestep_fs}, relax "
         f"{settings.structure} first, or train on such structures; frames up to there are in "
         f"{settings.output}"

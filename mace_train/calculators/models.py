@@ -22,7 +22,7 @@ from mace_train.errors import InputError
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
 from mace_train.model.surgery import one_head
-from mace_train.ops.backends import method_of
+from mace_train.ops.backends import backend_of
 from mace_train.train.checkpoint import load_model
 
 Results = dict[str, Any]
@@ -52,14 +52,16 @@ def load_models(
         InputError: no such checkpoint, one that cannot be read, no such head or none of several
             named, or a device that is not there.
     """
-    place = device_of(device)
+    chosen_device = device_of(device)
     if dtype is not None:
         check_choice("default_dtype", dtype, ("float32", "float64"))
-    method_of(kernels, place)
+    backend_of(kernels, chosen_device)
     models = []
     for item in _expanded(checkpoints):
         model = copy.deepcopy(item) if isinstance(item, MACE) else load_model(item)[0]
-        model = one_head(model, head).to(place, None if dtype is None else getattr(torch, dtype))
+        model = one_head(model, head).to(
+            chosen_device, None if dtype is None else getattr(torch, dtype)
+        )
         model.requires_grad_(False)
         model.kernels = kernels
         models.append(model)
@@ -76,11 +78,11 @@ def load_single(checkpoint: Checkpoint, **settings: Any) -> MACE:
 
 def device_of(name: str) -> torch.device:
     """The device that auto, cpu or cuda mean; InputError if it is not there."""
-    kind = name.partition(":")[0]
-    check_choice("device", kind, ("auto", "cpu", "cuda"))
-    if kind == "cuda" and not torch.cuda.is_available():
+    device_type = name.partition(":")[0]
+    check_choice("device", device_type, ("auto", "cpu", "cuda"))
+    if device_type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={name} but PyTorch sees no CUDA device; use device=cpu")
-    if kind == "auto":
+    if device_type == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
 
@@ -105,7 +107,7 @@ def _expanded(checkpoints: Checkpoint | Sequence[Checkpoint]) -> list[Path | MAC
 
 
 def sample_from(atoms: Atoms, model: MACE, source: str) -> Sample:
-    """The geometry of ``atoms`` with its neighbours; what labels it has is left aside.
+    """The geometry of ``atoms`` with its neighbours; labels are ignored.
 
     Raises:
         InputError: an element that the model does not know, or a geometry that no structure has.
@@ -128,7 +130,7 @@ def graph_from(samples: Sequence[Sample], model: MACE) -> Graph:
 
 
 def results_of(model: MACE, graph: Graph) -> list[Results]:
-    """What the model says of every structure of the batch, float64.
+    """Predictions for every structure of the batch, float64.
 
     By the names of ASE: energy (eV), energies [n_atoms], node_energy [n_atoms] (without isolated
     atoms), forces [n_atoms, 3], and, where it is periodic in all directions, stress [3, 3].

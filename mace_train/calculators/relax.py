@@ -23,7 +23,7 @@ ALGORITHMS = {"fire": FIRE, "lbfgs": LBFGS}
 
 
 def relax(settings: RelaxSettings) -> dict[str, Any]:
-    """Relax it; writes relaxed.extxyz, trajectory, relax.json and relax.png to the output."""
+    """Relax the structure; writes relaxed.extxyz, trajectory, relax.json and relax.png."""
     atoms = prepared_atoms(settings)
     if settings.relax_cell and not atoms.pbc.all():
         raise InputError(
@@ -69,7 +69,7 @@ def _run(atoms: Atoms, settings: RelaxSettings, frames: Frames) -> list[dict[str
             progress.note(f"fmax {last['fmax_eV_per_A']:.3g} eV/Å  E {last['energy_eV']:.4f} eV")
     except InvalidStructureError as error:
         raise InputError(
-            f"the structure came apart at step {len(records)} ({error}); correct "
+            f"the structure became invalid at step {len(records)} ({error}); correct "
             f"{settings.structure}, or train on such structures"
         ) from None
     return records

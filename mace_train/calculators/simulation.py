@@ -16,7 +16,7 @@ from mace_train.settings import SimulationSettings
 
 
 def prepared_atoms(settings: SimulationSettings) -> Atoms:
-    """The structure with the model as its calculator; InputError if they do not go together."""
+    """The structure with the model as its calculator; InputError if they do not fit."""
     atoms = _read(settings.structure, settings.index)
     calc = MACETrainCalculator(
         as_files("checkpoint", settings.checkpoint),
@@ -40,7 +40,7 @@ def prepared_atoms(settings: SimulationSettings) -> Atoms:
 
 
 def _read(path: str, index: int) -> Atoms:
-    """One structure of a file, without what it says of energies."""
+    """One structure of a file; InputError if it cannot be read."""
     if not Path(path).is_file():
         raise InputError(f"structure={path}: no such file")
     try:

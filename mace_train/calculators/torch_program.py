@@ -212,9 +212,9 @@ def _with_gradient(model: MACE) -> Any:
         senders: Tensor,
         receivers: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        places = model.places(elements, senders, receivers)
+        index = model.batch_index(elements, senders, receivers)
         found = energies_and_gradient(
-            energies, parameters, vectors, elements, places, create_graph=False
+            energies, parameters, vectors, elements, index, create_graph=False
         )
         return found[0].detach(), found[1]
 

@@ -1,1 +1,5 @@
-"""From files that ASE reads to shards with neighbour lists, statistics, and batches as tensors."""
+"""From files that ASE reads to batches as tensors.
+
+``read`` -> ``raw_structure`` -> ``structure`` (checked) -> ``neighbors`` -> ``preprocess`` ->
+``shards`` and ``statistics`` -> ``loading`` -> ``graph``.
+"""

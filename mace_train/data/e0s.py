@@ -41,7 +41,7 @@ class E0Source:
 
 
 class E0Sources:
-    """What the settings say of E0s, for every head."""
+    """The source of E0s that the settings give, for every head."""
 
     def __init__(self, E0s: Any, foundation_model: str | None = None) -> None:
         """Read ``data.E0s`` and ``data.foundation_model``.
@@ -53,14 +53,14 @@ class E0Sources:
         self._by_head: dict[str, E0Source] | None = None
         if isinstance(E0s, Mapping) and not all(map(_is_energy_of_element, E0s.items())):
             self._by_head = {
-                str(head): _form(form, foundation_model, f"data.E0s.{head}")
-                for head, form in E0s.items()
+                str(head): _E0_source(value, foundation_model, f"data.E0s.{head}")
+                for head, value in E0s.items()
             }
         else:
-            self._default = _form(E0s, foundation_model, "data.E0s")
+            self._default = _E0_source(E0s, foundation_model, "data.E0s")
 
     def of(self, head: str) -> E0Source:
-        """The form for one head; InputError if E0s are given by head and not for this one."""
+        """The source for one head; InputError if E0s are given by head and not for this one."""
         if self._by_head is None:
             return self._default
         if head not in self._by_head:
@@ -71,14 +71,14 @@ class E0Sources:
         return self._by_head[head]
 
     def given(self, heads: Iterable[str]) -> dict[str, dict[int, float]]:
-        """The E0s of those heads for which they are known before anything is read."""
-        forms = {
+        """E0s (eV by atomic number) of those heads for which the settings give them."""
+        sources = {
             head: self.of(head) for head in heads if self._by_head is None or head in self._by_head
         }
-        return {head: form.given for head, form in forms.items() if form.given is not None}
+        return {head: source.given for head, source in sources.items() if source.given is not None}
 
 
-def _form(value: Any, foundation_model: str | None, where: str) -> E0Source:
+def _E0_source(value: Any, foundation_model: str | None, where: str) -> E0Source:
     if value is None or (isinstance(value, str) and value.lower() == "isolatedatom"):
         return E0Source("isolated")
     if isinstance(value, str) and value.lower() == "average":
@@ -144,7 +144,7 @@ class IsolatedAtoms:
         self._source: dict[int, str] = {}
 
     def add(self, element: int, energy: float | None, source: str) -> None:
-        """Take up an isolated atom; InputError if it contradicts one before."""
+        """Add an isolated atom; InputError if it contradicts an earlier one."""
         if energy is None:
             raise InputError(f"{source}: an isolated atom without energy; add it")
         self.n_structures += 1
@@ -172,7 +172,7 @@ def check_covered(
         elements: Atomic numbers that need one.
         source: Where ``E0s`` are from.
         where: The structure with these elements, if there is one to name.
-        remedy: How to mend it.
+        remedy: How to fix it.
     """
     missing = [z for z in elements if z not in E0s]
     if missing:
@@ -185,7 +185,7 @@ def check_covered(
 
 
 def triangle_of(counts: NDArray[np.float64], energies: NDArray[np.float64]) -> NDArray[np.float64]:
-    """R of the QR factorisation of (A [n, n_elements] | b [n]): all that a fit needs of them."""
+    """R [k, n_elements + 1] of the QR factorisation of (A [n, n_elements] | b [n] eV)."""
     rows = np.concatenate([counts, energies[:, None]], axis=1)
     return np.asarray(np.linalg.qr(rows, mode="r"), dtype=np.float64)
 
@@ -193,7 +193,10 @@ def triangle_of(counts: NDArray[np.float64], energies: NDArray[np.float64]) -> N
 def fit_E0s(
     triangles: Iterable[NDArray[np.float64]], n_structures: int, elements: list[int]
 ) -> dict[int, float]:
-    """Least-squares E0s (eV) from the triangles of all ``n_structures`` structures."""
+    """Least-squares E0s (eV, by atomic number) of all ``n_structures`` structures.
+
+    ``triangles`` are those of ``triangle_of``, [k, n_elements + 1] each.
+    """
     n_elements = len(elements)
     triangle = np.zeros((0, n_elements + 1))
     for part in triangles:

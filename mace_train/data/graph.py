@@ -5,8 +5,8 @@ structure. Edges point from sender to receiver, are sorted by receiver, and
 
     vectors = positions[receivers] - positions[senders] + shifts @ cell        (Å)
 
-Every edge has a reverse with the opposite vector; both are one pair, and what depends on the
-distance alone is computed once for it.
+A pair is an edge and its reverse, which has the opposite vector: every edge has one. What depends
+on the distance alone is computed once for a pair.
 Missing labels are zero and masked by ``has_energy``, ``has_forces`` and ``has_stress``. A batch of
 no structures is legal: a rank whose bin is empty in the last step of an epoch needs one.
 """
@@ -78,7 +78,7 @@ class Graph:
         return self.positions[self.receivers] - self.positions[self.senders] + shifts
 
     def to(self, device: torch.device) -> "Graph":
-        """The same batch on another device; copies overlap with computation where they can."""
+        """The same batch on another device; copies overlap with computation where possible."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Graph":

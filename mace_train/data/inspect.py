@@ -1,4 +1,4 @@
-"""``mace-train inspect DIR``: what a folder of shards holds, as a table and a plot, verified.
+"""``mace-train inspect DIR``: print, plot and verify a folder of shards.
 
 One pass over all shards: every byte is compared with the checksums, and sizes, edges per atom,
 energies per atom, norms of forces and elements are counted. Memory: one shard and 8 bytes per
@@ -34,7 +34,7 @@ PERCENTILES = (0, 5, 50, 95, 100)
 
 @dataclass
 class Contents:
-    """What one split holds."""
+    """Contents of one split."""
 
     columns: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
     elements: Counter[int] = field(default_factory=Counter)  # atoms
@@ -43,7 +43,7 @@ class Contents:
     labels: LabelCounts = field(default_factory=LabelCounts)
 
     def add(self, arrays: Arrays) -> None:
-        """Take in one shard."""
+        """Add one shard."""
         n_atoms = np.diff(arrays["atom_offsets"])
         has_energy, has_forces = (arrays[f"has_{x}"].astype(bool) for x in ("energy", "forces"))
         norms = np.linalg.norm(arrays["forces"].astype(np.float64), axis=1)
@@ -57,13 +57,13 @@ class Contents:
         for name, values in new.items():
             self.columns.setdefault(name, []).append(values.astype(np.float32))
         self.elements.update(_counted(arrays["numbers"]))
-        for kind, counter in (("head", self.heads), ("config_type", self.config_types)):
-            names = names_of(arrays, kind)
-            counter.update({names[i]: n for i, n in _counted(arrays[kind]).items()})
+        for field_name, counter in (("head", self.heads), ("config_type", self.config_types)):
+            names = names_of(arrays, field_name)
+            counter.update({names[i]: n for i, n in _counted(arrays[field_name]).items()})
         self.labels = self.labels + LabelCounts.of_shards([arrays])
 
     def values(self, name: str) -> NDArray[np.float32]:
-        """All values of one column."""
+        """[n] all values of one column."""
         return np.concatenate(self.columns[name])
 
 
@@ -88,7 +88,7 @@ def inspect(settings: InspectSettings) -> dict[str, Contents]:
             contents.add(shards.arrays(k))
         _print(console, name, shards, contents)
     if settings.verify:
-        console.print(f"checksums of {len(found)} splits: all right")
+        console.print(f"checksums of {len(found)} splits: ok")
     output = folder if settings.output is None else Path(settings.output)
     if settings.plots:
         make_folder("output", output)
@@ -127,12 +127,12 @@ def _print(console: Console, name: str, shards: ShardSet, contents: Contents) ->
     console.print(contents.labels.summary())
     console.print(f"hash {shards.dataset_hash}")
     symbols = {chemical_symbols[z]: n for z, n in sorted(contents.elements.items())}
-    for kind, counts in (
+    for what, counts in (
         ("atoms by element", symbols),
         ("structures by head", contents.heads),
         ("structures by config_type", dict(contents.config_types.most_common(12))),
     ):
-        console.print(f"{kind}: {json.dumps(counts, ensure_ascii=False)[1:-1]}")
+        console.print(f"{what}: {json.dumps(counts, ensure_ascii=False)[1:-1]}")
 
 
 def _plot(found: dict[str, Contents], path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Which labels a set of structures has, and announcements about those that are missing.
+"""Which labels a set of structures has, and warnings about those that are missing.
 
 A label that is missing is not trained on, which is right where it was never computed and wrong
 where its key is misspelt. So the labels are counted while structures are read, a missing one is
-announced with the names in the files that look like it, and a key that the user gave but that no
+logged with the names in the files that look like it, and a key that the user gave but that no
 structure has is an error. Stress counts relative to structures periodic in all three directions.
 """
 
@@ -43,7 +43,7 @@ class LabelCounts:
 
     @classmethod
     def of_shards(cls, shards: Iterable[Mapping[str, NDArray[Any]]]) -> Self:
-        """The counts of the arrays of shards, see shard_file.LAYOUT."""
+        """The counts of the arrays of shards, see arrays.LAYOUT."""
         counts = cls()
         for arrays in shards:
             counts.n_structures += len(arrays["has_energy"])
@@ -87,7 +87,7 @@ class LabelReport:
         self.names: set[str] = set()
 
     def add(self, atoms: AtomsLike, structure: Structure) -> None:
-        """Take up a structure and the ``atoms`` it was made from."""
+        """Count a structure and the ``atoms`` it was made from."""
         self.counts.add(structure)
         self.names |= names_in(atoms)
 

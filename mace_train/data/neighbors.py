@@ -189,7 +189,10 @@ def edge_order(
     shifts: NDArray[np.int64],
     n_atoms: int,
 ) -> NDArray[np.intp]:
-    """The permutation that sorts edges by receiver, sender and shift."""
+    """The permutation [n_edges] that sorts edges by receiver, sender and shift.
+
+    senders and receivers are [n_edges], shifts [n_edges, 3].
+    """
     least = shifts.min(axis=0)
     counts = shifts.max(axis=0) - least + 1
     if float(n_atoms) ** 2 * float(counts[0]) * float(counts[1]) * float(counts[2]) < 2.0**62:

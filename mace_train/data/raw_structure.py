@@ -1,4 +1,4 @@
-"""RawStructure: what a file says of one structure, before it is checked.
+"""RawStructure: one structure as parsed from a file, before it is checked.
 
 It has the attributes of ``ase.Atoms`` that ``structure_from_atoms`` looks at and none of its cost
 (40 µs to build). A reader yields functions that make one, so that a structure which cannot be
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Results:
-    """What a calculator would hold: labels by ASE's names."""
+    """Stands in for a calculator: labels by ASE's names."""
 
     results: Mapping[str, Any]
 
 
 @dataclass(eq=False)
 class RawStructure:
-    """Geometry and labels as they stand in a file."""
+    """Geometry and labels as parsed from a file."""
 
     numbers: NDArray[Any]  # [n_atoms]
     positions: NDArray[np.float64]  # [n_atoms, 3] Å
@@ -42,19 +42,19 @@ AtomsLike: TypeAlias = "Atoms | RawStructure"
 ParseFn: TypeAlias = Callable[[], AtomsLike]
 
 
-def ready(described: AtomsLike) -> ParseFn:
-    """What a reader yields that has parsed the structure already."""
-    return lambda: described
+def already_parsed(atoms: AtomsLike) -> ParseFn:
+    """A parse function for a structure that its reader has parsed already."""
+    return lambda: atoms
 
 
-def as_atoms(described: AtomsLike) -> Atoms:
+def as_atoms(raw: AtomsLike) -> Atoms:
     """The same as ``ase.Atoms``, to write it to a file."""
-    if isinstance(described, Atoms):
-        return described
-    atoms = Atoms(described.numbers, described.positions, cell=described.cell, pbc=described.pbc)
-    atoms.info.update(described.info)
-    for name, array in described.arrays.items():
+    if isinstance(raw, Atoms):
+        return raw
+    atoms = Atoms(raw.numbers, raw.positions, cell=raw.cell, pbc=raw.pbc)
+    atoms.info.update(raw.info)
+    for name, array in raw.arrays.items():
         atoms.new_array(name, array)
-    if described.calc.results:
-        atoms.calc = SinglePointCalculator(atoms, **described.calc.results)
+    if raw.calc.results:
+        atoms.calc = SinglePointCalculator(atoms, **raw.calc.results)
     return atoms

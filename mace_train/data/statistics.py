@@ -65,7 +65,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class StatisticsSums:
-    """What the statistics of a set of structures are made of; ``+`` is the union of two sets."""
+    """Sums over a set of structures for its statistics; ``+`` is the union of two sets."""
 
     n_structures: int = 0
     n_atoms: int = 0
@@ -294,7 +294,7 @@ def statistics_of(splits: Mapping[str, ShardSet], E0s: E0sOfHeads) -> Statistics
 def statistics_from(
     by_head: SumsByHead, splits: Mapping[str, ShardSet], E0s: E0sOfHeads
 ) -> Statistics:
-    """The same from sums that are known."""
+    """``statistics_of`` from sums that are known."""
     train = splits["train"]
     sums = sum((by_head[head] for head in sorted(by_head)), StatisticsSums())
     heads = {

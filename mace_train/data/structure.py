@@ -91,19 +91,19 @@ class LabelKeys:
 
 
 class Notes:
-    """Announcements about a set of files: each kind is logged once, at its first structure."""
+    """Warnings about a set of files: each kind is logged once, at its first structure."""
 
     def __init__(self, *, silent: bool = False) -> None:
-        self._announced: set[str] = set()
+        self._logged: set[str] = set()
         self._silent = silent
 
     def once(self, kind: str, source: str, message: str) -> None:
         """Log ``message`` as a warning, unless one of its ``kind`` was logged before."""
-        if kind not in self._announced:
-            self._announced.add(kind)
+        if kind not in self._logged:
+            self._logged.add(kind)
             if self._silent:
                 return
-            LOGGER.warning("%s: %s (announced once for these files)", source, message)
+            LOGGER.warning("%s: %s (logged once for these files)", source, message)
 
 
 def is_isolated(structure: Structure) -> bool:
@@ -113,7 +113,7 @@ def is_isolated(structure: Structure) -> bool:
 
 
 def names_in(atoms: AtomsLike) -> set[str]:
-    """The names of all values that ``atoms`` has beside its geometry."""
+    """The names of all values of ``atoms`` other than its geometry."""
     results: Mapping[str, Any] = getattr(atoms.calc, "results", {})
     return {*atoms.info, *atoms.arrays, *results} - {"numbers", "positions"}
 
@@ -131,9 +131,10 @@ def structure_from_atoms(
 
     Args:
         atoms: As ASE read it; labels in ``info``, ``arrays`` or the results of its calculator.
-        keys: Names of the labels; a missing one falls back to what ASE parsed, announced.
+        keys: Names of the labels; for a missing one the label ASE parsed is used, with
+            a notice.
         source: File and index, to begin messages with.
-        notes: Collects announcements over many structures, so that each is made once.
+        notes: Collects warnings over many structures, so that each is logged once.
         require_energy: Refuse a structure without energy; else its energy is None.
         head: Of a structure that does not name its own.
 
@@ -301,10 +302,10 @@ class _Labels:
         return float(array.reshape(()))
 
     def _find(self, name: str, key: str) -> Any:
-        """The raw label: under its key, else as ASE parsed it (announced), else None."""
-        for place in (self.atoms.info, self.atoms.arrays, self.results):
-            if place.get(key) is not None:
-                return place[key]
+        """The raw label: under its key, else as ASE parsed it (with a notice), else None."""
+        for values in (self.atoms.info, self.atoms.arrays, self.results):
+            if values.get(key) is not None:
+                return values[key]
         value = self.results.get(name)
         if value is not None:
             self.notes.once(

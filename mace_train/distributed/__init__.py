@@ -1,1 +1,5 @@
-"""The processes of one run: how they are launched, find each other, and tell that they live."""
+"""The processes of one run.
+
+``launcher`` (who started them) -> ``rendezvous`` (they connect) -> ``world`` (ranks, devices,
+collectives), with the ``heartbeat`` of every rank; ``tasks`` shares independent work.
+"""

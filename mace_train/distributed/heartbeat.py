@@ -1,8 +1,8 @@
-"""Signs of life: what every rank is doing, for the message when one of them hangs.
+"""Heartbeats: what every rank is doing, for the message when one of them hangs.
 
-A thread of every rank writes (count, step, phase) to the store every few seconds. When a collective
-times out, the ranks read each other's signs twice: a rank whose count stands still is stopped or
-dead, one whose count rises but whose step lies behind is stuck in its own code.
+A thread of every rank writes (count, step, phase) to the store every second. When a collective
+times out, the ranks read each other's heartbeats twice: a rank whose count is unchanged is stopped
+or dead, one whose count increases but whose step is behind is stuck in its own code.
 """
 
 import json
@@ -16,7 +16,7 @@ INTERVAL_S = 1.0
 
 
 class Heartbeat:
-    """Signs of life of one rank; ``step`` and ``phase`` are for the training to set."""
+    """Heartbeat of one rank; the training sets ``step`` and ``phase``."""
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.step, self.phase = 0, "start"
@@ -31,17 +31,17 @@ class Heartbeat:
         while not self._stopped.wait(INTERVAL_S):
             try:
                 self._beat()
-            except RuntimeError:  # the store has gone with its keeper: nobody can read any more
+            except RuntimeError:  # the store's host process has exited
                 return
 
     def _beat(self) -> None:
         self._count += 1
         who = {"host": socket.gethostname(), "pid": os.getpid()}
-        sign = {"count": self._count, "step": self.step, "phase": self.phase, **who}
-        self._store.set(f"beat/{self._rank}", json.dumps(sign))
+        beat = {"count": self._count, "step": self.step, "phase": self.phase, **who}
+        self._store.set(f"beat/{self._rank}", json.dumps(beat))
 
     def stop(self) -> None:
-        """No more signs."""
+        """Stop the thread."""
         self._stopped.set()
         self._thread.join(timeout=2 * INTERVAL_S)
 
@@ -51,7 +51,9 @@ class Heartbeat:
         reader = threading.Thread(target=lambda: box.append(self._read()), daemon=True)
         reader.start()
         reader.join(timeout=3 * INTERVAL_S + patience_s)
-        if self._rank == 0:  # without torchrun the store ends with rank 0: let the others read, too
+        if (
+            self._rank == 0
+        ):  # without torchrun the store ends with rank 0: let the others read first
             self._stopped.wait(4 * INTERVAL_S)
         return (
             box[0]
@@ -61,19 +63,19 @@ class Heartbeat:
 
     def _read(self) -> str:
         try:
-            before = self._signs()
+            before = self._beats()
             self._stopped.wait(2.5 * INTERVAL_S)
-            after = self._signs()
+            after = self._beats()
         except RuntimeError as error:
             return f"the store does not answer ({error}): rank 0 or its host is gone"
-        silent = [rank for rank, sign in enumerate(after) if sign == before[rank]]
+        silent = [rank for rank, beat in enumerate(after) if beat == before[rank]]
         silent = [rank for rank in silent if rank != self._rank]
         if silent:
             return "; ".join(
                 f"{_name(r, after[r])} is stopped, dead or cut off" for r in silent[:8]
             )
-        furthest = max(_place(sign) for sign in after)
-        behind = [rank for rank, sign in enumerate(after) if _place(sign) < furthest]
+        furthest = max(_step(beat) for beat in after)
+        behind = [rank for rank, beat in enumerate(after) if _step(beat) < furthest]
         if behind:
             return "; ".join(
                 f"{_name(r, after[r])} runs but is behind the others (step {furthest})"
@@ -81,18 +83,18 @@ class Heartbeat:
             )
         return "all ranks run and are at the same step: the network between them is at fault"
 
-    def _signs(self) -> list[dict[str, Any]]:
+    def _beats(self) -> list[dict[str, Any]]:
         keys = [f"beat/{rank}" for rank in range(self._size)]
         self._store.wait(keys, timedelta(seconds=5))
         return [json.loads(self._store.get(key)) for key in keys]
 
 
-def _place(sign: dict[str, Any]) -> int:
-    return int(sign["step"])
+def _step(beat: dict[str, Any]) -> int:
+    return int(beat["step"])
 
 
-def _name(rank: int, sign: dict[str, Any]) -> str:
+def _name(rank: int, beat: dict[str, Any]) -> str:
     return (
-        f"rank {rank} (process {sign['pid']} on {sign['host']}, step {sign['step']}, "
-        f"{sign['phase']})"
+        f"rank {rank} (process {beat['pid']} on {beat['host']}, step {beat['step']}, "
+        f"{beat['phase']})"
     )

@@ -1,4 +1,4 @@
-"""Which launcher started this process, from its environment alone: the one place that knows.
+"""Which launcher started this process, from its environment variables alone.
 
 ``torchrun``, ``srun``, ``mpiexec`` (MPICH, Intel MPI, Open MPI, Cray PALS), ``jsrun`` of LSF, or
 none. They differ in the names of four numbers: rank, number of ranks, and both within the host.
@@ -83,7 +83,7 @@ def detect(environment: Mapping[str, str] = os.environ) -> Launch:
         launch = _tasks(environment)
     if launch.size == 1:
         if launch.launcher == "none":
-            _check_alone(environment)
+            _check_single_process(environment)
         return launch
     if launch.host in _LOOPBACK and launch.local_size < launch.size:
         raise InputError(
@@ -103,8 +103,8 @@ def job_gpus(environment: Mapping[str, str] = os.environ) -> str | None:
     return None
 
 
-def what_started(environment: Mapping[str, str] = os.environ) -> str:
-    """Launcher, scheduler and place of this process in a few words, for people."""
+def describe_launch(environment: Mapping[str, str] = os.environ) -> str:
+    """Launcher, scheduler and address of rank 0, as human-readable text."""
     launch = detect(environment)
     job = next((n for n in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID") if n in environment), None)
     words = "one process" if launch.size == 1 else f"{launch.launcher}, {launch.size} ranks"
@@ -220,7 +220,7 @@ def _port_of_job(environment: Mapping[str, str]) -> int:
     return _PORTS[0] + (13 * number + step) % _PORTS[1]
 
 
-def _check_alone(environment: Mapping[str, str]) -> None:
+def _check_single_process(environment: Mapping[str, str]) -> None:
     """InputError for one process where the job has many tasks."""
     n_tasks = _number(environment, "SLURM_NTASKS", 1)
     if n_tasks > 1:

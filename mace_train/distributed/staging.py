@@ -1,8 +1,8 @@
 """Shards on the node's own disk: copied once per node before the first step, removed at the end.
 
-A shared file system serves hundreds of nodes badly when each reads small pieces at random; a copy
-is one stream per node. The copy is named for the job and the data, so a job that starts again on
-the same node finds what it has left there.
+A shared file system serves hundreds of nodes badly when each reads small blocks at random; a copy
+is one stream per node. The copy is named after the job and the data, so a job that is requeued on
+the same node finds its earlier copy.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def staged(folder: Path, to: str | None, world: World) -> Iterator[Path]:
             f"cluster.stage_to={to}: {os.uname().nodename} cannot copy {folder} there ({error}); "
             "choose another folder, or leave stage_to out"
         )
-    world.raise_together(message)
+    world.raise_on_all_ranks(message)
     try:
         yield copy
     finally:

@@ -1,7 +1,7 @@
 """World: the processes of one run, their devices, and the few collectives that training uses.
 
 launcher.py says which processes belong together. Ranks that share a GPU by mistake, or of which
-only some have one, are an error: they would train, slowly, and nobody would notice.
+only some have one, are an error: they would train slowly without a message.
 """
 
 import os
@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from mace_train.distributed.heartbeat import Heartbeat
 from mace_train.distributed.launcher import Launch, detect, job_gpus
-from mace_train.distributed.rendezvous import meet
+from mace_train.distributed.rendezvous import open_store
 from mace_train.errors import InputError, LostRankError
 from mace_train.settings import ClusterSettings
 
@@ -45,7 +45,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among the processes of the run."""
+    """Rank, size and device of this process in the run."""
 
     rank: int = 0
     local_rank: int = 0
@@ -63,14 +63,14 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The elementwise sum of ``tensor`` over all ranks, on every rank."""
+        """The elementwise sum of ``tensor`` (any shape, the same everywhere) over all ranks."""
         if self.size > 1:
             tensor = tensor.detach().clone()
             dist.all_reduce(tensor)
         return tensor
 
-    def sum_later(self, values: Tensor) -> Callable[[], Tensor]:
-        """Start to sum ``values`` (on the CPU) over all ranks; the returned function waits."""
+    def all_reduce_async(self, values: Tensor) -> Callable[[], Tensor]:
+        """Start to sum ``values`` (on the CPU, any shape); the function returned waits for it."""
         if self.size == 1:
             return lambda: values
         total = values.detach().clone()
@@ -106,34 +106,34 @@ class World:
         dist.gather_object(value, values, dst=0)
         return values or []
 
-    def from_main(self, function: Callable[[], _Value]) -> _Value:
+    def broadcast_result(self, function: Callable[[], _Value]) -> _Value:
         """Rank 0's ``function()`` on every rank; its ``InputError`` is raised on all of them."""
-        outcome: tuple[_Value | None, str | None] = (None, None)
+        result: tuple[_Value | None, str | None] = (None, None)
         if self.is_main:
             try:
-                outcome = function(), None
+                result = function(), None
             except InputError as error:
-                outcome = None, str(error)
-        value, message = self.broadcast(outcome)
+                result = None, str(error)
+        value, message = self.broadcast(result)
         if message is not None:
             raise InputError(message)
         return value
 
-    def raise_together(self, message: str | None) -> None:
-        """InputError on every rank if any has a message; one small sum if none has."""
-        found = self.sum_later(torch.tensor([int(message is not None)]))()
+    def raise_on_all_ranks(self, message: str | None) -> None:
+        """InputError on every rank if any rank has a message; costs one small all-reduce."""
+        found = self.all_reduce_async(torch.tensor([int(message is not None)]))()
         if found.item():
             messages = [text for text in self.gather_all(message) if text is not None]
             more = f" (and {len(messages) - 1} ranks more)" if len(messages) > 1 else ""
             raise InputError(messages[0] + more)
 
-    def signal_life(self, step: int, phase: str) -> None:
-        """Note for the others what this rank is about to do."""
+    def report_progress(self, step: int, phase: str) -> None:
+        """Set the step and phase that this rank's heartbeat shows to the others."""
         if self.heartbeat is not None:
             self.heartbeat.step, self.heartbeat.phase = step, phase
 
     def explain(self, error: Exception) -> InputError | None:
-        """What to tell the user when a collective failed; None if it is no such error."""
+        """The error to raise when a collective failed; None if ``error`` is of another sort."""
         text = str(error)
         if self.size == 1 or not any(mark in text for mark in _COLLECTIVE_ERRORS):
             return None
@@ -153,7 +153,7 @@ class World:
 
 @contextmanager
 def open_world(settings: ClusterSettings) -> Iterator[World]:
-    """Join the run that the launcher started; leave it, all together, at the end of the block."""
+    """Join the run that the launcher started; all ranks leave it together at the end."""
     launch = detect()
     device = _device(settings, launch)
     torch.set_num_threads(_threads(settings, launch))
@@ -173,7 +173,7 @@ def _joined(world: World, launch: Launch, settings: ClusterSettings) -> Iterator
     if backend == "nccl" and world.device.type != "cuda":
         raise InputError("cluster.backend=nccl needs cluster.device=cuda; use gloo on the CPU")
     timeout = timedelta(seconds=settings.timeout_s)
-    store = meet(launch, timeout)
+    store = open_store(launch, timeout)
     dist.init_process_group(
         backend,
         store=PrefixStore("groups", store),
@@ -185,14 +185,14 @@ def _joined(world: World, launch: Launch, settings: ClusterSettings) -> Iterator
     control = dist.new_group(backend="gloo", timeout=timeout)
     world = replace(world, heartbeat=heartbeat, control=control)
     try:
-        world.raise_together(device_conflict(store, world.rank, _name_of(world.device)))
+        world.raise_on_all_ranks(device_conflict(store, world.rank, _name_of(world.device)))
         attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0")
-        attempts = world.sum_later(torch.tensor([attempt]))()
+        attempts = world.all_reduce_async(torch.tensor([attempt]))()
         yield replace(world, restarted=bool(attempts.item()))
-        _leave_together(world)
+        _barrier_at_exit(world)
     except SystemExit as end:
         if end.code in (0, os.EX_TEMPFAIL):
-            _leave_together(world)
+            _barrier_at_exit(world)
         raise
     finally:
         heartbeat.stop()
@@ -200,7 +200,7 @@ def _joined(world: World, launch: Launch, settings: ClusterSettings) -> Iterator
         dist.destroy_process_group()
 
 
-def _leave_together(world: World) -> None:
+def _barrier_at_exit(world: World) -> None:
     """Wait for the slowest: a launcher may end the others some time after the first has left."""
     try:
         dist.barrier(group=world.control)
@@ -209,7 +209,7 @@ def _leave_together(world: World) -> None:
 
 
 def device_conflict(store: Any, rank: int, device: str) -> str | None:
-    """What is wrong if this rank shares its GPU with another, or only some ranks have one.
+    """Message if this rank shares its GPU with another, or only some ranks have one; else None.
 
     Each rank claims its device in the store, and the first to claim it has it: two requests a
     rank, however many there are.

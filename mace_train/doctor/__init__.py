@@ -1,1 +1,1 @@
-"""``mace-train doctor``: is this a place where a training would run well?"""
+"""``mace-train doctor``: checks of ``environment`` and ``network`` -> results -> PASS or FAIL."""

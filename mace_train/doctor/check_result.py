@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""Results of checks, and how those of all ranks are combined."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mace_train.distributed.world import World
 
 
 class Verdict(Enum):
-    """How bad it is."""
+    """Whether a check passed."""
 
     OK = "ok"
     WARN = "warn"
@@ -18,7 +18,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of the report."""
+    """One line of the table: verdict, text, and how to fix it."""
 
     verdict: Verdict
     text: str

@@ -3,7 +3,7 @@
     mace-train doctor                                          this machine
     srun mace-train doctor data_dir=prepared                   every rank that a training would have
 
-Each check gives findings: ok, warn (works, but slowly or not as expected) or FAIL with the remedy.
+Each check gives results: ok, warn (works, but slowly or not as expected) or FAIL with the remedy.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from mace_train.distributed.launcher import what_started
+from mace_train.distributed.launcher import describe_launch
 from mace_train.distributed.world import World, open_world
 from mace_train.doctor import environment, network
 from mace_train.doctor.check_result import CheckResult, Verdict
@@ -26,7 +26,7 @@ _MARKS = {Verdict.OK: "ok", Verdict.WARN: "[yellow]warn[/]", Verdict.FAIL: "[red
 
 @dataclass(frozen=True)
 class Check:
-    """One part of the examination; its function is called by all ranks together."""
+    """One group of checks; its function is called by all ranks together."""
 
     name: str
     examine: Callable[[World, DoctorSettings], list[CheckResult]]
@@ -46,38 +46,38 @@ CHECKS = (
 
 
 def examine(settings: DoctorSettings) -> list[CheckResult]:
-    """All findings (on rank 0); ``SystemExit`` (1) if one of them is FAIL.
+    """All results (on rank 0); ``SystemExit`` (1) if one of them is FAIL.
 
-    Raises ``InputError`` where the ranks cannot even join: that is the finding then.
+    Raises ``InputError`` where the ranks cannot join.
     """
     if settings.data_dir is not None:
         existing_folder("data_dir", settings.data_dir)
     try:
-        started = what_started()
+        started = describe_launch()
         with open_world(settings.cluster) as world:
-            findings = [("launch", CheckResult(Verdict.OK, started))]
+            results = [("launch", CheckResult(Verdict.OK, started))]
             for check in CHECKS:
-                findings += [(check.name, found) for found in check.examine(world, settings)]
-            failed = world.broadcast(any(found.verdict is Verdict.FAIL for _, found in findings))
+                results += [(check.name, found) for found in check.examine(world, settings)]
+            failed = world.broadcast(any(found.verdict is Verdict.FAIL for _, found in results))
             if world.is_main:
-                _print(findings, failed)
+                _print(results, failed)
     except InputError as error:
         raise type(error)(f"doctor: FAIL: {error}") from None
     if failed:
         raise SystemExit(1)
-    return [found for _, found in findings]
+    return [found for _, found in results]
 
 
-def _print(findings: list[tuple[str, CheckResult]], failed: bool) -> None:
+def _print(results: list[tuple[str, CheckResult]], failed: bool) -> None:
     table = Table("", "", "found", show_edge=False)
     before = ""
-    for name, found in findings:
+    for name, found in results:
         text = found.text if found.remedy is None else f"{found.text}\n-> {found.remedy}"
         table.add_row(name if name != before else "", _MARKS[found.verdict], text)
         before = name
     console = Console()
     console.width = max(console.width, 100)
     console.print(table)
-    counts = Counter(found.verdict for _, found in findings)
+    counts = Counter(found.verdict for _, found in results)
     verdict = "FAIL" if failed else "PASS"
     console.print(f"{verdict}: {counts[Verdict.FAIL]} failed, {counts[Verdict.WARN]} warnings")

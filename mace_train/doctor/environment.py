@@ -1,4 +1,4 @@
-"""Checks of each rank's own place: libraries, devices, compiler, kernels, file system."""
+"""Checks of each rank's environment: libraries, devices, compiler, kernels, file system."""
 
 import os
 import platform
@@ -19,14 +19,12 @@ from mace_train.doctor.check_result import CheckResult, Verdict, first_problem, 
 from mace_train.errors import InputError
 from mace_train.model.compile_kernels import three_atoms
 from mace_train.model.mace import MACE, Head, ModelData
-from mace_train.ops.backends import announcement
+from mace_train.ops.backends import describe_choice
 from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.settings import DoctorSettings, ModelSettings
 
-_LIBRARIES = ("torch", "numpy", "ase", "h5py", "hydra-core")
+_LIBRARIES = ("torch", "numpy", "ase", "e3nn", "h5py", "hydra-core", "mpi4py", "ortools", "wandb")
 _OPTIONAL = {
-    "mpi4py": "preprocessing over MPI ranks: pip install 'mace-train[mpi]'",
-    "wandb": "logger=wandb: pip install 'mace-train[loggers]'",
     "tensorboard": "logger=tensorboard: pip install 'mace-train[loggers]'",
     "optuna": "mace-train tune: pip install 'mace-train[sweeps]'",
     "hydra-submitit-launcher": "--multirun on Slurm: pip install 'mace-train[sweeps]'",
@@ -37,26 +35,26 @@ _TOLERANCE = 1e-4  # relative, float32
 def versions(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """Program and libraries, which must be the same on all ranks."""
     own = [f"mace-train {__version__}", f"Python {platform.python_version()}"]
-    own += [f"{name} {version(name)}" for name in _LIBRARIES]
+    own += [f"{name} {_version(name) or 'missing'}" for name in _LIBRARIES]
     remedy = "activate the same environment on all nodes, from a file system that they share"
     return same_everywhere(world, ", ".join(own), "", remedy)
 
 
 def optional(world: World, settings: DoctorSettings) -> list[CheckResult]:
-    """What some commands need besides, and whether wandb has a key."""
+    """Optional libraries, and whether wandb has a key."""
     found = [f"{name} {_version(name)}" for name in _OPTIONAL if _version(name)]
     missing = [f"{name} ({use})" for name, use in _OPTIONAL.items() if not _version(name)]
-    findings = [CheckResult(Verdict.OK, ", ".join(found) or "nothing")]
+    results = [CheckResult(Verdict.OK, ", ".join(found) or "nothing")]
     if missing:
-        findings.append(CheckResult(Verdict.OK, "not installed: " + "; ".join(missing)))
+        results.append(CheckResult(Verdict.OK, "not installed: " + "; ".join(missing)))
     if _version("wandb"):
         netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         has_key = "WANDB_API_KEY" in os.environ or (
             netrc.is_file() and "wandb" in netrc.read_text()
         )
         how = "a key is set" if has_key else "no key: offline only, synchronise with `wandb sync`"
-        findings.append(CheckResult(Verdict.OK, f"wandb: {how}"))
-    return findings
+        results.append(CheckResult(Verdict.OK, f"wandb: {how}"))
+    return results
 
 
 def _version(name: str) -> str | None:
@@ -69,30 +67,32 @@ def _version(name: str) -> str | None:
 def devices(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """The device of each rank; that ranks do not share one was checked when they joined."""
     if world.device.type == "cpu":
-        kind = "cpu"
+        name = "cpu"
     else:
         properties = torch.cuda.get_device_properties(world.device)
-        kind = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
-    counts = Counter(world.gather_all(kind))
-    text = "; ".join(f"{n} x {name}" for name, n in counts.most_common())
-    findings = [CheckResult(Verdict.OK if len(counts) == 1 else Verdict.WARN, text)]
+        name = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
+    counts = Counter(world.gather_all(name))
+    text = "; ".join(f"{n} x {device}" for device, n in counts.most_common())
+    results = [CheckResult(Verdict.OK if len(counts) == 1 else Verdict.WARN, text)]
     if len(counts) > 1:
-        findings[0] = CheckResult(Verdict.WARN, text, "unlike devices: the slowest sets the pace")
+        results[0] = CheckResult(
+            Verdict.WARN, text, "different devices: all ranks wait for the slowest"
+        )
     if world.device.type == "cuda":
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-        findings += same_everywhere(
+        results += same_everywhere(
             world,
             f"{_driver()}, CUDA {torch.version.cuda}, NCCL {nccl}",
             "driver",
-            "ask for nodes of one kind, or the same software on all",
+            "ask for nodes of one type, or the same software on all",
         )
     elif _has_nvidia():
         remedy = "install a PyTorch built for CUDA (pip install torch), and check nvidia-smi"
         if settings.cluster.device == "auto":
-            findings.append(
+            results.append(
                 CheckResult(Verdict.FAIL, "NVIDIA GPUs that PyTorch does not see", remedy)
             )
-    return findings
+    return results
 
 
 def _has_nvidia() -> bool:
@@ -141,7 +141,7 @@ def kernels(world: World, settings: DoctorSettings) -> list[CheckResult]:
     problem: str | None = None
     text = ""
     try:
-        text = announcement(settings.cluster.kernels, world.device).removeprefix("kernels: ")
+        text = describe_choice(settings.cluster.kernels, world.device).removeprefix("kernels: ")
         difference = _difference(settings, world.device)
         text += f"; differ from PyTorch by {difference:.1e}"
         if not difference < _TOLERANCE:
@@ -190,7 +190,7 @@ def data(world: World, settings: DoctorSettings) -> list[CheckResult]:
             n_bytes += sum(v.nbytes for v in vars(batch).values() if isinstance(v, np.ndarray))
     except (InputError, OSError) as error:
         problem = f"{socket.gethostname()}: {error}"
-    sums = world.sum_later(torch.tensor([n_structures, n_bytes], dtype=torch.float64))()
+    sums = world.all_reduce_async(torch.tensor([n_structures, n_bytes], dtype=torch.float64))()
     rate, mb = (sums / settings.read_seconds).tolist()
     text = (
         f"{settings.data_dir}: {rate:.4g} structures/s, {mb / 1e6:.4g} MB/s over {world.size} "

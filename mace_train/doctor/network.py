@@ -1,4 +1,4 @@
-"""Checks of what lies between the ranks: sums over them, and the names of their hosts."""
+"""Checks of the network between ranks: all-reduce, and the names of their hosts."""
 
 import socket
 import time
@@ -31,7 +31,7 @@ def all_reduce(world: World, settings: DoctorSettings) -> list[CheckResult]:
         f"{dist.get_backend()}, {world.size} ranks: {size_mb:.3g} MB in {1e3 * seconds:.3g} ms, "
         f"{bandwidth:.4g} MB/s; one number in {1e6 * latency:.3g} us"
     )
-    findings = first_problem(
+    results = first_problem(
         world,
         None if is_right else f"rank {world.rank}: a sum over ranks is wrong",
         text,
@@ -39,8 +39,8 @@ def all_reduce(world: World, settings: DoctorSettings) -> list[CheckResult]:
     )
     if bandwidth < _SLOW_MB_PER_S:
         remedy = "NCCL_DEBUG=INFO shows the network in use; set NCCL_SOCKET_IFNAME to the fast one"
-        findings.append(CheckResult(Verdict.WARN, f"{bandwidth:.3g} MB/s is slow", remedy))
-    return findings
+        results.append(CheckResult(Verdict.WARN, f"{bandwidth:.3g} MB/s is slow", remedy))
+    return results
 
 
 def _seconds(world: World, tensor: torch.Tensor) -> float:

@@ -1,1 +1,1 @@
-"""Errors, plots and predictions of a trained model."""
+"""Models on data sets: ``evaluate`` -> ``results``, ``parity_plot``; ``compare`` compares runs."""

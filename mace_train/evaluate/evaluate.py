@@ -42,14 +42,14 @@ from mace_train.progress import ProgressBar
 from mace_train.settings import EvaluateSettings, PredictionSettings
 from mace_train.train.checkpoint import load_model
 from mace_train.train.metrics import ErrorSums
-from mace_train.train.setup import choose_kernels
+from mace_train.train.model_setup import choose_kernels
 from mace_train.train.validation import evaluation_bins
 
 LOGGER = logging.getLogger("mace_train")
 
 
 @dataclass
-class InMemory:
+class SamplesInMemory:
     """Structures read from files, with the interface of a ShardSet."""
 
     samples: list[Sample]
@@ -84,7 +84,7 @@ class InMemory:
         return len(self.samples)
 
     def batch(self, ids: NDArray[np.int64]) -> Batch:
-        """The structures ``ids`` as one set of arrays."""
+        """The structures ``ids`` [n] as one set of arrays."""
         return Batch.of_samples([self.samples[i] for i in ids.tolist()])
 
     def sample(self, index: int) -> Sample:
@@ -174,7 +174,7 @@ def open_source(settings: PredictionSettings, r_max: float) -> SampleSource:
     n_single = sum(is_isolated(structure) for structure in structures)
     if n_single:
         LOGGER.info("%d isolated atoms are among them and count in the errors", n_single)
-    return InMemory([sample_of(structure, r_max) for structure in structures])
+    return SamplesInMemory([sample_of(structure, r_max) for structure in structures])
 
 
 def chosen_heads(
@@ -198,11 +198,11 @@ def _predict_all(
     dtype: torch.dtype,
 ) -> tuple[ErrorSums, dict[int, Predicted]]:
     """(errors over all ranks, predictions by structure on rank 0)."""
-    kinds = config_types_of(source)
+    config_types = config_types_of(source)
     costs = Costs(source.n_atoms.astype(np.int64), source.n_edges.astype(np.int64))
     bins = evaluation_bins(costs, settings.batching, world)
     numbers, names = model.data.atomic_numbers, model.data.head_names
-    errors = ErrorSums(kinds.names, numbers, world.device, names)
+    errors = ErrorSums(config_types.names, numbers, world.device, names)
     graphs = batches(
         source,
         bins,
@@ -216,15 +216,15 @@ def _predict_all(
     for graph in bar.over(graphs):
         graph = on_device(graph, world.device)
         prediction = predict(model, graph, stress=True, create_graph=False)
-        _add(errors, prediction, graph, kinds)
+        _add(errors, prediction, graph, config_types)
         predicted |= _split(prediction, graph.ids.tolist(), graph.n_atoms_of_graph.tolist())
     errors.sums = world.sum(errors.sums)
     gathered = world.gather(predicted)
     return errors, {key: value for part in gathered for key, value in part.items()}
 
 
-def _add(errors: ErrorSums, prediction: Prediction, graph: Any, kinds: ConfigTypes) -> None:
-    index = kinds.index_of[graph.ids.cpu()].to(graph.ids.device)
+def _add(errors: ErrorSums, prediction: Prediction, graph: Any, config_types: ConfigTypes) -> None:
+    index = config_types.index_of[graph.ids.cpu()].to(graph.ids.device)
     errors.add(prediction, graph, index)
 
 

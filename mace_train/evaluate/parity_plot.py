@@ -16,7 +16,7 @@ MANY = 3000  # points, of which hexagons show more than dots
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the model says of one structure."""
+    """Predictions for one structure."""
 
     energy: float  # eV, total
     forces: NDArray[np.float64]  # [n_atoms, 3] eV/Å
@@ -62,7 +62,7 @@ def stress_pairs(
 def draw_parity(
     axes: Axes, pairs: NDArray[np.float64], label: str, cmap: str | Colormap = "viridis"
 ) -> PathCollection | PolyCollection:
-    """Draw (reference, predicted) ``pairs`` [n, 2], n > 0; what a colour bar can be made of."""
+    """Draw (reference, predicted) ``pairs`` [n, 2], n > 0; returns what a colour bar takes."""
     low, high = float(pairs.min()), float(pairs.max())
     margin = 0.04 * (high - low) or 0.1
     limits = (low - margin, high + margin)

@@ -1,4 +1,4 @@
-"""What ``mace-train evaluate`` writes: errors.json, errors.txt, parity.png, predictions.extxyz."""
+"""Output of ``mace-train evaluate``: errors.json, errors.txt, parity.png, predictions.extxyz."""
 
 import json
 import logging

@@ -54,8 +54,8 @@ def contraction_weights(
     return weights
 
 
-def _in_our_paths(name: str, weight: Tensor, u: Tensor, kind: tuple[int, int, int]) -> Tensor:
-    max_ell, order, degree = kind
+def _in_our_paths(name: str, weight: Tensor, u: Tensor, degrees: tuple[int, int, int]) -> Tensor:
+    max_ell, order, degree = degrees
     if weight.shape[1] != u.shape[-1]:
         raise InputError(
             f"{name} has {u.shape[-1]} couplings and {weight.shape[1]} weights; the file is damaged"

@@ -1,4 +1,4 @@
-"""Two models give the same energies, forces and stress, or the exchange is refused."""
+"""Check that two models give the same energies, forces and stress; else refuse the exchange."""
 
 import copy
 import logging
@@ -48,7 +48,7 @@ def was_built_in_float32(tensors: Mapping[str, Tensor]) -> bool:
     return bool(torch.equal(frequencies.double(), frequencies.float().double()))
 
 
-def check_parity(
+def check_equivalence(
     what: str,
     graph: Graph,
     ours: Mapping[str, Tensor],
@@ -73,7 +73,7 @@ def check_parity(
                 f"{what}: {name} differs by up to {difference:.3g} {unit} on "
                 f"{graph.n_graphs} structures (the largest is {scale:.3g}, allowed are "
                 f"{tolerance * scale:.1g}); nothing was written. The file may be damaged, or use "
-                "a feature that neither its header nor its tensors tell"
+                "a feature that neither its header nor its tensors show"
             )
     text = ", ".join(f"{name} {value}" for name, value in differences.items())
     LOGGER.info("%s: the same to %s (%d structures, float64)", what, text, graph.n_graphs)

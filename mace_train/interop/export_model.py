@@ -8,7 +8,7 @@ import torch
 
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
-from mace_train.interop.equivalence import check_parity, predictions
+from mace_train.interop.equivalence import check_equivalence, predictions
 from mace_train.interop.probe_structures import probes
 from mace_train.interop.state_dict import header_for, to_mace_torch_state_dict
 from mace_train.interop.state_files import write_state
@@ -22,7 +22,7 @@ LOGGER = logging.getLogger("mace_train")
 
 
 def export_model(settings: ExportSettings) -> None:
-    """Load, build mace-torch's model where it is at hand, compare, write."""
+    """Load, build mace-torch's model where it is installed, compare, write."""
     target = Path(settings.output)
     if target.exists():
         raise InputError(f"output={settings.output} is already there; choose another name")
@@ -56,4 +56,4 @@ def _compare(target: Path, model: MACE, save_as: Path | None, dtype: str) -> Non
     tensors = to_mace_torch_state_dict(model)
     theirs = build_mace_torch(str(target), header_for(model), tensors, save_as, dtype)
     graph = probes(list(model.data.atomic_numbers), model.data.r_max)
-    check_parity(f"{target}: mace-torch's and ours", graph, theirs, predictions(model, graph))
+    check_equivalence(f"{target}: mace-torch's and ours", graph, theirs, predictions(model, graph))

@@ -1,4 +1,4 @@
-"""``mace-train from-mace-config``: settings of mace_run_train as ours, and what has no equal."""
+"""``mace-train from-mace-config``: settings of mace_run_train as those of mace-train."""
 
 import argparse
 import ast
@@ -46,7 +46,7 @@ _FROZEN = ((1, "node_embedding"), (5, "interactions"), (6, "products"), (7, "rea
 
 
 def print_settings(settings: FromMaceConfigSettings) -> None:
-    """Print both commands, their YAML, and what has no equal; write YAML files if asked to."""
+    """Print both commands, their YAML, and what has no equivalent; write YAML files if asked to."""
     equal, without = translate(settings.config, settings.arguments or [])
     for command, values in equal.items():
         words = [f"{name}={_word(value)}" for name, value in values.items()]
@@ -83,8 +83,8 @@ def translate(config: str | None, words: list[str]) -> tuple[Equal, list[str]]:
     for name, row in ARGUMENTS.items():
         if name in _SPECIAL or not row.ours:
             continue
-        for place in row.ours.split("; "):
-            command, setting = place.split(": ")
+        for target in row.ours.split("; "):
+            command, setting = target.split(": ")
             equal[command][setting] = values[name]
     for special in dict.fromkeys(_SPECIAL.values()):
         special(values, equal, without)

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from mace_train.errors import InputError
+from mace_train.irreps import irreps_string
 
 Header = dict[str, Any]
 
 RESIDUAL = "RealAgnosticResidualInteractionBlock"
 AGNOSTIC = "RealAgnosticInteractionBlock"
 
-# what a header may say of features beyond our settings; old headers may leave any of them out
+# features beyond our settings that a header may state; old headers may leave any of them out
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "class": ("ScaleShiftMACE", "MACE"),
     "interaction_cls": ([], [RESIDUAL]),
@@ -44,9 +45,11 @@ def header_of(mace_torch_model: Any) -> Header:
     Raises InputError for a class that is not MACE or ScaleShiftMACE.
     """
     model = mace_torch_model
-    kind = type(model).__name__
-    if kind not in SUPPORTED["class"]:
-        raise InputError(f"a {kind} cannot be imported; only {' and '.join(SUPPORTED['class'])}")
+    class_name = type(model).__name__
+    if class_name not in SUPPORTED["class"]:
+        raise InputError(
+            f"a {class_name} cannot be imported; only {' and '.join(SUPPORTED['class'])}"
+        )
     averages = {float(block.avg_num_neighbors) for block in model.interactions}
     if len(averages) > 1:
         raise InputError(f"layers differ in avg_num_neighbors: {sorted(averages)}")
@@ -61,7 +64,7 @@ def header_of(mace_torch_model: Any) -> Header:
         for contraction in product.symmetric_contractions.contractions
     }
     return {
-        "class": kind,
+        "class": class_name,
         "model": "MACE" if first == AGNOSTIC else "ScaleShiftMACE",
         "r_max": _shortest(float(model.r_max)),
         "avg_num_neighbors": averages.pop(),
@@ -101,7 +104,7 @@ def _shortest(value: float) -> float:
 def _hidden_scalars(readout: Any, n_heads: int) -> str:
     """Those of one head."""
     irreps = readout.hidden_irreps
-    return str(irreps) if n_heads == 1 else f"{int(irreps.dim) // n_heads}x0e"
+    return str(irreps) if n_heads == 1 else irreps_string([int(irreps.dim) // n_heads])
 
 
 def _gate_name(readout: Any) -> str:

@@ -16,7 +16,7 @@ from mace_train.folders import make_folder
 from mace_train.interop.equivalence import (
     TOLERANCE,
     TOLERANCE_SINGLE,
-    check_parity,
+    check_equivalence,
     predictions,
     was_built_in_float32,
 )
@@ -84,7 +84,7 @@ def _read(
 
 def _compare(what: str, model: MACE, theirs: dict[str, Tensor], tolerance: float) -> None:
     graph = probes(list(model.data.atomic_numbers), model.data.r_max)
-    check_parity(what, graph, predictions(model, graph), theirs, tolerance)
+    check_equivalence(what, graph, predictions(model, graph), theirs, tolerance)
 
 
 def _of_head(model: MACE, name: str) -> MACE:
@@ -94,7 +94,7 @@ def _of_head(model: MACE, name: str) -> MACE:
     graph = probes(list(model.data.atomic_numbers), model.data.r_max)
     place = model.data.head_names.index(name)
     same = {key: tensor[place : place + 1] for key, tensor in predictions(before, graph).items()}
-    check_parity(f"head {name}", graph, predictions(after, graph), same)
+    check_equivalence(f"head {name}", graph, predictions(after, graph), same)
     return after.to(dtype)
 
 
@@ -114,7 +114,7 @@ def _reduced(model: MACE, numbers: list[int]) -> MACE:
     place = torch.tensor([known.index(z) for z in kept])
     same = replace(graph, elements=place[graph.elements])
     what = f"{len(kept)} of {len(known)} elements"
-    check_parity(what, graph, predictions(after, graph), predictions(before, same))
+    check_equivalence(what, graph, predictions(after, graph), predictions(before, same))
     return after.to(dtype)
 
 

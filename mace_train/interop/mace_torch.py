@@ -1,6 +1,5 @@
 """The only code that imports mace-torch; it runs in a process of its own (``worker``)."""
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,23 +14,15 @@ from torch import Tensor, nn
 from mace_train.data.graph import Graph
 from mace_train.errors import InputError
 from mace_train.interop.header import RESIDUAL
+from mace_train.irreps import FeatureIrreps, import_o3, importing_e3nn
 
 MISSING_PACKAGE = "needs mace-torch; pip install 'mace-train[interop]'"
 
 
 def import_mace() -> Any:
     """The package mace.modules, or ImportError; leaves warnings and environment as they were."""
-    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # which mace-torch sets
-    before = os.environ.get(name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from mace import modules
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
+    with importing_e3nn():
+        from mace import modules
     return modules
 
 
@@ -82,15 +73,11 @@ def _in_new_layout(name: str, tensor: Tensor) -> Tensor:
 
 
 def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    from e3nn import o3
-
+    o3 = import_o3()
     E0s = tensors["atomic_energies_fn.atomic_energies"].double()
     numbers = [int(z) for z in tensors["atomic_numbers"]]
     classes = modules.interaction_classes
-    hidden = "+".join(
-        f"{header['num_channels']}x{degree}{'oe'[degree % 2 == 0]}"
-        for degree in range(header["max_L"] + 1)
-    )
+    hidden = FeatureIrreps(header["num_channels"], header["max_L"])
     scale, shift = (
         tensors.get(f"scale_shift.{name}", torch.tensor([value])).tolist()
         for name, value in (("scale", 1.0), ("shift", 0.0))
@@ -106,7 +93,7 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
             interaction_cls_first=classes[header["interaction_cls_first"]],
             num_interactions=header["num_interactions"],
             num_elements=len(numbers),
-            hidden_irreps=o3.Irreps(hidden),
+            hidden_irreps=o3.Irreps(str(hidden)),
             MLP_irreps=o3.Irreps(header["MLP_irreps"]),
             atomic_energies=np.array(E0s),
             avg_num_neighbors=float(header["avg_num_neighbors"]),
@@ -134,7 +121,9 @@ def save_model(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
 
 
 def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, Tensor]:
-    """Energies, forces and stress of a model of mace-torch in float64, for one head.
+    """energy [n_graphs], forces [n_atoms, 3] and stress [n_graphs, 3, 3] of mace-torch's model.
+
+    In float64, eV, eV/Å and eV/Å^3, for one head.
 
     mace-torch computes the ZBL repulsion in torch's default dtype, so that is set too.
     """
@@ -146,7 +135,7 @@ def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, T
 
 
 def batch_of(graph: Graph, n_elements: int) -> dict[str, Tensor]:
-    """The dictionary that mace-torch's forward takes, from our graph."""
+    """The dictionary that mace-torch's forward takes; shapes are those of its AtomicData."""
     ends = graph.n_atoms_of_graph.cumsum(0)
     large = 100.0 * torch.eye(3, dtype=torch.float64, device=graph.cell.device)
     cell = torch.where(graph.pbc.any(1)[:, None, None], graph.cell, large)

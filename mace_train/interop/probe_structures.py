@@ -13,7 +13,7 @@ ATOMS_PER_CLUSTER = 10
 
 
 def probe_structures(atomic_numbers: list[int], r_max: float) -> list[Atoms]:
-    """Clusters of all elements, 0.7 to 1.7 Å apart; a sheared cell; and an atom alone."""
+    """Clusters of all elements, 0.7 to 1.7 Å apart; a sheared cell; and an isolated atom."""
     random = np.random.RandomState(7)
     corners = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     structures = []
@@ -26,8 +26,8 @@ def probe_structures(atomic_numbers: list[int], r_max: float) -> list[Atoms]:
     side = max(2.5, 0.6 * r_max)
     cell = side * (np.eye(3) + 0.1 * random.standard_normal((3, 3)))
     inside = np.array([[0.1, 0.1, 0.1], [0.55, 0.6, 0.65], [0.6, 0.1, 0.4]])
-    kinds = np.resize(atomic_numbers[::-1], 3)
-    structures.append(Atoms(kinds, scaled_positions=inside, cell=cell, pbc=True))
+    numbers_inside = np.resize(atomic_numbers[::-1], 3)
+    structures.append(Atoms(numbers_inside, scaled_positions=inside, cell=cell, pbc=True))
     structures.append(Atoms([atomic_numbers[0]], positions=[[0.0, 0.0, 0.0]]))
     return structures
 

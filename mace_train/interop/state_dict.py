@@ -1,9 +1,9 @@
 """Models of mace-torch <-> ours, by tensors of the same names plus a header.
 
 A mace-torch state dict lacks the mean number of neighbours and the names of the building blocks;
-the header of ``mace_torch_header`` has them, and ``from_mace_torch`` needs nothing but the two.
+the ``header`` has them, and ``from_mace_torch`` needs nothing but the two.
 Everything else the header states is compared with the shapes of the tensors, and the couplings in
-the file with ours (``mace_torch_couplings``).
+the file with ours (``couplings``).
 """
 
 import math
@@ -24,6 +24,8 @@ from mace_train.model.pair_repulsion import AGNESI, SOFT, ZBL, ZBL_WEIGHTS
 from mace_train.settings import ModelSettings
 
 E0_NAME = "atomic_energies_fn.atomic_energies"  # [n_heads, n_elements]
+# settings that belong to the data, to training, or that num_channels and max_L say too
+_NOT_IN_HEADERS = ("r_max", "scaling", "hidden_irreps")
 # tensors that hold no trained number, or that are checked before they are left out
 _DERIVED = re.compile(
     r"(output_mask|\.bias|conv_tp\.weight|_zeroed|U_matrix_\d+|_w3j_\d+_\d+_\d+)$"
@@ -45,7 +47,7 @@ def from_mace_torch(state_dict: Mapping[str, Tensor], header: Mapping[str, Any])
     state_dict = {name: tensor.cpu() for name, tensor in state_dict.items()}
     header = {**header, "distance_transform": header.get("distance_transform") or "None"}
     _check_sizes(state_dict, header)
-    names = {field.name for field in fields(ModelSettings)} - {"r_max", "scaling"}
+    names = {field.name for field in fields(ModelSettings)} - set(_NOT_IN_HEADERS)
     settings = ModelSettings(**{name: header[name] for name in names if name in header})
     data = ModelData(
         r_max=float(header["r_max"]),
@@ -85,7 +87,7 @@ def header_for(model: MACE) -> Header:
     """The header that belongs to ``to_mace_torch_state_dict`` of the model, as plain data."""
     settings, data = asdict(model.settings), model.data
     agnostic = settings["model"] == "MACE"
-    for name in ("r_max", "scaling"):
+    for name in _NOT_IN_HEADERS:
         del settings[name]
     return {
         "class": "ScaleShiftMACE",

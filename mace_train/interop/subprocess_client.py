@@ -1,4 +1,4 @@
-"""mace-torch from the outside: tasks of ``worker`` in a process of their own."""
+"""Calls mace-torch in a subprocess (``subprocess_worker``), which isolates its imports."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ from mace_train.interop.header import Header
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What the worker found."""
+    """A .model file as the worker read it."""
 
     header: Header
     tensors: dict[str, Tensor]
@@ -38,7 +38,7 @@ def read_mace_torch(path: Path) -> LoadedModel:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _carry_out({"task": "read", "path": str(path.resolve())}, folder)
+        _run({"task": "read", "path": str(path.resolve())}, folder)
         header = json.loads((folder / "header.json").read_text())
         return LoadedModel(header, load_file(folder / "tensors.safetensors"), _predictions(folder))
 
@@ -57,7 +57,7 @@ def build_mace_torch(
         (folder / "header.json").write_text(json.dumps(header))
         request: dict[str, Any] = {"task": "write", "path": what, "default_dtype": default_dtype}
         request["save_as"] = None if save_as is None else str(save_as.resolve())
-        _carry_out(request, folder)
+        _run(request, folder)
         return _predictions(folder)
 
 
@@ -65,7 +65,7 @@ def _predictions(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "predictions.safetensors")
 
 
-def _carry_out(request: dict[str, Any], folder: Path) -> None:
+def _run(request: dict[str, Any], folder: Path) -> None:
     (folder / "request.json").write_text(json.dumps(request))
     run_worker(folder)
     error = folder / "error.json"

@@ -2,7 +2,7 @@
 
     python -m mace_train.interop.subprocess_worker FOLDER
 
-FOLDER/request.json names a task and files; what the task finds is written beside it. Reading a
+FOLDER/request.json names a task and files; its results are written beside it. Reading a
 pickle runs code, and importing mace-torch changes settings of the process: none of it reaches the
 caller.
 """
@@ -30,8 +30,8 @@ from mace_train.interop.mace_torch import (
 from mace_train.interop.probe_structures import probes
 
 
-def carry_out(folder: Path) -> None:
-    """Do what FOLDER/request.json says; ``error.json`` says what was wrong with the input."""
+def run_request(folder: Path) -> None:
+    """Run the task in FOLDER/request.json; an InputError is written to ``error.json``."""
     request = json.loads((folder / "request.json").read_text())
     try:
         _import(request)
@@ -88,4 +88,4 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 TASKS: dict[str, Callable[[dict[str, Any], Path], None]] = {"read": _read, "write": _write}
 
 if __name__ == "__main__":
-    carry_out(Path(sys.argv[1]))
+    run_request(Path(sys.argv[1]))

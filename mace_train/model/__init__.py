@@ -1,1 +1,5 @@
-"""MACE in PyTorch: couplings, layers, the model, its derivatives and mace-torch interchange."""
+"""MACE in PyTorch.
+
+``radial`` and ``spherical_harmonics`` of the edges -> ``convolution`` -> ``contraction`` (together
+a layer of ``blocks``) -> energies (``mace``) -> forces and stress (``derivatives``).
+"""

@@ -5,10 +5,10 @@ Training on forces differentiates twice. A function y = f(x) then takes part in 
     energy    y = f(x)                 forces    gx = gy df/dx
     loss      second derivatives, of gx, and first ones, of y
 
-and each of the last three computes f again from x, so that nothing but x, y, gx and gy lives
-between the passes. (``torch.utils.checkpoint`` saves no memory here: what it computes again for the
-forces is held by the graph of their derivative.) Cost: three values and one derivative more per
-step. The arithmetic is the same, so are the results.
+and each of the last three computes f again from x, so that nothing but x, y, gx and gy is kept
+between the passes. (``torch.utils.checkpoint`` saves no memory here: what it computes again for
+the forces is held by the graph of their derivative.) Cost: three values and one derivative more
+per step. The arithmetic is the same, so are the results.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,8 +26,8 @@ Tensors = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
 
 
-def recomputed(function: Callable[..., Tensors], *inputs: Tensor) -> Tensors:
-    """``function(*inputs)`` without keeping what it made on the way; twice differentiable.
+def checkpointed(function: Callable[..., Tensors], *inputs: Tensor) -> Tensors:
+    """``function(*inputs)`` without keeping intermediate results; twice differentiable.
 
     The function has no random numbers and no side effects, and whatever is differentiated is among
     its inputs.
@@ -58,7 +58,7 @@ class _Value(Function):
 
 
 class _Gradient(Function):
-    """The gradients of <g, f(x)> that are wanted, None in place of the others."""
+    """The gradients of <g, f(x)> that are wanted, None for the others."""
 
     @staticmethod
     def forward(

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mace_train.irreps import FeatureIrreps
+from mace_train.model.batch_index import BatchIndex
 from mace_train.model.contraction import SymmetricContraction
 from mace_train.model.convolution import Convolution, EdgeFeatures
-from mace_train.model.linear import DegreeLinear, ElementGroups, ElementLinear, split_degrees
+from mace_train.model.linear import DegreeLinear, ElementLinear, split_degrees
 from mace_train.model.radial import RadialNetwork, scaled_silu
-from mace_train.ops.row_sums import take_rows
-from mace_train.ops.symmetric_contraction import Chunks
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What a layer needs to know of the architecture."""
+    """What a layer needs to know of the architecture, by mace-torch's names where it has one."""
 
     n_elements: int
-    n_channels: int
-    l_in: int  # highest degree of the features that enter the layer
-    l_out: int  # ... that leave it
-    l_edges: int  # ... of the spherical harmonics and the message
+    node_feats_irreps: FeatureIrreps  # that enter the layer
+    edge_attrs_irreps: FeatureIrreps  # spherical harmonics
+    target_irreps: FeatureIrreps  # message
+    hidden_irreps: FeatureIrreps  # that leave the layer
     correlation: int
     n_basis: int
     radial_widths: list[int]
@@ -40,65 +40,68 @@ class NodeEmbedding(nn.Module):
         self.n_elements = n_elements
         self.linear = DegreeLinear([n_elements], n_channels)
 
-    def forward(self, elements: Tensor, *, in_order: bool = False) -> Tensor:
-        """Features [n_atoms, 1, n_channels]; the gradient's sum over atoms ``in_order`` or not."""
+    def forward(self, index: BatchIndex) -> Tensor:
+        """Features [n_atoms, 1, n_channels]."""
         table = self.linear.weight.view(self.n_elements, 1, -1) * self.n_elements**-0.5
-        return take_rows(table, elements) if in_order else table.index_select(0, elements)
+        return index.backend.take_rows(table, index.elements)
 
 
 class InteractionBlock(nn.Module):
     """Messages from neighbours, and the term that skips the product.
 
-    The residual kind passes the incoming features through an element-dependent linear map around
-    the product; the other kind (first layer of the "MACE" flavour) applies one to the message.
+    A residual block passes the incoming features through an element-dependent linear map around
+    the product; the other (first layer of the "MACE" flavour) applies one to the message.
     """
 
-    def __init__(self, sizes: LayerSpec, *, residual: bool) -> None:
+    def __init__(self, spec: LayerSpec, *, residual: bool) -> None:
         super().__init__()
         self.residual = residual
         self.checkpointing = False  # of what the convolution makes per edge
-        self.avg_num_neighbors = sizes.avg_num_neighbors
-        n_channels = sizes.n_channels
-        self._convolution = Convolution(sizes.l_in, sizes.l_edges)
+        self.avg_num_neighbors = spec.avg_num_neighbors
+        n_channels, l_in = spec.node_feats_irreps.mul, spec.node_feats_irreps.l_max
+        self._convolution = Convolution(l_in, spec.edge_attrs_irreps.l_max)
         n_paths = len(self._convolution.paths)
         fan_in = [
-            self._convolution.paths_to(degree) * n_channels for degree in range(sizes.l_edges + 1)
+            self._convolution.paths_to(degree) * n_channels for degree in spec.target_irreps.degrees
         ]
-        self.linear_up = DegreeLinear([n_channels] * (sizes.l_in + 1), n_channels)
-        self.conv_tp_weights = RadialNetwork(
-            sizes.n_basis, sizes.radial_widths, n_paths, n_channels
-        )
-        self.linear = DegreeLinear(fan_in, n_channels)
-        skipped = min(sizes.l_in, sizes.l_out) if residual else sizes.l_edges
-        self.skip_tp = ElementLinear(skipped + 1, sizes.n_elements, n_channels)
+        self.linear_up = DegreeLinear([n_channels] * (l_in + 1), n_channels)
+        self.conv_tp_weights = RadialNetwork(spec.n_basis, spec.radial_widths, n_paths, n_channels)
+        self.linear = DegreeLinear(fan_in, spec.target_irreps.mul)
+        skipped = FeatureIrreps(n_channels, min(l_in, spec.hidden_irreps.l_max))
+        self.skip_tp = ElementLinear(skipped if residual else spec.target_irreps, spec.n_elements)
+
+    def extra_repr(self) -> str:
+        """What has no module of its own."""
+        return f"{self._convolution}, residual={self.residual}"
 
     def forward(
-        self, x: Tensor, edges: EdgeFeatures, groups: ElementGroups
+        self, x: Tensor, edges: EdgeFeatures, index: BatchIndex
     ) -> tuple[Tensor, Tensor | None]:
         """Message [n_atoms, (l_edges + 1)^2, n_channels], and the skipping term or None."""
         up = self.linear_up(split_degrees(x))
-        network = self.conv_tp_weights
-        summed = self._convolution(up, edges, network, checkpointing=self.checkpointing)
+        summed = self._convolution(
+            up, edges, index, self.conv_tp_weights, checkpointing=self.checkpointing
+        )
         message = self.linear(summed) / self.avg_num_neighbors
         if self.residual:
-            return message, self.skip_tp(x, groups)
-        return self.skip_tp(message, groups), None
+            return message, self.skip_tp(x, index.groups)
+        return self.skip_tp(message, index.groups), None
 
 
 class ProductBlock(nn.Module):
     """Many-body features from the message: symmetric contraction, linear map, skipping term."""
 
-    def __init__(self, sizes: LayerSpec) -> None:
+    def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
-        n_channels = sizes.n_channels
+        n_channels, l_out = spec.hidden_irreps.mul, spec.hidden_irreps.l_max
         self.symmetric_contractions = SymmetricContraction(
-            sizes.l_edges, sizes.l_out, sizes.correlation, sizes.n_elements, n_channels
+            spec.target_irreps.l_max, l_out, spec.correlation, spec.n_elements, n_channels
         )
-        self.linear = DegreeLinear([n_channels] * (sizes.l_out + 1), n_channels)
+        self.linear = DegreeLinear([n_channels] * (l_out + 1), n_channels)
 
-    def forward(self, message: Tensor, skip: Tensor | None, elements: Tensor | Chunks) -> Tensor:
+    def forward(self, message: Tensor, skip: Tensor | None, index: BatchIndex) -> Tensor:
         """Features [n_atoms, (l_out + 1)^2, n_channels]."""
-        contracted = self.symmetric_contractions(message, elements)
+        contracted = self.symmetric_contractions(message, index.elements, index.chunks)
         features = self.linear(split_degrees(contracted))
         if skip is None:
             return features
@@ -113,15 +116,15 @@ class LinearReadout(nn.Module):
         super().__init__()
         self.linear = DegreeLinear([n_channels], n_heads)
 
-    def forward(self, x: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """Energies [n_atoms]; ``chosen`` [n_atoms, n_heads] is 1 at the head of each atom."""
-        return _of_head(self.linear([x[:, :1]]), chosen)
+    def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
+        """Energies [n_atoms]; ``head`` [n_atoms, n_heads] is 1 at the head of each atom."""
+        return _of_head(self.linear([x[:, :1]]), head)
 
 
 class NonLinearReadout(nn.Module):
     """Energy as a two-layer perceptron of the scalars; each head has hidden values of its own.
 
-    The hidden values of one head stand together, head after head, as in mace-torch.
+    The hidden values of one head are contiguous, head after head, as in mace-torch.
     """
 
     def __init__(self, n_channels: int, n_hidden: int, n_heads: int = 1) -> None:
@@ -129,15 +132,15 @@ class NonLinearReadout(nn.Module):
         self.linear_1 = DegreeLinear([n_channels], n_hidden * n_heads)
         self.linear_2 = DegreeLinear([n_hidden * n_heads], n_heads)
 
-    def forward(self, x: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """Energies [n_atoms]; ``chosen`` [n_atoms, n_heads] is 1 at the head of each atom."""
+    def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
+        """Energies [n_atoms]; ``head`` [n_atoms, n_heads] is 1 at the head of each atom."""
         hidden = scaled_silu(self.linear_1([x[:, :1]]))
-        if chosen is not None:
-            of_heads = hidden.view(hidden.shape[0], 1, chosen.shape[1], -1)
-            hidden = (of_heads * chosen[:, None, :, None]).flatten(2)
-        return _of_head(self.linear_2([hidden]), chosen)
+        if head is not None:
+            of_heads = hidden.view(hidden.shape[0], 1, head.shape[1], -1)
+            hidden = (of_heads * head[:, None, :, None]).flatten(2)
+        return _of_head(self.linear_2([hidden]), head)
 
 
-def _of_head(energies: Tensor, chosen: Tensor | None) -> Tensor:
-    """Those of the chosen heads [n_atoms] from those of all [n_atoms, 1, n_heads]."""
-    return energies.flatten() if chosen is None else (energies.squeeze(1) * chosen).sum(1)
+def _of_head(energies: Tensor, head: Tensor | None) -> Tensor:
+    """Those of each atom's head [n_atoms] from those of all [n_atoms, 1, n_heads]."""
+    return energies.flatten() if head is None else (energies.squeeze(1) * head).sum(1)

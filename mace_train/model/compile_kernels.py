@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from mace_train.model.mace import MACE
-from mace_train.ops.backends import method_of
+from mace_train.ops.backends import backend_of
 from mace_train.ops.dispatch import Request, compile_all, requests_of
 
 
 def prepare(model: MACE, *, show_progress: bool = False) -> int:
     """Compile for the model's present dtype and kernels; the number of kernels, 0 if none."""
     device = next(model.parameters()).device
-    if method_of(model.kernels, device) == "reference":
+    if not backend_of(model.kernels, device).fused:
         return 0
     requests = training_kernels(model)
     if not show_progress:

@@ -21,18 +21,32 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mace_train.data.graph import Graph
-from mace_train.model.convolution import EdgeBlocks
-from mace_train.model.derivatives import Prediction, assemble
-from mace_train.model.linear import ElementGroups, ElementSlots
-from mace_train.model.mace import MACE, BatchIndex
-from mace_train.model.pair_repulsion import EdgeSpecies
+from mace_train.model.batch_index import (
+    BatchIndex,
+    EdgeBlocks,
+    EdgeSpecies,
+    ElementGroups,
+    ElementSlots,
+)
+from mace_train.model.derivatives import Prediction, prediction_from
+from mace_train.model.mace import MACE
+from mace_train.ops.backends import Backend
 from mace_train.ops.convolution import EdgeIndex
 from mace_train.ops.symmetric_contraction import Chunks
 
-KINDS = (BatchIndex, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks, EdgeSpecies)
-for _kind in KINDS:
-    torch.export.register_dataclass(_kind, serialized_type_name=f"mace_train.{_kind.__name__}")
-torch.serialization.add_safe_globals(list(KINDS))  # torch.export.load reads example inputs
+INDICES = (BatchIndex, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks, EdgeSpecies)
+for _class in INDICES:
+    torch.export.register_dataclass(_class, serialized_type_name=f"mace_train.{_class.__name__}")
+# no input of a graph, but part of what a graph is made for
+torch.utils._pytree.register_pytree_node(
+    Backend,
+    lambda backend: ([], backend.name),
+    lambda _, name: Backend(name),
+    serialized_type_name="mace_train.Backend",
+    flatten_with_keys_fn=lambda backend: ([], backend.name),
+)
+# torch.export.load reads example inputs
+torch.serialization.add_safe_globals([*INDICES, Backend])
 
 Parameters = Mapping[str, Tensor]
 Energies = Callable[[Parameters, Tensor, Tensor, BatchIndex], tuple[Tensor, Tensor]]
@@ -49,7 +63,7 @@ class CompiledMACE:
     def __call__(self, graph: Graph, *, stress: bool) -> Prediction:
         """As ``derivatives.predict`` with create_graph."""
         model, vectors = self.model, graph.vectors()
-        places = model.places(
+        index = model.batch_index(
             graph.elements,
             graph.senders,
             graph.receivers,
@@ -59,10 +73,10 @@ class CompiledMACE:
         )
         traced, compiled = self._graph(vectors.device)
         # torch takes sizes 0 and 1 for constants, which are not worth a compilation
-        is_small = any(0 in t.shape[:1] or 1 in t.shape[:1] for t in _tensors((vectors, places)))
+        is_small = any(0 in t.shape[:1] or 1 in t.shape[:1] for t in _tensors((vectors, index)))
         parameters = dict(model.named_parameters())
-        found = (traced if is_small else compiled)(parameters, vectors, graph.elements, places)
-        return assemble(model.E0s, graph, vectors, *found, stress=stress)
+        found = (traced if is_small else compiled)(parameters, vectors, graph.elements, index)
+        return prediction_from(model.E0s, graph, vectors, *found, stress=stress)
 
     def _graph(self, device: torch.device) -> tuple[Energies, Energies]:
         """The trace for the model as it is now, and its compiled form."""
@@ -76,7 +90,7 @@ class CompiledMACE:
 def trace(model: MACE) -> GraphModule:
     """The graph of interaction energies [n_atoms] and their gradient [n_edges, 3].
 
-    A function of (parameters by name, vectors, elements, places): of all numbers of atoms and
+    A function of (parameters by name, vectors, elements, index): of all numbers of atoms and
     edges, of the model's present dtype, device and kernels. Later changes of the parameters count.
     """
     inputs = example(model)
@@ -93,7 +107,7 @@ def energies_and_gradient(
     parameters: Parameters,
     vectors: Tensor,
     elements: Tensor,
-    places: BatchIndex,
+    index: BatchIndex,
     *,
     create_graph: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -101,7 +115,7 @@ def energies_and_gradient(
     named = {f"model.{name}": value for name, value in parameters.items()}
     with torch.enable_grad():
         vectors = vectors.detach().requires_grad_()
-        result = functional_call(energies, named, (vectors, elements, places))
+        result = functional_call(energies, named, (vectors, elements, index))
         (gradient,) = torch.autograd.grad(result.sum(), vectors, create_graph=create_graph)
     return result, gradient
 
@@ -109,7 +123,7 @@ def energies_and_gradient(
 def export(model: MACE, *, forces: bool = True) -> torch.export.ExportedProgram:
     """``trace`` with the weights inside; without ``forces`` energies alone.
 
-    A function of (vectors, elements, places), with ``places`` from ``MACE.places``. Where the
+    A function of (vectors, elements, index), with ``index`` from ``MACE.batch_index``. Where the
     graph is loaded again, a model of this architecture must have been made for fused kernels.
     """
     inputs = example(model)
@@ -131,9 +145,9 @@ class ModelEnergies(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, vectors: Tensor, elements: Tensor, places: BatchIndex) -> Tensor:
+    def forward(self, vectors: Tensor, elements: Tensor, index: BatchIndex) -> Tensor:
         """Energies [n_atoms]."""
-        return self.model.energies(vectors, elements, places)
+        return self.model.energies(vectors, elements, index)
 
 
 class _WithGradient(nn.Module):
@@ -146,16 +160,16 @@ class _WithGradient(nn.Module):
         self.weights = nn.ParameterList(model.parameters())
 
     def forward(
-        self, vectors: Tensor, elements: Tensor, places: BatchIndex
+        self, vectors: Tensor, elements: Tensor, index: BatchIndex
     ) -> tuple[Tensor, Tensor]:
         """Energies [n_atoms] and their gradient [n_edges, 3]."""
         parameters = dict(zip(self.names, self.weights, strict=True))
-        result: tuple[Tensor, Tensor] = self._graph[0](parameters, vectors, elements, places)
+        result: tuple[Tensor, Tensor] = self._graph[0](parameters, vectors, elements, index)
         return result
 
 
 def example(model: MACE) -> tuple[Tensor, Tensor, BatchIndex]:
-    """Vectors, elements and places of a batch whose sizes equal no other size of the model."""
+    """Vectors, elements and index of a batch whose sizes equal no other size of the model."""
     parameter = next(model.parameters())
     device, n_elements = parameter.device, len(model.data.atomic_numbers)
     others = {size for p in model.parameters() for size in p.shape} | set(range(64))
@@ -173,8 +187,8 @@ def example(model: MACE) -> tuple[Tensor, Tensor, BatchIndex]:
     vectors = torch.linspace(0.3, 0.9, 3 * len(receivers), dtype=parameter.dtype, device=device)
     elements = atoms % n_elements
     heads = atoms % len(model.data.heads)
-    places = model.places(elements, senders, receivers, pair_of_edge, first_of_pair, heads)
-    return vectors.view(-1, 3), elements, places
+    index = model.batch_index(elements, senders, receivers, pair_of_edge, first_of_pair, heads)
+    return vectors.view(-1, 3), elements, index
 
 
 def _tensors(value: Any) -> list[Tensor]:

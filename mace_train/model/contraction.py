@@ -11,16 +11,25 @@ them, and a constant matrix couples the last factor,
 
 Per atom and channel about 6 thousand multiplications (l_max 3, order 3, 0e + 1o) against 700
 thousand for mace-torch's dense tensors.
+
+Fused, all of it is one kernel of ``ops.symmetric_contraction``. Weights stay in mace-torch's
+parametrisation; once per step a constant matrix projects them to the independent paths of
+``product_basis`` (and scales them as the kernel wants), under autograd.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mace_train.irreps import FeatureIrreps
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.coupling import degree_slice
-from mace_train.model.fused_ops import FusedContraction
-from mace_train.model.product_basis import paths, product_basis
+from mace_train.model.product_basis import ProductBasis, paths, product_basis
+from mace_train.ops import symmetric_contraction
+from mace_train.ops.codegen.contraction_program import Coupling, Level, Output
 from mace_train.ops.symmetric_contraction import Chunks
 
 
@@ -53,35 +62,68 @@ class SymmetricContraction(nn.Module):
         self.contractions = nn.ModuleList(
             ContractionWeights(l_max, degree, correlation, shape) for degree in degrees
         )
-        self._basis = product_basis(l_max, l_out, correlation)
+        basis = product_basis(l_max, l_out, correlation)
+        self._irreps = (FeatureIrreps(n_channels, l_max), FeatureIrreps(n_channels, l_out))
+        self._n_elements, self._correlation = n_elements, correlation
+        self._prepare_fused(basis)
+        self._prepare_reference(basis)
+
+    def extra_repr(self) -> str:
+        """Irreps, paths (mace-torch's, and those that are independent) and number of weights."""
+        inputs, outputs = self._irreps
+        stated = sum(w.shape[1] for w in self.parameters())
+        n_weights = sum(w.numel() for w in self.parameters())
+        return (
+            f"({inputs})^1..{self._correlation} x {self._n_elements}x0e -> {outputs} | {stated} "
+            f"paths, {self._n_independent} of them independent | {n_weights} weights"
+        )
+
+    def forward(self, x: Tensor, elements: Tensor, chunks: Chunks | None = None) -> Tensor:
+        """Features [n_atoms, (l_out + 1)^2, n_channels].
+
+        Takes x [n_atoms, (l_max + 1)^2, n_channels] and elements [n_atoms], int64 indices; with
+        chunks of them the fused kernel computes, without the reference.
+        """
+        return self._reference(x, elements) if chunks is None else self._fused(x, chunks)
+
+    def _prepare_fused(self, basis: ProductBasis) -> None:
+        self.key = symmetric_contraction.register(coupling_of(basis))
+        scale = symmetric_contraction.kernels_of(self.key).weight_scale
+        blocks = [
+            matrix
+            for output in basis.outputs
+            for matrix in (*output.projections.values(), np.ones((1, 1)))
+        ]
+        # one product for all degrees and orders costs less than many small ones
+        self._project_all = ConstantTensor(scale[:, None] * _block_diagonal(blocks))
+        self._n_independent = len(scale)
+
+    def _fused(self, x: Tensor, chunks: Chunks) -> Tensor:
+        stated = [
+            module.of_order(order)
+            for module in self.contractions
+            if isinstance(module, ContractionWeights)
+            for order in range(len(module.weights) + 1, 0, -1)
+        ]
+        projected = torch.matmul(self._project_all.like(x), torch.cat(stated, dim=1))
+        return symmetric_contraction.symmetric_contraction(x, projected, chunks, self.key)
+
+    def _prepare_reference(self, basis: ProductBasis) -> None:
         self._levels = [
             (ConstantTensor(level.left), ConstantTensor(level.right), ConstantTensor(level.matrix))
-            for level in self._basis.levels
+            for level in basis.levels
         ]
-        self._rows = [ConstantTensor(output.rows) for output in self._basis.outputs]
-        self._couple = [ConstantTensor(output.matrix) for output in self._basis.outputs]
+        self._rows = [ConstantTensor(output.rows) for output in basis.outputs]
+        self._couple = [ConstantTensor(output.matrix) for output in basis.outputs]
         self._project = [
             {
                 order: ConstantTensor(np.repeat(matrix, output.sizes[order], axis=0))
                 for order, matrix in output.projections.items()
             }
-            for output in self._basis.outputs
+            for output in basis.outputs
         ]
-        self._fused = FusedContraction(self._basis)
 
-    def forward(self, x: Tensor, elements: Tensor | Chunks) -> Tensor:
-        """Features [n_atoms, (l_out + 1)^2, n_channels].
-
-        Takes x [n_atoms, (l_max + 1)^2, n_channels] and elements [n_atoms], int64 indices, for
-        the reference, or in chunks, for compiled kernels.
-        """
-        if isinstance(elements, Chunks):
-            weights = [
-                {n: module.of_order(n) for n in range(len(module.weights) + 1, 0, -1)}
-                for module in self.contractions
-                if isinstance(module, ContractionWeights)
-            ]
-            return self._fused(x, weights, elements)
+    def _reference(self, x: Tensor, elements: Tensor) -> Tensor:
         features = self._features(x)
         outputs = []
         row_weights = self._row_weights(elements)
@@ -121,3 +163,29 @@ class SymmetricContraction(nn.Module):
 def _left_multiply(matrix: Tensor, x: Tensor) -> Tensor:
     """Products matrix @ x[n] for every n, without copies of either."""
     return torch.bmm(matrix.expand(x.shape[0], -1, -1), x)
+
+
+def coupling_of(basis: ProductBasis) -> Coupling:
+    """The contraction in terms of the kept paths: degree by degree, highest order first."""
+    levels = [Level(level.left, level.right, level.matrix, level.sizes) for level in basis.levels]
+    outputs = []
+    n_weights = 0
+    for output in basis.outputs:
+        sizes = [size for of_order in output.sizes.values() for size in of_order]
+        numbers = np.repeat(n_weights + np.arange(len(sizes)), sizes)
+        n_weights += len(sizes) + 1
+        components = range((basis.l_max + 1) ** 2)[degree_slice(output.degree)]
+        weight_of_row = [int(number) for number in numbers]
+        outputs.append(
+            Output(output.rows, weight_of_row, output.matrix, list(components), n_weights - 1)
+        )
+    return Coupling((basis.l_max + 1) ** 2, n_weights, levels, outputs)
+
+
+def _block_diagonal(blocks: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """(scipy.linalg has it too, but takes long to import.)"""
+    ends = np.cumsum([[0, 0], *(block.shape for block in blocks)], axis=0)
+    matrix = np.zeros(ends[-1])
+    for block, (row, column) in zip(blocks, ends, strict=False):
+        matrix[row : row + len(block), column : column + block.shape[1]] = block
+    return matrix

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from mace_train.data.graph import Graph
 from mace_train.model.mace import MACE
-from mace_train.ops.backends import method_of
-from mace_train.ops.row_sums import Sums, add_rows, sum_rows
+from mace_train.ops.row_sums import Sums, add_rows
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of a graph; all of it differentiable in the weights."""
+    """Predictions for a batch; all of them differentiable in the weights."""
 
     energy: Tensor  # [n_graphs] float64, total, eV
     interaction_energy: Tensor  # [n_graphs] eV, without isolated atoms
@@ -50,8 +49,7 @@ def predict(
         vectors = graph.vectors()
         if need_gradient and not vectors.requires_grad:
             vectors.requires_grad_()
-        interaction = model(
-            vectors,
+        index = model.batch_index(
             graph.elements,
             graph.senders,
             graph.receivers,
@@ -59,13 +57,13 @@ def predict(
             graph.first_of_pair,
             graph.heads_of_atoms() if len(model.data.heads) > 1 else None,
         )
+        interaction = model.energies(vectors, graph.elements, index)
         gradient = None
         if need_gradient:
             (gradient,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=create_graph)
             if not create_graph:
                 vectors, interaction = vectors.detach(), interaction.detach()
-    fused = method_of(model.kernels, graph.positions.device) != "reference"
-    return assemble(
+    return prediction_from(
         model.E0s,
         graph,
         vectors,
@@ -73,11 +71,11 @@ def predict(
         gradient,
         stress=stress,
         forces=forces,
-        sums=sum_rows if fused else add_rows,
+        sums=index.backend.sum_rows,
     )
 
 
-def assemble(
+def prediction_from(
     E0s: Tensor,
     graph: Graph,
     vectors: Tensor,
@@ -95,10 +93,10 @@ def assemble(
     of_atom, n_graphs = graph.graph_of_atom, graph.n_graphs
     in_float64 = interaction.double()
     interaction_energy = sums(in_float64, of_atom, n_graphs, ascending=True)
-    place = graph.elements
+    row = graph.elements
     if len(E0s) > 1:
-        place = place + E0s.shape[1] * graph.heads_of_atoms()
-    node_energy = in_float64 + E0s.flatten().index_select(0, place)
+        row = row + E0s.shape[1] * graph.heads_of_atoms()
+    node_energy = in_float64 + E0s.flatten().index_select(0, row)
     strain_gradient = _strain_gradient(vectors, gradient, graph, sums) if stress else None
     return Prediction(
         energy=sums(node_energy, of_atom, n_graphs, ascending=True),

@@ -16,7 +16,7 @@ Parameters have the names, shapes and initial distributions of mace-torch; the s
 nothing else. Energies of isolated atoms stay in float64 whatever the model is cast to.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mace_train.errors import InputError
+from mace_train.irreps import FeatureIrreps
+from mace_train.model.batch_index import BatchIndex
 from mace_train.model.blocks import (
     InteractionBlock,
     LayerSpec,
@@ -36,24 +38,13 @@ from mace_train.model.blocks import (
     ProductBlock,
 )
 from mace_train.model.constant import ConstantTensor
-from mace_train.model.convolution import EdgeBlocks, EdgeFeatures, SingleEdges
-from mace_train.model.linear import ElementGroups, ElementSlots
+from mace_train.model.convolution import EdgeFeatures
 from mace_train.model.matmul_precision import MatmulModule
-from mace_train.model.pair_repulsion import TRANSFORMS, EdgeSpecies, PairRepulsion
+from mace_train.model.pair_repulsion import TRANSFORMS, PairRepulsion
 from mace_train.model.radial import RadialBasis
 from mace_train.model.spherical_harmonics import SphericalHarmonics
-from mace_train.ops.backends import method_of
-from mace_train.ops.convolution import EdgeIndex
-from mace_train.ops.row_sums import add_rows, sum_rows
-from mace_train.ops.symmetric_contraction import Chunks
+from mace_train.ops.backends import backend_of
 from mace_train.settings import ModelSettings
-
-METHODS: dict[str, Callable[..., EdgeBlocks | EdgeIndex]] = {
-    "reference": EdgeBlocks.of,
-    "cpp": EdgeIndex.of,
-    "cuda": EdgeIndex.of,
-}
-"""How each method wants the edges; the layers do the rest by type."""
 
 
 @dataclass(frozen=True)
@@ -119,17 +110,6 @@ class ModelData:
         return cls(**{**data, "atomic_numbers": tuple(data["atomic_numbers"])}, heads=heads)
 
 
-@dataclass(frozen=True)
-class BatchIndex:
-    """Integers of a batch that steer the layers: which rows of features meet which."""
-
-    edges: EdgeBlocks | EdgeIndex
-    groups: ElementGroups | ElementSlots
-    elements: Tensor | Chunks
-    heads: Tensor | None = None  # [n_atoms] int64; None where the model has one head
-    ends: EdgeSpecies | None = None  # where the elements of both ends count
-
-
 class MACE(nn.Module):
     """The model; see the module's docstring.
 
@@ -157,7 +137,7 @@ class MACE(nn.Module):
             )
         self.settings = settings
         self.data = data
-        self.kernels = kernels  # auto, or one of METHODS
+        self.kernels = kernels  # auto, or the name of a backend
         self.static_shapes = False  # of all that is computed, given the sizes of a batch
         # float64 bits in an integer buffer: casting the model to float32 leaves them alone
         E0s = torch.tensor([head.E0s for head in data.heads], dtype=torch.float64)
@@ -179,10 +159,10 @@ class MACE(nn.Module):
         self.node_embedding = NodeEmbedding(n_elements, settings.num_channels)
         layers = [_layer_spec(settings, data, layer) for layer in range(settings.num_interactions)]
         self.interactions = nn.ModuleList(
-            InteractionBlock(sizes, residual=layer > 0 or settings.model != "MACE")
-            for layer, sizes in enumerate(layers)
+            InteractionBlock(spec, residual=layer > 0 or settings.model != "MACE")
+            for layer, spec in enumerate(layers)
         )
-        self.products = nn.ModuleList(ProductBlock(sizes) for sizes in layers)
+        self.products = nn.ModuleList(ProductBlock(spec) for spec in layers)
         self.readouts = nn.ModuleList(
             NonLinearReadout(settings.num_channels, settings.mlp_width(), n_heads)
             if 0 < layer == len(layers) - 1
@@ -197,12 +177,23 @@ class MACE(nn.Module):
         assert isinstance(bits, Tensor)
         return bits.view(torch.float64)
 
+    def extra_repr(self) -> str:
+        """Irreps of the features, and what the data said."""
+        settings, data = self.settings, self.data
+        elements = ", ".join(chemical_symbols[z] for z in data.atomic_numbers)
+        n_weights = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"hidden_irreps={FeatureIrreps(settings.num_channels, settings.max_L)}, "
+            f"edge_attrs_irreps={FeatureIrreps(1, settings.max_ell)}, r_max={data.r_max} Å, "
+            f"elements=[{elements}], heads={list(data.head_names)} | {n_weights} weights"
+        )
+
     @property
     def dtype(self) -> torch.dtype:
         """Precision of weights and features."""
         return self.node_embedding.linear.weight.dtype
 
-    def multiply_in(self, dtype: torch.dtype | None) -> None:
+    def set_matmul_dtype(self, dtype: torch.dtype | None) -> None:
         """Take the products of all layers but the readouts in a type (None: the model's)."""
         for layer in (self.interactions, self.products):
             for module in layer.modules():
@@ -210,7 +201,7 @@ class MACE(nn.Module):
                     module.matmul_dtype = dtype
 
     def checkpoint_activations(self, on: bool) -> None:
-        """Compute what is made per edge again in every pass instead of keeping it, or do not."""
+        """Whether what is made per edge is computed again in every pass instead of kept."""
         for interaction in self.interactions:
             assert isinstance(interaction, InteractionBlock)
             interaction.checkpointing = on
@@ -232,10 +223,10 @@ class MACE(nn.Module):
         ``Graph``) only the vector of the first edge of each pair is used; without them, all are.
         ``heads`` [n_atoms] int64 is needed if the model has several.
         """
-        places = self.places(elements, senders, receivers, pairs, first_of_pair, heads)
-        return self.energies(vectors, elements, places)
+        index = self.batch_index(elements, senders, receivers, pairs, first_of_pair, heads)
+        return self.energies(vectors, elements, index)
 
-    def places(
+    def batch_index(
         self,
         elements: Tensor,
         senders: Tensor,
@@ -244,46 +235,44 @@ class MACE(nn.Module):
         first_of_pair: Tensor | None = None,
         heads: Tensor | None = None,
     ) -> BatchIndex:
-        """What ``energies`` needs to know of a batch; made anew for every batch."""
+        """What ``energies`` needs to know of a batch, and the backend that computes it.
+
+        Raises ValueError without the heads of a model that has several.
+        """
         if len(self.data.heads) == 1:
             heads = None
         elif heads is None:
             raise ValueError(f"heads [n_atoms]: which of {', '.join(self.data.head_names)}?")
-        n_elements = len(self.data.atomic_numbers)
-        method = method_of(self.kernels, elements.device)
-        edges_of = METHODS[method]
-        if self.static_shapes and method == "reference":
-            edges_of = SingleEdges.of
-        edges = edges_of(senders, receivers, elements.shape[0], pairs, first_of_pair)
-        groups: ElementGroups | ElementSlots
-        if self.static_shapes:
-            groups = ElementSlots.of(elements, n_elements)
-            chunks = Chunks.of_size(elements, n_elements)
-        else:
-            groups = ElementGroups.of(elements, n_elements)
-            chunks = Chunks.of(elements, n_elements)
-        ends = None
-        if self._transform is not None or self._repulsion is not None:
-            ends = EdgeSpecies.of(senders, receivers, pairs, first_of_pair)
-        return BatchIndex(edges, groups, elements if method == "reference" else chunks, heads, ends)
+        return BatchIndex.of(
+            backend_of(self.kernels, elements.device),
+            elements,
+            senders,
+            receivers,
+            pairs,
+            first_of_pair,
+            n_elements=len(self.data.atomic_numbers),
+            heads=heads,
+            edge_species=self._transform is not None or self._repulsion is not None,
+            static_shapes=self.static_shapes,
+        )
 
-    def energies(self, vectors: Tensor, elements: Tensor, places: BatchIndex) -> Tensor:
+    def energies(self, vectors: Tensor, elements: Tensor, index: BatchIndex) -> Tensor:
         """The same as ``forward``: operations on tensors alone, which PyTorch can trace."""
         assert vectors.dtype == self.dtype, f"vectors are {vectors.dtype}, model {self.dtype}"
-        edges, repulsion = self._edges(vectors, elements, places)
-        x = self.node_embedding(elements, in_order=isinstance(places.elements, Chunks))
+        edges, repulsion = self._edges(vectors, elements, index)
+        x = self.node_embedding(index)
         energies = torch.zeros_like(x[:, 0, 0]) if repulsion is None else repulsion
-        chosen = self._head_one_hot(places.heads, x)
+        head = self._head_one_hot(index.heads, x)
         for interaction, product, readout in zip(
             self.interactions, self.products, self.readouts, strict=True
         ):
-            message, skip = interaction(x, edges, places.groups)
-            x = product(message, skip, places.elements)
-            energies = energies + readout(x, chosen)
-        if chosen is None:
+            message, skip = interaction(x, edges, index)
+            x = product(message, skip, index)
+            energies = energies + readout(x, head)
+        if head is None:
             return self.data.heads[0].scale * energies + self.data.heads[0].shift
         scale, shift = (table.like(x) for table in (self._scale, self._shift))
-        return (chosen * scale).sum(1) * energies + (chosen * shift).sum(1)
+        return (head * scale).sum(1) * energies + (head * shift).sum(1)
 
     def _head_one_hot(self, heads: Tensor | None, like: Tensor) -> Tensor | None:
         """1 at the head of each atom [n_atoms, n_heads]: sums over it need no order of adding."""
@@ -293,44 +282,45 @@ class MACE(nn.Module):
         return (heads.unsqueeze(1) == every).to(like.dtype)
 
     def _edges(
-        self, vectors: Tensor, elements: Tensor, of_batch: BatchIndex
+        self, vectors: Tensor, elements: Tensor, index: BatchIndex
     ) -> tuple[EdgeFeatures, Tensor | None]:
         """What depends on the edges alone, per pair; and the repulsion [n_atoms], if there is one.
 
         Y_l(-v) = (-1)^l Y_l(v) for the reverse.
         """
-        places, ends = of_batch.edges, of_batch.ends
-        vectors = vectors.index_select(0, places.first_of_pair)
+        rows = index.edge_rows
+        vectors = vectors.index_select(0, rows.first_of_pair)
         lengths = vectors.square().sum(1).sqrt()
         of_pairs = torch.cat(self._harmonics(vectors / lengths.unsqueeze(1)), dim=1)
-        is_reverse = places.is_reverse().unsqueeze(1)
+        is_reverse = rows.is_reverse().unsqueeze(1)
         signs = torch.where(is_reverse, self._parity.like(of_pairs), 1.0)
         transformed = repulsion = None
-        if ends is not None:
-            kinds = ends.kinds(elements, len(self.data.atomic_numbers))
+        if index.species is not None:
+            species = index.species.indices(elements, len(self.data.atomic_numbers))
             if self._transform is not None:
-                transformed = self._transform(lengths, kinds)
+                transformed = self._transform(lengths, species)
             if self._repulsion is not None:
-                sums = sum_rows if isinstance(of_batch.elements, Chunks) else add_rows
-                repulsion = self._repulsion(lengths, kinds, ends, elements.shape[0], sums)
+                repulsion = self._repulsion(
+                    lengths, species, index.species, elements.shape[0], index.backend.sum_rows
+                )
         radial = self._radial(lengths, transformed)
-        if isinstance(places, EdgeBlocks):  # one row more, of zeros, for the empty slots
+        if index.blocks is not None:  # one row more, of zeros, for the empty slots
             of_pairs, radial = (
                 torch.nn.functional.pad(t, (0, 0, 0, 1)) for t in (of_pairs, radial)
             )
-        return EdgeFeatures(
-            places, of_pairs.index_select(0, places.pairs) * signs, radial
-        ), repulsion
+        harmonics = of_pairs.index_select(0, rows.pairs) * signs
+        return EdgeFeatures(harmonics, radial), repulsion
 
 
 def _layer_spec(settings: ModelSettings, data: ModelData, layer: int) -> LayerSpec:
-    is_last = layer == settings.num_interactions - 1
+    is_first, is_last = layer == 0, layer == settings.num_interactions - 1
+    n_channels, max_L = settings.num_channels, settings.max_L
     return LayerSpec(
         n_elements=len(data.atomic_numbers),
-        n_channels=settings.num_channels,
-        l_in=0 if layer == 0 else settings.max_L,
-        l_out=0 if is_last else settings.max_L,
-        l_edges=settings.max_ell,
+        node_feats_irreps=FeatureIrreps(n_channels, 0 if is_first else max_L),
+        edge_attrs_irreps=FeatureIrreps(1, settings.max_ell),
+        target_irreps=FeatureIrreps(n_channels, settings.max_ell),
+        hidden_irreps=FeatureIrreps(n_channels, 0 if is_last else max_L),
         correlation=settings.correlation,
         n_basis=settings.num_radial_basis,
         radial_widths=settings.radial_MLP,

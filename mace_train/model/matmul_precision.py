@@ -11,6 +11,13 @@ import torch
 from torch import Tensor, nn
 
 
+def matmul(x: Tensor, w: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Products x @ w [..., n_out], taken in ``dtype`` (None: that of x), in the type of x."""
+    if dtype is None:
+        return x @ w
+    return (x.to(dtype) @ w.to(dtype)).to(x.dtype)
+
+
 class MatmulModule(nn.Module):
     """A layer whose products can be taken in a narrower type than its features and weights."""
 
@@ -18,6 +25,4 @@ class MatmulModule(nn.Module):
 
     def matmul(self, x: Tensor, w: Tensor) -> Tensor:
         """Products x @ w [..., n_out] in the type of x."""
-        if self.matmul_dtype is None:
-            return x @ w
-        return (x.to(self.matmul_dtype) @ w.to(self.matmul_dtype)).to(x.dtype)
+        return matmul(x, w, self.matmul_dtype)

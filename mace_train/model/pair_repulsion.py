@@ -11,13 +11,13 @@ in which none of them is trained.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from ase.data import covalent_radii
 from torch import Tensor
 
+from mace_train.model.batch_index import EdgeSpecies
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.coupling import Float
 from mace_train.model.radial import envelope
@@ -31,45 +31,14 @@ _ZBL_DECAYS = (3.2, 0.9423, 0.4028, 0.2016)
 _BOHR, _COULOMB = 0.529, 14.3996  # Å, eV Å; as rounded by mace-torch
 
 
-@dataclass(frozen=True)
-class EdgeSpecies:
-    """Which atoms the rows meet that an edge and its reverse share."""
-
-    senders: Tensor  # [n_pairs] int64, of every pair's first edge
-    receivers: Tensor  # [n_pairs] int64
-    pair_of_edge: Tensor  # [n_edges] int64
-    receiver_of_edge: Tensor  # [n_edges] int64
-
-    @classmethod
-    def of(
-        cls,
-        senders: Tensor,
-        receivers: Tensor,
-        pairs: Tensor | None = None,
-        first_of_pair: Tensor | None = None,
-    ) -> "EdgeSpecies":
-        """The ends of edges; without pairs every edge is alone."""
-        if pairs is None or first_of_pair is None:
-            pairs = first_of_pair = torch.arange(len(senders), device=senders.device)
-        first_senders, first_receivers = (
-            ends.index_select(0, first_of_pair) for ends in (senders, receivers)
-        )
-        return cls(first_senders, first_receivers, pairs, receivers)
-
-    def kinds(self, elements: Tensor, n_elements: int) -> Tensor:
-        """[n_pairs] int64: sender's element * n_elements + receiver's."""
-        of_sender = elements.index_select(0, self.senders)
-        return of_sender * n_elements + elements.index_select(0, self.receivers)
-
-
-class _OfKinds:
-    """A number per pair of elements."""
+class _SpeciesTable:
+    """A number for each pair of species (elements)."""
 
     def __init__(self, values: Float) -> None:
         self._table = ConstantTensor(values.flatten())
 
-    def __call__(self, kinds: Tensor, like: Tensor) -> Tensor:
-        return self._table.like(like).index_select(0, kinds)
+    def __call__(self, species: Tensor, like: Tensor) -> Tensor:
+        return self._table.like(like).index_select(0, species)
 
 
 def _radii(atomic_numbers: tuple[int, ...]) -> Float:
@@ -82,12 +51,12 @@ class AgnesiTransform:
     """Lengths to (0, 1), alike for all pairs of elements."""
 
     def __init__(self, atomic_numbers: tuple[int, ...]) -> None:
-        self._radius = _OfKinds(0.5 * _radii(atomic_numbers))
+        self._radius = _SpeciesTable(0.5 * _radii(atomic_numbers))
 
-    def __call__(self, lengths: Tensor, kinds: Tensor) -> Tensor:
+    def __call__(self, lengths: Tensor, species: Tensor) -> Tensor:
         """Transformed lengths [n_pairs]."""
         q, p, a = AGNESI["q"], AGNESI["p"], AGNESI["a"]
-        u = lengths / self._radius(kinds, lengths)
+        u = lengths / self._radius(species, lengths)
         return (1 + a * u**q / (1 + u ** (q - p))).reciprocal()
 
 
@@ -95,11 +64,11 @@ class SoftTransform:
     """Lengths as they are, but for short ones, which end at 3/4 of the radii's sum."""
 
     def __init__(self, atomic_numbers: tuple[int, ...]) -> None:
-        self._radius = _OfKinds(_radii(atomic_numbers))
+        self._radius = _SpeciesTable(_radii(atomic_numbers))
 
-    def __call__(self, lengths: Tensor, kinds: Tensor) -> Tensor:
+    def __call__(self, lengths: Tensor, species: Tensor) -> Tensor:
         """Transformed lengths [n_pairs], Å."""
-        radius = self._radius(kinds, lengths)
+        radius = self._radius(species, lengths)
         low, high = 3 / 4 * radius, 4 / 3 * radius
         steepness = SOFT["alpha"] / (high - low)
         share = 0.5 * (1 + torch.tanh(steepness * (lengths - 0.5 * (low + high))))
@@ -115,22 +84,25 @@ TRANSFORMS: dict[str, Callable[[tuple[int, ...]], Transform] | None] = {
 
 
 class PairRepulsion:
-    """The ZBL energy of every atom; half of a pair's belongs to each of its ends."""
+    """The ZBL energy of every atom; half of a pair's goes to each of its two atoms."""
 
     def __init__(self, atomic_numbers: tuple[int, ...], exponent: int) -> None:
         numbers = np.asarray(atomic_numbers, dtype=np.float64)
         powers = numbers ** ZBL["a_exp"]
         screening = ZBL["a_prefactor"] * _BOHR / (powers[:, None] + powers[None, :])
-        self._per_screening = _OfKinds(1 / screening)
-        self._charges = _OfKinds(_COULOMB * numbers[:, None] * numbers[None, :])
-        self._reach = _OfKinds(_radii(atomic_numbers))
+        self._per_screening = _SpeciesTable(1 / screening)
+        self._charges = _SpeciesTable(_COULOMB * numbers[:, None] * numbers[None, :])
+        self._reach = _SpeciesTable(_radii(atomic_numbers))
         self._exponent = exponent
 
     def __call__(
-        self, lengths: Tensor, kinds: Tensor, ends: EdgeSpecies, n_atoms: int, sums: Sums
+        self, lengths: Tensor, species: Tensor, edge_species: EdgeSpecies, n_atoms: int, sums: Sums
     ) -> Tensor:
-        """Energies [n_atoms], eV, of pairs [n_pairs] of these lengths; ``sums`` add over edges."""
-        scaled = lengths * self._per_screening(kinds, lengths)
+        """Energies [n_atoms], eV, of pairs [n_pairs] of these lengths and species.
+
+        ``sums`` add over edges.
+        """
+        scaled = lengths * self._per_screening(species, lengths)
         screened = sum(
             (
                 weight * torch.exp(-decay * scaled)
@@ -138,7 +110,7 @@ class PairRepulsion:
             ),
             start=torch.zeros_like(scaled),
         )
-        reach = envelope(lengths / self._reach(kinds, lengths), self._exponent)
-        of_pairs = 0.5 * self._charges(kinds, lengths) / lengths * screened * reach
-        of_edges = of_pairs.index_select(0, ends.pair_of_edge)
-        return sums(of_edges, ends.receiver_of_edge, n_atoms, ascending=True)
+        reach = envelope(lengths / self._reach(species, lengths), self._exponent)
+        of_pairs = 0.5 * self._charges(species, lengths) / lengths * screened * reach
+        of_edges = of_pairs.index_select(0, edge_species.pair_of_edge)
+        return sums(of_edges, edge_species.receiver_of_edge, n_atoms, ascending=True)

@@ -58,6 +58,11 @@ class RadialLayer(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(width_in, width_out))
 
+    def extra_repr(self) -> str:
+        """Irreps and number of weights."""
+        width_in, width_out = self.weight.shape
+        return f"{width_in}x0e -> {width_out}x0e | {self.weight.numel()} weights"
+
     def scaled(self) -> Tensor:
         """The matrix as it multiplies: normal inputs give outputs of unit variance."""
         return self.weight * self.weight.shape[0] ** -0.5
@@ -66,7 +71,7 @@ class RadialLayer(nn.Module):
 class RadialNetwork(MatmulModule):
     """Perceptron from the radial basis to the weights of the convolution paths.
 
-    The last product, by far the largest, is apart, so that a caller may take it in pieces.
+    The last product, by far the largest, is apart, so that a caller may take it in parts.
     """
 
     def __init__(self, n_basis: int, hidden: list[int], n_paths: int, n_channels: int) -> None:

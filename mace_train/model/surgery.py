@@ -22,36 +22,36 @@ Change = Callable[[str, Tensor], Tensor]
 def with_elements(model: MACE, atomic_numbers: Sequence[int]) -> MACE:
     """The model for these elements alone (any order, made ascending).
 
-    Elements that it does not know get the mean of the weights of those it knows, and E0s of 0:
-    a place to train from.
+    Elements that it does not know are initialised with the mean of the weights of those it knows,
+    and E0s of 0.
     """
     numbers, old = tuple(sorted(set(atomic_numbers))), model.data.atomic_numbers
     if numbers == old:
         return model
-    places = [old.index(z) if z in old else None for z in numbers]
-    if not any(place is not None for place in places):
+    rows = [old.index(z) if z in old else None for z in numbers]
+    if not any(row is not None for row in rows):
         names = ", ".join(chemical_symbols[z] for z in numbers)
         raise InputError(f"the model knows none of {names}, only {_symbols(old)}")
     factor = (len(numbers) / len(old)) ** 0.5
 
-    def chosen(table: Tensor) -> Tensor:
+    def rows_of(table: Tensor) -> Tensor:
         """Rows of the new elements from rows of the old ones."""
         mean = table.mean(0)
-        return torch.stack([mean if i is None else table[i] for i in places])
+        return torch.stack([mean if i is None else table[i] for i in rows])
 
     def change(name: str, weight: Tensor) -> Tensor:
         if name == "node_embedding.linear.weight":
-            return chosen(weight.view(len(old), -1)).flatten() * factor
+            return rows_of(weight.view(len(old), -1)).flatten() * factor
         if ".skip_tp." in name:  # [degree, channel in, element, channel out]
             channels = model.settings.num_channels
             blocks = weight.view(-1, channels, len(old), channels).movedim(2, 0)
-            return chosen(blocks).movedim(0, 2).flatten() * factor
+            return rows_of(blocks).movedim(0, 2).flatten() * factor
         if ".symmetric_contractions." in name:  # [element, path, channel]
-            return chosen(weight)
+            return rows_of(weight)
         return weight
 
     heads = tuple(
-        replace(head, E0s=tuple(0.0 if i is None else head.E0s[i] for i in places))
+        replace(head, E0s=tuple(0.0 if i is None else head.E0s[i] for i in rows))
         for head in model.data.heads
     )
     return _rebuilt(model, replace(model.data, atomic_numbers=numbers, heads=heads), change)

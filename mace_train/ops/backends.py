@@ -5,9 +5,13 @@ cpp        C++ compiled on this machine; CPU tensors, first and second derivativ
 cuda       CUDA compiled by NVRTC; tensors on NVIDIA GPUs, first and second derivatives
 """
 
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from mace_train.errors import InputError
+from mace_train.ops import row_sums
 from mace_train.ops.cpp.compiler import NO_COMPILER, find_compiler
 from mace_train.ops.cuda import compiler as cuda_compiler
 from mace_train.ops.cuda import driver as cuda_driver
@@ -15,15 +19,37 @@ from mace_train.ops.cuda import driver as cuda_driver
 NAMES = ("reference", "cpp", "cuda")
 
 
-def method_of(name: str, device: torch.device) -> str:
-    """The method that ``name`` (auto, or one of NAMES) means for tensors on a device.
+@dataclass(frozen=True)
+class Backend:
+    """The implementation that serves a batch; made by ``backend_of``, once for every batch."""
+
+    name: str  # one of NAMES
+
+    @property
+    def fused(self) -> bool:
+        """Whether operations are kernels that are compiled for the model."""
+        return self.name != "reference"
+
+    def sum_rows(self, rows: Tensor, index: Tensor, n: int, *, ascending: bool = False) -> Tensor:
+        """[n, ...] sums of rows [n_rows, ...] by index [n_rows] int64.
+
+        Fused, they are added in the same order every time, on a GPU too (``row_sums``).
+        """
+        add = row_sums.sum_rows if self.fused else row_sums.add_rows
+        return add(rows, index, n, ascending=ascending)
+
+    def take_rows(self, values: Tensor, index: Tensor) -> Tensor:
+        """[n_rows, ...] rows of values [n, ...]; their gradient is summed as by ``sum_rows``."""
+        return row_sums.take_rows(values, index) if self.fused else values.index_select(0, index)
+
+
+def backend_of(name: str, device: torch.device) -> Backend:
+    """The backend that ``name`` (auto, or one of NAMES) means for tensors on a device.
 
     Raises InputError for an unknown name, or one that the device or this machine cannot run.
     """
     if name == "auto":
-        if device.type == "cuda":
-            return "reference" if _no_cuda(device) else "cuda"
-        return "cpp" if device.type == "cpu" and find_compiler() is not None else "reference"
+        return Backend(_fastest(device))
     if name not in NAMES:
         valid = ", ".join(("auto", *NAMES))
         raise InputError(f"kernels={name!r} is not known; valid choices are: {valid}")
@@ -38,17 +64,24 @@ def method_of(name: str, device: torch.device) -> str:
         )
     if name == "cuda" and (problem := _no_cuda(device)):
         raise InputError(f"kernels=cuda cannot run: {problem}, or use kernels=reference")
-    return name
+    return Backend(name)
 
 
-def announcement(name: str, device: torch.device) -> str:
-    """One line that says what runs and why."""
-    method = method_of(name, device)
+def _fastest(device: torch.device) -> str:
+    """What ``auto`` chooses."""
+    if device.type == "cuda":
+        return "reference" if _no_cuda(device) else "cuda"
+    return "cpp" if device.type == "cpu" and find_compiler() is not None else "reference"
+
+
+def describe_choice(name: str, device: torch.device) -> str:
+    """One line for the log: which backend ``name`` means on a device, and why."""
+    chosen = backend_of(name, device).name
     if name != "auto":
-        return f"kernels: {method}, as asked for"
-    if method == "cpp":
+        return f"kernels: {chosen}, as asked for"
+    if chosen == "cpp":
         return f"kernels: cpp, compiled by {find_compiler()}"
-    if method == "cuda":
+    if chosen == "cuda":
         return f"kernels: cuda, compiled by NVRTC {cuda_compiler.version()}"
     reason = "there is no working C++ compiler on the PATH"
     if device.type != "cpu":

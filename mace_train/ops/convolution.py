@@ -5,13 +5,15 @@
 for the channel-wise product F of ``convolution_program``: gathering, coupling and summing are one
 kernel. An edge may share its row of r with its reverse. Edges are sorted by receiver, so that a
 receiver's sums belong to one thread; gradients of x are written per edge and summed in the order of
-senders; in those of r the second of two edges adds to what the first one wrote, or writes elsewhere
-where another thread may be at work on the first. Nothing is atomic, everything repeatable.
+senders; in those of r the second edge of a pair adds to what the first one wrote, or writes to
+another row where another thread may be working on the first. Nothing is atomic, so results are
+repeatable. "Pair" is defined in ``mace_train.data.graph``.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import compress
 from typing import Any
 
 import torch
@@ -27,12 +29,9 @@ from mace_train.ops.convolution_kernels import (
 from mace_train.ops.cpp.kernel import pad, unpad
 from mace_train.ops.dispatch import padded_channels, runs_on_cuda
 from mace_train.ops.torch_library import (
+    OperatorChain,
     in_common_precision,
-    no_context,
-    operator,
     refuse_forward_mode,
-    refuse_third_derivative,
-    wanted,
 )
 
 
@@ -56,9 +55,11 @@ class EdgeIndex:
         pairs: Tensor | None = None,
         first_of_pair: Tensor | None = None,
     ) -> "EdgeIndex":
-        """The index of edges whose receivers ascend; without pairs every edge has its own row.
+        """The index of edges with senders and receivers [n_edges], receivers ascending.
 
-        Waits for no device: only on the CPU are values looked at, to check them.
+        ``pairs`` [n_edges] and ``first_of_pair`` [n_pairs] are as the attributes; without them
+        every edge has a row of its own. All are int64. No synchronization with a device: only on
+        the CPU are the values checked (AssertionError).
         """
         if pairs is None or first_of_pair is None:
             pairs = first_of_pair = torch.arange(len(senders), device=senders.device)
@@ -85,6 +86,11 @@ class EdgeIndex:
     def tensors(self) -> tuple[Tensor, ...]:
         """All of it, in order."""
         return tuple(vars(self).values())
+
+    @property
+    def by_receiver(self) -> list[Tensor]:
+        """What a loop over the edges of receivers takes."""
+        return [self.first, self.senders, self.pairs, self.first_of_pair]
 
 
 def _check(senders: Tensor, receivers: Tensor, n_atoms: int) -> None:
@@ -114,8 +120,8 @@ def register(product: ChannelwiseProduct) -> str:
     digest = hashlib.sha256(repr((product.n_x, product.n_y, product.n_weights)).encode())
     digest.update(repr(product.n_rows).encode())
     for path in product.paths:
-        place = (path.x_first, path.y_first, path.weight, path.block, path.rows, path.table.shape)
-        digest.update(repr(place).encode())
+        numbers = (path.x_first, path.y_first, path.weight, path.block, path.rows, path.table.shape)
+        digest.update(repr(numbers).encode())
         digest.update(path.table.tobytes())
     key = digest.hexdigest()[:32]
     if key not in _KERNELS:
@@ -131,31 +137,21 @@ def kernels_of(key: str) -> ConvolutionKernels:
 def convolution(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> list[Tensor]:
     """One tensor [n_atoms, n_rows, n_channels] per output of the product.
 
-    Takes x [n_atoms, n_x, n_channels], y [n_edges, n_y], r [n_pairs, n_weights, n_channels].
+    Takes x [n_atoms, n_x, n_channels], y [n_edges, n_y], r [n_pairs, n_weights, n_channels]; the
+    results have their widest dtype, at least float32.
     """
     refuse_forward_mode("convolution", x, y, r)
     x, y, r = in_common_precision(x, y, r)
-    out = _forward(x, y, r, *edges.tensors, key)
+    out = _CHAIN.value(x, y, r, *edges.tensors, key)
     n_rows = _KERNELS[key].product.n_rows
     blocks = torch.split(out, [n * x.shape[0] for n in n_rows])
     return [block.view(x.shape[0], n, x.shape[2]) for block, n in zip(blocks, n_rows, strict=True)]
 
 
-@operator("convolution")
-def _forward(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-) -> Tensor:
-    kernels = _KERNELS[key]
-    padded = padded_channels(x)
+def _value(x: Tensor, y: Tensor, r: Tensor, *rest: Any) -> Tensor:
+    """All outputs [n_out * n_atoms, n_channels], one after the other."""
+    first, senders, _, _, pairs, first_of_pair, key = rest
+    kernels, padded = _KERNELS[key], padded_channels(x)
     out = x.new_empty(kernels.n_out * len(x), padded)
     inputs = [_ready(t, padded) for t in (x, y, r)]
     index = [first, senders, pairs, first_of_pair]
@@ -163,73 +159,45 @@ def _forward(
     return unpad(out, x.shape[2])
 
 
-@operator("convolution_backward")
-def _backward(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    g: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-    names: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = _KERNELS[key]
-    index = EdgeIndex(first, senders, by_sender, first_by_sender, pairs, first_of_pair)
-    return _edge_gradients(kernels, (x, y, r, g), {}, index, names)
+def _gradient(x: Tensor, y: Tensor, r: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Gradients of x, y and r; ``rest`` is the edges, key, wanted."""
+    *edges, key, wanted = rest
+    return _edge_gradients(_KERNELS[key], (x, y, r, g), {}, EdgeIndex(*edges), wanted)
 
 
-@operator("convolution_double_backward")
-def _double(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    g: Tensor,
-    vx: Tensor,
-    vy: Tensor,
-    vr: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-    cotangents: str,
-    names: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kernels = _KERNELS[key]
-    index = EdgeIndex(first, senders, by_sender, first_by_sender, pairs, first_of_pair)
-    given = {"x": vx, "y": vy, "r": vr}
-    v = {name: given[name] for name in cotangents}
-    hx, hy, hr = _edge_gradients(kernels, (x, y, r, g), v, index, names.replace("g", ""))
-    if "g" not in names:
-        return hx, hy, hr, g.new_empty(0)
+def _second_gradient(x: Tensor, y: Tensor, r: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Gradients of x, y, r and g; ``rest`` is vx, vy, vr, the edges, key, given, wanted."""
+    vx, vy, vr, *index, key, given, wanted = rest
+    kernels, edges = _KERNELS[key], EdgeIndex(*index)
+    v = dict(compress(zip(EDGE_OPERANDS, (vx, vy, vr), strict=True), given))
+    of_edges = _edge_gradients(kernels, (x, y, r, g), v, edges, wanted[:3])
+    if not wanted[3]:
+        return *of_edges, g.new_empty(0)
     padded = padded_channels(x)
     inputs = [_ready(t, padded) for t in (x, y, r, *v.values())]
     hg = g.new_empty(len(g), padded)
-    blocks = _blocks(kernels, hg)
-    rows = [first, senders, pairs, first_of_pair]
-    kernels.double_g(cotangents).run(len(x), rows, inputs, blocks, padded)
-    return hx, hy, hr, unpad(hg, x.shape[2])
+    kernel = kernels.double_g("".join(v))
+    kernel.run(len(x), edges.by_receiver, inputs, _blocks(kernels, hg), padded)
+    return *of_edges, unpad(hg, x.shape[2])
+
+
+def _fake(x: Tensor, y: Tensor, r: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(_KERNELS[rest[-1]].n_out * x.shape[0], x.shape[2])
 
 
 def _edge_gradients(
     kernels: ConvolutionKernels,
     primal: tuple[Tensor, Tensor, Tensor, Tensor],
     v: dict[str, Tensor],
-    index: EdgeIndex,
-    names: str,
+    edges: EdgeIndex,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, y and r: of first order or, with cotangents v, of second; empty if unnamed.
+    """Gradients of x, y and r: of first order or, with cotangents v, of second.
 
-    Unnamed ones are not computed.
+    Those that are not wanted are not computed, and empty.
     """
     x, y, r, g = primal
+    names = "".join(compress(EDGE_OPERANDS, wanted))
     if not names:
         return x.new_empty(0), y.new_empty(0), r.new_empty(0)
     padded = padded_channels(x)
@@ -242,37 +210,40 @@ def _edge_gradients(
     shapes["r"] = (n_pairs if by_pair else 2 * n_pairs, r.shape[1], padded)
     found = {name: x.new_empty(shapes[name]) for name in names}
     kernel = kernels.double("".join(v), names, by_pair) if v else kernels.backward(names, by_pair)
-    rows = [index.first, index.senders, index.pairs, index.first_of_pair, torch.tensor([n_pairs])]
+    rows = [*edges.by_receiver, torch.tensor([n_pairs])]
     n_items = len(x)
     if on_cuda:
-        order = PairOrdering.of(index.pairs, index.first_of_pair, index.is_reverse())
+        ordering = PairOrdering.of(edges.pairs, edges.first_of_pair, edges.is_reverse())
     if by_pair:
-        n_items, rows = n_pairs, order.index(index.first, index.senders)
+        n_items, rows = n_pairs, ordering.index(edges.first, edges.senders)
     ranges = kernel.run(n_items, rows, inputs, list(found.values()), padded)
     if "r" in found and not by_pair:
         if on_cuda:
-            found["r"] = order.sums(kernels.sum_pairs, found["r"])
+            found["r"] = ordering.sums(kernels.sum_pairs, found["r"])
         else:
-            found["r"] = _sum_pairs(found["r"], index, ranges)
+            found["r"] = _sum_pairs(found["r"], edges, ranges)
     if "x" in found:
         total = x.new_empty(len(x), x.shape[1], padded)
-        rows = [index.by_sender, index.first_by_sender, index.first_by_sender]
+        rows = [edges.by_sender, edges.first_by_sender, edges.first_by_sender]
         kernels.sum_senders.run(len(x), rows, [found["x"]], [total], padded)
         found["x"] = total
     gx, gy, gr = (found.get(name, x.new_empty(0)) for name in EDGE_OPERANDS)
     return _unpad(gx, x), gy, _unpad(gr, x)
 
 
-def _sum_pairs(halves: Tensor, index: EdgeIndex, ranges: list[int]) -> Tensor:
-    """Gradients of r from both halves: the second holds what crosses from one range to another."""
+def _sum_pairs(halves: Tensor, edges: EdgeIndex, ranges: list[int]) -> Tensor:
+    """[n_pairs, ...] gradients of r from both halves [2 * n_pairs, ...].
+
+    The second half holds the second edges of pairs whose first edge was in another range.
+    """
     n_pairs = len(halves) // 2
     total = halves[:n_pairs]
     if len(ranges) > 2:
         atoms = torch.arange(ranges[-1])
         range_of = torch.bucketize(atoms, torch.tensor(ranges[1:-1]), right=True)
-        of_receiver = torch.repeat_interleave(range_of, index.first.diff())
-        is_far = of_receiver != range_of.index_select(0, index.senders)
-        rows = index.pairs[is_far & index.is_reverse()]
+        of_receiver = torch.repeat_interleave(range_of, edges.first.diff())
+        is_far = of_receiver != range_of.index_select(0, edges.senders)
+        rows = edges.pairs[is_far & edges.is_reverse()]
         total.index_add_(0, rows, halves[n_pairs:].index_select(0, rows))
     return total
 
@@ -292,100 +263,12 @@ def _blocks(kernels: ConvolutionKernels, flat: Tensor) -> list[Tensor]:
     return list(torch.split(flat, [n * n_atoms for n in kernels.product.n_rows]))
 
 
-@_forward.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-) -> Tensor:
-    return x.new_empty(_KERNELS[key].n_out * x.shape[0], x.shape[2])
-
-
-@_backward.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    g: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-    names: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    gx, gy, gr = (_fake(t, n in names) for n, t in zip("xyr", (x, y, r), strict=True))
-    return gx, gy, gr
-
-
-@_double.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    r: Tensor,
-    g: Tensor,
-    vx: Tensor,
-    vy: Tensor,
-    vr: Tensor,
-    first: Tensor,
-    senders: Tensor,
-    by_sender: Tensor,
-    first_by_sender: Tensor,
-    pairs: Tensor,
-    first_of_pair: Tensor,
-    key: str,
-    cotangents: str,
-    names: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    hx, hy, hr, hg = (_fake(t, n in names) for n, t in zip("xyrg", (x, y, r, g), strict=True))
-    return hx, hy, hr, hg
-
-
-def _fake(like: Tensor, is_computed: bool) -> Tensor:
-    return like.new_empty(like.shape if is_computed else (0,))
-
-
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.key = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _forward_gradient(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    x, y, r, *index = ctx.saved_tensors
-    names = _wanted_names(ctx, "xyr")
-    found = _backward(x, y, r, g, *index, ctx.key, names)
-    return *_named(found, "xyr", names), *[None] * 7
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.key, ctx.names = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_gradient(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
-    x, y, r, g, *index = ctx.saved_tensors
-    names = _wanted_names(ctx, "xyrg")
-    found = _double(x, y, r, g, *v, *index, ctx.key, ctx.names, names)
-    return *_named(found, "xyrg", names), *[None] * 8
-
-
-def _wanted_names(ctx: Any, operands: str) -> str:
-    return "".join(name for i, name in enumerate(operands) if wanted(ctx, i))
-
-
-def _named(found: Sequence[Tensor], operands: str, names: str) -> list[Tensor | None]:
-    return [t if name in names else None for name, t in zip(operands, found, strict=True)]
-
-
-_forward.register_autograd(_forward_gradient, setup_context=_save_forward)
-_backward.register_autograd(_backward_gradient, setup_context=_save_backward)
-_double.register_autograd(refuse_third_derivative, setup_context=no_context)
+_CHAIN = OperatorChain(
+    "convolution",
+    EDGE_OPERANDS,
+    [field.name for field in fields(EdgeIndex)],
+    value=_value,
+    fake=_fake,
+    gradient=_gradient,
+    second_gradient=_second_gradient,
+)

@@ -6,10 +6,11 @@ the gradient with respect to g sums over the edges of a receiver, as F does; tho
 x, y and r belong to edges, as the gradients of Phi do. Gradients of x per edge are then summed over
 the edges of a sender; those of r are summed over an edge and its reverse, which share a row of it.
 
-On a GPU that last sum has two ways. Either a loop over the edges of receivers writes a row for each
-edge and another kernel adds them up, or a loop over pairs writes the sum at once: it moves less of
-r and of its gradients, and gathers what belongs to the second edge's receiver. Which is faster has
-to be measured (``gradients_by_pair`` of ``cuda.tuning``; without a measurement, the first one).
+On a GPU that last sum is made in one of two ways. Either a loop over the edges of receivers writes
+a row for each edge and another kernel adds them up, or a loop over pairs writes the sum at once: it
+moves less of r and of its gradients, and gathers what belongs to the second edge's receiver. Which
+is faster has to be measured (``gradients_by_pair`` of ``cuda.tuning``; the default is the first).
+"Pair" is defined in ``mace_train.data.graph``.
 """
 
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ class ConvolutionKernels:
         n_x, n_weights = product.n_x, product.n_weights
         self.sum_senders = CompiledKernel(f"sum {n_x}", lambda: sum_kernel(n_x))
         self.sum_pairs = CompiledKernel(f"sum {n_weights}", lambda: sum_kernel(n_weights))
+
+    def __repr__(self) -> str:
+        """Such as ConvolutionKernels(x[4] y[16] r[10] -> out0[4] out1[9] | 10 paths)."""
+        inputs = " ".join(f"{name}[{n}]" for name, n in self._n.items())
+        outputs = " ".join(f"out{block}[{n}]" for block, n in enumerate(self.product.n_rows))
+        return f"ConvolutionKernels({inputs} -> {outputs} | {len(self.product.paths)} paths)"
 
     @property
     def n_out(self) -> int:
@@ -129,7 +136,7 @@ class ConvolutionKernels:
 
 
 def loops_over_pairs(device: torch.device, n_channels: int) -> bool:
-    """Whether gradients are computed pair by pair."""
+    """Whether a GPU computes gradients pair by pair, for tensors of so many channels."""
     return (
         n_channels <= MOST_CHANNELS
         and choices_of(cuda_driver.architecture(device)).gradients_by_pair
@@ -145,20 +152,27 @@ class PairOrdering:
 
     @classmethod
     def of(cls, pairs: Tensor, first_of_pair: Tensor, is_second: Tensor) -> "PairOrdering":
-        """Of the row of every edge [n_edges], the first edge of each; waits for no device."""
+        """The ordering for the pair of every edge; no synchronization with the device.
+
+        Takes pairs [n_edges], first_of_pair [n_pairs], and is_second [n_edges] bool: whether the
+        edge is the second of its pair.
+        """
         edges, later = torch.arange(len(pairs), device=pairs.device), is_second.long()
         counts = torch.ones_like(first_of_pair).scatter_add(0, pairs, later)
         first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         return cls(edges.scatter(0, first.index_select(0, pairs) + later, edges), first)
 
     def index(self, first: Tensor, senders: Tensor) -> list[Tensor]:
-        """What a loop over pairs takes; ``first`` says where the edges of receivers begin."""
+        """The index of a loop over pairs.
+
+        Takes first [n_atoms + 1], where the edges of every receiver begin, and senders [n_edges].
+        """
         edges = torch.arange(len(senders), device=senders.device)
         receivers = torch.searchsorted(first[1:].contiguous(), edges, right=True)
         return [self.order, self.first, senders, receivers]
 
     def sums(self, kernel: CompiledKernel, of_edge: Tensor) -> Tensor:
-        """Rows per pair from rows per edge, of which there may be more than edges."""
+        """[n_pairs, n_segments, n_channels] sums of rows per edge, which may end in unused rows."""
         n_pairs = len(self.first) - 1
         total = of_edge.new_empty(n_pairs, *of_edge.shape[1:])
         index = [self.order, self.first, self.first]

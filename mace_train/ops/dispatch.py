@@ -1,7 +1,7 @@
-"""Kernels for whichever device the tensors are on.
+"""Runs kernels on the device of their tensors, in C++ or CUDA, and compiles them in advance.
 
 Kernels are generated and compiled when they first run, one by one. ``requests_of`` finds out which
-ones a piece of work will run, so that ``compile_all`` can compile them side by side before.
+kernels a function runs, so that ``compile_all`` can compile them in parallel before.
 """
 
 import os
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mace_train.ops.codegen import kernel_cache
 from mace_train.ops.codegen.kernel_spec import Kernel
-from mace_train.ops.cpp import kernel
-from mace_train.ops.cpp.kernel import NativeKernel
+from mace_train.ops.cpp import kernel as cpp_kernel
+from mace_train.ops.cpp.kernel import CppKernel
 from mace_train.ops.cuda import driver as cuda_driver
 from mace_train.ops.cuda.kernel import CudaKernel
 
@@ -25,8 +25,11 @@ class CompiledKernel:
     def __init__(self, recipe: str, build: Callable[[], Kernel]) -> None:
         self.recipe = recipe
         self.build = build
-        self.native = NativeKernel(recipe, build)
+        self.cpp = CppKernel(recipe, build)
         self.cuda = CudaKernel(recipe, build)
+
+    def __repr__(self) -> str:
+        return f"CompiledKernel({self.recipe!r})"
 
     def run(
         self,
@@ -36,9 +39,11 @@ class CompiledKernel:
         outputs: Sequence[Tensor],
         n_channels: int,
     ) -> list[int]:
-        """Fill the outputs; floating tensors are contiguous, with ``padded_channels``.
+        """Compute the outputs, in place.
 
-        Returns where the ranges of items begin that threads shared, and the end, on a CPU.
+        Tensors are as ``codegen.kernel_spec`` says for the loop, contiguous, on one device, with
+        ``padded_channels`` (n_channels) if floating. Returns the bounds of the ranges of items that
+        threads shared, on a CPU.
         """
         device = outputs[0].device
         if _requests is not None:
@@ -49,7 +54,7 @@ class CompiledKernel:
         if runs_on_cuda(device):
             self.cuda.run(n_items, index, inputs, outputs, n_channels)
             return [0]
-        return self.native.run(n_items, index, inputs, outputs, n_channels)
+        return self.cpp.run(n_items, index, inputs, outputs, n_channels)
 
 
 Request = tuple[CompiledKernel, torch.dtype, int, torch.device]
@@ -62,15 +67,15 @@ def runs_on_cuda(device: torch.device) -> bool:
 
 
 def padded_channels(tensor: Tensor) -> int:
-    """Channels that kernels want in place of the tensor's: a multiple of the lanes of a CPU."""
+    """Channels that kernels need for a tensor [..., n_channels]: a multiple of a CPU's lanes."""
     n_channels = tensor.shape[-1]
     if runs_on_cuda(tensor.device):
         return n_channels
-    return kernel.padded_channels(n_channels, tensor.dtype)
+    return cpp_kernel.padded_channels(n_channels, tensor.dtype)
 
 
 def requests_of(work: Callable[[], object]) -> list[Request]:
-    """Each kernel that some work runs, with dtype, channels and device; it computes with zeros."""
+    """Each kernel that a function runs, with dtype, channels and device; all results are zero."""
     global _requests
     found: list[Request] = []
     _requests = found
@@ -84,8 +89,8 @@ def requests_of(work: Callable[[], object]) -> list[Request]:
 def compile_all(requests: Sequence[Request], progress: Callable[[int, int], None]) -> None:
     """Compile what the cache lacks, as many kernels at a time as there are cores, and load all.
 
-    Sources are made one after the other, while compilers run beside. ``progress`` gets the numbers
-    of finished and of all kernels.
+    Sources are generated one after the other, while compilers run in parallel. ``progress`` gets
+    the numbers of finished and of all kernels.
     """
     folder = kernel_cache.cache_folder()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -95,8 +100,8 @@ def compile_all(requests: Sequence[Request], progress: Callable[[int, int], None
                 kernel.cuda.source(dtype, n_channels, folder, cuda_driver.architecture(device))
                 job = pool.submit(kernel.cuda.prepare, dtype, n_channels, device)
             else:
-                kernel.native.source(dtype, n_channels, folder)
-                job = pool.submit(kernel.native.prepare, dtype, n_channels)
+                kernel.cpp.source(dtype, n_channels, folder)
+                job = pool.submit(kernel.cpp.prepare, dtype, n_channels)
             waiting.append(job)
         for n_done, job in enumerate(as_completed(waiting), 1):
             job.result()

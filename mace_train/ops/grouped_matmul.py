@@ -34,12 +34,15 @@ def _products(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
     return torch.cat([x[rows] @ w[group] for group, rows in groups])
 
 
-@operator("grouped_matmul")
+@operator("grouped_matmul", lambda x, w, first: x.new_empty(*x.shape[:2], w.shape[2]))
 def _matmul(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
     return _products(x, w, first)
 
 
-@operator("grouped_matmul_weights")
+@operator(
+    "grouped_matmul_weights",
+    lambda x, g, first: x.new_empty(first.shape[0] - 1, x.shape[2], g.shape[2]),
+)
 def _weights(x: Tensor, g: Tensor, first: Tensor) -> Tensor:
     """Sums [n_groups, n_in, n_out] of x[n]^T @ g[n] over the rows of each group."""
     out = x.new_zeros(len(first) - 1, x.shape[2], g.shape[2])
@@ -52,16 +55,6 @@ def _groups(first: Tensor) -> list[tuple[int, slice]]:
     """Groups that have rows, and which."""
     bounds = first.tolist()
     return [(g, slice(lo, hi)) for g, (lo, hi) in enumerate(pairwise(bounds)) if lo < hi]
-
-
-@_matmul.register_fake
-def _(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], w.shape[2])
-
-
-@_weights.register_fake
-def _(x: Tensor, g: Tensor, first: Tensor) -> Tensor:
-    return x.new_empty(first.shape[0] - 1, x.shape[2], g.shape[2])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -80,5 +73,5 @@ def _weights_gradient(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     return gx, _matmul(x, v, first) if wanted(ctx, 1) else None, None
 
 
-_matmul.register_autograd(_matmul_gradient, setup_context=_save)
-_weights.register_autograd(_weights_gradient, setup_context=_save)
+torch.library.register_autograd(_matmul, _matmul_gradient, setup_context=_save)
+torch.library.register_autograd(_weights, _weights_gradient, setup_context=_save)

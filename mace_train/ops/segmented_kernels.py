@@ -1,5 +1,7 @@
 """The kernels of any polynomial over rows: value, gradients, and gradients of those.
 
+Public, for couplings of one's own (``segmented_polynomial``); MACE does not use it.
+
 With F the polynomial and g the cotangents of its outputs, the backward pass takes gradients of
 Phi = <g, F>, the double backward pass those of sum_i <v_i, dPhi/dx_i>. All run in the loop over
 edges with one edge per row: operands are per row, picked by an index, or the same for all
@@ -72,6 +74,15 @@ class SegmentedKernels:
         self.operation = operation
         self.key = key
         self.forward = CompiledKernel(f"polynomial {key} forward", self._forward_kernel)
+
+    def __repr__(self) -> str:
+        """Such as SegmentedKernels(x[3] w[1] -> out[3] | 6 terms)."""
+        operation = self.operation
+        inputs, outputs = (
+            " ".join(f"{name}[{operation.n_segments[name]}]" for name in names)
+            for names in (operation.inputs, operation.outputs)
+        )
+        return f"SegmentedKernels({inputs} -> {outputs} | {operation.polynomial.n_terms} terms)"
 
     @cache  # noqa: B019 - kernels live as long as the program
     def backward(self, wanted: tuple[str, ...]) -> CompiledKernel:

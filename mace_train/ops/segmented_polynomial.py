@@ -1,5 +1,8 @@
 """Any polynomial over rows as one operator of PyTorch, with first and second derivatives.
 
+Public, for couplings of one's own; MACE does not use it: its operators are
+``symmetric_contraction`` and ``convolution``.
+
     out_s[n, k] = sum_t c_t x_(a_t)[n, k] x_(b_t)[n, k] ...        (``polynomial``)
 
 Tensors by the kind of their operand:
@@ -10,31 +13,28 @@ Tensors by the kind of their operand:
     UNIFORM   [n_rows, n_segments], the same for all channels; outputs of this kind are sums over
               channels
 
-Methods: ``reference`` evaluates the program by PyTorch, differentiable any number of times, on
+Backends: ``reference`` evaluates the program by PyTorch, differentiable any number of times, on
 every device; ``cpp`` and ``cuda`` run generated kernels, up to second derivatives. They are equal
 to rounding.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import compress
 
 import torch
 from torch import Tensor
 
-from mace_train.ops.backends import method_of
+from mace_train.ops.backends import backend_of
 from mace_train.ops.codegen.polynomial import Kind
 from mace_train.ops.codegen.program import Segment
 from mace_train.ops.cpp.kernel import pad, unpad
-from mace_train.ops.dispatch import padded_channels, runs_on_cuda
+from mace_train.ops.dispatch import CompiledKernel, padded_channels, runs_on_cuda
 from mace_train.ops.segmented_kernels import Operation, SegmentedKernels
 from mace_train.ops.torch_library import (
+    OperatorChain,
     in_common_precision,
-    no_context,
-    operator,
     refuse_forward_mode,
-    refuse_third_derivative,
-    wanted,
 )
 
 _KERNELS: dict[str, SegmentedKernels] = {}
@@ -58,13 +58,13 @@ def kernels_of(key: str) -> SegmentedKernels:
 
 
 def segmented_polynomial(
-    key: str, inputs: Mapping[str, Tensor], index: Tensor | None = None, method: str = "auto"
+    key: str, inputs: Mapping[str, Tensor], index: Tensor | None = None, backend: str = "auto"
 ) -> dict[str, Tensor]:
     """Outputs by name, from operands by name (shapes above).
 
     ``index`` [n_rows], int64, belongs to the INDEXED operands. Takes the widest dtype of the
     inputs, at least float32. Raises ValueError for shapes that do not fit, InputError for a
-    method that cannot run here.
+    backend that cannot run here.
 
     A scalar product of two vectors, for every row and channel:
 
@@ -74,7 +74,7 @@ def segmented_polynomial(
     ...     product.add(Segment("out", 0), 1.0, Segment("a", i), Segment("b", i))
     >>> key = register(Operation(product, {"a": 3, "b": 3, "out": 1}))
     >>> a, b = torch.randn(5, 3, 8, dtype=torch.float64), torch.randn(5, 3, 8, dtype=torch.float64)
-    >>> out = segmented_polynomial(key, {"a": a, "b": b}, method="reference")["out"]
+    >>> out = segmented_polynomial(key, {"a": a, "b": b}, backend="reference")["out"]
     >>> torch.allclose(out[:, 0], (a * b).sum(1))
     True
     """
@@ -86,9 +86,9 @@ def segmented_polynomial(
             tensors[i] = tensors[i].expand(n_rows, -1, -1)
     if index is None:
         index = torch.zeros(n_rows, dtype=torch.int64, device=tensors[0].device)
-    if method_of(method, tensors[0].device) != "reference":
+    if backend_of(backend, tensors[0].device).fused:
         refuse_forward_mode("segmented_polynomial", *tensors)
-        results = _forward(tensors, index, key)
+        results = _CHAIN.value(tensors, index, key)
     else:
         results = _reference(_KERNELS[key], tensors, index)
     return dict(zip(operation.outputs, results, strict=True))
@@ -148,39 +148,57 @@ def _reference(kernels: SegmentedKernels, tensors: Sequence[Tensor], index: Tens
     return results
 
 
-@operator("segmented_polynomial")
-def _forward(tensors: Sequence[Tensor], index: Tensor, key: str) -> list[Tensor]:
+def _value(tensors: Sequence[Tensor], index: Tensor, key: str) -> list[Tensor]:
     kernels = _KERNELS[key]
     return _run(kernels, kernels.forward, tensors, index, kernels.operation.outputs)
 
 
-@operator("segmented_polynomial_backward")
-def _backward(tensors: Sequence[Tensor], index: Tensor, key: str, names: str) -> list[Tensor]:
-    """Gradients of the named operands, from operands and cotangents of the outputs."""
-    kernels = _KERNELS[key]
-    of = _split(names)
-    if not of:
-        return []
-    found = _run(kernels, kernels.backward(of), tensors, index, of)
-    return _sum_indexed(kernels, of, found, tensors, index)
-
-
-@operator("segmented_polynomial_double_backward")
-def _double(
-    tensors: Sequence[Tensor], index: Tensor, key: str, cotangents: str, names: str
+def _gradient(
+    tensors: Sequence[Tensor], index: Tensor, key: str, wanted: Sequence[bool]
 ) -> list[Tensor]:
-    """Gradients of the named operands and cotangents; ``tensors`` ends with the v_i."""
+    """Gradients of the operands; ``tensors`` are operands and cotangents of the outputs."""
     kernels = _KERNELS[key]
-    of = _split(names)
-    if not of:
-        return []
-    kernel = kernels.double(_split(cotangents), of)
-    found = _run(kernels, kernel, tensors, index, of)
-    return _sum_indexed(kernels, of, found, tensors, index)
+    names = tuple(compress(kernels.operation.inputs, wanted))
+    found = _run(kernels, kernels.backward(names), tensors, index, names) if names else []
+    return _in_order(kernels, found, wanted, tensors, index)
+
+
+def _second_gradient(
+    tensors: Sequence[Tensor],
+    index: Tensor,
+    key: str,
+    given: Sequence[bool],
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of the operands and cotangents; ``tensors`` ends with a v for each operand."""
+    kernels = _KERNELS[key]
+    operation, n_primal = kernels.operation, len(wanted)
+    names = tuple(compress([*operation.inputs, *operation.outputs], wanted))
+    found = []
+    if names:
+        kernel = kernels.double(tuple(compress(operation.inputs, given)), names)
+        inputs = [*tensors[:n_primal], *compress(tensors[n_primal:], given)]
+        found = _run(kernels, kernel, inputs, index, names)
+    return _in_order(kernels, found, wanted, tensors, index)
+
+
+def _fake(tensors: Sequence[Tensor], index: Tensor, key: str) -> list[Tensor]:
+    operation = _KERNELS[key].operation
+    n_channels = next(t.shape[2] for t in tensors if t.dim() == 3)
+    results = []
+    for name in operation.outputs:
+        shape = [index.shape[0], operation.n_segments[name]]
+        shape += [] if name in operation.summed else [n_channels]
+        results.append(tensors[0].new_empty(shape))
+    return results
 
 
 def _run(
-    kernels: SegmentedKernels, kernel: Any, tensors: Sequence[Tensor], index: Tensor, names: Any
+    kernels: SegmentedKernels,
+    kernel: CompiledKernel,
+    tensors: Sequence[Tensor],
+    index: Tensor,
+    names: Sequence[str],
 ) -> list[Tensor]:
     """Results per row for the names of operands or outputs."""
     operation, n_rows, like = kernels.operation, len(index), tensors[0]
@@ -198,24 +216,30 @@ def _run(
     return [out if out.dim() == 2 else unpad(out, n_channels) for out in outputs]
 
 
-def _sum_indexed(
+def _in_order(
     kernels: SegmentedKernels,
-    names: Sequence[str],
-    found: list[Tensor],
+    found: Sequence[Tensor],
+    wanted: Sequence[bool],
     tensors: Sequence[Tensor],
     index: Tensor,
 ) -> list[Tensor]:
-    """The gradients, those of indexed operands summed over the rows of each index, in order."""
-    operation = kernels.operation
-    sizes = dict(zip(operation.inputs, tensors, strict=False))
-    return [
-        _sum_rows(kernels, t, index, sizes[name]) if operation.kind(name) is Kind.INDEXED else t
-        for name, t in zip(names, found, strict=True)
-    ]
+    """One gradient for each tensor, empty where it is not wanted, from those per row.
+
+    Those of indexed operands are summed over the rows of each index, in order.
+    """
+    operation, remaining = kernels.operation, iter(found)
+    names = [*operation.inputs, *operation.outputs]
+    gradients = []
+    for name, is_wanted, tensor in zip(names, wanted, tensors, strict=False):
+        gradient = next(remaining) if is_wanted else tensor.new_empty(0)
+        if is_wanted and operation.kind(name) is Kind.INDEXED:
+            gradient = _sum_rows(kernels, gradient, index, tensor)
+        gradients.append(gradient)
+    return gradients
 
 
 def _sum_rows(kernels: SegmentedKernels, rows: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """Sums of the rows of each index, in order, as a tensor like another one."""
+    """Sums of rows [n_rows, ...] of each index, in order, of the shape of ``like``."""
     if not runs_on_cuda(rows.device):
         total = torch.zeros_like(like, memory_format=torch.contiguous_format)
         return total.index_add_(0, index, rows)
@@ -228,73 +252,12 @@ def _sum_rows(kernels: SegmentedKernels, rows: Tensor, index: Tensor, like: Tens
     return total
 
 
-def _split(names: str) -> tuple[str, ...]:
-    return tuple(filter(None, names.split(",")))
-
-
-@_forward.register_fake
-def _(tensors: Sequence[Tensor], index: Tensor, key: str) -> list[Tensor]:
-    operation = _KERNELS[key].operation
-    n_channels = next(t.shape[2] for t in tensors if t.dim() == 3)
-    results = []
-    for name in operation.outputs:
-        shape = [index.shape[0], operation.n_segments[name]]
-        shape += [] if name in operation.summed else [n_channels]
-        results.append(tensors[0].new_empty(shape))
-    return results
-
-
-@_backward.register_fake
-def _(tensors: Sequence[Tensor], index: Tensor, key: str, names: str) -> list[Tensor]:
-    return _like(key, tensors, names)
-
-
-@_double.register_fake
-def _(
-    tensors: Sequence[Tensor], index: Tensor, key: str, cotangents: str, names: str
-) -> list[Tensor]:
-    return _like(key, tensors, names)
-
-
-def _like(key: str, tensors: Sequence[Tensor], names: str) -> list[Tensor]:
-    operation = _KERNELS[key].operation
-    of = dict(zip([*operation.inputs, *operation.outputs], tensors, strict=False))
-    return [of[name].new_empty(of[name].shape) for name in _split(names)]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    tensors, index, ctx.key, *ctx.names = inputs
-    ctx.save_for_backward(index, *tensors)
-
-
-def _forward_gradient(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
-    index, *tensors = ctx.saved_tensors
-    operation = _KERNELS[ctx.key].operation
-    names = _wanted_names(ctx, operation.inputs)
-    found = _backward([*tensors, *gradients], index, ctx.key, ",".join(names))
-    return _in_order(operation.inputs, names, found), None, None
-
-
-def _backward_gradient(ctx: Any, v: Sequence[Tensor]) -> tuple[Any, ...]:
-    index, *tensors = ctx.saved_tensors
-    operation = _KERNELS[ctx.key].operation
-    arguments = [*operation.inputs, *operation.outputs]
-    names = _wanted_names(ctx, arguments)
-    found = _double([*tensors, *v], index, ctx.key, ctx.names[0], ",".join(names))
-    return _in_order(arguments, names, found), None, None, None
-
-
-def _wanted_names(ctx: Any, names: Sequence[str]) -> list[str]:
-    return [name for i, name in enumerate(names) if wanted(ctx, i)]
-
-
-def _in_order(
-    arguments: Sequence[str], names: Sequence[str], found: Sequence[Tensor]
-) -> list[Tensor | None]:
-    by_name = dict(zip(names, found, strict=True))
-    return [by_name.get(name) for name in arguments]
-
-
-_forward.register_autograd(_forward_gradient, setup_context=_save)
-_backward.register_autograd(_backward_gradient, setup_context=_save)
-_double.register_autograd(refuse_third_derivative, setup_context=no_context)
+_CHAIN = OperatorChain(
+    "segmented_polynomial",
+    None,
+    ("index",),
+    value=_value,
+    fake=_fake,
+    gradient=_gradient,
+    second_gradient=_second_gradient,
+)

@@ -25,12 +25,10 @@ from mace_train.ops.cuda import driver as cuda_driver
 from mace_train.ops.cuda.tuning import choices_of
 from mace_train.ops.dispatch import CompiledKernel, padded_channels
 from mace_train.ops.torch_library import (
+    OperatorChain,
     in_common_precision,
-    no_context,
-    operator,
+    keep_wanted,
     refuse_forward_mode,
-    refuse_third_derivative,
-    wanted,
 )
 
 ATOMS_PER_CHUNK = {"cpu": 32, "cuda": 16}  # more chunks than threads, few partial sums
@@ -55,10 +53,10 @@ class Chunks:
 
     @classmethod
     def of(cls, index_of_row: Tensor, n_indices: int) -> "Chunks":
-        """Chunks of at most ``rows_per_chunk`` rows; waits for no device.
+        """Chunks of at most ``rows_per_chunk`` rows of index_of_row [n_rows] int64.
 
-        Their number is only known where the rows are. Elsewhere there are as many chunks as that
-        many rows can need, the last ones empty.
+        No synchronization with a device: there the number of chunks is the largest that so many
+        rows can need, and the last ones are empty. On a CPU it is exact.
         """
         size = rows_per_chunk(index_of_row.device)
         return cls._of(index_of_row, n_indices, size, exact=index_of_row.device.type == "cpu")
@@ -72,7 +70,10 @@ class Chunks:
         *,
         ascending: bool = False,
     ) -> "Chunks":
-        """As many chunks as that many rows can need, the last ones empty, on every device."""
+        """As many chunks as so many rows can need, the last ones empty, on every device.
+
+        Takes index_of_row [n_rows] int64; one that is ``ascending`` is not sorted.
+        """
         size = size or rows_per_chunk(index_of_row.device)
         return cls._of(index_of_row, n_indices, size, exact=False, ascending=ascending)
 
@@ -120,17 +121,22 @@ class ContractionKernels:
         gw, hw = Operand("gw", Role.CHUNK, weights), Operand("hw", Role.CHUNK, weights)
         hg = Operand("hg", Role.ROW, self.n_out)
 
-        def native(name: str, inputs: list[Operand], outputs: list[Operand]) -> CompiledKernel:
+        def compiled(name: str, inputs: list[Operand], outputs: list[Operand]) -> CompiledKernel:
             def build() -> Kernel:
                 return Kernel(Loop.ROWS, self.programs[name], tuple(inputs), tuple(outputs))
 
             return CompiledKernel(f"contraction {key} {name}", build)
 
-        self.forward = native("forward", [x, w], [out])
-        self.backward_x = native("backward_x", [x, w, g], [gx])
-        self.backward_xw = native("backward_xw", [x, w, g], [gx, gw])
-        self.double = native("double", [x, w, g, v], [hx, hw, hg])
+        self.forward = compiled("forward", [x, w], [out])
+        self.backward_x = compiled("backward_x", [x, w, g], [gx])
+        self.backward_xw = compiled("backward_xw", [x, w, g], [gx, gw])
+        self.double = compiled("double", [x, w, g, v], [hx, hw, hg])
         self.sum_chunks = CompiledKernel(f"sum {weights}", lambda: sum_kernel(weights))
+
+    def __repr__(self) -> str:
+        """Such as ContractionKernels(x[16] w[29] -> out[4] | 29 paths)."""
+        sizes = f"x[{self.coupling.n_components}] w[{self.coupling.n_weights}] -> out[{self.n_out}]"
+        return f"ContractionKernels({sizes} | {self.coupling.n_weights} paths)"
 
     @property
     def of_rows(self) -> list[CompiledKernel]:
@@ -185,68 +191,62 @@ def symmetric_contraction(x: Tensor, w: Tensor, chunks: Chunks, key: str) -> Ten
     """Values [n_rows, n_out, n_channels].
 
     Takes x [n_rows, n_components, n_channels] and w [n_indices, n_weights, n_channels], the
-    coupling's weights times ``weight_scale``.
+    coupling's weights times ``weight_scale``; the result has their widest dtype, at least float32.
     """
     refuse_forward_mode("symmetric_contraction", x, w)
     x, w = in_common_precision(x, w)
-    result: Tensor = _forward(x, w, chunks.order, chunks.first, chunks.index, key)
+    result: Tensor = _CHAIN.value(x, w, chunks.order, chunks.first, chunks.index, key)
     return result
 
 
-@operator("symmetric_contraction")
-def _forward(x: Tensor, w: Tensor, order: Tensor, first: Tensor, index: Tensor, key: str) -> Tensor:
+def _value(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+    """``rest`` is order, first, index, key, here and below."""
+    *chunks, key = rest
     kernels = _KERNELS[key]
     n_channels, padded = x.shape[2], padded_channels(x)
     out = x.new_empty(len(x), kernels.n_out, padded)
     inputs = [pad(t, padded) for t in (x, w)]
-    kernels.forward.run(len(index), [order, first, index], inputs, [out], padded)
+    kernels.forward.run(len(chunks[2]), chunks, inputs, [out], padded)
     return unpad(out, n_channels)
 
 
-@operator("symmetric_contraction_backward")
-def _backward(
-    x: Tensor,
-    w: Tensor,
-    g: Tensor,
-    order: Tensor,
-    first: Tensor,
-    index: Tensor,
-    key: str,
-    need_w: bool,
-) -> tuple[Tensor, Tensor]:
-    kernels = _KERNELS[key]
+def _gradient(x: Tensor, w: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Gradients of x and w; ``rest`` ends with ``wanted``."""
+    *chunks, key, wanted = rest
+    kernels, index = _KERNELS[key], chunks[2]
     n_channels, padded = x.shape[2], padded_channels(x)
     inputs = [pad(t, padded) for t in (x, w, g)]
     gx = torch.empty_like(inputs[0])
-    indices = [order, first, index]
-    if not need_w:
-        kernels.backward_x.run(len(index), indices, inputs, [gx], padded)
-        return unpad(gx, n_channels), w.new_empty(0)
+    if not wanted[1]:
+        kernels.backward_x.run(len(index), chunks, inputs, [gx], padded)
+        return keep_wanted((unpad(gx, n_channels), w), wanted)
     partial = w.new_empty(len(index), w.shape[1], padded)
-    kernels.backward_xw.run(len(index), indices, inputs, [gx, partial], padded)
-    return unpad(gx, n_channels), unpad(_sum_chunks(kernels, partial, index, len(w)), n_channels)
+    kernels.backward_xw.run(len(index), chunks, inputs, [gx, partial], padded)
+    gw = _sum_chunks(kernels, partial, index, len(w))
+    return keep_wanted((unpad(gx, n_channels), unpad(gw, n_channels)), wanted)
 
 
-@operator("symmetric_contraction_double_backward")
-def _double(
-    x: Tensor,
-    w: Tensor,
-    g: Tensor,
-    v: Tensor,
-    order: Tensor,
-    first: Tensor,
-    index: Tensor,
-    key: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = _KERNELS[key]
+def _second_gradient(
+    x: Tensor, w: Tensor, g: Tensor, vx: Tensor, vw: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    """Gradients of x, w and g; ``rest`` ends with ``given`` and ``wanted``."""
+    *chunks, key, given, wanted = rest
+    kernels, index = _KERNELS[key], chunks[2]
     n_channels, padded = x.shape[2], padded_channels(x)
-    inputs = [pad(t, padded) for t in (x, w, g, v)]
+    inputs = [pad(t, padded) for t in (x, w, g, vx if given[0] else torch.zeros_like(x))]
     hx, hg = torch.empty_like(inputs[0]), torch.empty_like(inputs[2])
     partial = w.new_empty(len(index), w.shape[1], padded)
-    outputs = [hx, partial, hg]
-    kernels.double.run(len(index), [order, first, index], inputs, outputs, padded)
+    kernels.double.run(len(index), chunks, inputs, [hx, partial, hg], padded)
     hw = _sum_chunks(kernels, partial, index, len(w))
-    return unpad(hx, n_channels), unpad(hw, n_channels), unpad(hg, n_channels)
+    hx, hw, hg = (unpad(t, n_channels) for t in (hx, hw, hg))
+    if given[1]:
+        hx = hx + _gradient(x, vw, g, *chunks, key, (True, False))[0]
+        hg = hg + _value(x, vw, *chunks, key)
+    return keep_wanted((hx, hw, hg), wanted)
+
+
+def _fake(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape[0], _KERNELS[rest[-1]].n_out, x.shape[2])
 
 
 def _sum_chunks(
@@ -260,64 +260,12 @@ def _sum_chunks(
     return total
 
 
-@_forward.register_fake
-def _(x: Tensor, w: Tensor, order: Tensor, first: Tensor, index: Tensor, key: str) -> Tensor:
-    return x.new_empty(x.shape[0], _KERNELS[key].n_out, x.shape[2])
-
-
-@_backward.register_fake
-def _(
-    x: Tensor,
-    w: Tensor,
-    g: Tensor,
-    order: Tensor,
-    first: Tensor,
-    index: Tensor,
-    key: str,
-    need_w: bool,
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), w.new_empty(w.shape if need_w else (0,))
-
-
-@_double.register_fake
-def _(
-    x: Tensor,
-    w: Tensor,
-    g: Tensor,
-    v: Tensor,
-    order: Tensor,
-    first: Tensor,
-    index: Tensor,
-    key: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), w.new_empty(w.shape), g.new_empty(g.shape)
-
-
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.key = inputs[5]
-
-
-def _forward_gradient(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    x, w, *indices = ctx.saved_tensors
-    gx, gw = _backward(x, w, g, *indices, ctx.key, wanted(ctx, 1))
-    return gx, gw if gw.dim() == 3 else None, None, None, None, None
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:6])
-    ctx.key, ctx.need_w = inputs[6:]
-
-
-def _backward_gradient(ctx: Any, vx: Tensor, vw: Tensor) -> tuple[Tensor | None, ...]:
-    x, w, g, *indices = ctx.saved_tensors
-    hx, hw, hg = _double(x, w, g, vx, *indices, ctx.key)
-    if ctx.need_w:
-        extra, _ = _backward(x, vw, g, *indices, ctx.key, False)
-        hx, hg = hx + extra, hg + _forward(x, vw, *indices, ctx.key)
-    return hx, hw, hg, None, None, None, None, None
-
-
-_forward.register_autograd(_forward_gradient, setup_context=_save_forward)
-_backward.register_autograd(_backward_gradient, setup_context=_save_backward)
-_double.register_autograd(refuse_third_derivative, setup_context=no_context)
+_CHAIN = OperatorChain(
+    "symmetric_contraction",
+    ("x", "w"),
+    ("order", "first", "index"),
+    value=_value,
+    fake=_fake,
+    gradient=_gradient,
+    second_gradient=_second_gradient,
+)

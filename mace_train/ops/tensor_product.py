@@ -1,11 +1,13 @@
 """Tensor products in the modes of e3nn, for any group, as polynomials over channels.
 
+Public, for tensor products of one's own (run by ``segmented_polynomial``); MACE does not use it.
+
     uvw   out[w, k] = sum_uv W[u, v, w] T          uvu   out[u, k] = sum_v W[u, v] T
     uvv   out[v, k] = sum_u W[u, v] T              uuw   out[w, k] = sum_u W[u, w] T
     uuu   out[u, k] = W[u] T                       uvuv  out[u, v, k] = W[u, v] T
 
 with T = c sum_ij C[i, j, k] x1[u, i] x2[v, j] (v = u in the modes that begin with uu) and c as
-e3nn's component and element normalisations want it. u is the channel of the polynomial; v and w
+e3nn's component and element normalisations define it. u is the channel of the polynomial; v and w
 number segments, so multiplicities of the second input and of outputs without u should be small.
 Operands:
 
@@ -20,6 +22,7 @@ Operands:
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +37,20 @@ class Block:
     mul: int
     dim: int
     name: object
+
+    def __str__(self) -> str:
+        return f"{self.mul}x{self.name}"
+
+
+class O3Name(NamedTuple):
+    """An irreducible representation of O(3): degree l, and parity 1 or -1."""
+
+    degree: int
+    parity: int
+
+    def __str__(self) -> str:
+        """As e3nn has it, such as 1o."""
+        return f"{self.degree}{'e' if self.parity == 1 else 'o'}"
 
 
 @dataclass(frozen=True)
@@ -57,14 +74,19 @@ KEEPS_U = {"uvw": False, "uvu": True, "uvv": False, "uuw": False, "uuu": True, "
 
 def o3_blocks(irreps: Sequence[tuple[int, int, int]]) -> list[Block]:
     """Blocks of irreps (mul, l, parity) of O(3), named (l, parity)."""
-    return [Block(mul, 2 * l + 1, (l, parity)) for mul, l, parity in irreps]  # noqa: E741
+    return [Block(mul, 2 * l + 1, O3Name(l, parity)) for mul, l, parity in irreps]  # noqa: E741
 
 
-@dataclass
+@dataclass(repr=False)
 class TensorProduct:
     """The polynomial and where its segments lie.
 
     Raises ValueError for an unknown mode, or multiplicities that do not fit it.
+
+    >>> blocks = [o3_blocks([irrep]) for irrep in ((8, 1, -1), (1, 1, -1), (8, 1, 1))]
+    >>> cross = [Instruction(0, 0, 0, "uvu", has_weight=True)]
+    >>> TensorProduct(*blocks, cross, lambda *_: np.ones((3, 3, 3)))
+    TensorProduct(8x1o x 1x1o -> 8x1e | 1 path | 1 weight per channel)
     """
 
     in1: Sequence[Block]
@@ -75,20 +97,37 @@ class TensorProduct:
     polynomial: Polynomial = field(init=False)
     n_segments: dict[str, int] = field(init=False)  # of every operand and output
 
+    def __repr__(self) -> str:
+        """Blocks, and numbers of paths and weights; ``str`` has the paths."""
+        in1, in2, out = ("+".join(map(str, b)) for b in (self.in1, self.in2, self.out))
+        paths = _count(len(self.instructions), "path")
+        weights = _count(self.n_segments["w"], "weight")
+        return f"TensorProduct({in1} x {in2} -> {out} | {paths} | {weights} per channel)"
+
+    def __str__(self) -> str:
+        paths = (
+            f"  {ins.mode}: {self.in1[ins.i1]} x {self.in2[ins.i2]} -> {self.out[ins.i_out]}"
+            f"{', weighted' * ins.has_weight}"
+            for ins in self.instructions
+        )
+        return "\n".join([repr(self), *paths])
+
     def __post_init__(self) -> None:
         """State all terms."""
         kinds = {"x1": Kind.ROW, "x2": Kind.UNIFORM, "x2u": Kind.ROW, "w": Kind.ROW}
         self.polynomial = Polynomial(kinds)
         self.n_segments = dict.fromkeys((*kinds, "out", "sum"), 0)
-        self.first_x1 = self._places("x1", [block.dim for block in self.in1])
+        self.first_x1 = self._first_segments("x1", [block.dim for block in self.in1])
         modes = {ins.mode[:2] for ins in self.instructions}
         sizes = [block.mul * block.dim if "uv" in modes else 0 for block in self.in2]
-        self.first_x2 = self._places("x2", sizes)
-        self.first_x2u = self._places("x2u", [b.dim if "uu" in modes else 0 for b in self.in2])
+        self.first_x2 = self._first_segments("x2", sizes)
+        self.first_x2u = self._first_segments(
+            "x2u", [b.dim if "uu" in modes else 0 for b in self.in2]
+        )
         self.first_out: list[tuple[str, int]] = [("", 0)] * len(self.out)
         for i_out, block in enumerate(self.out):
             modes = {ins.mode for ins in self.instructions if ins.i_out == i_out}
-            self._place_output(i_out, block, modes)
+            self._add_output(i_out, block, modes)
         self.first_w = []
         for ins in self.instructions:
             self._check(ins)
@@ -96,11 +135,11 @@ class TensorProduct:
             self.n_segments["w"] += self._n_weights(ins)
             self._state(ins, self.first_w[-1])
 
-    def _places(self, operand: str, sizes: Sequence[int]) -> list[int]:
+    def _first_segments(self, operand: str, sizes: Sequence[int]) -> list[int]:
         self.n_segments[operand] = sum(sizes)
         return [sum(sizes[:i]) for i in range(len(sizes))]
 
-    def _place_output(self, i_out: int, block: Block, modes: set[str]) -> None:
+    def _add_output(self, i_out: int, block: Block, modes: set[str]) -> None:
         unknown = modes - KEEPS_U.keys()
         if unknown:
             raise ValueError(f"mode {unknown.pop()!r} is none of {', '.join(KEEPS_U)}")
@@ -160,3 +199,7 @@ class TensorProduct:
                         x2,
                         *weight,
                     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,1 +1,1 @@
-"""One page about a training: learning, errors, balance, settings; for people to look at."""
+"""``mace-train report``: ``run_folder``, ``error_tables`` -> ``plots`` -> ``page`` (one file)."""

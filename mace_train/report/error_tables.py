@@ -1,4 +1,4 @@
-"""Errors of a model on a set of structures, by structure and by every kind of group.
+"""Errors of a model on a set of structures, by structure and by group.
 
 Computed in float64 from labels and predictions: energies per atom, components of forces and stress.
 The same sums as those of training (train/metrics.py), with more ways to group them.
@@ -38,17 +38,17 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Worst:
+class WorstStructure:
     """One structure with a large error."""
 
-    id: int  # its place in the set, from 0
+    id: int  # index in the set, from 0
     source: str  # file and number that it was read from, below Errors.folder
     formula: str
     n_atoms: int
     config_type: str
     energy_error: float | None  # eV/atom, predicted - reference
     forces_rmse: float | None  # eV/Å
-    largest: float | None  # length of the largest error of a force, eV/Å
+    largest: float | None  # largest force error magnitude, eV/Å
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ class Errors:
         return np.sqrt(squares / (3 * self.n_atoms))
 
     @cached_property
-    def force_lengths(self) -> Floats:
-        """[n_labelled_atoms] lengths of the errors of forces, eV/Å."""
-        lengths = np.linalg.norm(self.forces, axis=1)
-        return lengths[np.isfinite(lengths)]
+    def force_error_magnitudes(self) -> Floats:
+        """[n_labelled_atoms] force error magnitudes |F - F_ref|, eV/Å."""
+        magnitudes = np.linalg.norm(self.forces, axis=1)
+        return magnitudes[np.isfinite(magnitudes)]
 
     def composition_energies(self) -> Floats:
         """[n_structures] eV: the least-squares sum of one energy per element, of each head."""
@@ -147,7 +147,7 @@ class Errors:
         return result
 
     def row(self, name: str, structures: NDArray[np.bool_], atoms: Any = None) -> Row:
-        """Errors of the ``structures`` (a mask), or of ``atoms`` (a mask), of which only forces."""
+        """Errors of ``structures`` (mask [n_structures]), or of forces on ``atoms`` ([n_atoms])."""
         own = structures[self.structure_of_atom] if atoms is None else atoms
         forces, reference = self.forces[own], self.reference_forces[own]
         energy = self.energy[structures] if atoms is None else np.zeros(0)
@@ -201,17 +201,17 @@ class Errors:
             rows.append(self.row(f"{low}" if low == high else f"{low} to {high}", chosen))
         return rows
 
-    def worst(self, by: Floats, n: int) -> list[Worst]:
+    def worst(self, by: Floats, n: int) -> list[WorstStructure]:
         """The ``n`` structures that are largest in ``by`` [n_structures], the worst first."""
         known = np.flatnonzero(np.isfinite(by))
         order = known[np.argsort(-by[known], kind="stable")][:n]
         return [self._worst(int(i)) for i in order]
 
-    def _worst(self, i: int) -> Worst:
+    def _worst(self, i: int) -> WorstStructure:
         structure = self.structures[i]
         symbols = [chemical_symbols[z] for z in structure.numbers.tolist()]
-        lengths = np.linalg.norm(self.forces[self.structure_of_atom == i], axis=1)
-        return Worst(
+        magnitudes = np.linalg.norm(self.forces[self.structure_of_atom == i], axis=1)
+        return WorstStructure(
             id=i,
             source=structure.source.removeprefix(self.folder),
             formula=Formula.from_list(symbols).format("hill"),
@@ -219,7 +219,7 @@ class Errors:
             config_type=structure.config_type,
             energy_error=_finite(self.energy[i]),
             forces_rmse=_finite(self.forces_rmse[i]),
-            largest=_finite(lengths.max()),
+            largest=_finite(magnitudes.max()),
         )
 
 

@@ -1,4 +1,4 @@
-"""The page of a report: what is on it, as words and numbers, and the HTML made from it."""
+"""The page of a report: its contents as text and numbers, and the HTML made from them."""
 
 import json
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mace_train import __version__
 from mace_train.evaluate.compare import flat
-from mace_train.report.error_tables import Errors, Row, Worst, number
+from mace_train.report.error_tables import Errors, Row, WorstStructure, number
 from mace_train.report.pictures import Picture
 from mace_train.report.plots import phase_seconds
-from mace_train.report.run_folder import Fill, RunFolder
+from mace_train.report.run_folder import BinFill, RunFolder
 
 # attribute of a Row -> heading, unit, factor
 COLUMNS = {
@@ -35,8 +35,8 @@ class ErrorSection:
     errors: Errors
     parity: list[Picture]
     distribution: list[Picture]
-    worst_forces: list[Worst]
-    worst_energy: list[Worst]
+    worst_forces: list[WorstStructure]
+    worst_energy: list[WorstStructure]
 
     @property
     def groups(self) -> list[tuple[str, list[Row]]]:
@@ -61,14 +61,14 @@ class ErrorSection:
 
 @dataclass(frozen=True)
 class Page:
-    """What is on the page."""
+    """Contents of the page."""
 
     run: RunFolder
     sections: list[ErrorSection]
     learning: list[Picture]
     balance: list[Picture]
     time: list[Picture]
-    fill: Fill | None
+    fill: BinFill | None
 
     @property
     def pictures(self) -> list[Picture]:
@@ -104,7 +104,7 @@ def rendered(page: Page) -> str:
 
 
 def _value(value: Any) -> str:
-    """A setting as it would be typed."""
+    """A setting as typed on the command line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -164,7 +164,7 @@ def _time_table(run: RunFolder) -> list[tuple[str, float, float]]:
 
 
 def _balance_table(page: Page) -> list[tuple[str, str]]:
-    """What the plan of the last epoch says."""
+    """(name, value) about the balance over all epochs and the plan of the last one."""
     fill, records = page.fill, page.run.epochs
     measured = [r["straggler"] for r in records if r.get("straggler") is not None]
     predicted = [r["imbalance"] for r in records if r.get("imbalance") is not None]

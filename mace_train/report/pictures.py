@@ -73,29 +73,29 @@ class Picture:
 
 def picture(name: str, title: str, caption: str, draw: Draw, height: float = 0.76) -> Picture:
     """Draw a figure in both themes."""
-    light, places = _drawn(draw, LIGHT, height)
-    dark, _ = _drawn(draw, DARK, height, places)
+    light, positions = _drawn(draw, LIGHT, height)
+    dark, _ = _drawn(draw, DARK, height, positions)
     return Picture(name, title, caption, light, dark, height)
 
 
 def _drawn(
-    draw: Draw, theme: Theme, height: float, places: list[Bbox] | None = None
+    draw: Draw, theme: Theme, height: float, positions: list[Bbox] | None = None
 ) -> tuple[bytes, list[Bbox]]:
-    """The figure as PNG, and the places of its axes; to find them takes as long as to draw."""
+    """The figure as PNG, and the positions of its axes (to lay them out once)."""
     with matplotlib.rc_context(_style(theme)):
         figure = Figure(figsize=(WIDTH, WIDTH * height), layout="constrained")
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
         draw(axes, theme)
-        if places is None:
+        if positions is None:
             figure.draw_without_rendering()
-            places = [axis.get_position() for axis in figure.axes]
+            positions = [axis.get_position() for axis in figure.axes]
         figure.set_layout_engine("none")  # or savefig lays it out twice more
-        for axis, place in zip(figure.axes, places, strict=True):
-            axis.set_position(place)
+        for axis, position in zip(figure.axes, positions, strict=True):
+            axis.set_position(position)
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=DPI, format="png")
-    return buffer.getvalue(), places
+    return buffer.getvalue(), positions
 
 
 def _style(theme: Theme) -> dict[str, object]:

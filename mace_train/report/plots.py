@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mace_train.evaluate.parity_plot import draw_parity, energy_pairs, force_pairs, stress_pairs
 from mace_train.report.error_tables import Errors, number
 from mace_train.report.pictures import Picture, Theme, picture
-from mace_train.report.run_folder import Fill, RunFolder
+from mace_train.report.run_folder import BinFill, RunFolder
 from mace_train.train.timing import PHASES
 
 Record = dict[str, Any]
@@ -42,7 +42,7 @@ def learning(run: RunFolder) -> list[Picture]:
         keys = sorted({k for r in epochs for k in r if k.startswith("valid_") and ending in k})
         curves = [_curve(epochs, key, _label(key, ending), factor) for key in keys]
         if any(x for _, x, _ in curves):
-            text = f"{title} of the validation structures, with the weights that are kept."
+            text = f"Validation {title.lower()} RMSE (EMA weights where an EMA is kept)."
             name = f"learning_{title.lower()}"
             pictures.append(_learning(name, title, unit, curves, best, run, text))
     rates = [_curve(epochs, "lr", "learning rate")]
@@ -185,24 +185,24 @@ def _parity(
 def distribution(errors: Errors, prefix: str) -> list[Picture]:
     """Histogram of force errors; errors of structures against their size."""
     pictures = []
-    lengths = errors.force_lengths
-    if lengths.size:
-        quantiles = np.quantile(lengths, (0.5, 0.95))
+    magnitudes = errors.force_error_magnitudes
+    if magnitudes.size:
+        quantiles = np.quantile(magnitudes, (0.5, 0.95))
 
         def histogram(axes: Axes, theme: Theme) -> None:
-            shown = 1000 * np.maximum(lengths, max(lengths.max() * 1e-5, 1e-12))
+            shown = 1000 * np.maximum(magnitudes, max(magnitudes.max() * 1e-5, 1e-12))
             edges = np.geomspace(shown.min() * 0.95, shown.max() * 1.05, 46)
             axes.hist(shown, bins=edges.tolist(), color=theme.series[0], alpha=0.9)
             for value, name, style in zip(quantiles, ("median", "95 %"), ("-", "--"), strict=True):
                 label = f"{name}: {number(1000 * value)} meV/Å"
                 axes.axvline(1000 * value, color=theme.series[1], ls=style, lw=1.4, label=label)
-            axes.set(xlabel="length of the error of a force, meV/Å", ylabel="atoms")
+            axes.set(xlabel="force error magnitude, meV/Å", ylabel="atoms")
             _log(axes.xaxis, shown.min(), shown.max())
             axes.legend(loc="upper left")
             axes.set_ylim(top=1.28 * axes.get_ylim()[1])
 
-        text = f"Errors of the forces on {lengths.size:,} atoms; the largest is "
-        text += f"{1000 * lengths.max():,.0f} meV/Å."
+        text = f"Force error magnitudes of {magnitudes.size:,} atoms; the largest is "
+        text += f"{1000 * magnitudes.max():,.0f} meV/Å."
         pictures.append(picture(f"{prefix}force_errors", "Force errors", text, histogram))
         pictures.append(
             _by_size(
@@ -229,16 +229,16 @@ def distribution(errors: Errors, prefix: str) -> list[Picture]:
 def _by_size(
     name: str, title: str, label: str, errors: Errors, values: NDArray[np.float64]
 ) -> Picture:
-    kinds = [s.config_type for s in errors.structures]
-    names = sorted(set(kinds), key=lambda kind: -kinds.count(kind))
-    of_kind = {kind: np.array([k == kind for k in kinds]) for kind in names[:5]}
-    rest = ~np.any(list(of_kind.values()), axis=0)
+    config_types = [s.config_type for s in errors.structures]
+    names = sorted(set(config_types), key=lambda name: -config_types.count(name))
+    of_type = {name: np.array([t == name for t in config_types]) for name in names[:5]}
+    rest = ~np.any(list(of_type.values()), axis=0)
     if rest.any():
-        of_kind["others"] = rest
+        of_type["others"] = rest
 
     def draw(axes: Axes, theme: Theme) -> None:
         known = np.isfinite(values) & (values > 0)
-        for (kind, own), colour in zip(of_kind.items(), theme.series, strict=False):
+        for (label_of_type, own), colour in zip(of_type.items(), theme.series, strict=False):
             axes.plot(
                 errors.n_atoms[own & known],
                 values[own & known],
@@ -247,7 +247,7 @@ def _by_size(
                 mew=0,
                 alpha=0.65,
                 color=colour,
-                label=kind,
+                label=label_of_type,
             )
         axes.set(xlabel="atoms of a structure", ylabel=label)
         if known.any():
@@ -256,7 +256,7 @@ def _by_size(
             _log(axes.xaxis, errors.n_atoms.min(), errors.n_atoms.max())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(of_kind) > 1:
+        if len(of_type) > 1:
             axes.legend(
                 fontsize=8,
                 handletextpad=0.2,
@@ -266,10 +266,10 @@ def _by_size(
                 edgecolor="none",
             )
 
-    return picture(name, title, "Every structure, by config_type.", draw)
+    return picture(name, title, "Every structure, coloured by config_type.", draw)
 
 
-def balance(run: RunFolder, fill: Fill | None) -> list[Picture]:
+def balance(run: RunFolder, fill: BinFill | None) -> list[Picture]:
     """Straggler ratio by epoch; fill of the bins of the last epoch."""
     measured = [r for r in run.epochs if r.get("straggler") is not None]
     pictures = []

@@ -1,4 +1,4 @@
-"""What the output folder of a training says of it: epochs, settings, sessions, model, bins."""
+"""The output folder of a training: epochs, settings, sessions, model, bins."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +20,7 @@ from mace_train.train import checkpoint
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A training, as its output folder tells it."""
+    """A training, as read from its output folder."""
 
     path: Path
     epochs: list[dict[str, Any]]  # records of metrics.jsonl
@@ -79,7 +79,7 @@ def _defaults() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Fill:
+class BinFill:
     """How full the bins of an epoch were, relative to the capacity."""
 
     atoms: NDArray[np.float64]  # [n_bins]
@@ -88,7 +88,7 @@ class Fill:
     capacity: Capacity
 
 
-def fill_of_bins(run: RunFolder) -> Fill | None:
+def fill_of_bins(run: RunFolder) -> BinFill | None:
     """The bins of the last epoch, planned again as training did; None where its data are gone."""
     last = run.path / "checkpoints" / "last.json"
     if not last.is_file() or not (run.data_dir / "train").is_dir():
@@ -108,7 +108,7 @@ def fill_of_bins(run: RunFolder) -> Fill | None:
         origin["seed"],
         run.epochs[-1]["epoch"],
     )
-    return Fill(
+    return BinFill(
         plan.n_atoms.ravel() / capacity.max_atoms,
         plan.n_edges.ravel() / max(capacity.max_edges, 1),
         plan,

@@ -1,4 +1,4 @@
-"""The one schema of all settings: every name, type, default, unit and limit stands here.
+"""The one schema of all settings: every name, type, default, unit and limit.
 
 Settings of the data, of what is learned, of how it runs, and of the commands are modules; all
 names are imported from this package. YAML files under ``configs/`` state differences from these

@@ -121,7 +121,7 @@ class BalanceSettings:
     scaling: bool = True
     """Predict strong and weak scaling from 8 to 4096 GPUs."""
     gap_instances: int = 6
-    """Draws of 60 structures on which our bins are compared with the optimum; needs OR-Tools."""
+    """Draws of 60 structures on which our bins are compared with the optimum (CP-SAT)."""
     batching: BatchingSettings = field(default_factory=BatchingSettings)
 
     def __post_init__(self) -> None:
@@ -232,7 +232,7 @@ class SweepSettings:
 class TuneSettings:
     """Search settings with Optuna: `mace-train tune trials=50 output=FOLDER -- TRAINING SETTINGS`.
 
-    Behind `--` stand settings of `mace-train train`; those to be searched have several values
+    After `--` come settings of `mace-train train`; those to be searched have several values
     (model=tiny,small) or a range (optimizer.lr='tag(log,interval(1e-4,1e-2))', of whole numbers
     batching.batch_size='int(interval(2,16))'). Several of these commands, on any nodes, share one
     search.
@@ -241,11 +241,11 @@ class TuneSettings:
     output: str = "runs/tune"
     """Folder of the search, with one folder per trial."""
     training: Any = MISSING
-    """Settings of the trainings, as a list; what stands behind `--`."""
+    """Settings of the trainings, as a list; on the command line, what follows `--`."""
     trials: int = 20
     """Trials of the whole search, over all commands that share it."""
     by: str = "valid_loss"
-    """Validation error of the best epoch, which is made small."""
+    """Validation error of the best epoch, which is minimised."""
     seed: int = 123
     """Seed of the search."""
     launch: str = ""

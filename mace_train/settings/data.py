@@ -1,4 +1,4 @@
-"""What is read, and how it becomes shards."""
+"""Settings of the input data and of preprocessing."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,11 +23,11 @@ class DataSettings:
     valid_fraction: float = 0.1
     """Share of train_file that is split off for validation when valid_file is not given."""
     energy_key: str = "REF_energy"
-    """Name of the energy (eV) in the files; falls back to what ASE parsed, announced."""
+    """Name of the energy (eV) in the files; without it, ASE's own energy is used, with a notice."""
     forces_key: str = "REF_forces"
-    """Name of the forces (eV/Å); falls back to what ASE parsed, announced."""
+    """Name of the forces (eV/Å); otherwise as for the energy."""
     stress_key: str = "REF_stress"
-    """Name of the stress (eV/Å^3, ASE's sign); falls back to what ASE parsed, announced."""
+    """Name of the stress (eV/Å^3, ASE's sign); otherwise as for the energy."""
     virials_key: str = "REF_virials"
     """Name of the virials (eV), read as stress = -virials / volume where there is no stress."""
     head_key: str = "head"

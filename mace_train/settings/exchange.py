@@ -13,7 +13,7 @@ DTYPES = ("float32", "float64")
 
 @dataclass(kw_only=True)
 class ImportSettings:
-    """Take over a model of mace-torch: `mace-train import model.model output=FOLDER`.
+    """Import a model of mace-torch: `mace-train import model.model output=FOLDER`.
 
     Whole models (.model) need mace-torch (the extra interop) and run the code in the file: import
     only files that you trust. State dicts (.safetensors, .pt) need a header in JSON and no code.
@@ -40,7 +40,7 @@ class ImportSettings:
 
 @dataclass(kw_only=True)
 class ExportSettings:
-    """Hand a trained model to other programs: `mace-train export RUN format=... output=FILE`."""
+    """Export a trained model: `mace-train export RUN format=... output=FILE`."""
 
     checkpoint: str = MISSING
     """best.safetensors or last.safetensors, or the output folder of a training or an import."""
@@ -49,7 +49,7 @@ class ExportSettings:
     state_dict (safetensors with mace-torch's names, and a header in JSON), aoti (a compiled library
     .pt2, which C++ loads) or export (a graph .pt2, which any PyTorch loads)."""
     head: str | None = None
-    """Head to hand over, of a model with several; null hands over all (mace-torch, state_dict)."""
+    """Head to export, of a model with several; null exports all (mace-torch, state_dict)."""
     output: str = MISSING
     """The file to write."""
     device: str = "cpu"
@@ -68,19 +68,20 @@ class ExportSettings:
 class FromMaceConfigSettings:
     """Settings equal to those of mace_run_train: `mace-train from-mace-config run.yaml`.
 
-    Or behind `--` the arguments themselves:
+    Or after `--` the arguments themselves:
     `mace-train from-mace-config -- --name=first --train_file=train.xyz --r_max=4.5`.
     """
 
     config: str | None = None
     """YAML file as `mace_run_train --config` takes it."""
     arguments: Any = None
-    """Arguments of mace_run_train, as a list; what stands behind `--`. They override config."""
+    """Arguments of mace_run_train, as a list; on the command line, what follows `--`.
+    They override config."""
     output: str | None = None
     """Folder for preprocess-from-mace.yaml and train-from-mace.yaml; null prints them only."""
 
     def __post_init__(self) -> None:
         if self.config is None and not self.arguments:
             raise InputError(
-                "from-mace-config needs a YAML file, or arguments of mace_run_train behind --"
+                "from-mace-config needs a YAML file, or arguments of mace_run_train after --"
             )

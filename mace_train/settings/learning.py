@@ -1,10 +1,11 @@
-"""What is trained and how: model, optimizer, schedule, loss."""
+"""Settings of model, optimizer, learning-rate schedule, loss and fine-tuning."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from mace_train.checks import check_at_least, check_choice
 from mace_train.errors import InputError
+from mace_train.irreps import FeatureIrreps, count_scalars
 
 DISTANCE_TRANSFORMS = ("None", "Agnesi", "Soft")
 
@@ -21,6 +22,8 @@ class ModelSettings:
     """Channels of every irrep of the node features."""
     max_L: int = 1
     """Highest degree of the node features that are passed between layers."""
+    hidden_irreps: str | None = None
+    """Both in e3nn's notation, such as 128x0e+128x1o, in place of num_channels and max_L."""
     max_ell: int = 3
     """Highest degree of the spherical harmonics."""
     correlation: int = 3
@@ -49,6 +52,7 @@ class ModelSettings:
         )
         check_choice("model.distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
         check_at_least("model.r_max", self.r_max, 0.0, strictly=True)
+        self._take_hidden_irreps()
         for name in ("num_channels", "correlation", "num_interactions", "num_radial_basis"):
             check_at_least(f"model.{name}", getattr(self, name), 1)
         check_at_least("model.num_cutoff_basis", self.num_cutoff_basis, 2)
@@ -60,10 +64,22 @@ class ModelSettings:
 
     def mlp_width(self) -> int:
         """The number of hidden scalars that MLP_irreps names."""
-        width, _, irrep = self.MLP_irreps.partition("x")
-        if irrep != "0e" or not width.isdigit() or int(width) < 1:
-            raise InputError(f"model.MLP_irreps={self.MLP_irreps!r} must be scalars, like '16x0e'")
-        return int(width)
+        return count_scalars(self.MLP_irreps, "model.MLP_irreps")
+
+    def _take_hidden_irreps(self) -> None:
+        """Set num_channels and max_L by hidden_irreps; InputError if they say something else."""
+        if self.hidden_irreps is None:
+            return
+        irreps = FeatureIrreps.parse(self.hidden_irreps, "model.hidden_irreps")
+        for name, value in (("num_channels", irreps.mul), ("max_L", irreps.l_max)):
+            given, default = getattr(self, name), ModelSettings.__dataclass_fields__[name].default
+            if given not in (value, default):
+                raise InputError(
+                    f"model.hidden_irreps={self.hidden_irreps!r}, but model.{name}={given}; give "
+                    "hidden_irreps, or num_channels and max_L (which model=tiny, small and large "
+                    "set; model=medium leaves them to hidden_irreps)"
+                )
+            setattr(self, name, value)
 
 
 @dataclass(kw_only=True)
@@ -119,7 +135,7 @@ class OptimizerSettings:
     """Learning rate relative to lr by group, such as {readouts: 2, embedding: 0.1}; the groups are
     embedding, interactions, products and readouts."""
     freeze: Any = None
-    """Parts of the model that stay as they are, such as [node_embedding, interactions.0]."""
+    """Parts of the model that are not trained, such as [node_embedding, interactions.0]."""
     lr_scaling: str = "none"
     """How lr follows the structures of a step over all ranks, n: none, linear (times
     n / lr_structures) or sqrt (the root of it)."""
@@ -127,8 +143,8 @@ class OptimizerSettings:
     """Structures per step for which lr was chosen; only lr_scaling uses it."""
 
     def __post_init__(self) -> None:
-        kinds = ("adam", "adamw", "schedulefree", "lbfgs")
-        check_choice("optimizer.optimizer", self.optimizer, kinds)
+        optimizers = ("adam", "adamw", "schedulefree", "lbfgs")
+        check_choice("optimizer.optimizer", self.optimizer, optimizers)
         check_choice("optimizer.lr_scaling", self.lr_scaling, ("none", "linear", "sqrt"))
         check_at_least("optimizer.lr_structures", self.lr_structures, 0.0, strictly=True)
         self.factors()
@@ -196,11 +212,11 @@ class SchedulerSettings:
 
 @dataclass(kw_only=True)
 class LossSettings:
-    """What is made small: errors of energy per atom, forces, stress and virials per atom."""
+    """The loss: errors of energy per atom, forces, stress and virials per atom."""
 
     loss: str = "weighted"
     """weighted (squared errors), huber, universal (huber, with forces above 100 eV/Å counting less)
-    or l1l2 (absolute energy error, length of the force error); all as in mace-torch."""
+    or l1l2 (absolute energy error, force error magnitude); all as in mace-torch."""
     huber_delta: float = 0.01
     """huber and universal: error above which the loss grows linearly."""
     energy_weight: float = 1.0
@@ -241,8 +257,8 @@ class LossSettings:
             ("config_type_weights", self.weights_by_type()),
             ("head_weights", self.weights_by_head()),
         ):
-            for kind, weight in weights.items():
-                check_at_least(f"loss.{name}.{kind}", weight, 0.0)
+            for group, weight in weights.items():
+                check_at_least(f"loss.{name}.{group}", weight, 0.0)
         if not any(getattr(self, name) > 0 for name in names):
             raise InputError(f"loss: nothing to train on, every one of {', '.join(names)} is 0")
 
@@ -255,14 +271,14 @@ class LossSettings:
         return _weights("head", self.head_weights, "{replay: 0.1}")
 
 
-def _weights(kind: str, given: Any, example: str) -> dict[str, float]:
+def _weights(what: str, given: Any, example: str) -> dict[str, float]:
     given = {} if given is None else given
     numbers = isinstance(given, dict) and all(
         isinstance(weight, (int, float)) for weight in given.values()
     )
     if not numbers:
         raise InputError(
-            f"loss.{kind}_weights={given!r} must map {kind}s to numbers, such as '{example}'"
+            f"loss.{what}_weights={given!r} must map {what}s to numbers, such as '{example}'"
         )
     return {str(name): float(weight) for name, weight in given.items()}
 

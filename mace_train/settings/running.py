@@ -1,4 +1,4 @@
-"""Where and in which portions it runs: batching, logging, processes and devices."""
+"""Settings of batching, logging, checkpoints, processes and devices."""
 
 from dataclasses import dataclass
 
@@ -34,8 +34,8 @@ class BatchingSettings:
     """given (by batch_size, max_atoms, max_edges), or auto: what the memory of the device holds,
     measured before the first step."""
     static_shapes: bool = False
-    """Fill every bin up to the capacity with atoms that change nothing, so that all steps have one
-    shape; costs the time of what is filled up."""
+    """Pad every bin to the capacity with atoms that change nothing, so that all steps have one
+    shape; the padding costs time."""
 
     def __post_init__(self) -> None:
         check_choice("batching.packer", self.packer, PACKERS)
@@ -82,7 +82,7 @@ class LoggerSettings:
 
 @dataclass(kw_only=True)
 class ClusterSettings:
-    """Processes, devices and how they talk to each other."""
+    """Processes, devices and their communication."""
 
     device: str = "auto"
     """auto (CUDA if there is one), cpu or cuda."""

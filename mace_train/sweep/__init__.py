@@ -1,1 +1,1 @@
-"""Many trainings of one purpose: the jobs of a sweep, guided search, and what came of them."""
+"""Many trainings: ``jobs`` -> ``job_status`` of each -> ``sweep`` (summary); ``tune`` searches."""

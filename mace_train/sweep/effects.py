@@ -20,7 +20,7 @@ def draw_effects(rows: list[dict[str, Any]], names: list[str], by: str, path: Pa
     for axes, name in zip(panels, names, strict=True):
         _panel(axes, [(row["settings"][name], row["error"]) for row in rows])
         axes.set_xlabel(name)
-    panels[0].set_ylabel(_words(by))
+    panels[0].set_ylabel(_readable(by))
     if all(row["error"] > 0 for row in rows):
         panels[0].set_yscale("log")
         panels[0].yaxis.set_major_formatter("{x:g}")
@@ -33,33 +33,33 @@ def _panel(axes: Axes, points: list[tuple[str | None, float]]) -> None:
     if numbers is None or len(set(numbers)) <= _TICKS:
         order = float if numbers is not None else str
         labels = sorted({str(value) for value, _ in points}, key=order)
-        places = [float(labels.index(str(value))) for value, _ in points]
+        x = [float(labels.index(str(value))) for value, _ in points]
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlim(-0.5, len(labels) - 0.5)
     else:
-        places = numbers
+        x = numbers
         if min(numbers) > 0 and max(numbers) / min(numbers) >= 10:
             axes.set_xscale("log")
     errors = [error for _, error in points]
-    axes.scatter(places, errors, s=22, alpha=0.7, linewidths=0)
-    values = sorted(set(places))
+    axes.scatter(x, errors, s=22, alpha=0.7, linewidths=0)
+    values = sorted(set(x))
     if 1 < len(values) <= _FEW:
         middle = [
-            median(e for p, e in zip(places, errors, strict=True) if p == value) for value in values
+            median(e for p, e in zip(x, errors, strict=True) if p == value) for value in values
         ]
         axes.plot(values, middle, linewidth=1.0, marker="_", markersize=14, color="black")
     axes.grid(alpha=0.3, linewidth=0.5)
 
 
-def _words(name: str) -> str:
-    """A name of metrics.csv for people.
+def _readable(name: str) -> str:
+    """A name of metrics.csv as human-readable text.
 
-    >>> _words("valid_forces_rmse_eV_per_A")
+    >>> _readable("valid_forces_rmse_eV_per_A")
     'valid forces RMSE, eV/Å'
     """
     what, _, unit = name.partition("_eV_per_")
-    words = what.replace("_", " ").replace("rmse", "RMSE").replace("mae", "MAE")
-    return f"{words}, eV/{_UNITS.get(unit, unit)}" if unit else words
+    text = what.replace("_", " ").replace("rmse", "RMSE").replace("mae", "MAE")
+    return f"{text}, eV/{_UNITS.get(unit, unit)}" if unit else text
 
 
 def _numbers(values: list[str | None]) -> list[float] | None:

@@ -1,7 +1,7 @@
-"""What becomes of each job of a sweep, in ``job.json`` of its folder, written by rank 0.
+"""Status of each job of a sweep, in ``job.json`` of its folder, written by rank 0.
 
-A job that is killed cannot say so: it stays ``running``, with the host, the process and the log
-where one can look.
+A job that is killed cannot update it: it stays ``running``, with the host, the process and the
+path of its log.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""``mace-train sweep FOLDER``: the jobs of a sweep by validation error, and what each setting does.
+"""``mace-train sweep FOLDER``: jobs by validation error, and the effect of each setting.
 
-Reads what the jobs have left so far, so it may be asked at any time, while some still run.
+Reads what the jobs have written so far, so it may run at any time, while some still run.
 """
 
 import csv
@@ -74,7 +74,7 @@ def _job(path: Path, by: str) -> dict[str, Any]:
 
 
 def _last_line(record: dict[str, Any]) -> str:
-    """What a job that could not say its end has said last, or where to look."""
+    """Last line of the log of a job that did not finish, or where to look."""
     where = f"process {record['process']} on {record['host']}"
     where += f", Slurm job {record['slurm_job']}" if "slurm_job" in record else ""
     log = Path(record["log"]) if record.get("log") else None

@@ -1,9 +1,9 @@
-"""``mace-train tune``: Optuna proposes settings, trainings try them, by its ask-and-tell interface.
+"""``mace-train tune``: a search by Optuna (ask and tell) with trainings as trials.
 
 Every trial is a training of its own in OUTPUT/K, started as a process, so a crash costs one trial.
 The state of the search is OUTPUT/search.journal on a file system that all nodes share: several of
 these commands take part in one search, and a search that was interrupted continues. A trial whose
-command was killed is taken over by the next one that starts, from its last checkpoint.
+command was killed is continued by the next one that starts, from its last checkpoint.
 """
 
 import logging
@@ -55,12 +55,12 @@ def tune(settings: TuneSettings) -> None:
 def _check(searched: list[Override], fixed: list[str]) -> None:
     if not searched:
         raise InputError(
-            "tune has nothing to search: behind `--` give a setting several values, such as "
+            "tune has nothing to search: after `--` give a setting several values, such as "
             "model=tiny,small, or a range, such as optimizer.lr='tag(log,interval(1e-4,1e-2))'"
         )
     kept = [word for word in fixed if word.split("=")[0] in ("output", "restart_latest")]
     if kept:
-        raise InputError(f"{kept[0]}: tune sets this for each trial; leave it out behind `--`")
+        raise InputError(f"{kept[0]}: tune sets this for each trial; leave it out after `--`")
 
 
 def _study(output: Path, seed: int) -> Any:
@@ -95,15 +95,15 @@ def _distribution(override: Override) -> Any:
     if isinstance(value, IntervalSweep):
         is_log = "log" in value.tags
         whole = {type(value.start), type(value.end)} == {int}
-        kind = IntDistribution if whole and "float" not in value.tags else FloatDistribution
-        return kind(value.start, value.end, log=is_log)
+        distribution = IntDistribution if whole and "float" not in value.tags else FloatDistribution
+        return distribution(value.start, value.end, log=is_log)
     if isinstance(value, RangeSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     raise InputError(f"{key}: tune searches choices, choice(...), interval(...) and range(...)")
 
 
 def _interrupted(study: Any, output: Path) -> tuple[Any, IO[str]] | None:
-    """A trial that nobody works on any more, though it has not ended."""
+    """A trial that no running command holds, though it has not ended; None if there is none."""
     from optuna.trial import Trial, TrialState
 
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -133,7 +133,7 @@ def _new(
 
 
 def _try(study: Any, trial: Any, fixed: list[str], settings: TuneSettings, folder: Path) -> None:
-    """Train with the proposed settings and tell the outcome."""
+    """Train with the proposed settings and report the result to Optuna."""
     from optuna.trial import TrialState
 
     words = [*fixed, *(f"{name}={value}" for name, value in trial.params.items())]

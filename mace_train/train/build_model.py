@@ -59,6 +59,6 @@ def _scale_shift(settings: ModelSettings, statistics: HeadStatistics) -> tuple[f
     if not scale > 0:
         raise InputError(
             f"model.scaling={settings.scaling}: the {name} of the training data is {scale}; "
-            "use model.scaling=no_scaling or add data that it can be taken from"
+            "use model.scaling=no_scaling, or add data that have such labels"
         )
     return scale, shift

@@ -1,8 +1,8 @@
 """Checkpoints: tensors as safetensors with a JSON header inside, never a pickle.
 
-The header names architecture, E0s, statistics, settings and progress; a readable copy lies beside
-each file. A checksum over header and tensors is verified at every load. A file is replaced in one
-atomic step, so a run killed while writing leaves the one before.
+The header names architecture, E0s, statistics, settings and progress; a readable copy is written
+beside each file. A checksum over header and tensors is verified at every load. A file is replaced
+in one atomic step, so a run killed while writing keeps the one before.
 """
 
 import hashlib

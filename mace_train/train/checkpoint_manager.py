@@ -3,11 +3,11 @@
     step-N.safetensors    all that a resumed run needs, after N steps; the newest few are kept
     best-N.safetensors    the weights to use that were best after N steps, as long as a kept
                           checkpoint refers to them
-    epoch-E.safetensors   kept for good, where the settings ask for it
+    epoch-E.safetensors   never pruned, written where checkpoints.keep_every is set
     last, best, best_of_stage_one: other names of the newest of each
 
 A checkpoint is copied to the host's memory at once and written by a thread (tensors, fsync, atomic
-rename), so training goes on; the next one waits for it. An error of the disk is raised there.
+rename) while training continues; the next one waits for it, and raises its errors.
 """
 
 import json
@@ -49,7 +49,7 @@ class CheckpointManager:
         progress = header["progress"]
         path = self.path(f"step-{progress['step']:010d}")
         names = ["last"]
-        at_end = progress["part_step"] == 0
+        at_end = progress["part_step"] == 0  # of an epoch; see Progress.to_header
         if self.keep_every and at_end and (progress["epoch"] + 1) % self.keep_every == 0:
             names.append(f"epoch-{progress['epoch'] + 1:05d}")
         self._submit(path, _copies(tensors), header, names)
@@ -57,7 +57,7 @@ class CheckpointManager:
     def save_best(
         self, tensors: dict[str, Tensor], header: dict[str, Any], names: list[str]
     ) -> None:
-        """Write weights that are better than all before, with further ``names``."""
+        """Write weights that are better than all before, also under ``names``."""
         path = self.path(f"best-{header['progress']['step']:010d}")
         self._submit(path, _copies(tensors), header, names)
 
@@ -100,7 +100,7 @@ class CheckpointManager:
                 self._writer = None
 
     def _prune(self) -> None:
-        """Remove checkpoints beyond the newest ``keep``, and best weights nobody refers to."""
+        """Remove checkpoints beyond the newest ``keep``, and best weights that none refers to."""
         steps = self.steps()
         for path in steps[self.keep :]:
             _remove(path)
@@ -118,7 +118,8 @@ class CheckpointManager:
     def newest(self) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
         """(tensors, header, path) of the newest checkpoint that is whole.
 
-        A damaged one is set aside as ``*.damaged``, loudly, and the one before is taken.
+        A damaged one is renamed to ``*.damaged``, with an error in the log, and the one before is
+        read. Raises ``InputError`` if none is whole.
         """
         milestones = sorted(self.folder.glob("epoch-*.safetensors"), reverse=True)
         messages, damaged = [], []
@@ -133,7 +134,11 @@ class CheckpointManager:
                 LOGGER.error("%s", message)
                 os.replace(other, other.with_suffix(".damaged"))
             if damaged:
-                LOGGER.error("FALLING BACK to %s, step %d", path, header["progress"]["step"])
+                LOGGER.error(
+                    "resuming from the previous checkpoint %s, step %d",
+                    path,
+                    header["progress"]["step"],
+                )
             self._set_names(path, header["progress"])
             return tensors, header, path
         raise InputError(
@@ -142,7 +147,7 @@ class CheckpointManager:
         )
 
     def _set_names(self, path: Path, progress: dict[str, Any]) -> None:
-        """``last`` and ``best`` may be newer than what is resumed: let them mean this state."""
+        """Point ``last`` and ``best`` to the resumed state; they may be of a newer, damaged one."""
         also_called(path, self.path("last"))
         best = self.path(f"best-{progress['best_step']:010d}")
         if best.exists():
@@ -153,7 +158,7 @@ class CheckpointManager:
 
 
 def also_called(path: Path, name: Path) -> None:
-    """Let ``name`` be another name of the file ``path`` and of its JSON; a copy if need be."""
+    """Make ``name`` a hard link to the file ``path``, and to its JSON; or a copy, without links."""
     for one, other in ((path, name), (path.with_suffix(".json"), name.with_suffix(".json"))):
         temporary = other.with_name(f".{other.name}.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)

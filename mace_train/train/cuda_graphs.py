@@ -1,15 +1,15 @@
-"""The gradient of a bin as a recording: captured once on a GPU, replayed for every bin.
+"""A training step as CUDA graphs: captured once on a GPU, replayed in every step.
 
-Bins of one shape (``data.padding``) take the same kernels in the same order, so the graph of them
-(forward pass, forces, loss, backward pass through both) is captured once, with its inputs and
-outputs in tensors of their own:
+Bins of one shape (``data/loading/padding.py``) launch the same kernels in the same order, so the
+graph of them (forward pass, forces, loss, backward pass through both) is captured once, with its
+inputs and outputs in static tensors:
 
     static inputs <- bin, weights of structures, denominators;   replay:   .grad += gradient
 
-A GPU that replays waits for no launch from the host. The sum over ranks follows outside, the
-optimizer is a recording of its own (captured_update.py). Nothing within may look at a value or
-make a shape from one: the model has ``static_shapes``. A change of shape or loss is a new capture,
-which costs some four steps; shapes are those of the capacity, so one per epoch at most.
+A GPU that replays does not wait for launches by the host. The sum over ranks follows outside, the
+optimizer is a graph of its own (GraphedUpdate). Nothing within may look at a value or make a shape
+from one: the model has ``static_shapes``. A change of shape or loss is a new capture, which costs
+some four steps; shapes are those of the capacity, so one per epoch at most.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from mace_train.data.loading.packed import PackedGraph
 from mace_train.errors import InputError
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
-from mace_train.ops.backends import method_of
+from mace_train.ops.backends import backend_of
 from mace_train.settings import LossSettings
 from mace_train.train.ema import EMA
 from mace_train.train.gradients import Gradients
@@ -32,7 +32,7 @@ from mace_train.train.loss import LossSums, loss_sums, needs_stress
 Tensors = tuple[Tensor, ...]
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Tensors], torch.device], tuple[Replay, Tensors]]
-"""Takes a function of tensors that stay where they are; what runs it again, and its outputs."""
+"""Takes a function of tensors whose memory does not move; gives its replay and its outputs."""
 
 N_WARM_UP = 3
 
@@ -44,7 +44,7 @@ def check_cuda_graphs(kernels: str, device: torch.device) -> None:
             "cluster.cuda_graphs=true needs an NVIDIA GPU, but the training runs on "
             f"{device.type}; leave it out, or use cluster.device=cuda"
         )
-    if method_of(kernels, device) == "reference":
+    if not backend_of(kernels, device).fused:
         raise InputError(
             "cluster.cuda_graphs=true needs the CUDA kernels, as the reference looks at numbers of "
             "edges; pip install 'mace-train[cuda]' and use cluster.kernels=auto"
@@ -53,7 +53,7 @@ def check_cuda_graphs(kernels: str, device: torch.device) -> None:
 
 @dataclass
 class _CapturedGraph:
-    """A capture with its inputs: the memory of a bin, and numbers [n_graphs + 4] of it."""
+    """A graph with its static inputs: the memory of a bin, and numbers [n_graphs + 4] of it."""
 
     key: tuple[object, ...]
     memory: Tensor
@@ -63,7 +63,7 @@ class _CapturedGraph:
 
 
 class GraphedGradient:
-    """Gradients of bins; one recording is held at a time."""
+    """Gradients of bins; one captured graph is held at a time."""
 
     def __init__(
         self, model: MACE, weights: list[nn.Parameter], gradients: Gradients, capture: Capture
@@ -80,27 +80,27 @@ class GraphedGradient:
     def add(self, graph: Graph, weight: Tensor, counts: Tensor, loss: LossSettings) -> LossSums:
         """Add the gradient of a bin to ``.grad`` of the weights; the bin's loss sums.
 
-        Takes weights of structures [n_graphs] and denominators [4] over all ranks; all of it may
-        lie on the host.
+        Takes weights of structures [n_graphs] and denominators [4] over all ranks, all of them on
+        the host or on the device.
         """
         bin_ = PackedGraph.of(graph)
         # masks and weights come in float64 and the like
         numbers = torch.cat((weight, counts)).to(self.weights[0].dtype)
         key = (loss, bin_.sizes)
         if self._captured is None or key != self._captured.key:
-            self._record(key, bin_, numbers, loss)
-        recording = self._captured
-        assert recording is not None
-        self._prefetch.copy((bin_.memory, numbers), (recording.memory, recording.numbers))
-        recording.replay()
-        numerators, own_counts = recording.outputs
+            self._capture_graph(key, bin_, numbers, loss)
+        captured = self._captured
+        assert captured is not None
+        self._prefetch.copy((bin_.memory, numbers), (captured.memory, captured.numbers))
+        captured.replay()
+        numerators, own_counts = captured.outputs
         return LossSums(numerators.clone(), own_counts.clone())
 
     def forget(self) -> None:
-        """Drop the recording and its memory."""
+        """Drop the captured graph and its memory."""
         self._captured = None
 
-    def _record(
+    def _capture_graph(
         self, key: tuple[object, ...], bin_: PackedGraph, numbers: Tensor, loss: LossSettings
     ) -> None:
         self.forget()  # before memory is taken for the next
@@ -143,10 +143,10 @@ def gradient_of_bin(
 class GraphedUpdate:
     """The update of all weights by Adam or AdamW, made by ``make_optimizer(on_device=True)``.
 
-    Without it the host looks at the norm before it lets the optimizer go on. Here the GPU decides:
-    a step whose norm is not finite changes nothing, and the host reads the norm when the next step
-    has been launched. If a rank ran out of memory (the health of ``Gradients`` is NaN), later steps
-    change nothing either, until the host has replanned the rest and calls ``go_on``.
+    Without it the host reads the norm before the optimizer runs. Here the GPU decides: a step whose
+    norm is not finite changes nothing, and the host reads the norm when the next step has been
+    launched. If a rank ran out of memory (the health of ``Gradients`` is NaN), later steps change
+    nothing either, until the host has planned the rest of the epoch again and calls ``go_on``.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class GraphedUpdate:
     def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step with the learning rates of the groups; its norm, not finite if it was void."""
         if optimizer is not self._optimizer:
-            self._record(optimizer)
+            self._capture_graph(optimizer)
         assert self._replay is not None
         self._replay()
         return self._norm.clone()
@@ -183,9 +183,9 @@ class GraphedUpdate:
         """Let steps change the weights again."""
         self._halted.zero_()
 
-    def _record(self, optimizer: torch.optim.Optimizer) -> None:
+    def _capture_graph(self, optimizer: torch.optim.Optimizer) -> None:
         halted, gradient = self._halted.clone(), self._flat.clone()
-        self._halted.fill_(True)  # the runs before the capture make the state, and move nothing
+        self._halted.fill_(True)  # runs before the capture make the state, and change no weight
         self._replay, (self._norm,) = self._capture(
             lambda: (self._update(optimizer),), gradient.device
         )
@@ -210,7 +210,7 @@ class GraphedUpdate:
 
 
 class Prefetch:
-    """Copies from the host that run beside what the GPU is doing, if their source is pinned."""
+    """Copies from the host that overlap with the work of the GPU, if their source is pinned."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -219,7 +219,7 @@ class Prefetch:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def copy(self, sources: Tensors, targets: Tensors) -> None:
-        """Copy, when all that was launched before is done; the way to the GPU begins at once."""
+        """Copy after all work launched before; the transfer to the GPU begins at once."""
         if self._stream is None:
             arrived = sources
         else:
@@ -234,7 +234,7 @@ class Prefetch:
 
 
 def item_later(number: Tensor) -> Callable[[], float]:
-    """Begin to copy a number to the host; what waits for it and gives it."""
+    """Begin to copy a number to the host; returns what waits for it and gives it."""
     if number.device.type != "cuda":
         return number.item
     arrived = torch.empty_like(number, device="cpu", pin_memory=True)
@@ -250,7 +250,7 @@ def item_later(number: Tensor) -> Callable[[], float]:
 
 
 def cuda_graph(function: Callable[[], Tensors], device: torch.device) -> tuple[Replay, Tensors]:
-    """A ``Capture`` by ``torch.cuda.graph``, after some runs on a stream beside the current one."""
+    """A ``Capture`` by ``torch.cuda.graph``, after some runs on a stream of its own."""
     current = torch.cuda.current_stream(device)
     beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     beside.wait_stream(current)

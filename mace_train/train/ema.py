@@ -20,7 +20,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step."""
+        """Average the weights after an optimizer step."""
         self.n_updates += 1
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
         weights = [value.detach() for value in model.parameters()]
@@ -28,16 +28,16 @@ class EMA:
 
     @torch.no_grad()
     def move(self, model: nn.Module, share: Tensor) -> None:
-        """Go this part of the way to the weights; one number, on their device."""
+        """shadow += share (weight - shadow); ``share`` is one number, on their device."""
         shadow = list(self.shadow.values())
-        way = torch._foreach_sub([value.detach() for value in model.parameters()], shadow)
-        torch._foreach_mul_(way, share)
-        torch._foreach_add_(shadow, way)
+        difference = torch._foreach_sub([value.detach() for value in model.parameters()], shadow)
+        torch._foreach_mul_(difference, share)
+        torch._foreach_add_(shadow, difference)
 
 
 @contextmanager
 def holding(model: nn.Module, values: dict[str, Tensor] | None) -> Iterator[None]:
-    """Within the block ``model`` holds ``values``, if there are any; its own come back after."""
+    """Within the block the weights of ``model`` are ``values`` by name, if any; then its own."""
     if values is None:
         yield
         return
@@ -51,6 +51,6 @@ def holding(model: nn.Module, values: dict[str, Tensor] | None) -> Iterator[None
 
 @torch.no_grad()
 def fill(model: nn.Module, values: dict[str, Tensor]) -> None:
-    """Give every parameter of the model its value."""
+    """Copy ``values`` by name into the parameters; KeyError if one is missing."""
     for name, parameter in model.named_parameters():
         parameter.copy_(values[name])

@@ -1,4 +1,4 @@
-"""One epoch of training: parts of a plan, steps, checkpoints on the way, sums at the end."""
+"""One epoch of training: the steps of its plan, checkpoints between them, sums at the end."""
 
 import math
 import time
@@ -24,7 +24,7 @@ from mace_train.train.state import save_state
 from mace_train.train.step import StepInFlight, StepResult, finish_step, start_step
 from mace_train.train.timing import StepTimer
 
-GRAPHS_AT_A_TIME = 16  # empty structures cost nothing, and most epochs have the same shape then
+GRAPHS_AT_A_TIME = 16  # padding costs nothing, and most epochs have the same shape then
 
 
 @dataclass
@@ -37,15 +37,15 @@ class EpochLoop:
     noise: NoiseScale = field(default_factory=NoiseScale)
     norm: float = math.nan
     lr: float = math.nan
-    n_seen: int = 0  # structures of the epoch that steps have taken, over all sessions and ranks
+    n_seen: int = 0  # structures that the epoch has trained on, over all sessions and ranks
     predicted: float = math.nan  # straggler ratio of the plan
-    interrupted: bool = False  # a checkpoint was written because a rank was told to stop
+    interrupted: bool = False  # a checkpoint was written because a rank has its stop flag set
 
     def __post_init__(self) -> None:
         self._saved = self._clock = time.monotonic()
 
     def train(self) -> LossSums:
-        """Train what is left of the epoch; the sums of its loss over all ranks."""
+        """Train the rest of the epoch; the sums of its loss over all ranks."""
         run = self.run
         epoch = run.progress.epoch + 1
         epoch_plan: EpochPlan | None = run.epoch_plan or EpochPlan.full(run.sampler, epoch)
@@ -60,40 +60,46 @@ class EpochLoop:
         """Train to the end of the plan (None), or until the rest is replanned (returned)."""
         run = self.run
         m = run.settings.batching.accumulate
-        step = run.progress.part_step
-        bar = ProgressBar(
+        step = run.progress.plan_step
+        graphs_of_steps = groups(run, epoch_plan, step, m)
+        in_flight: deque[tuple[StepInFlight, int]] = deque()  # with the bins done after them
+        with ProgressBar(
             f"epoch {epoch_plan.epoch + 1}",
             -(-(epoch_plan.n_steps - step) // m),
             enabled=run.settings.logger.progress and run.world.is_main,
-        )
-        steps = groups(run, epoch_plan, step, m)
-        ahead: deque[tuple[StepInFlight, int]] = deque()  # with the bins done after them
-        for graphs in bar.over(self.timer.waiting(steps)):
-            after = min(step + m, epoch_plan.n_steps)
-            lr = run.lr(epoch_plan.time(step), epoch_plan.time(after))
-            flags = self._flags(len(ahead))
-            started = start_step(run, graphs, lr, self.timer, flags, len(ahead))
-            ahead.append((started, after))
-            wait_for_it = after == epoch_plan.n_steps or any(started.flags) or not run.starts_ahead
-            while len(ahead) > (0 if wait_for_it else 1):
-                rest = self._finish(epoch_plan, *ahead.popleft())
-                if rest is not None:  # steps that started since have changed nothing
-                    return rest
-                if bar.enabled:
-                    bar.note(self._line())
-            if after < epoch_plan.n_steps and self._save_if_flagged(started, epoch_plan):
-                return None
-            step = after
+        ) as bar:
+            while graphs := self._next(graphs_of_steps):
+                after = min(step + m, epoch_plan.n_steps)
+                lr = run.lr(epoch_plan.time(step), epoch_plan.time(after))
+                flags = self._flags(len(in_flight))
+                started = start_step(run, graphs, lr, self.timer, flags, len(in_flight))
+                in_flight.append((started, after))
+                may_wait = run.updater.starts_ahead and not any(started.counts.flags)
+                while len(in_flight) > (1 if may_wait and after < epoch_plan.n_steps else 0):
+                    rest = self._finish(epoch_plan, *in_flight.popleft())
+                    if rest is not None:  # steps that started since have changed nothing
+                        return rest
+                    if bar.enabled:
+                        bar.note(self._line())
+                if after < epoch_plan.n_steps and self._save_if_flagged(started, epoch_plan):
+                    return None
+                step = after
+                bar.advance()
         return None
 
+    def _next(self, graphs_of_steps: Iterator[list[Graph]]) -> list[Graph] | None:
+        """The graphs of the next step, None after the last; the time for them counts as data."""
+        with self.timer("data"):
+            return next(graphs_of_steps, None)
+
     def _finish(self, epoch_plan: EpochPlan, started: StepInFlight, after: int) -> EpochPlan | None:
-        """See a step to its end; what is left of the epoch if that is planned anew."""
+        """Finish a step; returns the plan of the rest of the epoch if that is planned again."""
         run = self.run
         result = finish_step(run, started, self.timer)
         if result.failures is not None:
-            rest = handle_failed_step(run, epoch_plan, run.progress.part_step, result)
+            rest = handle_failed_step(run, epoch_plan, run.progress.plan_step, result)
             if rest is not None:
-                run.progress.part_step = 0
+                run.progress.plan_step = 0
                 return rest
         self._note(result, after)
         return None
@@ -107,10 +113,10 @@ class EpochLoop:
         return float(self.interruption.signal is not None), float(due)
 
     def _note(self, result: StepResult, after: int) -> None:
-        """Count a step that was made, or skipped."""
+        """Count a step that has changed the weights, or was skipped."""
         run, started = self.run, result.started
         run.progress.step += 1
-        run.progress.part_step = after
+        run.progress.plan_step = after
         self.timer.step_done()
         ids = started.ids
         if result.failures is not None:
@@ -120,11 +126,11 @@ class EpochLoop:
         run.epoch_totals.add(started.sums, ids)
         self.norm, self.lr = result.norm, started.lr
         if result.noise is not None:
-            self.noise.add(result.noise[0], len(ids), result.noise[1], started.n_structures)
+            self.noise.add(result.noise[0], len(ids), result.noise[1], started.counts.n_structures)
 
     def _save_if_flagged(self, started: StepInFlight, epoch_plan: EpochPlan) -> bool:
-        """Write a checkpoint if a rank wants one; True if the training is to stop here."""
-        stop, save = (flag > 0 for flag in started.flags)
+        """Write a checkpoint if a rank's flag says so; True if the training is to stop here."""
+        stop, save = (flag > 0 for flag in started.counts.flags)
         if stop or save:
             self._tick()
             save_state(self.run, epoch_plan)
@@ -133,7 +139,7 @@ class EpochLoop:
         return stop
 
     def _tick(self) -> None:
-        """Add the time since the last call to the run's."""
+        """Add the time since the last call to that of the run."""
         now = time.monotonic()
         self.run.progress.seconds += now - self._clock
         self.run.progress.epoch_seconds += now - self._clock
@@ -144,12 +150,12 @@ class EpochLoop:
         run, totals = self.run, self.run.epoch_totals
         sums = run.world.sum(torch.stack((totals.sums.numerators, totals.sums.counts)))
         if not self.interrupted:
-            seen = run.world.sum_later(totals.seen)()
+            seen = run.world.all_reduce_async(totals.seen)()
             n = len(run.sampler.costs)
             self.n_seen = int(seen[0])
             expected = [n, int(fingerprints(torch.arange(n)).sum())]
             assert seen.tolist() == expected, "a structure was lost or trained twice"
-            run.epoch_totals, run.progress.part_step = EpochTotals.zero(run.world.device), 0
+            run.epoch_totals, run.progress.plan_step = EpochTotals.zero(run.world.device), 0
         return LossSums(sums[0], sums[1])
 
     @property
@@ -163,7 +169,7 @@ class EpochLoop:
         return f"loss {loss:.3g}  imbalance {self.predicted:.2f}{latest}"
 
     def record(self) -> dict[str, Any]:
-        """What the epoch's record says about its course; called by all ranks."""
+        """The entries of metrics.jsonl that the steps of the epoch give; called by all ranks."""
         return {
             "lr": self.lr,
             "grad_norm": self.norm,
@@ -174,7 +180,7 @@ class EpochLoop:
 
 
 def groups(run: Run, epoch_plan: EpochPlan, first: int, m: int) -> Iterator[list[Graph]]:
-    """This rank's graphs of every optimizer step from the bin ``first`` on, on the host."""
+    """This rank's graphs, on the host, of every step from the bin ``first`` on, ``m`` a step."""
     bins = list(epoch_plan.bins(run.world.rank, first))
     graphs = batches(
         run.train.shards,
@@ -193,7 +199,7 @@ def groups(run: Run, epoch_plan: EpochPlan, first: int, m: int) -> Iterator[list
 
 
 def shape_of_bins(run: Run, epoch_plan: EpochPlan) -> Shape:
-    """Room for every bin: the capacity, or that of the plan's largest where that is more."""
+    """The shape that bins are padded to: the capacity, or the largest bin where that is more."""
     capacity, plan = run.sampler.capacity, epoch_plan.plan
     n_edges = max(capacity.max_edges, int(plan.n_edges.max()))
     n_structures = int(plan.n_structures.max()) + 1

@@ -3,9 +3,11 @@
 import logging
 import math
 
-from mace_train.balance.costs import Capacity
+from mace_train.balance.costs import Capacity, Costs
 from mace_train.balance.epoch_plan import EpochPlan
+from mace_train.data.shards.shard_set import ShardSet
 from mace_train.errors import InputError
+from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.run import Run
 from mace_train.train.step import StepFailure, StepResult
 
@@ -17,7 +19,10 @@ LOWER = 0.9  # capacity after a rank ran out of memory, relative to before
 def handle_failed_step(
     run: Run, epoch_plan: EpochPlan, step: int, result: StepResult
 ) -> EpochPlan | None:
-    """Go on with another plan of the rest (returned), or with the next step (None), or raise."""
+    """The new plan of the rest of the epoch, or None where the step is skipped; or InputError.
+
+    ``step`` counts the bins of every rank that are done in ``epoch_plan``.
+    """
     assert result.failures is not None
     out_of_memory = [failure for failure in result.failures if failure.reason == "memory"]
     if out_of_memory:
@@ -27,17 +32,17 @@ def handle_failed_step(
 
 
 def _lower_capacity(run: Run, epoch_plan: EpochPlan, step: int, failure: StepFailure) -> EpochPlan:
-    """Plan what is left of the epoch with smaller bins; nothing of this step was trained."""
+    """Plan the rest of the epoch again with smaller bins; nothing of this step was trained."""
     costs, before = run.sampler.costs, run.sampler.capacity
     n_atoms, n_edges = int(costs.n_atoms[failure.ids].sum()), int(costs.n_edges[failure.ids].sum())
-    what = f"the bin of {_names(run, failure.ids)} ({n_atoms} atoms, {n_edges} edges)"
-    after = lowered(run, before)
+    what = f"the bin of {_names(run.train.shards, failure.ids)} ({n_atoms} atoms, {n_edges} edges)"
+    after = lowered(costs, before)
     if len(failure.ids) <= 1 or after == before:
         raise InputError(
             f"out of memory in step {run.progress.step + 1} (epoch {epoch_plan.epoch + 1}) with "
-            f"{what}: "
-            f"{failure.message}; it cannot be made smaller; use a smaller model, "
-            f"default_dtype=float32, or GPUs with more memory; {what_is_left(run)}"
+            f"{what}: {failure.message}; it cannot be made smaller; use a smaller model, "
+            "default_dtype=float32, or GPUs with more memory; "
+            f"{where_to_continue(run.checkpoint_manager)}"
         )
     run.sampler.use(after)
     run.progress.n_out_of_memory += 1
@@ -54,9 +59,8 @@ def _lower_capacity(run: Run, epoch_plan: EpochPlan, step: int, failure: StepFai
     return EpochPlan.remaining(run.sampler, epoch_plan.epoch, epoch_plan.remaining_ids(step))
 
 
-def lowered(run: Run, capacity: Capacity) -> Capacity:
+def lowered(costs: Costs, capacity: Capacity) -> Capacity:
     """The next smaller capacity, which the largest structure still fits."""
-    costs = run.sampler.costs
     size, memory = capacity.batch_size, capacity.max_memory
     if memory is not None and costs.memory is not None:
         memory = max(int(LOWER * memory), int(costs.memory.max()))
@@ -69,10 +73,10 @@ def lowered(run: Run, capacity: Capacity) -> Capacity:
 
 
 def _skip(run: Run, failures: list[StepFailure]) -> None:
-    """Leave the step out if the settings say so; InputError otherwise."""
+    """Skip the step if the settings say so; InputError otherwise."""
     progress = run.progress
     ids = [i for one in failures for i in one.ids]
-    where = f"; its bins with a non-finite loss hold {_names(run, ids)}" if ids else ""
+    where = f"; its bins with a non-finite loss hold {_names(run.train.shards, ids)}" if ids else ""
     what = (
         f"step {progress.step + 1} (epoch {progress.epoch + 2}): the gradient is not finite{where}"
     )
@@ -84,19 +88,19 @@ def _skip(run: Run, failures: list[StepFailure]) -> None:
     again = f", after {in_row - 1} skipped steps" if run.settings.non_finite == "skip" else ""
     raise InputError(
         f"{what}{again}; lower optimizer.lr or clip_grad, and check the labels of these "
-        f"structures, or set non_finite=skip; {what_is_left(run)}"
+        f"structures, or set non_finite=skip; {where_to_continue(run.checkpoint_manager)}"
     )
 
 
-def _names(run: Run, ids: list[int]) -> str:
+def _names(shards: ShardSet, ids: list[int]) -> str:
     """Where the first few structures come from, with their ids."""
-    named = [f"{run.train.shards.sample(i).structure.source} (id {i})" for i in ids[:5]]
+    named = [f"{shards.sample(i).structure.source} (id {i})" for i in ids[:5]]
     more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return ", ".join(named) + more
 
 
-def what_is_left(run: Run) -> str:
+def where_to_continue(manager: CheckpointManager) -> str:
     """Where a run that had to stop can be continued from."""
-    if not run.checkpoint_manager.steps():
+    if not manager.steps():
         return "no checkpoint was written"
-    return f"{run.checkpoint_manager.steps()[0]} is left, restart_latest=true continues from it"
+    return f"restart_latest=true continues from the checkpoint {manager.steps()[0]}"

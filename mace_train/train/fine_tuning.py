@@ -2,7 +2,7 @@
 
 Every head of the data begins with the readouts, scale and shift of the model it comes from, so
 before the first step all of them give that model's forces and, with its E0s, its energies. This is
-checked and announced.
+checked and logged.
 """
 
 import logging
@@ -28,7 +28,7 @@ from mace_train.model.surgery import one_head, with_elements, with_heads
 from mace_train.settings import TrainSettings
 from mace_train.train.checkpoint import load_model
 from mace_train.train.checkpoint_manager import CheckpointManager
-from mace_train.train.run import Split
+from mace_train.train.splits import Split
 from mace_train.train.validation import evaluation_bins
 
 LOGGER = logging.getLogger("mace_train")
@@ -68,7 +68,7 @@ def fine_tuned_model(
         heads = _heads(settings, statistics, origin, model, train, world)
     model = with_heads(model, heads)
     if earlier is None:
-        _announce(origin, model, settings, world)
+        _log_elements(origin, model, settings, world)
         _compare(origin, model, train, world)
     if given.lora_rank is not None:
         with torch.random.fork_rng(devices=[]):
@@ -92,7 +92,7 @@ def _heads(
     train: Split,
     world: World,
 ) -> list[Head]:
-    """A head for each head of the data, with E0s as the settings want them."""
+    """A head for each head of the data, with E0s by ``foundation.E0s``."""
     (head,) = model.data.heads
     numbers, known = model.data.atomic_numbers, set(origin.data.atomic_numbers)
     own = {z: E0 for z, E0 in zip(numbers, head.E0s, strict=True) if z in known}
@@ -141,7 +141,7 @@ def _corrections(
     return solution
 
 
-def _announce(origin: MACE, model: MACE, settings: TrainSettings, world: World) -> None:
+def _log_elements(origin: MACE, model: MACE, settings: TrainSettings, world: World) -> None:
     if not world.is_main:
         return
     old, new = set(origin.data.atomic_numbers), set(model.data.atomic_numbers)
@@ -159,7 +159,7 @@ def _announce(origin: MACE, model: MACE, settings: TrainSettings, world: World) 
 
 
 def _compare(origin: MACE, model: MACE, train: Split, world: World) -> None:
-    """Announce how far every head is from the origin; InputError if it is not the same model."""
+    """Log how far every head is from the origin; InputError if it is not the same model."""
     ids = _comparable(origin, train)
     if not len(ids):
         LOGGER.warning("no training structure has known elements alone: nothing to compare with")

@@ -4,11 +4,11 @@
 
 Every parameter's gradient is a view of ``flat``. Buckets hold parameters in the order in which the
 backward pass usually finishes them, last layer first; a bucket is sent as soon as it and those
-before it are complete. The last one waits for ``finish``, together with one number, the health:
-0, or NaN from a rank that could not finish its backward pass. So a rank that fails half way never
-leaves the others waiting, and every rank sees from the norm, which it needs anyway, that the step
-is void. (torch's DistributedDataParallel overlaps in the same way, PyTorch Distributed, arXiv
-2006.15704, but a rank that fails half way leaves it waiting, and it cannot tell a rank's own norm.)
+before it are complete. The last one waits for ``finish`` and holds one more number, the health: 0,
+or NaN from a rank that could not finish its backward pass. So a rank that fails during its backward
+pass does not leave the others waiting, and every rank sees from the norm, which it needs anyway,
+that the step is void. That is why this is not torch's DistributedDataParallel (arXiv 2006.15704),
+which overlaps in the same way, but has no such signal and no norm of a rank's own gradient.
 """
 
 import math
@@ -36,8 +36,8 @@ class Gradients:
         self.flat = self._parameters[0].new_zeros(n_values + 1)
         self._buckets = self._make_buckets(bucket_bytes)
         sizes = [parameter.numel() for parameter in self._parameters]
-        parts = zip(self._parameters, torch.split(self.flat[:-1], sizes), strict=True)
-        self.views = [part.view_as(parameter) for parameter, part in parts][::-1]
+        slices = zip(self._parameters, torch.split(self.flat[:-1], sizes), strict=True)
+        self.views = [values.view_as(parameter) for parameter, values in slices][::-1]
         """The gradients of ``parameters``, in their order."""
         self._sending = False
         self._works: list[Any] = []
@@ -69,25 +69,25 @@ class Gradients:
         self._own_squares = [] if own_norm else None
 
     def send_when_done(self) -> None:
-        """The next backward pass is the last of this step: send buckets as they are complete."""
+        """Send buckets as they become complete in the next backward pass, the last of this step."""
         self._sending = self._world.size > 1
-        self._left = [0] * len(self._buckets)
+        self._n_missing = [0] * len(self._buckets)
         for bucket in self._bucket_of.values():
-            self._left[bucket] += 1
+            self._n_missing[bucket] += 1
 
     def _done(self, parameter: nn.Parameter) -> None:
         """A gradient is complete (called by autograd)."""
         if not self._sending:
             return
-        self._left[self._bucket_of[id(parameter)]] -= 1
-        while len(self._works) < len(self._buckets) - 1 and self._left[len(self._works)] <= 0:
+        self._n_missing[self._bucket_of[id(parameter)]] -= 1
+        while len(self._works) < len(self._buckets) - 1 and self._n_missing[len(self._works)] <= 0:
             self._send()
 
     def _send(self) -> None:
-        part = self.flat[self._buckets[len(self._works)]]
+        bucket = self.flat[self._buckets[len(self._works)]]
         if self._own_squares is not None:
-            self._own_squares.append(part.square().sum())
-        self._works.append(dist.all_reduce(part, async_op=True) if self._world.size > 1 else None)
+            self._own_squares.append(bucket.square().sum())
+        self._works.append(dist.all_reduce(bucket, async_op=True) if self._world.size > 1 else None)
 
     def finish(self, *, failed: bool = False) -> None:
         """Send the rest and wait for the sums; ``failed`` makes the step void on all ranks."""

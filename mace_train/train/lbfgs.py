@@ -20,60 +20,64 @@ from mace_train.train.step import backward, out_of_memory, seed_step
 
 
 class LbfgsLoop(EpochLoop):
-    """An epoch that is one step; it cannot be interrupted half way."""
+    """An epoch that is one step; it cannot be interrupted within the step."""
 
     def train(self) -> LossSums:
         """One step; the sums of the loss where it began."""
         run = self.run
         epoch_plan = EpochPlan.full(run.sampler, run.progress.epoch + 1)
-        totals = self._totals(epoch_plan)
-        begun_with: list[LossSums] = []
+        label_counts = self._label_counts_over_ranks(epoch_plan)
+        evaluations: list[LossSums] = []
         seed_step(run, run.progress.step)
 
         def closure() -> Tensor:
-            sums = self._gradient(epoch_plan, totals)
-            begun_with.append(sums)
+            sums = self._gradient(epoch_plan, label_counts)
+            evaluations.append(sums)
             return sums.loss(run.stage.loss)
 
         self.lr = run.lr(epoch_plan.time(0), epoch_plan.time(epoch_plan.n_steps))
-        set_lr(run.optimizer, self.lr)
-        run.optimizer.step(closure)  # type: ignore[arg-type]
-        self.norm = run.gradients.norm()
+        set_lr(run.updater.optimizer, self.lr)
+        run.updater.optimizer.step(closure)  # type: ignore[arg-type]
+        self.norm = run.updater.gradients.norm()
         self.predicted, self.n_seen = epoch_plan.plan.straggler, len(epoch_plan.plan.bins.ids)
         self.timer.step_done()
         run.progress.step += 1
         run.epoch_totals = EpochTotals.zero(run.world.device)
         self._tick()
-        return begun_with[0]
+        return evaluations[0]
 
     def _graphs(self, epoch_plan: EpochPlan) -> Iterator[Graph]:
-        for (graph,) in self.timer.waiting(groups(self.run, epoch_plan, 0, 1)):
-            yield graph
+        graphs_of_steps = groups(self.run, epoch_plan, 0, 1)
+        while graphs := self._next(graphs_of_steps):
+            yield graphs[0]
 
-    def _totals(self, epoch_plan: EpochPlan) -> Tensor:
-        """Labels of all structures, the denominators of the loss."""
-        kind = self.run.stage.loss.loss
-        own = torch.stack([label_counts(graph, kind) for graph in self._graphs(epoch_plan)])
-        return self.run.world.sum_later(own.sum(0))()
+    def _label_counts_over_ranks(self, epoch_plan: EpochPlan) -> Tensor:
+        """[4] labels of all structures, the denominators of the loss."""
+        loss = self.run.stage.loss.loss
+        own = torch.stack([label_counts(graph, loss) for graph in self._graphs(epoch_plan)])
+        return self.run.world.all_reduce_async(own.sum(0))()
 
-    def _gradient(self, epoch_plan: EpochPlan, totals: Tensor) -> LossSums:
-        """Leave the gradient over all data in the weights; the loss sums over all ranks."""
-        run, failure = self.run, None
-        sums = LossSums.zero(run.world.device)
-        run.gradients.begin()
+    def _gradient(self, epoch_plan: EpochPlan, label_counts_over_ranks: Tensor) -> LossSums:
+        """Set the gradient over all data; the loss sums over all ranks."""
+        run, updater, failure = self.run, self.run.updater, None
+        sums, loss = LossSums.zero(run.world.device), run.stage.loss
+        updater.zero_gradients()
         for graph in self._graphs(epoch_plan):
-            run.world.signal_life(run.progress.step, "compute")
+            run.world.report_progress(run.progress.step, "compute")
             try:
-                sums = sums + backward(run, graph, lambda: totals, self.timer)
+                weight = run.train.weight_of[graph.ids]
+                sums = sums + backward(
+                    updater, graph, weight, loss, lambda: label_counts_over_ranks, self.timer
+                )
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 failure = str(error).splitlines()[0]
                 break
         with self.timer("communication"):
-            run.gradients.finish(failed=failure is not None)
+            updater.gradients.finish(failed=failure is not None)
             total = run.world.sum(torch.stack((sums.numerators, sums.counts)))
-        if not run.gradients.norm() < float("inf"):
+        if not updater.gradients.norm() < float("inf"):
             failures = [f for f in run.world.gather_all(failure) if f is not None]
             raise InputError(
                 f"L-BFGS step of epoch {epoch_plan.epoch + 1}: "

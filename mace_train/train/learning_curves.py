@@ -49,8 +49,8 @@ def _milli(record: Record, key: str) -> float | None:
 def draw_learning(runs: dict[str, list[Record]], path: Path) -> None:
     """Write ``path`` (PNG) with the curves of every run, by name."""
     figure = Figure(figsize=(13, 3.2))
-    # fixed margins and places of titles: to find them takes longer than all the rest, and drawing
-    # holds up the other ranks
+    # fixed margins and titles: a layout takes longer than all the rest, and drawing holds up the
+    # other ranks
     axes = figure.subplots(1, len(_PANELS), gridspec_kw=_MARGINS)
     for axis, (title, along, curves, x) in zip(axes, _PANELS, strict=True):
         _draw_panel(axis, runs, curves, x)

@@ -53,7 +53,7 @@ _SECONDS_BETWEEN_PLOTS = 60.0
 
 
 class MetricsLog:
-    """Writes one record per epoch to every place that the settings name."""
+    """Writes one record per epoch to files, and to wandb and TensorBoard if the settings say so."""
 
     def __init__(
         self, settings: LoggerSettings, output: Path, name: str, config: dict[str, Any]
@@ -83,7 +83,7 @@ class MetricsLog:
             self._board = _start_tensorboard(self._output, step + 1)
 
     def records(self) -> list[dict[str, Any]]:
-        """All records so far; a line cut short by a kill is left out."""
+        """All records so far; an incomplete last line, after a kill, is skipped."""
         if not self._json.exists():
             return []
         lines = self._json.read_text().splitlines(keepends=True)
@@ -146,9 +146,9 @@ def _start_wandb(settings: LoggerSettings, output: Path, name: str, config: dict
         import wandb
     except ImportError:
         raise InputError(
-            "logger.wandb=true but wandb is not installed; pip install 'mace-train[loggers]'"
+            "logger.wandb=true but wandb is not installed; pip install wandb"
         ) from None
-    remembered = output / "wandb_id"  # a resumed training goes on with the same wandb run
+    remembered = output / "wandb_id"  # a resumed training continues the same wandb run
     if not remembered.exists():
         remembered.write_text(secrets.token_hex(4))
     try:

@@ -43,7 +43,7 @@ class LossSums:
     counts: Tensor  # [4] number of terms in each sum
 
     def __add__(self, other: "LossSums") -> "LossSums":
-        """The sums of both parts."""
+        """The sums over both."""
         return LossSums(self.numerators + other.numerators, self.counts + other.counts)
 
     @staticmethod
@@ -52,7 +52,7 @@ class LossSums:
         return LossSums(*torch.zeros(2, len(TERMS), dtype=torch.float64, device=device))
 
     def detached(self) -> "LossSums":
-        """The same numbers in float64, without what led to them."""
+        """The same numbers in float64, without their gradients."""
         return LossSums(self.numerators.detach().double(), self.counts.detach().double())
 
     def loss(self, settings: LossSettings, counts: Tensor | None = None) -> Tensor:
@@ -68,11 +68,11 @@ def needs_stress(settings: LossSettings) -> bool:
     return settings.stress_weight > 0 or settings.virials_weight > 0
 
 
-def label_counts(graph: Graph, kind: str = "weighted") -> Tensor:
-    """[4] float64 denominators of this rank's part of a step, known before the model runs."""
+def label_counts(graph: Graph, loss: str = "weighted") -> Tensor:
+    """[4] float64 denominators of the graphs of a batch, known before the model runs."""
     n_stress = 9 * graph.has_stress.sum()
     n_forces = (graph.n_atoms_of_graph * graph.has_forces).sum()
-    if kind != "l1l2":
+    if loss != "l1l2":
         n_forces = 3 * n_forces
     return torch.stack((graph.has_energy.sum(), n_forces, n_stress, n_stress)).to(torch.float64)
 
@@ -183,19 +183,6 @@ def huber(error: Tensor, delta: Tensor) -> Tensor:
     """error^2 / 2 below ``delta``, delta (|error| - delta / 2) above."""
     size = error.abs()
     return torch.where(size < delta, 0.5 * error**2, delta * (size - 0.5 * delta))
-
-
-def dipole_sums(
-    predicted: Tensor, label: Tensor, n_atoms: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Numerator and denominator of mace-torch's dipole loss, 100 mean ((mu - mu') / n_g)^2.
-
-    Takes dipoles [n_graphs, 3], atoms and weights [n_graphs]; a weight of 0 masks a structure
-    without a label (mace-torch has neither). For models of one's own: those here have no dipole.
-    """
-    labelled = weight > 0
-    error = torch.where(labelled[:, None], (predicted - label) / n_atoms[:, None], 0.0)
-    return 100.0 * (weight[:, None] * error**2).sum(), 3 * labelled.sum()
 
 
 _Function = Callable[[_Labelled, LossSettings], Tensor]

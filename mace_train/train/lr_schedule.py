@@ -1,8 +1,9 @@
 """Learning-rate schedules as functions of time, and the scaling with the structures of a step."""
 
 import math
+from dataclasses import replace
 
-from mace_train.settings import OptimizerSettings, SchedulerSettings
+from mace_train.settings import OptimizerSettings, SchedulerSettings, TrainSettings
 
 
 class Schedule:
@@ -40,7 +41,7 @@ class Schedule:
         return rate * self.factor
 
     def validated(self, loss: float) -> None:
-        """Take note of a validation loss; only the plateau schedule reacts."""
+        """Count a validation loss; only the plateau schedule reacts."""
         if self.settings.scheduler != "plateau":
             return
         if loss < self.best * (1 - self._THRESHOLD):
@@ -52,7 +53,7 @@ class Schedule:
             self.bad_validations = 0
 
     def forget(self) -> None:
-        """Start anew with the comparison of losses, which now mean something else."""
+        """Forget the best loss, where the next ones cannot be compared with it."""
         self.best, self.bad_validations = math.inf, 0
 
     def state_dict(self) -> dict[str, float]:
@@ -65,6 +66,14 @@ class Schedule:
         self.factor = state["factor"]
         self.best = state["best"] if state["best"] >= 0 else math.inf
         self.bad_validations = int(state["bad_validations"])
+
+
+def schedule_of(settings: TrainSettings) -> Schedule:
+    """The schedule of a training; a schedule-free optimizer has warm-up alone."""
+    scheduler = settings.scheduler
+    if settings.optimizer.optimizer == "schedulefree":
+        scheduler = replace(scheduler, scheduler="constant")
+    return Schedule(scheduler, settings.optimizer.lr, settings.max_num_epochs)
 
 
 def scaled(lr: float, settings: OptimizerSettings, n_structures: float) -> float:

@@ -1,24 +1,25 @@
 """How much a bin may hold: peak memory measured in a few steps, fitted, and solved for a capacity.
 
-    peak = m_0 + m_a * atoms + m_e * edges,   m >= 0        (non-negative least squares)
+    peak = m_0 + m_a * atoms + m_e * edges,   m >= 0        (balance.cost_model.fit_linear_costs)
 
-Bins grow until a probe takes a third of what is there. At every size one bin is of the structures
-with the fewest edges per atom and one of those with the most, which tells the two slopes apart. The
+Bins grow until a probe takes a third of the memory. At every size one bin is of the structures
+with the fewest edges per atom and one of those with the most, which separates the two slopes. The
 capacity keeps MARGIN free and has EDGE_SLACK more edges per atom than the data have on average; it
-is the smallest over all ranks. Memory is what PyTorch allocates on a GPU, or what is resident of
+is the smallest over all ranks. Memory is what PyTorch allocates on a GPU, or the resident memory of
 the process on the CPU (Linux). Cost: some ten forward and backward passes.
 """
 
 import logging
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from mace_train.balance.cost_model import LinearCosts, fit_linear_costs
 from mace_train.balance.costs import Capacity
 from mace_train.data.graph import Graph
 from mace_train.data.loading.loader import batches
@@ -36,37 +37,12 @@ PROBED_SHARE = 1 / 3
 FEWEST_PROBES, MOST_PROBES = 6, 24
 
 
-@dataclass(frozen=True)
-class MemoryModel:
-    """Bytes of a step: ``base + per_atom * atoms + per_edge * edges``."""
-
-    base: float
-    per_atom: float
-    per_edge: float
-
-    def bytes(self, n_atoms: int, n_edges: int) -> float:
-        """Peak memory of a step with that many atoms and edges."""
-        return self.base + self.per_atom * n_atoms + self.per_edge * n_edges
-
-    @staticmethod
-    def fitted(probes: NDArray[np.float64]) -> "MemoryModel":
-        """From rows [n, 3] of atoms, edges, bytes."""
-        from scipy.optimize import nnls  # a second that runs with a given capacity save
-
-        table = np.column_stack((np.ones(len(probes)), probes[:, :2]))
-        scale = table.max(axis=0)
-        solution, _ = nnls(table / scale, probes[:, 2])
-        return MemoryModel(*(solution / scale))
-
-
 def calibrate_capacity(run: Run) -> Capacity:
     """The capacity that the memory of the smallest device allows; the same on all ranks."""
     budget = _budget(run)
     probes = _probe(run, budget)
-    model = MemoryModel.fitted(probes)
-    own = _solve(run, model, budget)
-    all_of_them = run.world.gather_all((own, model, budget))
-    n_atoms, n_edges = (min(one[0][i] for one in all_of_them) for i in range(2))
+    law = fit_linear_costs(*probes.T)
+    n_atoms, n_edges = map(min, zip(*run.world.gather_all(_solve(run, law, budget)), strict=True))
     costs = run.train.costs
     if n_atoms < costs.n_atoms.max() or n_edges < costs.n_edges.max():
         raise InputError(
@@ -77,9 +53,9 @@ def calibrate_capacity(run: Run) -> Capacity:
     LOGGER.info(
         "memory: %.0f MB + %.1f kB per atom + %.2f kB per edge (%d probes); with %.0f MB and a "
         "margin of %.0f %% a bin holds at most %d atoms and %d edges",
-        model.base / 1e6,
-        model.per_atom / 1e3,
-        model.per_edge / 1e3,
+        law.fixed / 1e6,
+        law.per_atom / 1e3,
+        law.per_edge / 1e3,
         len(probes),
         budget / 1e6,
         100 * MARGIN,
@@ -89,21 +65,21 @@ def calibrate_capacity(run: Run) -> Capacity:
     return Capacity(n_atoms, n_edges)
 
 
-def _solve(run: Run, model: MemoryModel, budget: float) -> tuple[int, int]:
+def _solve(run: Run, law: LinearCosts, budget: float) -> tuple[int, int]:
     """(atoms, edges) that fill the budget but for the margin; no more than one step of all data."""
     costs = run.train.costs
     total_atoms, total_edges = int(costs.n_atoms.sum()), int(costs.n_edges.sum())
     edges_per_atom = EDGE_SLACK * total_edges / total_atoms
-    room = (1.0 - MARGIN) * budget - model.base - _optimizer_bytes(run)
-    n_atoms = int(max(room, 0.0) / max(model.per_atom + model.per_edge * edges_per_atom, 1e-9))
+    room = (1.0 - MARGIN) * budget - law.fixed - _optimizer_bytes(run.updater.parameters)
+    n_atoms = int(max(room, 0.0) / max(law.per_atom + law.per_edge * edges_per_atom, 1e-9))
     most = -(-total_atoms // run.world.size) + int(costs.n_atoms.max())
     n_atoms = min(n_atoms, most)
     return n_atoms, int(n_atoms * edges_per_atom)
 
 
-def _optimizer_bytes(run: Run) -> float:
-    """What the first step of the optimizer will add: up to three numbers per weight."""
-    return 3.0 * sum(p.numel() * p.element_size() for p in run.trained_parameters)
+def _optimizer_bytes(parameters: list[nn.Parameter]) -> float:
+    """Bytes that the first step of the optimizer adds: up to three numbers per weight."""
+    return 3.0 * sum(p.numel() * p.element_size() for p in parameters)
 
 
 def _probe(run: Run, budget: float) -> NDArray[np.float64]:
@@ -144,10 +120,12 @@ def _graphs(run: Run, bins: list[NDArray[np.int64]]) -> list[Graph]:
 
 def _peak(run: Run, graph: Graph) -> float:
     """Peak memory, in bytes, of the gradient of one bin."""
-    counts = label_counts(graph, run.stage.loss.loss)
-    run.gradients.begin()
+    loss, updater = run.stage.loss, run.updater
+    counts = label_counts(graph, loss.loss)
+    weight = run.train.weight_of[graph.ids]
+    updater.zero_gradients()
     reset_peak(run.world)
-    backward(run, graph, lambda: counts, StepTimer())
+    backward(updater, graph, weight, loss, lambda: counts, StepTimer())
     return peak(run.world)
 
 
@@ -170,7 +148,7 @@ def peak(world: World) -> float:
 
 
 def _budget(run: Run) -> float:
-    """Bytes that a rank may use: as the settings say, or what its device has."""
+    """Bytes that a rank may use: those of the settings, or the free memory of its device."""
     given = run.settings.batching.max_memory_gb
     if given is not None:
         return 1e9 * given

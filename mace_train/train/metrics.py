@@ -32,17 +32,17 @@ class ErrorSums:
         device: torch.device | None = None,
         heads: Sequence[str] = (),
     ) -> None:
-        several = [f"head {name}" for name in heads] if len(heads) > 1 else []
-        self.n_heads = len(several)
+        of_heads = [f"head {name}" for name in heads] if len(heads) > 1 else []
+        self.n_heads = len(of_heads)
         self.config_types = config_types
         elements = [f"element {chemical_symbols[z]}" for z in atomic_numbers]
-        kinds = [f"config_type {name}" for name in config_types]
-        self.rows = ["all", *several, *kinds, *elements]
+        of_types = [f"config_type {name}" for name in config_types]
+        self.rows = ["all", *of_heads, *of_types, *elements]
         shape = (len(self.rows), len(QUANTITIES), 4)
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def add(self, prediction: Prediction, graph: Graph, config_type_of_graph: Tensor) -> None:
-        """Take in one batch; ``config_type_of_graph`` [n_graphs] indexes config_types."""
+        """Add one batch; ``config_type_of_graph`` [n_graphs] indexes config_types."""
         n_atoms = graph.n_atoms_of_graph.to(torch.float64)[:, None]
         rows = [torch.zeros_like(graph.heads), 1 + self.n_heads + config_type_of_graph]
         if self.n_heads:

@@ -59,7 +59,7 @@ def _group_of(name: str) -> str:
 
 
 def freeze(model: nn.Module, names: list[str]) -> None:
-    """Train only what no name covers; ``InputError`` for a name that covers nothing, or for all."""
+    """Freeze the parameters that a name covers; ``InputError`` if one covers none, or all do."""
     parameters = dict(model.named_parameters())
     for name in names:
         covered = [p for key, p in parameters.items() if key == name or key.startswith(f"{name}.")]
@@ -67,7 +67,7 @@ def freeze(model: nn.Module, names: list[str]) -> None:
             parts = sorted({".".join(key.split(".")[:2]) for key in parameters})
             raise InputError(
                 f"optimizer.freeze names {name!r}, which is no part of the model; its parts are "
-                f"{', '.join(parts)}, and what lies in them"
+                f"{', '.join(parts)}, and the parameters in them"
             )
         for parameter in covered:
             parameter.requires_grad_(False)
@@ -78,29 +78,29 @@ def freeze(model: nn.Module, names: list[str]) -> None:
 def make_optimizer(
     model: nn.Module,
     settings: OptimizerSettings,
-    kind: str | None = None,
+    name: str | None = None,
     *,
     on_device: bool = False,
 ) -> torch.optim.Optimizer:
-    """The optimizer ``kind`` (default: that of the settings) over the parameters that train.
+    """The optimizer ``name`` (default: that of the settings) over the parameters that are trained.
 
-    ``on_device`` keeps all that Adam and AdamW count on the weights' device, to be captured.
+    ``on_device`` keeps all state of Adam and AdamW on the weights' device, for a CUDA graph.
     """
-    kind = kind or settings.optimizer
-    if kind == "lbfgs":
+    name = name or settings.optimizer
+    if name == "lbfgs":
         members = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.optim.LBFGS([{"params": members, "lr_factor": 1.0}], lr=1.0, **_LBFGS)
     groups, betas = parameter_groups(model, settings), (settings.beta, settings.beta2)
-    if kind == "schedulefree":
+    if name == "schedulefree":
         return _schedule_free()([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    classes = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     options: dict[str, Any] = {"lr": settings.lr, "betas": betas, "amsgrad": settings.amsgrad}
     if on_device:
         device = next(model.parameters()).device
         for group in groups:  # in float32, as the fused kernels take it
             group["lr"] = torch.tensor(settings.lr, dtype=torch.float32, device=device)
         options |= {"fused": True, "capturable": True}
-    return kinds[kind](groups, **options)
+    return classes[name](groups, **options)
 
 
 def _schedule_free() -> Any:
@@ -120,7 +120,7 @@ def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its learning rate."""
+    """Set the learning rate of every group, ``lr`` times its ``lr_factor``."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr * group["lr_factor"])
@@ -172,14 +172,14 @@ def load_optimizer_state(
     tensors: dict[str, Tensor],
     numbers: dict[str, Any],
 ) -> None:
-    """Put back what ``optimizer_state`` took from an optimizer of the same kind."""
+    """Restore what ``optimizer_state`` gave for an optimizer of the same name."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         counts_on = parameter.device if optimizer.defaults.get("capturable") else None
         state = _state_of(name, tensors, numbers["state"], parameter.device, counts_on)
         if state and any(group.get("amsgrad") for group in optimizer.param_groups):
-            state.setdefault("max_exp_avg_sq", state["exp_avg_sq"].clone())  # on since, perhaps
+            state.setdefault("max_exp_avg_sq", state["exp_avg_sq"].clone())  # switched on since
         if state:
             optimizer.state[parameter] = state
     for group, values in zip(optimizer.param_groups, numbers["groups"], strict=False):
@@ -193,7 +193,7 @@ def _state_of(
     device: torch.device,
     counts_on: torch.device | None,
 ) -> dict[str, Any]:
-    """The state of one parameter; counts of steps are on the CPU where Adam is not captured."""
+    """The state of one parameter; Adam counts steps on the CPU, but on ``counts_on`` in a graph."""
     prefix = f"{name}."
     found = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
     given = {key.removeprefix(prefix): v for key, v in numbers.items() if key.startswith(prefix)}

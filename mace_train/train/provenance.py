@@ -41,7 +41,7 @@ defaults:
 
 
 def write_record(run: Run) -> None:
-    """Write the three files; the newest session's settings replace those before."""
+    """Write the three files; the settings of this session replace those before."""
     settings = asdict(run.settings)
     _write(run.output / "settings.json", json.dumps(settings, indent=1) + "\n")
     facts = provenance()
@@ -50,7 +50,7 @@ def write_record(run: Run) -> None:
         "from_step": run.progress.step,
         "ranks": run.world.size,
         "dataset_hash": run.statistics.dataset_hash,
-        "valid_hash": None if run.valid is None else run.valid.shards.dataset_hash,
+        "valid_hash": run.valid_hash,
         **facts,
     }
     sessions = [*_sessions(run.output / "provenance.json"), session]
@@ -73,7 +73,7 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except ValueError:
-        LOGGER.warning("%s cannot be read and is begun anew", path)
+        LOGGER.warning("%s cannot be read; a new file replaces it", path)
         return []
 
 

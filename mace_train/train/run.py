@@ -1,46 +1,23 @@
 """The parts of a training run, held together: what setup builds, state saves and the loop uses."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from mace_train.balance.costs import Costs
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.sampler import BinSampler
-from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
 from mace_train.model.mace import MACE
 from mace_train.settings import TrainSettings
 from mace_train.train.checkpoint_manager import CheckpointManager
-from mace_train.train.cuda_graphs import GraphedGradient, GraphedUpdate
-from mace_train.train.ema import EMA
-from mace_train.train.gradients import Gradients
 from mace_train.train.loss import LossSums
-from mace_train.train.lr_schedule import Schedule
-from mace_train.train.optim import evaluation_weights, is_schedule_free, make_optimizer
+from mace_train.train.splits import Split
 from mace_train.train.stages import Stage
-
-
-@dataclass
-class Split:
-    """One part of the data with what training looks up by structure id."""
-
-    shards: ShardSet
-    config_types: list[str]
-    config_type_of: Tensor  # [n] int64, index into config_types
-    weight_of: Tensor  # [n] float64, weight by config_type and head
-    head_of: NDArray[np.int64]  # [n] index into the model's heads
-
-    @cached_property
-    def costs(self) -> Costs:
-        """Atoms and edges of every structure."""
-        return Costs(self.shards.n_atoms.astype(np.int64), self.shards.n_edges.astype(np.int64))
+from mace_train.train.updater import Updater
 
 
 @dataclass
@@ -49,7 +26,7 @@ class Progress:
 
     epoch: int = -1  # last completed epoch, from 0
     step: int = 0  # optimizer steps so far
-    part_step: int = 0  # bins of every rank done in the running part of the next epoch
+    plan_step: int = 0  # bins of every rank done in the plan of the next epoch
     stage: int = 0  # index of the stage
     best_epoch: int = -1
     best_step: int = -1
@@ -61,6 +38,18 @@ class Progress:
     n_skipped_in_row: int = 0
     n_out_of_memory: int = 0  # times that the capacity was lowered
     n_starts: int = 0  # sessions so far
+
+    def to_header(self) -> dict[str, Any]:
+        """The entries of a checkpoint's header, where ``plan_step`` has its first name."""
+        entries = asdict(self)
+        return {"part_step" if name == "plan_step" else name: entries[name] for name in entries}
+
+    @classmethod
+    def from_header(cls, entries: dict[str, Any]) -> "Progress":
+        """What ``to_header`` gave; counters that an older file lacks are zero."""
+        return cls(
+            **{"plan_step" if name == "part_step" else name: entries[name] for name in entries}
+        )
 
 
 @dataclass
@@ -76,7 +65,7 @@ class EpochTotals:
         return EpochTotals(LossSums.zero(device), torch.zeros(2, dtype=torch.int64))
 
     def add(self, sums: LossSums, ids: Tensor) -> None:
-        """Take in a step that counts, with this rank's ids in it."""
+        """Add a step, with its loss sums and the ids [n] of this rank's structures in it."""
         self.sums = self.sums + sums
         self.seen = self.seen + torch.stack((torch.tensor(len(ids)), fingerprints(ids).sum()))
 
@@ -98,10 +87,7 @@ class Run:
     train: Split
     valid: Split | None
     model: MACE
-    gradients: Gradients
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    ema: EMA | None
+    updater: Updater
     sampler: BinSampler
     stages: list[Stage]
     checkpoint_manager: CheckpointManager
@@ -109,10 +95,8 @@ class Run:
     output: Path
     statistics: Statistics
     epoch_totals: EpochTotals
-    graphed_gradient: GraphedGradient | None = None  # with cluster.cuda_graphs
-    graphed_update: GraphedUpdate | None = None
-    epoch_plan: EpochPlan | None = None  # of the epoch that a resumed run stands in
-    last_errors: str | None = None  # RMSEs of the last validation, for people to watch
+    epoch_plan: EpochPlan | None = None  # of the epoch that a resumed run is in
+    last_errors: str | None = None  # RMSEs of the last validation, human-readable
 
     @property
     def dtype(self) -> torch.dtype:
@@ -131,29 +115,12 @@ class Run:
         return last and self.progress.bad_validations >= self.settings.patience
 
     @property
-    def starts_ahead(self) -> bool:
-        """Steps are decided by the device, so the next one may start before they are done."""
-        return self.graphed_update is not None and self.stage.optimizer in ("adam", "adamw")
-
-    @cached_property
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The weights that are not frozen."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+    def valid_hash(self) -> str | None:
+        """The hash of the validation data, None without."""
+        return None if self.valid is None else self.valid.shards.dataset_hash
 
     def lr(self, begin: float, end: float) -> float:
         """The learning rate of a step that lasts from ``begin`` to ``end``, in epochs from 0."""
-        return self.schedule.lr(begin, end) if self.stage.lr is None else self.stage.lr
-
-    def new_optimizer(self, kind: str) -> torch.optim.Optimizer:
-        """An optimizer of that kind over the weights that train."""
-        on_device = self.settings.cluster.cuda_graphs
-        optimizer = make_optimizer(self.model, self.settings.optimizer, kind, on_device=on_device)
-        if is_schedule_free(optimizer):
-            optimizer.train()  # type: ignore[attr-defined]
-        return optimizer
-
-    def weights_to_use(self) -> dict[str, Tensor] | None:
-        """The weights to validate and to keep, where they are not the model's own."""
-        if self.ema is not None and self.stage.optimizer in ("adam", "adamw"):
-            return self.ema.shadow
-        return evaluation_weights(self.optimizer, self.model)
+        if self.stage.lr is not None:
+            return self.stage.lr
+        return self.updater.schedule.lr(begin, end)

@@ -1,8 +1,8 @@
 """The stages of a training: which loss, optimizer and learning rate every epoch has.
 
 one      loss, optimizer and schedule of the settings
-two      other weights in the loss and a constant learning rate, with the same optimizer going
-         on (mace-torch's stage two)
+two      other weights in the loss and a constant learning rate, with the same optimizer and its
+         state (mace-torch's stage two)
 finish   the last epochs with another optimizer, from the best weights so far
 """
 
@@ -26,13 +26,13 @@ class Stage:
 def stages_of(settings: TrainSettings) -> list[Stage]:
     """The stages in their order; ``InputError`` where one would have no epoch."""
     n_epochs = settings.max_num_epochs
-    kind = settings.optimizer.optimizer
-    stages = [Stage("one", 0, settings.loss, kind, None)]
+    optimizer = settings.optimizer.optimizer
+    stages = [Stage("one", 0, settings.loss, optimizer, None)]
     if settings.stage_two.enabled:
         start = settings.stage_two.start
         start = max(1, n_epochs // 4 * 3) if start is None else start  # mace-torch's default
         loss = _loss_of_stage_two(settings.loss, settings.stage_two)
-        stages.append(Stage("two", start, loss, kind, settings.stage_two.lr))
+        stages.append(Stage("two", start, loss, optimizer, settings.stage_two.lr))
     if settings.finish.optimizer != "none":
         start = n_epochs - settings.finish.epochs
         last = stages[-1]
@@ -51,7 +51,7 @@ def stages_of(settings: TrainSettings) -> list[Stage]:
 
 
 def _loss_of_stage_two(loss: LossSettings, given: StageTwoSettings) -> LossSettings:
-    """The loss with the weights of stage two, on the terms that it has."""
+    """The loss with the weights of stage two, for the terms that it has."""
     names = ("energy_weight", "forces_weight", "stress_weight", "virials_weight")
     on = {
         name: getattr(given, name) for name in names if getattr(loss, name) > 0 or name in names[:2]

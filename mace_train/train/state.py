@@ -1,13 +1,16 @@
 """The state of a run as tensors and a header, and back again, at any step.
 
-At the same number of ranks a resumed run goes on bit for bit: weights, average, optimizer,
-schedule, stage, counters, this rank's sums of the running epoch, and the position in it; random
-numbers need no state, they follow from (seed, step, rank). At another number of ranks, or with
-other batches, the structures of the epoch that are still to come are planned anew, each once.
+At the same number of ranks a resumed run continues bit for bit: weights, EMA, optimizer, schedule,
+stage, counters, this rank's sums of the running epoch, and the position in it. Random numbers need
+no state, they follow from (seed, step, rank). At another number of ranks, or with other batches,
+the rest of the epoch is planned again, and each of its structures is trained on once.
 
 A run continues only with the model and the training data it began with. Settings of the optimizer,
-the schedule or the batches may change, announced. If the loss or the validation data change, the
-best loss so far means nothing any more and is forgotten, announced.
+the schedule or the batches may change, with a notice. If the loss or the validation data change,
+the best loss so far cannot be compared any more and is forgotten, with a notice.
+
+Files keep the names of the first versions: "average." for the EMA, "tally." for EpochTotals,
+"part.remaining", "part.pool" and "part_step" for the EpochPlan, so that any version reads them.
 """
 
 import json
@@ -19,67 +22,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.balance.bins import StructureIds
 from mace_train.balance.costs import Capacity
 from mace_train.balance.epoch_plan import EpochPlan, as_bits, from_bits
 from mace_train.errors import InputError
 from mace_train.settings import LossSettings
 from mace_train.train import checkpoint
 from mace_train.train.loss import LossSums
-from mace_train.train.optim import evaluation_weights, load_optimizer_state, optimizer_state
 from mace_train.train.provenance import provenance
 from mace_train.train.run import EpochTotals, Progress, Run
 
 LOGGER = logging.getLogger("mace_train")
+_TOTALS = ("tally.numerators", "tally.counts", "tally.seen")  # of EpochTotals, [n_ranks, ...]
 
 
 def save_state(run: Run, epoch_plan: EpochPlan | None = None) -> None:
     """Write a checkpoint that a run can be resumed from; called by all ranks together.
 
-    ``epoch_plan`` is what the run is working through, None between epochs.
+    ``epoch_plan`` is that of the running epoch, None between epochs.
     """
-    tallies = run.world.gather([t.cpu() for t in (*_sums(run.epoch_totals), run.epoch_totals.seen)])
+    totals = run.epoch_totals
+    own = (totals.sums.numerators, totals.sums.counts, totals.seen)
+    of_ranks = run.world.gather([value.cpu() for value in own])
     if not run.world.is_main:
         return
     tensors = checkpoint.with_prefix("model.", dict(run.model.named_parameters()))
-    shadow = run.ema.shadow if run.ema is not None else None
-    shadow = shadow or evaluation_weights(run.optimizer, run.model)
-    if shadow is not None:
-        tensors |= checkpoint.with_prefix("average.", shadow)
-    state, numbers = optimizer_state(run.optimizer, run.model)
-    tensors |= checkpoint.with_prefix("optimizer.", state)
-    header = _header(run) | {
-        "schedule": run.schedule.state_dict(),
-        "average_updates": run.ema.n_updates if run.ema is not None else 0,
-        "optimizer": {"kind": run.stage.optimizer, **numbers},
-        "sampler": run.sampler.origin(),
-    }
+    updater_tensors, updater_header = run.updater.state()
+    tensors |= updater_tensors
+    header = _header(run) | updater_header | {"sampler": run.sampler.origin()}
     if epoch_plan is not None:
-        for name, values in zip(
-            ("numerators", "counts", "seen"), zip(*tallies, strict=True), strict=True
-        ):
-            tensors[f"tally.{name}"] = torch.stack(values)
-        tensors["part.remaining"] = _bits(
-            epoch_plan.remaining_ids(run.progress.part_step), epoch_plan
-        )
+        for name, values in zip(_TOTALS, zip(*of_ranks, strict=True), strict=True):
+            tensors[name] = torch.stack(values)
+        remaining = epoch_plan.remaining_ids(run.progress.plan_step)
+        tensors["part.remaining"] = _bits(remaining, epoch_plan)
         if epoch_plan.structure_ids is not None:
             tensors["part.pool"] = _bits(epoch_plan.structure_ids, epoch_plan)
         header["plan"] = epoch_plan.plan.fingerprint
     run.checkpoint_manager.save(tensors, header)
 
 
-def _sums(totals: EpochTotals) -> tuple[Tensor, Tensor]:
-    return totals.sums.numerators, totals.sums.counts
-
-
-def _bits(ids: Any, epoch_plan: EpochPlan) -> Tensor:
+def _bits(ids: StructureIds, epoch_plan: EpochPlan) -> Tensor:
     return torch.from_numpy(as_bits(ids, epoch_plan.n_structures))
 
 
 def save_best(run: Run) -> None:
-    """Write the weights that were just validated."""
+    """Write the weights that were just validated, on rank 0."""
     if not run.world.is_main:
         return
-    tensors = run.weights_to_use() or dict(run.model.named_parameters())
+    tensors = run.updater.weights_to_use() or dict(run.model.named_parameters())
     names = ["best"]
     if run.stage.name == "one" and len(run.stages) > 1:
         names.append("best_of_stage_one")
@@ -90,9 +80,9 @@ def _header(run: Run) -> dict[str, Any]:
     return {
         **checkpoint.model_header(run.model),
         "default_dtype": run.settings.default_dtype,
-        "progress": asdict(run.progress),
+        "progress": run.progress.to_header(),
         "dataset_hash": run.statistics.dataset_hash,
-        "valid_hash": None if run.valid is None else run.valid.shards.dataset_hash,
+        "valid_hash": run.valid_hash,
         "settings": asdict(run.settings),
         "provenance": provenance(),
     }
@@ -103,33 +93,19 @@ def resume(run: Run) -> None:
 
     Raises ``InputError`` when none is, or if it is of another model or other training data.
     """
-    tensors, header, path = run.world.from_main(run.checkpoint_manager.newest)
+    tensors, header, path = run.world.broadcast_result(run.checkpoint_manager.newest)
     _check_same_origin(run, header, path)
     checkpoint.load_parameters(run.model, tensors, "model.", path)
-    _load_ema(run, tensors, header["average_updates"])
-    run.schedule.load_state_dict(header["schedule"])
-    run.progress = Progress(**header["progress"])
+    run.progress = Progress.from_header(header["progress"])
     run.progress.stage = min(run.progress.stage, len(run.stages) - 1)
-    _load_optimizer(run, tensors, header["optimizer"])
+    run.updater.load_state(tensors, header, run.stage.optimizer)
     _load_capacity(run, header)
     _load_epoch_plan(run, tensors, header)
-    _announce_changes(run, header)
+    _log_changes(run, header)
     time = 1.0 + run.progress.epoch
     if run.epoch_plan is not None:
-        time = run.epoch_plan.time(run.progress.part_step)
+        time = run.epoch_plan.time(run.progress.plan_step)
     LOGGER.info("resumed from %s after step %d, %.2f epochs", path, run.progress.step, time)
-
-
-def _load_optimizer(run: Run, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    kind = run.stage.optimizer
-    run.optimizer = run.new_optimizer(kind)
-    before = numbers["kind"]
-    if kind != before and {kind, before} != {"adam", "adamw"}:
-        LOGGER.warning("the optimizer was %s and is %s now: it starts anew", before, kind)
-        return
-    prefix = "optimizer."
-    state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    load_optimizer_state(run.optimizer, run.model, state, numbers)
 
 
 def _load_capacity(run: Run, header: dict[str, Any]) -> None:
@@ -143,12 +119,12 @@ def _load_capacity(run: Run, header: dict[str, Any]) -> None:
 
 
 def _load_epoch_plan(run: Run, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Where in the epoch the run stands: the same plan at the same step, or a plan of the rest."""
+    """The position in the epoch: the same plan at the same step, or a new plan of the rest."""
     if "part.remaining" not in tensors:
         return
     n, epoch = len(run.sampler.costs), run.progress.epoch + 1
 
-    def ids(name: str) -> Any:
+    def ids(name: str) -> StructureIds:
         return from_bits(tensors[name].numpy(), n)
 
     before, now = header["sampler"], _as_json(run.sampler.origin())
@@ -163,12 +139,10 @@ def _load_epoch_plan(run: Run, tensors: dict[str, Tensor], header: dict[str, Any
             changed = ["another version of the packer"]
     if changed:
         remaining = ids("part.remaining")
-        run.epoch_plan, run.progress.part_step = (
-            EpochPlan.remaining(run.sampler, epoch, remaining),
-            0,
-        )
+        run.epoch_plan = EpochPlan.remaining(run.sampler, epoch, remaining)
+        run.progress.plan_step = 0
         LOGGER.warning(
-            "the %d structures left of epoch %d are planned anew (%s)",
+            "the remaining %d structures of epoch %d are planned again (%s)",
             len(remaining),
             epoch + 1,
             ", ".join(changed),
@@ -177,12 +151,12 @@ def _load_epoch_plan(run: Run, tensors: dict[str, Tensor], header: dict[str, Any
 
 
 def _load_totals(run: Run, tensors: dict[str, Tensor]) -> None:
-    """This rank's own sums; at another number of ranks the first one takes them all."""
-    parts = [tensors[f"tally.{name}"] for name in ("numerators", "counts", "seen")]
-    if len(parts[0]) == run.world.size:
-        numerators, counts, seen = (part[run.world.rank] for part in parts)
+    """This rank's own totals; at another number of ranks the first one takes them all."""
+    of_ranks = [tensors[name] for name in _TOTALS]
+    if len(of_ranks[0]) == run.world.size:
+        numerators, counts, seen = (values[run.world.rank] for values in of_ranks)
     elif run.world.is_main:
-        numerators, counts, seen = (part.sum(0) for part in parts)
+        numerators, counts, seen = (values.sum(0) for values in of_ranks)
     else:
         return
     device = run.world.device
@@ -213,19 +187,7 @@ def _check_same_origin(run: Run, header: dict[str, Any], path: Path) -> None:
         )
 
 
-def _load_ema(run: Run, tensors: dict[str, Tensor], n_updates: int) -> None:
-    """The moving average of the checkpoint, or one that starts from its weights."""
-    if run.ema is None:
-        return
-    prefix = "average." if n_updates else "model."
-    run.ema.shadow = {
-        name: tensors[prefix + name].detach().clone().to(run.world.device)
-        for name in run.ema.shadow
-    }
-    run.ema.n_updates = n_updates
-
-
-def _announce_changes(run: Run, header: dict[str, Any]) -> None:
+def _log_changes(run: Run, header: dict[str, Any]) -> None:
     """Log settings that changed; forget the best loss where it cannot be compared."""
     before, now = _flat(header["settings"]), _flat(_as_json(asdict(run.settings)))
     ignored = ("output", "data_dir", "restart_latest", "logger", "cluster", "checkpoints")
@@ -236,12 +198,11 @@ def _announce_changes(run: Run, header: dict[str, Any]) -> None:
     ]
     if changed:
         LOGGER.warning("settings changed since the checkpoint: %s", ", ".join(changed))
-    valid_hash = None if run.valid is None else run.valid.shards.dataset_hash
     loss_changed = LossSettings(**header["settings"]["loss"]) != run.settings.loss
-    if loss_changed or header["valid_hash"] != valid_hash:
-        LOGGER.warning("the loss or the validation data changed: the best loss starts anew")
+    if loss_changed or header["valid_hash"] != run.valid_hash:
+        LOGGER.warning("the loss or the validation data changed: the best loss so far is forgotten")
         run.progress.best_loss, run.progress.bad_validations = None, 0
-        run.schedule.forget()
+        run.updater.schedule.forget()
 
 
 def _as_json(value: Any) -> Any:

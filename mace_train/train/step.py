@@ -1,29 +1,31 @@
-"""One step of the optimizer on all ranks, and what happens when it cannot be made.
+"""One step of the optimizer on all ranks, and what went wrong where it cannot be made.
 
 A rank's bins (one, or several where gradients are accumulated) give gradients that are summed over
-bins and ranks. The denominators of the loss are known before the first forward pass ends: one small
-sum over ranks, which also carries the flags to stop or to write a checkpoint, so all ranks hear of
-them in the same step. Whatever goes wrong on one rank (out of memory, a loss that is not finite)
-makes the norm of the summed gradient not finite on every rank, and all of them take the same turn.
-With a captured update (cuda_graphs.py) a step is started before the one before it is finished.
+bins and ranks. One small sum over ranks gives the denominators of the loss before the first forward
+pass ends. It also carries stop and save flags, so that all ranks react in the same step. Whatever
+goes wrong on one rank (out of memory, a loss that is not finite) makes the norm of the summed
+gradient not finite on every rank, so all of them give the step up. With a captured update
+(cuda_graphs.py) a step is started before the one before it is finished.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from mace_train.data.graph import Graph
 from mace_train.data.loading.packed import on_device
+from mace_train.distributed.world import World
 from mace_train.model.derivatives import predict
-from mace_train.train.cuda_graphs import item_later
+from mace_train.settings import LossSettings
 from mace_train.train.loss import TERMS, LossSums, label_counts, loss_sums, needs_stress
 from mace_train.train.lr_schedule import scaled
-from mace_train.train.optim import set_lr
 from mace_train.train.run import Run
 from mace_train.train.timing import StepTimer
+from mace_train.train.updater import Updater
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,22 @@ class StepFailure:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class StepCounts:
+    """What a step holds over all ranks, known before its loss."""
+
+    labels: Tensor  # [4] float64, denominators of the terms of the loss
+    n_structures: int
+    flags: list[float]  # how many ranks have set each flag
+
+
 @dataclass
 class StepInFlight:
-    """A step on its way: a GPU may still be at it."""
+    """A step that has been launched but not synchronized."""
 
-    ids: Tensor  # this rank's structures
-    n_structures: int  # over all ranks
-    flags: list[float]  # how many ranks want each of what the caller offered
-    sums: LossSums
+    ids: Tensor  # [n] of this rank's structures
+    counts: StepCounts
+    sums: LossSums  # of this rank
     lr: float
     norm: Callable[[], float]  # waits for it; not finite if the step changed nothing
     own_square: Tensor | None = None  # see noise_scale.py
@@ -66,7 +76,11 @@ def train_step(
     timer: StepTimer | None = None,
     flags: tuple[float, ...] = (),
 ) -> StepResult:
-    """One step with ``graphs`` of this rank, on the host; ``lr`` is before any scaling."""
+    """One whole step, for programs that make steps of their own (scripts/measure_costs.py).
+
+    Takes ``graphs`` of this rank, on the host, and the learning rate before any scaling. Does not
+    count the step in ``run.progress``; a step that failed is not handled (failed_steps.py).
+    """
     timer = timer or StepTimer()
     return finish_step(run, start_step(run, graphs, lr, timer, flags), timer)
 
@@ -79,28 +93,28 @@ def start_step(
     flags: tuple[float, ...] = (),
     n_ahead: int = 0,
 ) -> StepInFlight:
-    """Begin a step while ``n_ahead`` others are on their way, only with ``run.starts_ahead``."""
-    number = run.progress.step + n_ahead
-    run.world.signal_life(number, "compute")
+    """Launch a step; ``n_ahead`` steps are in flight, above 0 only with ``updater.starts_ahead``.
+
+    Takes ``graphs`` of this rank, on the host, the learning rate before any scaling, and flags (0.0
+    or 1.0) that are summed over ranks.
+    """
+    number, updater = run.progress.step + n_ahead, run.updater
+    run.world.report_progress(number, "compute")
     seed_step(run, number)
-    totals, failure, sums = accumulate(run, graphs, timer, flags)
-    n_structures = int(totals[len(TERMS)])
+    counts = count_over_ranks(graphs, run.stage.loss, flags, run.world, timer)
+    sums, failure = accumulate(run, graphs, counts, timer)
     ids = torch.cat([graph.ids for graph in graphs])
-    started = StepInFlight(
-        ids=ids[ids >= 0],  # without what was filled up
-        n_structures=n_structures,
-        flags=totals[len(TERMS) + 1 :].tolist(),
+    lr = scaled(lr, run.settings.optimizer, counts().n_structures)
+    own_square = updater.gradients.own_square() if run.settings.logger.noise_scale else None
+    return StepInFlight(
+        ids=ids[ids >= 0],  # without padding
+        counts=counts(),
         sums=sums,
-        lr=scaled(lr, run.settings.optimizer, n_structures),
-        norm=lambda: math.nan,
+        lr=lr,
+        norm=updater.update(lr, timer),
+        own_square=own_square,
         failure=failure,
     )
-    if run.settings.logger.noise_scale:
-        started.own_square = run.gradients.own_square()
-    set_lr(run.optimizer, started.lr)
-    update = _update_on_device if run.starts_ahead else _update
-    started.norm = update(run, timer)
-    return started
 
 
 def finish_step(run: Run, started: StepInFlight, timer: StepTimer) -> StepResult:
@@ -108,35 +122,12 @@ def finish_step(run: Run, started: StepInFlight, timer: StepTimer) -> StepResult
     with timer("compute"):
         result = StepResult(started, started.norm())
     if not math.isfinite(result.norm):
-        result.failures = _failures(run, started)
+        result.failures = _failures(run.updater, run.world, started)
         return result
-    if run.starts_ahead and run.ema is not None:
-        run.ema.n_updates += 1
+    run.updater.count_update()
     if started.own_square is not None:
         result.noise = (float(started.own_square), result.norm**2)
     return result
-
-
-def _update(run: Run, timer: StepTimer) -> Callable[[], float]:
-    """Let the optimizer go on if the gradient is finite; its norm."""
-    with timer("compute"):
-        norm = run.gradients.norm()
-    if math.isfinite(norm):
-        with timer("optimizer"):
-            run.gradients.clip(norm, run.settings.clip_grad)
-            run.optimizer.step()
-            if run.ema is not None:
-                run.ema.update(run.model)
-    else:
-        run.gradients.begin()
-    return lambda: norm
-
-
-def _update_on_device(run: Run, timer: StepTimer) -> Callable[[], float]:
-    """The same, decided by the device; what waits for the norm."""
-    assert run.graphed_update is not None
-    with timer("optimizer"):
-        return item_later(run.graphed_update.step(run.optimizer))
 
 
 def seed_step(run: Run, number: int) -> None:
@@ -144,66 +135,81 @@ def seed_step(run: Run, number: int) -> None:
     torch.manual_seed(hash((run.settings.seed, number, run.world.rank)) & (2**63 - 1))
 
 
-def accumulate(
-    run: Run, graphs: list[Graph], timer: StepTimer, flags: tuple[float, ...] = ()
-) -> tuple[Tensor, str | None, LossSums]:
-    """Sum the gradients of all bins over all ranks; (totals, what failed here, own loss sums).
-
-    totals = counts of labels [4], structures, flags; each over all ranks.
-    """
-    loss = run.stage.loss
-    counts = sum(
-        (label_counts(graph, loss.loss) for graph in graphs), torch.zeros(4, dtype=torch.float64)
-    )
+def count_over_ranks(
+    graphs: Sequence[Graph],
+    loss: LossSettings,
+    flags: tuple[float, ...],
+    world: World,
+    timer: StepTimer,
+) -> Callable[[], StepCounts]:
+    """Begin to sum the counts of this rank's graphs and its flags; what waits for the sums."""
+    zero = torch.zeros(len(TERMS), dtype=torch.float64)
+    labels = sum((label_counts(graph, loss.loss) for graph in graphs), zero)
     n_structures = sum(int((graph.ids >= 0).sum()) for graph in graphs)
     more = torch.tensor([n_structures, *flags], dtype=torch.float64)
-    waiting = run.world.sum_later(torch.cat((counts, more)))
-    run.gradients.begin(own_norm=run.settings.logger.noise_scale)
-    totals: Tensor | None = None
+    over_ranks = world.all_reduce_async(torch.cat((labels, more)))
 
-    def known() -> Tensor:
-        nonlocal totals
-        if totals is None:
-            with timer("communication"):
-                totals = waiting()
-        return totals
+    @cache  # waits once
+    def counts() -> StepCounts:
+        with timer("communication"):
+            labels, n_structures, flags = over_ranks().tensor_split((len(TERMS), len(TERMS) + 1))
+        return StepCounts(labels, int(n_structures), flags.tolist())
 
-    failure, sums = None, LossSums.zero(run.world.device)
+    return counts
+
+
+def accumulate(
+    run: Run, graphs: list[Graph], counts: Callable[[], StepCounts], timer: StepTimer
+) -> tuple[LossSums, str | None]:
+    """Sum the gradients of all bins over all ranks; (own loss sums, what failed on this rank)."""
+    updater, world, loss = run.updater, run.world, run.stage.loss
+    updater.zero_gradients()
+    failure, sums = None, LossSums.zero(world.device)
     for i, graph in enumerate(graphs):
-        if i == len(graphs) - 1 and run.graphed_gradient is None:
-            run.gradients.send_when_done()
+        if i == len(graphs) - 1 and updater.graphed_gradient is None:
+            updater.gradients.send_when_done()
+        weight = run.train.weight_of[graph.ids]
         try:
-            sums = sums + backward(run, graph, known, timer)
+            sums = sums + backward(updater, graph, weight, loss, lambda: counts().labels, timer)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             failure = str(error).splitlines()[0]
             break
-    known()
+    counts()
     with timer("communication"):
-        run.world.signal_life(run.progress.step, "waiting for the gradients of the others")
-        run.gradients.finish(failed=failure is not None)
-    return known(), failure, sums
+        world.report_progress(run.progress.step, "waiting for the gradients of the others")
+        updater.gradients.finish(failed=failure is not None)
+    return sums, failure
 
 
-def backward(run: Run, graph: Graph, known: Callable[[], Tensor], timer: StepTimer) -> LossSums:
-    """Add the gradient of one bin to this rank's; the bin's loss sums."""
-    loss = run.stage.loss
-    weight = run.train.weight_of[graph.ids]
-    if run.graphed_gradient is not None:
-        counts = known()[: len(TERMS)]
+def backward(
+    updater: Updater,
+    graph: Graph,
+    structure_weight: Tensor,
+    loss: LossSettings,
+    label_counts_over_ranks: Callable[[], Tensor],
+    timer: StepTimer,
+) -> LossSums:
+    """Add the gradient of one bin to this rank's; the bin's loss sums.
+
+    Takes a graph and weights of its structures [n_graphs], both on the host, and what waits for the
+    denominators [4] of the loss, which the forward pass does not need.
+    """
+    if updater.graphed_gradient is not None:
+        counts = label_counts_over_ranks()
         with timer("compute"):
-            return run.graphed_gradient.add(graph, weight, counts, loss)
+            return updater.graphed_gradient.add(graph, structure_weight, counts, loss)
     with timer("compute"):
-        graph = on_device(graph, run.world.device)
-        prediction = predict(run.model, graph, stress=needs_stress(loss), create_graph=True)
-        weight = weight.to(graph.weight)
+        graph = on_device(graph, updater.gradients.flat.device)
+        prediction = predict(updater.model, graph, stress=needs_stress(loss), create_graph=True)
+        weight = structure_weight.to(graph.weight)
         sums = loss_sums(prediction, graph, loss, structure_weight=weight)
-    counts = known()[: len(sums.counts)]
+    counts = label_counts_over_ranks()
     with timer("compute"):
         value = sums.loss(loss, counts.to(sums.numerators))
         # gradients of the edge vectors are not needed
-        torch.autograd.backward(value, inputs=run.trained_parameters)
+        torch.autograd.backward(value, inputs=updater.parameters)
     return sums.detached()
 
 
@@ -212,18 +218,16 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _failures(run: Run, started: StepInFlight) -> list[StepFailure]:
-    """What went wrong on every rank."""
-    if started.failure is not None and run.graphed_gradient is not None:
-        run.graphed_gradient.forget()
-    if run.world.device.type == "cuda":
-        torch.cuda.empty_cache()
+def _failures(updater: Updater, world: World, started: StepInFlight) -> list[StepFailure]:
+    """What went wrong on every rank; called by all of them."""
     own = None
     if started.failure is not None:
+        updater.free_memory()
         own = StepFailure("memory", started.ids.tolist(), started.failure)
     elif not torch.isfinite(started.sums.numerators).all():
         own = StepFailure("loss", started.ids.tolist())
-    failures = [one for one in run.world.gather_all(own) if one is not None]
-    if run.graphed_update is not None:
-        run.graphed_update.go_on()
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+    failures = [one for one in world.gather_all(own) if one is not None]
+    updater.go_on()
     return failures

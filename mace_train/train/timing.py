@@ -1,14 +1,14 @@
 """Where the time of an epoch goes: data, compute, communication, optimizer.
 
 Compute ends when the gradient's norm is known, which waits for a GPU. On a GPU the sums over ranks
-run beside the backward pass, and what they take beyond it counts as compute.
+run during the backward pass, and the time they take beyond it counts as compute.
 """
 
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ import torch
 from mace_train.distributed.world import World
 
 PHASES = ("data", "compute", "communication", "optimizer")
-_Item = TypeVar("_Item")
 
 
 class StepTimer:
@@ -36,19 +35,8 @@ class StepTimer:
         finally:
             self.seconds[name] += time.perf_counter() - start
 
-    def waiting(self, items: Iterable[_Item]) -> Iterator[_Item]:
-        """The items; what they take to come counts as data."""
-        iterator = iter(items)
-        while True:
-            with self("data"):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item
-
     def step_done(self) -> None:
-        """Note the compute time of one step."""
+        """Keep the compute time of one step."""
         self.compute_of_step.append(self.seconds["compute"] - self._mark)
         self._mark = self.seconds["compute"]
 

@@ -1,6 +1,6 @@
 """The training loop: epochs of balanced steps, stages, validation, checkpoints, early stopping.
 
-Every decision (best so far, stop, go on) is taken from numbers that are equal on all ranks or by
+Every decision (best so far, stop, continue) is made from numbers that are equal on all ranks, or by
 rank 0 and broadcast, so ranks cannot diverge.
 """
 
@@ -20,7 +20,7 @@ from mace_train.settings import TrainSettings
 from mace_train.train import checkpoint
 from mace_train.train.ema import fill
 from mace_train.train.epoch import EpochLoop
-from mace_train.train.failed_steps import what_is_left
+from mace_train.train.failed_steps import where_to_continue
 from mace_train.train.lbfgs import LbfgsLoop
 from mace_train.train.log import MetricsLog, epoch_line, rmse_text
 from mace_train.train.run import Run
@@ -36,8 +36,8 @@ LOGGER = logging.getLogger("mace_train")
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Train as ``settings`` say; the last record of metrics (on rank 0, {} elsewhere).
 
-    Raises ``SystemExit`` after a checkpoint when a signal asked for it, ``InputError`` with the
-    rank at fault when one dies or hangs.
+    Raises ``SystemExit`` when a signal has ended it, after a checkpoint, and ``InputError`` that
+    names the rank when one dies or hangs.
     """
     with (
         Interruption() as interruption,
@@ -57,11 +57,11 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 def fit(run: Run, interruption: Interruption | None = None) -> dict[str, Any]:
     """Train until the last epoch, until early stopping, or until a signal asks to stop."""
     record: dict[str, Any] = {}
-    with interruption or Interruption() as asked:
+    with interruption or Interruption() as caught:
         log = _start_log(run)
         code = 1
         try:
-            record, interrupted = _epochs(run, log, asked)
+            record, interrupted = _epochs(run, log, caught)
             run.checkpoint_manager.close()
             code = 0
         finally:
@@ -75,7 +75,7 @@ def fit(run: Run, interruption: Interruption | None = None) -> dict[str, Any]:
 def _epochs(
     run: Run, log: MetricsLog | None, interruption: Interruption
 ) -> tuple[dict[str, Any], bool]:
-    """(last record, whether a signal ended it) of all epochs that are left."""
+    """(last record, whether a signal ended it) of all epochs that are not done yet."""
     settings, progress = run.settings, run.progress
     record: dict[str, Any] = {}
     watch, first_epoch = Stopwatch(), progress.epoch + 1
@@ -84,7 +84,7 @@ def _epochs(
         loop = (LbfgsLoop if run.stage.optimizer == "lbfgs" else EpochLoop)(run, interruption)
         new = _one_epoch(run, loop)
         if loop.interrupted:
-            return record, _announce_interruption(run, interruption)
+            return record, _log_interruption(run, interruption)
         record = new
         _end_stage_early(run)
         done = max(progress.epoch + 1 - first_epoch, 1)
@@ -95,14 +95,14 @@ def _epochs(
         if log is not None:
             log.write(record)
             LOGGER.info("%s", epoch_line(record, settings.max_num_epochs))
-        flags = run.world.sum_later(torch.tensor([int(interruption.signal is not None)]))()
+        flags = run.world.all_reduce_async(torch.tensor([int(interruption.signal is not None)]))()
         if flags.item() and progress.epoch + 1 < settings.max_num_epochs:
-            return record, _announce_interruption(run, interruption)
-    _announce_end(run, record)
+            return record, _log_interruption(run, interruption)
+    _log_end(run, record)
     return record, False
 
 
-def _announce_interruption(run: Run, interruption: Interruption) -> bool:
+def _log_interruption(run: Run, interruption: Interruption) -> bool:
     LOGGER.warning(
         "stopped by signal %s after step %d; restart_latest=true continues from here",
         interruption.signal or "of another rank",
@@ -112,7 +112,7 @@ def _announce_interruption(run: Run, interruption: Interruption) -> bool:
 
 
 def _start_log(run: Run) -> MetricsLog | None:
-    """Announce the run and open its metrics, on rank 0."""
+    """Log what the run is and open its metrics, on rank 0."""
     if not run.world.is_main:
         return None
     lock = start_output(run)
@@ -120,7 +120,7 @@ def _start_log(run: Run) -> MetricsLog | None:
     log.on_close(lock.close)
     log.keep_until(run.progress.epoch, run.progress.step)
     n_weights = sum(parameter.numel() for parameter in run.model.parameters())
-    n_frozen = n_weights - sum(parameter.numel() for parameter in run.trained_parameters)
+    n_frozen = n_weights - sum(parameter.numel() for parameter in run.updater.parameters)
     LOGGER.info(
         "%s: %d weights%s (%s), %d training structures, %d %s on %s; packer %s, at most %d "
         "atoms and %d edges per rank and step",
@@ -139,13 +139,13 @@ def _start_log(run: Run) -> MetricsLog | None:
     return log
 
 
-def _announce_end(run: Run, record: dict[str, Any]) -> None:
-    """Say why the run ends here and what it left behind."""
+def _log_end(run: Run, record: dict[str, Any]) -> None:
+    """Log why the run ended and where its checkpoints are."""
     progress = run.progress
     if run.stopped:
         LOGGER.info(
             "stopped early after epoch %d: %d validations without improvement; raise patience to "
-            "go on",
+            "continue",
             progress.epoch + 1,
             progress.bad_validations,
         )
@@ -161,7 +161,7 @@ def _announce_end(run: Run, record: dict[str, Any]) -> None:
 
 
 def _enter_stage(run: Run) -> None:
-    """Begin the stage that the next epoch belongs to, if it has not begun."""
+    """Start the stage that the next epoch belongs to, if it has not started."""
     progress = run.progress
     index = stage_of(run.stages, progress.epoch + 1)
     if index == progress.stage:
@@ -180,26 +180,26 @@ def _enter_stage(run: Run) -> None:
     progress.bad_validations = 0
     if stage.optimizer != before.optimizer or stage.name == "finish":
         _start_from_best(run)
-        run.optimizer = run.new_optimizer(stage.optimizer)
+        run.updater.start_optimizer(stage.optimizer)
 
 
 def _start_from_best(run: Run) -> None:
-    """Take the best weights so far into the model."""
+    """Give the model the best weights so far."""
     path = run.checkpoint_manager.path(f"best-{run.progress.best_step:010d}")
 
     def read() -> dict[str, Any]:
         run.checkpoint_manager.wait()
         return checkpoint.read(path)[0]
 
-    tensors = run.world.from_main(read)
+    tensors = run.world.broadcast_result(read)
     fill(run.model, {name.removeprefix("model."): value for name, value in tensors.items()})
 
 
 def _end_stage_early(run: Run) -> None:
-    """Where patience runs out in a stage that is not the last, the next one begins."""
+    """Start the next stage with the next epoch where patience runs out in one before the last."""
     progress = run.progress
-    out = progress.bad_validations >= run.settings.patience
-    if out and progress.stage + 1 < len(run.stages):
+    no_patience = progress.bad_validations >= run.settings.patience
+    if no_patience and progress.stage + 1 < len(run.stages):
         following = run.stages[progress.stage + 1]
         LOGGER.info(
             "%d validations without improvement end stage %s",
@@ -210,7 +210,7 @@ def _end_stage_early(run: Run) -> None:
 
 
 def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
-    """Train one epoch, validate, and note the result in the run's progress."""
+    """Train one epoch, validate, and keep the result in ``run.progress``; its record."""
     settings, progress = run.settings, run.progress
     sums = loop.train()
     if loop.interrupted:
@@ -236,7 +236,7 @@ def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
         progress.best_epoch, progress.best_step = epoch, progress.step
         save_best(run)
     elif (epoch + 1) % settings.eval_interval == 0 or epoch + 1 == settings.max_num_epochs:
-        run.world.signal_life(progress.step, "validation")
+        run.world.report_progress(progress.step, "validation")
         record |= _validate(run, epoch)
     return record
 
@@ -248,9 +248,9 @@ def _validate(run: Run, epoch: int) -> dict[str, Any]:
     if not math.isfinite(loss):
         raise InputError(
             f"the validation loss after epoch {epoch + 1} is {loss}; lower optimizer.lr, and "
-            f"check the labels of the validation data; {what_is_left(run)}"
+            f"check the labels of the validation data; {where_to_continue(run.checkpoint_manager)}"
         )
-    run.schedule.validated(loss)
+    run.updater.schedule.validated(loss)
     if progress.best_loss is None or loss < progress.best_loss:
         progress.best_loss, progress.best_epoch, progress.bad_validations = loss, epoch, 0
         progress.best_step = progress.step

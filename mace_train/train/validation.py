@@ -22,7 +22,7 @@ from mace_train.train.run import Run
 
 
 def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
-    """(loss, table of errors) of the averaged weights on the validation split, on every rank.
+    """(loss, table of errors) of the weights to use on the validation split, on every rank.
 
     The loss is that of one head where ``checkpoints.head`` names it.
     """
@@ -31,7 +31,7 @@ def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
     bins = evaluation_bins(split.costs, run.settings.batching, world)
     names = model.data.head_names
     errors = ErrorSums(split.config_types, model.data.atomic_numbers, world.device, names)
-    judged = run.settings.checkpoints.head
+    best_head = run.settings.checkpoints.head
     total = LossSums.zero(world.device)
     graphs = batches(
         split.shards,
@@ -43,12 +43,12 @@ def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
         pin_memory=world.device.type == "cuda",
     )
     stress = bool(split.shards.has_stress.any())
-    with holding(model, run.weights_to_use()):
+    with holding(model, run.updater.weights_to_use()):
         for graph in graphs:
             ids, graph = graph.ids, on_device(graph, world.device)
             prediction = predict(model, graph, stress=stress, create_graph=False)
             weight = split.weight_of[ids].to(graph.weight)
-            counted = graph if judged is None else _of_head(graph, names.index(judged))
+            counted = graph if best_head is None else _of_head(graph, names.index(best_head))
             sums = loss_sums(prediction, counted, run.stage.loss, structure_weight=weight)
             total = total + sums.detached()
             errors.add(prediction, graph, split.config_type_of[ids].to(world.device))
@@ -73,7 +73,7 @@ def evaluation_bins(
 
 
 def _capacity(costs: Costs, settings: BatchingSettings) -> Capacity:
-    """Capacity of one rank and batch: the given limits, where a larger structure goes alone."""
+    """Capacity of one rank and batch: the given limits, or that of the largest structure."""
 
     def limit(given: int | None, largest: int) -> int | None:
         return None if given is None else max(given, largest)

@@ -8,9 +8,9 @@ Two gloo ranks hold half of the structures each. In turns they make a step (loss
     DDP         each its half, with torch's DistributedDataParallel
 
 The time of a step is that of the slower rank. All kinds are timed in every round, and the median
-over rounds of the ratio within a round is what counts, as others use this machine. CPU time is
-that of all threads of both ranks. Also printed: the share of the gradient that is on its way before
-the backward pass has ended.
+over rounds of the ratio within a round is what counts, as others use this machine. CPU time is that
+of all threads of both ranks. Also printed: the share of the gradient whose all-reduce has started
+before the backward pass has ended.
 
     python scripts/bench/data_parallel.py --json data_parallel.json [--channels 64] [--steps 15]
                                           [--device cuda]

@@ -11,7 +11,7 @@ from machine import Machine, cpu_seconds, measure_machine
 
 from mace_train.ops.codegen.kernel_spec import Kernel, Loop, Role
 from mace_train.ops.cpp import compiler as cpp_compiler
-from mace_train.ops.cpp.kernel import NativeKernel
+from mace_train.ops.cpp.kernel import CppKernel
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def limits_of_kernels(step: Callable[[], object], dtype: torch.dtype, repeats: i
 
 def _one(step: Callable[[], object], machine: Machine) -> tuple[float, float, float, float]:
     spent, fma, moved = 0.0, 0.0, 0.0
-    run = NativeKernel.run
+    run = CppKernel.run
 
-    def timed(self: NativeKernel, *arguments: Any) -> Any:
+    def timed(self: CppKernel, *arguments: Any) -> Any:
         nonlocal spent, fma, moved
         results: list[Any] = []
         spent += cpu_seconds(lambda: results.append(run(self, *arguments)))
@@ -61,7 +61,7 @@ def _one(step: Callable[[], object], machine: Machine) -> tuple[float, float, fl
         moved += n_bytes / machine.bytes_per_s
         return results[0]
 
-    with mock.patch.object(NativeKernel, "run", timed):
+    with mock.patch.object(CppKernel, "run", timed):
         seconds = cpu_seconds(step)
     return seconds, spent, fma, moved
 

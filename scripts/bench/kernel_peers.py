@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.irreps import FeatureIrreps, import_o3
+
 CHANNELS = 128
 
 
@@ -38,15 +40,14 @@ def mace_contraction(
 
 
 def _mace_module(n_elements: int, dtype: torch.dtype, *, reduced: bool) -> torch.nn.Module:
-    from e3nn import o3
     from mace.modules.symmetric_contraction import SymmetricContraction as Theirs
 
-    irreps = [f"{CHANNELS}x{degree}{'eo'[degree % 2]}" for degree in range(4)]
+    o3 = import_o3()
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     module = Theirs(
-        irreps_in=o3.Irreps("+".join(irreps)),
-        irreps_out=o3.Irreps("+".join(irreps[:2])),
+        irreps_in=o3.Irreps(str(FeatureIrreps(CHANNELS, 3))),
+        irreps_out=o3.Irreps(str(FeatureIrreps(CHANNELS, 1))),
         correlation=3,
         num_elements=n_elements,
         use_reduced_cg=reduced,
@@ -102,9 +103,7 @@ def e3nn_convolution(
     dtype: torch.dtype,
 ) -> Callable[..., list[Tensor]]:
     """TensorProduct and index_add: x [atoms, 4, channels], y [edges, 16], r [edges, paths, ...]."""
-    from e3nn import o3
-
-    parity = "eo"
+    o3, parity = import_o3(), "eo"
     middle = [f"{CHANNELS}x{l3}{parity[l3 % 2]}" for _, _, l3 in paths]
     instructions = [(l1, l2, i, "uvu", True) for i, (l1, l2, _) in enumerate(paths)]
     default = torch.get_default_dtype()

@@ -46,8 +46,8 @@ from machine import (  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from mace_train.model.contraction import SymmetricContraction  # noqa: E402
+from mace_train.model.convolution import product_of  # noqa: E402
 from mace_train.model.coupling import convolution_paths  # noqa: E402
-from mace_train.model.fused_ops import product_of  # noqa: E402
 from mace_train.ops import convolution as convolutions  # noqa: E402
 from mace_train.ops.convolution import EdgeIndex  # noqa: E402
 from mace_train.ops.cpp import compiler as cpp_compiler  # noqa: E402
@@ -226,7 +226,7 @@ def contraction_case(dtype: torch.dtype, n_atoms: int, n_elements: int) -> Case:
     elements = torch.arange(n_atoms) % n_elements
 
     def ours(x: Tensor, *weights: Tensor) -> list[Tensor]:
-        return [module(x, Chunks.of(elements, n_elements))]
+        return [module(x, elements, Chunks.of(elements, n_elements))]
 
     kinds = {"mace-torch": False}
     if has_reduced_couplings():
@@ -236,7 +236,7 @@ def contraction_case(dtype: torch.dtype, n_atoms: int, n_elements: int) -> Case:
         for kind, reduced in kinds.items()
     }
     name = str(dtype).removeprefix("torch.")
-    programs = kernels_of(module._fused.key).programs
+    programs = kernels_of(module.key).programs
     costs = [programs[name].cost() for name in ("forward", "backward_x", "double")]
     n_vectors = n_atoms * CHANNELS * dtype.itemsize / cpp_compiler.register_width()
     moved = n_atoms * CHANNELS * dtype.itemsize * ((16 + 4) + (32 + 4) + (48 + 8))

@@ -140,7 +140,7 @@ def _bpa(arguments: argparse.Namespace) -> tuple[list[Atoms], Atoms]:
 def _drift(
     name: str, structures: list[Atoms], start: Atoms, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """What `mace-train md` says of the dynamics; every part is done once."""
+    """Results of `mace-train md`; every part is done once."""
     work = arguments.work / name.replace(" ", "_")
     work.mkdir(parents=True, exist_ok=True)
     run, relaxed, warm = (work / part for part in ("run", "relaxed", "warm"))

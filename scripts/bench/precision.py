@@ -100,7 +100,7 @@ def measure(model: MACE, mode: tuple[str, str], arguments: argparse.Namespace) -
     """Forces, gradient in the weights, and median seconds of a step."""
     dtype, products = getattr(torch, mode[0]), mode[1]
     model = copy.deepcopy(model).to(dtype).to(arguments.device)
-    model.multiply_in(torch.bfloat16 if products == "bfloat16" else None)
+    model.set_matmul_dtype(torch.bfloat16 if products == "bfloat16" else None)
     graph = _graph(dtype).to(torch.device(arguments.device))
     if products == "tfloat32" and arguments.device == "cpu":
         with RoundedProducts():

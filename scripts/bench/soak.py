@@ -1,4 +1,4 @@
-"""Training under steady fire: a random fault every --interval seconds, and nothing is lost.
+"""Fault-injection test: a random fault every --interval seconds, and nothing is lost.
 
 Trains on --ranks gloo ranks (torchrun) for --minutes. Every interval one of these happens: a rank
 is killed (SIGKILL); a rank is stopped for some seconds and continued; a rank gets SIGUSR1, all

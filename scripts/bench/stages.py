@@ -67,7 +67,7 @@ def mark(model: nn.Module) -> None:
         places += [(block.linear_up, "forward", "linears"), (block.linear, "forward", "linears")]
         places += [(block.skip_tp, "forward", "skip products")]
         places += [(block._convolution, "_fused", "convolution")]
-        places += [(block._convolution, "_in_blocks", "convolution")]
+        places += [(block._convolution, "_reference", "convolution")]
         radial = ("hidden", "by_path", "stacked")
         places += [(block.conv_tp_weights, name, "radial MLP") for name in radial]
     for product in model.products:

@@ -139,7 +139,7 @@ def captured_step(graph: Graph, peer: nn.Module, capture: Capture) -> Step:
     """Our step as two recordings, as ``cluster.cuda_graphs`` trains; ``graph`` is on the host.
 
     The bin is padded by a structure with one atom, as bins of one shape are. From the second step
-    on, the loss of the step before is waited for, while the next one is on its way.
+    on, the loss of the step before is waited for, while the next one is in flight.
     """
     like = next(peer.parameters())
     model = our_model(peer, graph).to(like.device)
@@ -153,7 +153,7 @@ def captured_step(graph: Graph, peer: nn.Module, capture: Capture) -> Step:
     bin_ = padded(graph, shape)
     if like.device.type == "cuda":
         bin_ = PackedGraph.of(bin_).pin_memory().graph()
-    on_the_way: list[Callable[[], float]] = []
+    in_flight: list[Callable[[], float]] = []
     counts, settings = label_counts(bin_), LossSettings()
     structure_weight = torch.ones(bin_.n_graphs, dtype=torch.float64)
 
@@ -161,7 +161,7 @@ def captured_step(graph: Graph, peer: nn.Module, capture: Capture) -> Step:
         gradients.begin()
         sums = captured.add(bin_, structure_weight, counts, settings)
         update.step(optimizer)
-        on_the_way.append(item_later(sums.loss(settings)))
-        return on_the_way.pop(0)() if len(on_the_way) > 1 else on_the_way[0]()
+        in_flight.append(item_later(sums.loss(settings)))
+        return in_flight.pop(0)() if len(in_flight) > 1 else in_flight[0]()
 
     return step

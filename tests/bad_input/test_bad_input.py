@@ -28,7 +28,7 @@ def test_bad_input_is_one_message(case, tmp_path, xyz, prepared, trained, capsys
     assert "Traceback" not in message
     for word in CASES[case]:
         assert word in message
-    assert contents(tmp_path) == before, "files were left behind or changed"
+    assert contents(tmp_path) == before, "files remain or were changed"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -37,7 +37,7 @@ def paper_like(n: int, seed: int = 0) -> Costs:
 
 @st.composite
 def data_sets(draw: st.DrawFn, most: int = 120) -> Costs:
-    """Data sets made to trouble a packer; edges independent of atoms, or not, or none at all."""
+    """Data sets that are hard for packers; edges independent of atoms, or not, or none at all."""
     n = draw(st.integers(1, most))
     kind = draw(st.sampled_from(["any", "equal", "giant", "powers", "distinct", "halves"]))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mace_train.balance import algorithm1 as algorithm1_module
-from mace_train.balance.algorithm1 import algorithm1, without_chance
+from mace_train.balance.algorithm1 import algorithm1, deterministic_bins
 from mace_train.balance.bounds import least_steps
 from mace_train.balance.costs import Capacity, Costs, derive_capacity
 from tests.balance.sizes import WORLD_SIZES, capacities, data_sets, paper_like
@@ -26,10 +26,10 @@ def test_rounds_equal_one_by_one_greedy(sizes, n_bins):
     loads = [0] * n_bins
     for size in sizes:
         loads[loads.index(min(loads))] += size
-    dealt = algorithm1_module._assign(
+    assigned = algorithm1_module._assign(
         np.stack([atoms, 0 * atoms, 0 * atoms], axis=1), n_bins, Capacity(sum(sizes), 0)
     )
-    assert sorted(np.bincount(dealt, atoms, n_bins).tolist()) == sorted(loads)
+    assert sorted(np.bincount(assigned, atoms, n_bins).tolist()) == sorted(loads)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 3))
@@ -38,7 +38,7 @@ def test_largest_bin_is_within_grahams_bound_of_the_best(sizes, n_bins):
     atoms = np.array(sizes)
     ways = np.array(list(product(range(n_bins), repeat=len(sizes))))
     best = min(max(np.bincount(way, atoms, n_bins)) for way in ways)
-    bins = without_chance(Costs(atoms, 0 * atoms), Capacity(sum(sizes), 0), n_bins)
+    bins = deterministic_bins(Costs(atoms, 0 * atoms), Capacity(sum(sizes), 0), n_bins)
     assert len(bins) == n_bins
     assert sums(atoms, bins).max() <= (4 / 3 - 1 / (3 * n_bins)) * best + 1e-9
 
@@ -66,7 +66,7 @@ def test_algorithm1_keeps_its_promises(data, costs, world_size, seed, epoch):
 @few
 def test_evaluation_bins_do_not_depend_on_chance(costs, world_size):
     capacity = derive_capacity(costs, 5, None, None)
-    bins = without_chance(costs, capacity, world_size)
+    bins = deterministic_bins(costs, capacity, world_size)
     assert np.array_equal(np.sort(np.concatenate(bins)), np.arange(len(costs)))
     assert len(bins) % world_size == 0
     assert sum(len(ids) == 0 for ids in bins) < world_size

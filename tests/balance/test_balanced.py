@@ -18,7 +18,7 @@ few = settings(deadline=None, max_examples=60)
 
 @given(st.data(), data_sets(), WORLD_SIZES, st.integers(0, 2**63), st.integers(0, 10**6))
 @few
-def test_promises_on_sizes_made_to_trouble_it(data, costs, world_size, seed, epoch):
+def test_promises_on_hard_sizes(data, costs, world_size, seed, epoch):
     capacity = data.draw(capacities(costs))
     bins = balanced(costs, capacity, world_size, seed, epoch)
     assert np.array_equal(np.sort(np.concatenate(list(bins))), np.arange(len(costs)))

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 
 from mace_train.balance.cost_model import (
     CostModel,
+    fit_linear_costs,
     fit_memory,
     fit_times,
     read_cost_model,
@@ -46,6 +48,30 @@ def test_coefficients_are_never_negative():
     assert fitted.edge_s > 0
     with pytest.raises(InputError, match="at least three"):
         fit_times(atoms[:2], edges[:2], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("noise", [0.01, 0.5])
+def test_the_fit_is_the_non_negative_least_squares_of_scipy(relative, noise):
+    n_zero = 0
+    for seed in range(30):
+        atoms, edges = bins(12, seed)
+        random = np.random.default_rng(seed)
+        truth = random.uniform(size=3) * (random.uniform(size=3) > 0.3) * [1e8, 3e5, 2e4]
+        values = truth[0] + truth[1] * atoms + truth[2] * edges + 1e6
+        values *= np.exp(noise * random.normal(size=12))
+        weight = 1 / values if relative else np.full(12, 1 / values.mean())
+        terms = np.stack([np.ones(12), atoms, edges], axis=1) * weight[:, None]
+        scale = terms.max(axis=0)
+        expected, error = nnls(terms / scale, values * weight)
+        law = fit_linear_costs(atoms, edges, values, relative=relative)
+        found = np.array([law.fixed, law.per_atom, law.per_edge]) * scale
+        assert (found >= 0).all()
+        np.testing.assert_allclose(found, expected, atol=1e-9 * expected.max())
+        own_error = np.linalg.norm(terms / scale @ found - values * weight)
+        assert own_error == pytest.approx(error, rel=1e-9)
+        n_zero += int((expected == 0).any())
+    assert n_zero > 5  # the bound matters
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The referee against brute force, and the packers against the referee."""
+"""The exact solver against brute force, and the packers against the exact solver."""
 
 from itertools import product
 
@@ -9,8 +9,6 @@ from mace_train.balance.costs import Capacity, Costs
 from mace_train.balance.exact import smallest_largest_bin
 from mace_train.balance.optimality_gap import N_STRUCTURES, gap_of, instances
 from tests.balance.sizes import paper_like
-
-pytest.importorskip("ortools", reason="OR-Tools is not installed (extra referee)")
 
 
 def roomy(costs: Costs, n_bins: int, percent: int = 110) -> Capacity:

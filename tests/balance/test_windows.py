@@ -29,33 +29,33 @@ def test_windows_are_of_a_few_hundred_bins(world_size, n_bins):
 
 @given(data_sets(), st.integers(1, 40), st.integers(0, 99))
 @few
-def test_every_structure_is_dealt_once(costs, n_windows, epoch):
+def test_every_structure_is_assigned_once(costs, n_windows, epoch):
     order = costs.locality_order
     assert np.array_equal(np.sort(order), np.arange(len(costs)))
-    dealt = assign(order, n_windows, 3, epoch)
-    assert np.array_equal(np.sort(dealt.ids), np.arange(len(costs)))
-    counts = np.diff(dealt.offsets)
+    assigned = assign(order, n_windows, 3, epoch)
+    assert np.array_equal(np.sort(assigned.ids), np.arange(len(costs)))
+    counts = np.diff(assigned.offsets)
     assert counts.sum() == len(costs)
     assert np.ptp(counts) <= 1
-    assert np.array_equal(dealt.ids, assign(order, n_windows, 3, epoch).ids)
+    assert np.array_equal(assigned.ids, assign(order, n_windows, 3, epoch).ids)
 
 
 def test_totals_of_windows_are_nearly_equal():
     costs = paper_like(100_000)
-    dealt = assign(locality_order(costs.n_atoms, costs.n_edges), 20, 0, 0)
+    assigned = assign(locality_order(costs.n_atoms, costs.n_edges), 20, 0, 0)
     for counts in (costs.n_atoms, costs.n_edges):
-        totals = np.add.reduceat(counts[dealt.ids], dealt.offsets[:-1])
+        totals = np.add.reduceat(counts[assigned.ids], assigned.offsets[:-1])
         assert totals.std() < 0.002 * totals.mean()  # 0.02 for a shuffle
-    assert np.ptp(np.diff(dealt.offsets)) == 0
+    assert np.ptp(np.diff(assigned.offsets)) == 0
 
 
 def test_any_two_structures_meet_equally_often():
     costs, n_windows, n_epochs = paper_like(60), 5, 3000
     together = np.zeros((60, 60))
     for epoch in range(n_epochs):
-        dealt = assign(costs.locality_order, n_windows, 0, epoch)
+        assigned = assign(costs.locality_order, n_windows, 0, epoch)
         for window in range(n_windows):
-            members = dealt.members(window)
+            members = assigned.members(window)
             together[np.ix_(members, members)] += 1
     share = together[np.triu_indices(60, 1)] / n_epochs
     assert share.max() < 0.3  # 1 / 5 were all pairs alike, standard error 0.007

@@ -106,7 +106,7 @@ def test_bad_input(arguments, words, trained, crystal, tmp_path, capsys):
     assert "Traceback" not in said
 
 
-def test_dynamics_that_come_apart_end_in_a_message(trained, tmp_path, capsys):
+def test_dynamics_that_become_unstable_end_in_a_message(trained, tmp_path, capsys):
     write(tmp_path / "start.xyz", molecule("H2O"))
     with pytest.raises(SystemExit) as ended:
         run_command(
@@ -120,5 +120,5 @@ def test_dynamics_that_come_apart_end_in_a_message(trained, tmp_path, capsys):
         )
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert "the dynamics came apart within the 10 steps before step" in said
+    assert "the dynamics became unstable within the 10 steps before step" in said
     assert "use a smaller timestep_fs than 5" in said

@@ -1,4 +1,4 @@
-"""The page about calculators: its Python runs as it stands there."""
+"""The page about calculators: its Python runs as written."""
 
 import re
 from pathlib import Path

@@ -118,7 +118,7 @@ def test_chunks_fit_as_one_problem(n, size, seed, full):
     np.testing.assert_allclose(list(fitted.values()), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_what_is_not_determined_is_announced(caplog):
+def test_what_is_not_determined_is_logged(caplog):
     fit_E0s([triangle_of(np.array([[1.0, 1.0]] * 3), np.array([-3.0] * 3))], 3, [1, 8])
     assert "determine only 1 of 2 E0s" in caplog.text
     assert "Single E0s are not meaningful" in caplog.text

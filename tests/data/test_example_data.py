@@ -18,7 +18,7 @@ from ase import Atoms
 REPO = Path(__file__).resolve().parents[2]
 FOLDER = REPO / "mace_train" / "example_data"
 NAMES = {"train": "train.extxyz.gz", "test": "test.extxyz.gz"}
-KINDS = {"IsolatedAtom", "molecule", "water", "solvated", "crystal"}
+CONFIG_TYPES = {"IsolatedAtom", "molecule", "water", "solvated", "crystal"}
 REBUILT = [
     "atom-O",
     "molecule-CH3OH",
@@ -86,7 +86,7 @@ def test_labels_are_complete_and_sane(every: list[Atoms]) -> None:
     for atoms in every:
         where = (atoms.info["trajectory"], atoms.info["frame"])
         forces = atoms.arrays["REF_forces"]
-        assert atoms.info["config_type"] in KINDS, where
+        assert atoms.info["config_type"] in CONFIG_TYPES, where
         assert np.isfinite(atoms.info["REF_energy"]), where
         assert atoms.info["REF_energy"] < 0, where
         assert forces.shape == (len(atoms), 3), where

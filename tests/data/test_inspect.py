@@ -18,7 +18,7 @@ def test_inspect(prepared, tmp_path, capsys):
     assert f'"Al": {n}' in shown
     assert f"hash {shards.dataset_hash}" in shown
     assert 'structures by head: "Default":' in shown
-    assert "checksums of 2 splits: all right" in shown
+    assert "checksums of 2 splits: ok" in shown
     assert (tmp_path / "inspect.png").stat().st_size > 10_000
 
 
@@ -33,7 +33,7 @@ def test_a_changed_byte(prepared, tmp_path, capsys):
 
     shutil.copytree(prepared, tmp_path / "copy")
     path = sorted((tmp_path / "copy" / "train").glob("*.h5"))[1]
-    offset = ShardSet(path.parent).headers[1].places["positions"][0]
+    offset = ShardSet(path.parent).headers[1].layout["positions"][0]
     content = bytearray(path.read_bytes())
     content[offset + 5] ^= 4
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The page about the data: its Python runs as it stands there."""
+"""The page about the data: its Python runs as written."""
 
 import re
 from pathlib import Path

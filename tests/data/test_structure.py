@@ -112,7 +112,7 @@ def test_stress_needs_three_periodic_directions(caplog):
     assert caplog.text.count("not periodic in all three directions") == 1
 
 
-def test_fallback_to_what_ase_parsed_is_announced_once(caplog):
+def test_fallback_to_what_ase_parsed_is_logged_once(caplog):
     notes = Notes()
     atoms = crystal()
     atoms.info.clear()

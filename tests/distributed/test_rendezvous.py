@@ -1,4 +1,4 @@
-"""The ranks of one attempt meet in the launcher's store, whatever an earlier attempt left in it."""
+"""The ranks of one attempt share a store that an earlier attempt has not written to."""
 
 import socket
 import time
@@ -10,7 +10,7 @@ from torch.distributed import HashStore
 
 from mace_train.distributed import rendezvous
 from mace_train.distributed.launcher import Launch
-from mace_train.distributed.rendezvous import meet
+from mace_train.distributed.rendezvous import open_store
 from mace_train.errors import InputError, LostRankError
 
 SHORT, LONG = timedelta(seconds=1), timedelta(seconds=20)
@@ -31,9 +31,9 @@ def store(monkeypatch) -> HashStore:
 def attempt(size: int):
     """The stores of the ranks of one attempt; rank 0 comes last, when the others have asked."""
     with ThreadPoolExecutor(size) as pool:
-        asking = [pool.submit(meet, launch(rank, size), LONG) for rank in range(1, size)]
+        asking = [pool.submit(open_store, launch(rank, size), LONG) for rank in range(1, size)]
         time.sleep(0.1)
-        first = meet(launch(0, size), LONG)
+        first = open_store(launch(0, size), LONG)
         return [first, *(future.result() for future in asking)]
 
 
@@ -56,17 +56,17 @@ def test_an_answer_to_a_dead_predecessor_is_not_taken(store):
 
 def test_ranks_that_do_not_come_are_named(store):
     with pytest.raises(LostRankError, match=r"^ranks 1, 2 of 3 did not appear within 1 s"):
-        meet(launch(0, 3), SHORT)
+        open_store(launch(0, 3), SHORT)
 
 
 def test_a_rank_0_that_does_not_come(store):
     with pytest.raises(LostRankError, match=r"^rank 2: rank 0 did not appear within 1 s"):
-        meet(launch(2, 3), SHORT)
+        open_store(launch(2, 3), SHORT)
 
 
 def test_a_host_that_has_no_address():
     with pytest.raises(InputError, match=r"rank 1: .*no\.such\.host\.invalid.*set MASTER_ADDR"):
-        meet(launch(1, 2, host="no.such.host.invalid"), SHORT)
+        open_store(launch(1, 2, host="no.such.host.invalid"), SHORT)
 
 
 def test_a_port_that_is_taken():
@@ -76,4 +76,4 @@ def test_a_port_that_is_taken():
         port = holder.getsockname()[1]
         message = rf"rank 0 cannot listen at 127\.0\.0\.1:{port}: the port is taken"
         with pytest.raises(InputError, match=message):
-            meet(launch(0, 1, port=port), SHORT)
+            open_store(launch(0, 1, port=port), SHORT)

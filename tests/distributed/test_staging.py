@@ -27,7 +27,7 @@ def test_the_copy_is_whole_and_temporary(prepared, tmp_path):
     assert list((tmp_path / "disk").iterdir()) == []
 
 
-def test_what_a_killed_start_of_the_job_left_is_used_or_made_anew(prepared, tmp_path, monkeypatch):
+def test_what_a_killed_start_of_the_job_left_is_used_or_made_again(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with staged(prepared, str(tmp_path), World()) as copy:
         name = copy.name

@@ -1,4 +1,4 @@
-"""The doctor: what passes here, and what each check says of a place that is not right."""
+"""The doctor: what passes here, and the result of each check in a wrong environment."""
 
 from dataclasses import replace
 from typing import Any

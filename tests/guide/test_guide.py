@@ -1,4 +1,4 @@
-"""The user guide: what its pages tell a reader to type runs, in order, as it stands there.
+"""The user guide: the commands and Python of its pages run, in order and unchanged.
 
 Blocks marked bash and python run in one folder, page after page, with the example data cut to a few
 structures and trainings to an epoch. Blocks marked sh need a cluster: their settings are composed.

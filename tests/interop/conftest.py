@@ -14,7 +14,7 @@ def mace_here(monkeypatch):
         import_mace()
     except ImportError:
         pytest.skip("mace-torch is not installed")
-    monkeypatch.setattr(subprocess_client, "run_worker", subprocess_worker.carry_out)
+    monkeypatch.setattr(subprocess_client, "run_worker", subprocess_worker.run_request)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # for mace-torch's own tools
     before = torch.get_default_dtype()
     yield

@@ -10,7 +10,7 @@ from mace_train.errors import InputError
 from mace_train.interop import export_model as exporting
 from mace_train.interop import import_model as importing
 from mace_train.interop import subprocess_client, subprocess_worker
-from mace_train.interop.equivalence import check_parity
+from mace_train.interop.equivalence import check_equivalence
 from mace_train.interop.export_model import export_model
 from mace_train.interop.import_model import import_model
 from mace_train.interop.state_dict import header_for, to_mace_torch_state_dict
@@ -69,10 +69,10 @@ def test_state_dicts_are_compared_where_mace_torch_is_at_hand(trained, tmp_path,
 
     def check(what, graph, ours, theirs, *rest):
         compared.append(what)
-        check_parity(what, graph, ours, theirs, *rest)
+        check_equivalence(what, graph, ours, theirs, *rest)
 
     for module in (importing, exporting):
-        monkeypatch.setattr(module, "check_parity", check)
+        monkeypatch.setattr(module, "check_equivalence", check)
     export_model(
         ExportSettings(checkpoint=str(trained), format="state_dict", output=str(file), head="pbe")
     )
@@ -121,7 +121,7 @@ def test_without_mace_torch(trained, tmp_path, monkeypatch):
         raise ImportError("No module named 'mace'")
 
     monkeypatch.setattr(subprocess_worker, "import_mace", missing)
-    monkeypatch.setattr(subprocess_client, "run_worker", subprocess_worker.carry_out)
+    monkeypatch.setattr(subprocess_client, "run_worker", subprocess_worker.run_request)
     with pytest.raises(InputError, match=r"pip install 'mace-train\[interop\]'"):
         export_model(ExportSettings(checkpoint=str(trained), output=str(tmp_path / "a.model")))
     assert not (tmp_path / "a.model").exists()

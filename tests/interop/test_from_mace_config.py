@@ -64,7 +64,7 @@ def test_every_argument_of_mace_torch_is_here_with_its_default():
 
 def test_every_argument_is_mapped_or_has_a_reason():
     names = {
-        command: set(valid_names(cli.COMMANDS[command][0]))
+        command: set(valid_names(cli.COMMANDS[command].schema))
         for command in ("import", "preprocess", "train")
     }
     for name, row in ARGUMENTS.items():
@@ -134,7 +134,7 @@ def test_printed_commands_and_yaml_compose_into_the_same(typical, capsys, tmp_pa
     equal, _ = translate(str(typical), [])
     for command, values in equal.items():
         (line,) = (x for x in printed.splitlines() if x.startswith(f"mace-train {command}"))
-        schema = cli.COMMANDS[command][0]
+        schema = cli.COMMANDS[command].schema
         ConfigStore.instance().store(name=f"{command}_schema", node=schema)
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):

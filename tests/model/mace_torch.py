@@ -10,6 +10,7 @@ import torch
 
 from mace_train.interop.mace_torch import batch_of as mace_torch_batch
 from mace_train.interop.mace_torch import import_mace
+from mace_train.irreps import FeatureIrreps, import_o3
 
 __all__ = ["import_mace", "mace_torch_batch", "mace_torch_model"]
 
@@ -29,12 +30,10 @@ def mace_torch_model(
     ``scripted`` is what users have, and takes twice as long to build.
     """
     modules = import_mace()
-    from e3nn import o3
-
+    o3 = import_o3()
     blocks = modules.interaction_classes
     agnostic = flavour == "MACE"
     first = f"RealAgnostic{'' if agnostic else 'Residual'}InteractionBlock"
-    hidden = "+".join(f"{channels}x{degree}{'oe'[degree % 2 == 0]}" for degree in range(max_L + 1))
     arguments = {
         "r_max": 4.0,
         "num_bessel": 8,
@@ -44,7 +43,7 @@ def mace_torch_model(
         "interaction_cls_first": blocks[first],
         "num_interactions": 2,
         "num_elements": len(atomic_numbers),
-        "hidden_irreps": o3.Irreps(hidden),
+        "hidden_irreps": o3.Irreps(str(FeatureIrreps(channels, max_L))),
         "MLP_irreps": o3.Irreps("5x0e"),
         "atomic_energies": np.array([[-10.0 * z for z in atomic_numbers]]),
         "avg_num_neighbors": 7.3,

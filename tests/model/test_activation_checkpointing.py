@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mace_train.model.activation_checkpointing import recomputed
+from mace_train.model.activation_checkpointing import checkpointed
 from mace_train.model.derivatives import predict
 from tests.model.systems import graph_of, mixed, model_of, salt, water
 
@@ -109,7 +109,7 @@ def test_any_function_twice_differentiable():
         return torch.tanh(x @ w), x.sin()
 
     def again(x, w, unused):
-        return recomputed(function, x, w, unused)
+        return checkpointed(function, x, w, unused)
 
     assert torch.autograd.gradcheck(again, (x, w, unused))
     assert torch.autograd.gradgradcheck(again, (x, w, unused))

@@ -32,7 +32,7 @@ def test_nothing_is_compiled_after(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_cache, "cache_folder", lambda: tmp_path)
     model = small_model("cpp")
     for kernel, *_ in training_kernels(model):
-        kernel.native._functions.clear()  # other tests may have loaded them
+        kernel.cpp._functions.clear()  # other tests may have loaded them
     expected = step(small_model("reference"))
     assert prepare(model, show_progress=True) == len(list(tmp_path.glob("*.so")))
     monkeypatch.setattr(kernel_cache, "built", lambda *_: pytest.fail("compiled again"))

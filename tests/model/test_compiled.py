@@ -109,9 +109,9 @@ def test_export(kernels, forces):
         graph = graph_of(BATCHES[name], R_MAX, ELEMENTS)
         vectors = graph.vectors().requires_grad_()
         pairs = (graph.pairs, graph.first_of_pair)
-        places = model.places(graph.elements, graph.senders, graph.receivers, *pairs)
-        energies = model.energies(vectors, graph.elements, places)
+        index = model.batch_index(graph.elements, graph.senders, graph.receivers, *pairs)
+        energies = model.energies(vectors, graph.elements, index)
         (gradient,) = torch.autograd.grad(energies.sum(), vectors)
-        found = loaded(vectors.detach(), graph.elements, places)
+        found = loaded(vectors.detach(), graph.elements, index)
         expected = [energies.detach(), gradient] if forces else [energies.detach()]
         assert_same([t.detach() for t in (found if forces else [found])], expected)

@@ -253,7 +253,7 @@ def test_float32_is_close(model):
         exact, rounded = outputs(model, [make()]), outputs(low, [make()])
         close(rounded.energy, exact.energy, 1e-4)
         close(rounded.forces.double(), exact.forces, 1e-3)
-    # tables are not rounded on the way: the same weights in float64 give the same numbers again
+    # tables are not rounded by a cast: the same weights in float64 give the same numbers again
     weights = {name: tensor.float().double() for name, tensor in model.state_dict().items()}
     direct = copy.deepcopy(model)
     direct.load_state_dict(weights)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from mace_train.irreps import FeatureIrreps
+from mace_train.model.batch_index import ElementGroups, ElementSlots
 from mace_train.model.derivatives import predict
-from mace_train.model.linear import ElementGroups, ElementLinear, ElementSlots
+from mace_train.model.linear import ElementLinear
 from mace_train.model.matmul_precision import MatmulModule
 from tests.model.systems import graph_of, mixed, model_of, salt, water
 
@@ -18,7 +20,7 @@ def test_bfloat16_moves_forces_by_its_rounding_and_learns_in_float32(kernels):
     graph = graph_of([water(), salt(), mixed(ELEMENTS)], 4.0, ELEMENTS, torch.float32)
     results = []
     for dtype in (None, torch.bfloat16):
-        model.multiply_in(dtype)
+        model.set_matmul_dtype(dtype)
         prediction = predict(model, graph, stress=True, create_graph=True)
         loss = prediction.forces.square().sum()
         results.append((prediction, torch.autograd.grad(loss, list(model.parameters()))))
@@ -37,7 +39,7 @@ def test_bfloat16_moves_forces_by_its_rounding_and_learns_in_float32(kernels):
 
 def test_readouts_and_the_embedding_keep_their_type():
     model = model_of(ELEMENTS)
-    model.multiply_in(torch.bfloat16)
+    model.set_matmul_dtype(torch.bfloat16)
     narrow = {
         name
         for name, module in model.named_modules()
@@ -50,19 +52,19 @@ def test_readouts_and_the_embedding_keep_their_type():
         "linear",
         "skip_tp",
     }
-    model.multiply_in(None)
+    model.set_matmul_dtype(None)
     assert all(m.matmul_dtype is None for m in model.modules() if isinstance(m, MatmulModule))
 
 
 @pytest.mark.parametrize("n_atoms", [0, 1, 5, 70])
 def test_slots_give_the_products_of_groups(n_atoms):
     torch.manual_seed(0)
-    layer = ElementLinear(2, 3, 4).double()
+    layer = ElementLinear(FeatureIrreps(4, 1), 3).double()
     x = torch.randn(n_atoms, 9, 4, dtype=torch.float64, requires_grad=True)
     elements = 2 * torch.randint(0, 2, (n_atoms,))  # none of the second element
     both = []
-    for kind in (ElementGroups, ElementSlots):
-        y = layer(x, kind.of(elements, 3))
+    for layout in (ElementGroups, ElementSlots):
+        y = layer(x, layout.of(elements, 3))
         (gx,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
         both.append((y, gx, *torch.autograd.grad(gx.square().sum(), [x, layer.weight])))
     for one, other in zip(*both, strict=True):

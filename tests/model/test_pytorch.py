@@ -103,8 +103,8 @@ def test_ddp_gradients_equal_those_of_one_process(static_graph, tmp_path):
 
 
 def energy_of(model, graph):
-    places = (graph.elements, graph.senders, graph.receivers)
-    return lambda vectors: model(vectors, *places).sum()
+    index = (graph.elements, graph.senders, graph.receivers)
+    return lambda vectors: model(vectors, *index).sum()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own use

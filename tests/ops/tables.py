@@ -2,8 +2,9 @@
 
 import torch
 
+from mace_train.model.contraction import coupling_of
+from mace_train.model.convolution import product_of
 from mace_train.model.coupling import convolution_paths
-from mace_train.model.fused_ops import coupling_of, product_of
 from mace_train.model.product_basis import product_basis
 from mace_train.ops.codegen.contraction_program import Coupling
 from mace_train.ops.codegen.convolution_program import ChannelwiseProduct

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mace_train.ops import convolution as operator
-from mace_train.ops.convolution import EdgeIndex, convolution, register
+from mace_train.ops.convolution import EdgeIndex, convolution, kernels_of, register
 from mace_train.ops.cpp.compiler import find_compiler
 from tests.ops.tables import einsum_convolution, mace_product, wave
 
@@ -106,18 +105,22 @@ def test_first_and_second_derivatives():
 def test_operator_registrations():
     product, (x, y, r), senders, receivers = case(1, 6, 2)
     key, index = register(product), EdgeIndex.of(senders, receivers, 9)
-    indices = index.tensors
-    torch.library.opcheck(operator._forward.overload, (x, y, r, *indices, key))
+    indices, operators = index.tensors, torch.ops.mace_train
+    torch.library.opcheck(operators.convolution.default, (x, y, r, *indices, key))
     g = torch.randn(sum(product.n_rows) * 9, 2, dtype=torch.float64)
     checks = {"test_utils": ("test_schema", "test_faketensor")}
-    for names in ("xyr", "yr", "r", ""):
+    for wanted in ([True] * 3, [False, True, True], [False, False, True], [False] * 3):
         torch.library.opcheck(
-            operator._backward.overload, (x, y, r, g, *indices, key, names), **checks
+            operators.convolution_backward.default, (x, y, r, g, *indices, key, wanted), **checks
         )
     v = (torch.randn_like(x), torch.randn_like(y), torch.randn_like(r))
-    for cotangents, names in (("xyr", "xyrg"), ("yr", "g"), ("x", "r")):
-        arguments = (x, y, r, g, *v, *indices, key, cotangents, names)
-        torch.library.opcheck(operator._double.overload, arguments, **checks)
+    for given, wanted in (
+        ([True] * 3, [True] * 4),
+        ([False, True, True], [False, False, False, True]),
+        ([True, False, False], [False, False, True, False]),
+    ):
+        arguments = (x, y, r, g, *v, *indices, key, given, wanted)
+        torch.library.opcheck(operators.convolution_double_backward.default, arguments, **checks)
 
 
 def test_non_contiguous_inputs():
@@ -225,3 +228,8 @@ def test_edge_index():
     assert index.first.tolist() == [0, 1, 3, 3, 4, 4]
     assert index.by_sender.tolist() == [1, 3, 0, 2]
     assert index.first_by_sender.tolist() == [0, 1, 2, 4, 4, 4]
+
+
+def test_kernels_say_what_they_are_for():
+    kernels = kernels_of(register(mace_product(1, 1)))
+    assert repr(kernels) == "ConvolutionKernels(x[4] y[4] r[4] -> out0[2] out1[6] | 4 paths)"

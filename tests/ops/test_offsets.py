@@ -48,16 +48,16 @@ def same_when_far(compiled, n_items, index):
 
     inputs = [tensor(operand) for operand in kernel.inputs]
     outputs = [tensor(operand) for operand in kernel.outputs]
-    function = compiled.native.prepare(torch.float64, K)
+    function = compiled.cpp.prepare(torch.float64, K)
     found = []
     for start in (0, FAR):
         numbers = [t + start for t in index]
         written = [t.clone() for t in outputs]
-        places, *tensors = (pointers(t, start) for t in (numbers, inputs, written))
+        indices, *tensors = (pointers(t, start) for t in (numbers, inputs, written))
         n_pairs = torch.tensor([len(FIRST_OF_PAIR)])  # a distance, not a row
-        places = (ctypes.c_void_p * 5)(*places, *[n_pairs.data_ptr()] * (5 - len(index)))
+        indices = (ctypes.c_void_p * 5)(*indices, *[n_pairs.data_ptr()] * (5 - len(index)))
         for lo, hi in ((0, n_items // 2), (n_items // 2, n_items)):
-            function(start + lo, start + hi, places, *tensors)
+            function(start + lo, start + hi, indices, *tensors)
         assert not all(map(torch.equal, written, outputs))
         found.append(written)
     return all(map(torch.equal, *found))

@@ -37,7 +37,8 @@ def each_row_its_own(n_rows: int) -> EdgeIndex:
 @pytest.mark.filterwarnings("ignore")
 def test_e3nn_tensor_product_replaced(monkeypatch):
     monkeypatch.setitem(os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    o3 = pytest.importorskip("e3nn.o3")
+    from e3nn import o3
+
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # or e3nn rounds its coefficients to float32
     try:

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from mace_train.ops import segmented_polynomial as module
 from mace_train.ops.codegen.polynomial import Kind, Polynomial
 from mace_train.ops.codegen.program import Segment
 from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.ops.segmented_kernels import Operation
-from mace_train.ops.segmented_polynomial import register, segmented_polynomial
+from mace_train.ops.segmented_polynomial import kernels_of, register, segmented_polynomial
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
-METHODS = ["reference", pytest.param("cpp", marks=needs_compiler)]
+BACKENDS = ["reference", pytest.param("cpp", marks=needs_compiler)]
 SIZES = {"x": 3, "w": 2, "c": 2, "y": 2, "out": 3, "total": 2}
 
 
@@ -40,11 +39,11 @@ def case(n_rows=7, n_channels=5, dtype=torch.float64):
     return inputs, torch.arange(n_rows) % 3
 
 
-def function(inputs, index, method):
+def function(inputs, index, backend):
     key = register(operation())
 
     def run(*tensors):
-        found = segmented_polynomial(key, dict(zip(inputs, tensors, strict=True)), index, method)
+        found = segmented_polynomial(key, dict(zip(inputs, tensors, strict=True)), index, backend)
         return found["out"], found["total"]
 
     return run
@@ -65,12 +64,12 @@ def oracle(inputs, index):
     return out, total
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("n_rows", [0, 1, 7])
 @pytest.mark.parametrize("n_channels", [1, 5, 16])
-def test_equal_to_the_terms(n_rows, n_channels, method):
+def test_equal_to_the_terms(n_rows, n_channels, backend):
     inputs, index = case(n_rows, n_channels)
-    found = function(inputs, index, method)(*inputs.values())
+    found = function(inputs, index, backend)(*inputs.values())
     for mine, slow in zip(found, oracle(inputs, index), strict=True):
         np.testing.assert_allclose(mine.detach().numpy(), slow, rtol=0, atol=1e-12)
     gradients = torch.autograd.grad(sum(t.sum() for t in found), list(inputs.values()))
@@ -79,10 +78,10 @@ def test_equal_to_the_terms(n_rows, n_channels, method):
     assert not gradients[1][3].any()  # an index without rows
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_derivatives(method):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_derivatives(backend):
     inputs, index = case(4, 2)
-    run = function(inputs, index, method)
+    run = function(inputs, index, backend)
     assert torch.autograd.gradcheck(run, tuple(inputs.values()))
     assert torch.autograd.gradgradcheck(run, tuple(inputs.values()))
 
@@ -92,9 +91,9 @@ def test_both_methods_agree_in_single_precision_and_for_some_gradients():
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         for chosen in (["x"], ["y"], ["w", "c"], ["x", "w", "c", "y"]):
             results = []
-            for method in ("reference", "cpp"):
+            for backend in ("reference", "cpp"):
                 inputs, index = case(dtype=dtype)
-                out, total = function(inputs, index, method)(*inputs.values())
+                out, total = function(inputs, index, backend)(*inputs.values())
                 loss = out.square().sum() + total.sin().sum()
                 of = [inputs[name] for name in chosen]
                 first = torch.autograd.grad(loss, of, create_graph=True)
@@ -142,12 +141,18 @@ def test_operator_registrations():
     inputs, index = case(3, 2)
     key = register(operation())
     tensors = [inputs["x"], inputs["w"], inputs["c"].detach().expand(3, -1, -1), inputs["y"]]
-    torch.library.opcheck(module._forward.overload, (tensors, index, key))
+    operators = torch.ops.mace_train
+    torch.library.opcheck(operators.segmented_polynomial.default, (tensors, index, key))
     g = [torch.randn(3, 3, 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)]
     checks = {"test_utils": ("test_schema", "test_faketensor")}
-    torch.library.opcheck(module._backward.overload, ([*tensors, *g], index, key, "x,w"), **checks)
-    arguments = ([*tensors, *g, tensors[0]], index, key, "x", "w,y,out,total")
-    torch.library.opcheck(module._double.overload, arguments, **checks)
+    backward = operators.segmented_polynomial_backward.default
+    for wanted in ([True, True, False, False], [False] * 4):  # of x, w, c, y
+        torch.library.opcheck(backward, ([*tensors, *g], index, key, wanted), **checks)
+    empty = tensors[0].new_empty(0)
+    v = [torch.randn_like(tensors[0]), empty, empty, empty]
+    given, wanted = [True, False, False, False], [False, True, False, True, True, True]
+    double = operators.segmented_polynomial_double_backward.default
+    torch.library.opcheck(double, ([*tensors, *g, *v], index, key, given, wanted), **checks)
 
 
 def test_what_does_not_fit():
@@ -169,3 +174,12 @@ def test_what_does_not_fit():
         Operation(uniform, {"y": 1, "out": 1})
     with pytest.raises(ValueError, match="n_segments"):
         Operation(operation().polynomial, SIZES | {"x": 2})
+
+
+def test_operands_and_terms_are_printed():
+    kernels = kernels_of(register(operation()))
+    assert repr(kernels) == "SegmentedKernels(x[3] w[2] c[2] y[2] -> out[3] total[2] | 5 terms)"
+    assert repr(kernels.operation.polynomial) == (
+        "Polynomial(x: per row, w: indexed, c: constant, y: edge-uniform -> out, total | 5 terms)"
+    )
+    assert "out[1] = +1 w[1]" in str(kernels.operation.polynomial)

@@ -1,12 +1,19 @@
 """The compiled contraction against the PyTorch reference and against finite differences."""
 
+import traceback
+
 import pytest
 import torch
 
 from mace_train.model.contraction import SymmetricContraction
-from mace_train.ops import symmetric_contraction as operator
 from mace_train.ops.cpp.compiler import find_compiler
-from mace_train.ops.symmetric_contraction import ATOMS_PER_CHUNK, Chunks, kernels_of, register
+from mace_train.ops.symmetric_contraction import (
+    ATOMS_PER_CHUNK,
+    Chunks,
+    kernels_of,
+    register,
+    symmetric_contraction,
+)
 from tests.ops.tables import mace_coupling, wave
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
@@ -21,10 +28,10 @@ def case(sizes=(3, 1, 3), n_atoms=70, n_channels=16, dtype=torch.float64, n_elem
     return module, x, torch.randint(0, n_elements - 1, (n_atoms,))
 
 
-def everything(module, x, elements):
+def everything(module, x, *elements):
     """Output, first derivatives, and derivatives of a function of the gradient of x."""
     variables = [x, *module.parameters()]
-    out = module(x, elements)
+    out = module(x, *elements)
     probe = wave(out, torch.cos).requires_grad_()
     (gx,) = torch.autograd.grad((out * probe).sum(), x, create_graph=True)
     first = torch.autograd.grad((out * probe).sum(), variables, retain_graph=True)
@@ -47,7 +54,7 @@ def assert_same(found, expected, tolerance):
 def test_equal_to_the_reference(sizes, n_channels, dtype):
     module, x, elements = case(sizes, n_channels=n_channels, dtype=dtype)
     expected = everything(module, x, elements)
-    found = everything(module, x, Chunks.of(elements, 4))
+    found = everything(module, x, elements, Chunks.of(elements, 4))
     # the reference rounds too: in float32 both are compared with float64
     if dtype == torch.float32:
         exact = everything(module.double(), x.detach().double().requires_grad_(), elements)
@@ -60,7 +67,7 @@ def test_equal_to_the_reference(sizes, n_channels, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_few_atoms(n_atoms, dtype):
     module, x, elements = case((2, 1, 3), n_atoms, dtype=dtype)
-    found = everything(module, x, Chunks.of(elements, 4))
+    found = everything(module, x, elements, Chunks.of(elements, 4))
     assert_same(found, everything(module, x, elements), TOLERANCE[dtype])
 
 
@@ -72,7 +79,7 @@ def small_operator():
     n_weights = kernels_of(key).coupling.n_weights
     w = torch.randn(3, n_weights, 2, dtype=torch.float64, requires_grad=True)
     chunks = Chunks.of(elements, 3)
-    return lambda x, w: operator.symmetric_contraction(x, w, chunks, key), x, w
+    return lambda x, w: symmetric_contraction(x, w, chunks, key), x, w
 
 
 def test_first_and_second_derivatives():
@@ -102,25 +109,27 @@ def test_operator_registrations():
     function, x, w = small_operator()
     key = register(mace_coupling(2, 1, 3))
     chunks = Chunks.of(torch.tensor([0, 2, 2, 0]), 3)
-    arguments = (x, w, chunks.order, chunks.first, chunks.index, key)
-    torch.library.opcheck(operator._forward.overload, arguments)
+    index = (chunks.order, chunks.first, chunks.index, key)
+    operators = torch.ops.mace_train
+    torch.library.opcheck(operators.symmetric_contraction.default, (x, w, *index))
     g = torch.randn_like(function(x, w).detach()).requires_grad_()
-    for need_w in (True, False):
-        torch.library.opcheck(
-            operator._backward.overload,
-            (x, w, g, *arguments[2:], need_w),
-            test_utils=("test_schema", "test_faketensor"),
-        )
-    torch.library.opcheck(
-        operator._double.overload,
-        (x, w, g, torch.randn_like(x), *arguments[2:]),
-        test_utils=("test_schema", "test_faketensor"),
-    )
+    checks = {"test_utils": ("test_schema", "test_faketensor")}
+    backward = operators.symmetric_contraction_backward.default
+    for wanted in ([True, True], [True, False], [False, True]):
+        torch.library.opcheck(backward, (x, w, g, *index, wanted), **checks)
+    double = operators.symmetric_contraction_double_backward.default
+    v = (torch.randn_like(x), torch.randn_like(w))
+    for given, wanted in (
+        ([True, True], [True, True, True]),
+        ([True, False], [False, True, False]),
+        ([False, True], [True, False, True]),
+    ):
+        torch.library.opcheck(double, (x, w, g, *v, *index, given, wanted), **checks)
 
 
-def test_weight_gradient_is_skipped_where_no_one_wants_it(monkeypatch):
+def test_weight_gradient_is_skipped_where_it_is_not_used(monkeypatch):
     module, x, elements = case((2, 1, 3), 9)
-    kernels = kernels_of(module._fused.key)
+    kernels = kernels_of(module.key)
     called = []
     for name in ("backward_x", "backward_xw", "double"):
         kernel = getattr(kernels, name)
@@ -130,7 +139,7 @@ def test_weight_gradient_is_skipped_where_no_one_wants_it(monkeypatch):
             run(*arguments)
 
         monkeypatch.setattr(kernel, "run", run)
-    out = module(x.sin(), Chunks.of(elements, 4))
+    out = module(x.sin(), elements, Chunks.of(elements, 4))
     (force,) = torch.autograd.grad(out.sum(), x, create_graph=True)
     assert called == ["backward_x"]
     (force.square().sum() + out.sum()).backward(inputs=list(module.parameters()))
@@ -139,10 +148,10 @@ def test_weight_gradient_is_skipped_where_no_one_wants_it(monkeypatch):
 
 def test_non_contiguous_inputs():
     module, x, elements = case((2, 1, 2), 9)
-    expected = module(x, Chunks.of(elements, 4))
+    expected = module(x, elements, Chunks.of(elements, 4))
     turned = x.detach().permute(2, 0, 1).contiguous().permute(1, 2, 0).requires_grad_()
     assert not turned.is_contiguous()
-    found = module(turned, Chunks.of(elements, 4))
+    found = module(turned, elements, Chunks.of(elements, 4))
     assert torch.equal(found, expected)
     probe = torch.randn(16, 4, 9, dtype=torch.float64).permute(2, 1, 0)
     gradients = [torch.autograd.grad((found * probe).sum(), turned)]
@@ -158,7 +167,7 @@ def test_bitwise_equal_for_any_number_of_threads():
     try:
         for n_threads in (1, 2, 3, 64, 1):
             torch.set_num_threads(n_threads)
-            gradients = everything(module, x, Chunks.of(elements, 4))
+            gradients = everything(module, x, elements, Chunks.of(elements, 4))
             torch.set_num_threads(1)
             results.append(gradients)
     finally:
@@ -226,3 +235,29 @@ def test_mixed_and_half_precision_are_raised():
     assert found.dtype == torch.float32
     expected = function(x.bfloat16().double(), w.float().double())
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_call_goes_from_the_operator_to_the_kernel(monkeypatch):
+    """No other function of ours lies between, in the forward pass."""
+    function, x, w = small_operator()
+    files = []
+
+    def run(*arguments):
+        files.extend(frame.filename for frame in traceback.extract_stack())
+
+    key = register(mace_coupling(2, 1, 3))
+    monkeypatch.setattr(kernels_of(key).forward.cpp, "run", run)
+    function(x, w)
+    ours = [name.rpartition("mace_train/")[2] for name in files if "mace_train/" in name]
+    first = ours.index("ops/symmetric_contraction.py")
+    operator = ["ops/symmetric_contraction.py"] * 2  # before and behind PyTorch's dispatcher
+    assert ours[first:] == [*operator, "ops/dispatch.py"]
+
+
+def test_kernels_say_what_they_are_for():
+    kernels = kernels_of(register(mace_coupling(2, 1, 3)))
+    n_weights = kernels.coupling.n_weights
+    assert repr(kernels) == (
+        f"ContractionKernels(x[9] w[{n_weights}] -> out[4] | {n_weights} paths)"
+    )
+    assert repr(kernels.forward).startswith("CompiledKernel('contraction ")

@@ -1,18 +1,17 @@
 """Tensor products of e3nn, and of other groups, by the operator for any polynomial."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
 
+from mace_train.irreps import import_o3
 from mace_train.model.coupling import wigner_3j
 from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.ops.segmented_kernels import Operation
 from mace_train.ops.segmented_polynomial import register, segmented_polynomial
 from mace_train.ops.tensor_product import Block, Instruction, TensorProduct, o3_blocks
 
-METHODS = [
+BACKENDS = [
     "reference",
     pytest.param(
         "cpp", marks=pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
@@ -133,9 +132,9 @@ class AsE3nn:
             named["w"] = torch.cat(weights, 1)
         return named
 
-    def __call__(self, x1, x2, w, method):
+    def __call__(self, x1, x2, w, backend):
         n = len(x1)
-        found = segmented_polynomial(self.key, self.inputs(x1, x2, w), method=method)
+        found = segmented_polynomial(self.key, self.inputs(x1, x2, w), backend=backend)
         parts = []
         for i, block in enumerate(self.out):
             name, first = self.product.first_out[i]
@@ -151,11 +150,10 @@ class AsE3nn:
 
 
 @pytest.fixture
-def o3(monkeypatch):
-    monkeypatch.setitem(os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+def o3():
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # or e3nn rounds its coefficients to float32
-    yield pytest.importorskip("e3nn.o3")
+    yield import_o3()
     torch.set_default_dtype(default)
 
 
@@ -186,34 +184,34 @@ def derivatives(function, inputs):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CASES)
-def test_equal_to_e3nn(name, method, o3):
+def test_equal_to_e3nn(name, backend, o3):
     ours, theirs = AsE3nn(*CASES[name]), e3nn_product(o3, *CASES[name])
     assert theirs.weight_numel == ours.n_weights()
     for n_rows in (7, 1, 0):
         inputs = random_inputs(ours, n_rows)
-        found = derivatives(lambda inputs=inputs: ours(*inputs, method), inputs)
+        found = derivatives(lambda inputs=inputs: ours(*inputs, backend), inputs)
         expected = derivatives(lambda inputs=inputs: theirs(*inputs), inputs)
         for mine, slow in zip(found, expected, strict=True):
             scale = 1.0 + float(slow.abs().max()) if slow.numel() else 1.0
             torch.testing.assert_close(mine, slow, rtol=0.0, atol=1e-12 * scale)
     low = [t.detach().float() for t in random_inputs(ours, 7)]
     exact = theirs(*[t.double() for t in low])
-    assert ours(*low, method).dtype == torch.float32
-    torch.testing.assert_close(ours(*low, method).double(), exact, rtol=1e-5, atol=1e-5)
+    assert ours(*low, backend).dtype == torch.float32
+    torch.testing.assert_close(ours(*low, backend).double(), exact, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CASES)
-def test_derivatives_by_finite_differences(name, method):
+def test_derivatives_by_finite_differences(name, backend):
     ours = AsE3nn(*CASES[name])
     inputs = random_inputs(ours, 1)
     directions = [torch.randn_like(t) for t in inputs]
 
     def along(*steps):
         moved = [t.detach() + s * d for t, s, d in zip(inputs, steps, directions, strict=True)]
-        return ours(*moved, method)
+        return ours(*moved, backend)
 
     steps = [torch.tensor(0.1 * i, requires_grad=True, dtype=torch.float64) for i in range(3)]
     assert torch.autograd.gradcheck(along, steps)
@@ -240,10 +238,10 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", ["uvw", "uvu", "uvuv", "uuu"])
 @pytest.mark.parametrize(("group", "degrees"), [("C3", (1, 1, 1)), ("SO(2)", (1, 2, 3))])
-def test_other_groups(group, degrees, mode, method):
+def test_other_groups(group, degrees, mode, backend):
     """Couplings of a point group, and of rotations about an axis, found by averaging over it."""
     acts = [GROUPS[group][m] for m in degrees]
     tables = invariant_couplings(*acts)
@@ -253,14 +251,14 @@ def test_other_groups(group, degrees, mode, method):
     instructions = [Instruction(0, 0, 0, mode, True)]
     ours = AsE3nn(*blocks, instructions, lambda *_: tables[0])
     x1, x2, w = (t.detach() for t in random_inputs(ours, 5))
-    out = ours(x1, x2, w, method)
+    out = ours(x1, x2, w, backend)
     for k in range(len(acts[0])):
         turn = [torch.as_tensor(act[k]) for act in acts]
         moved = [
             (t.view(5, -1, 2) @ r.T).reshape(5, -1) for t, r in zip((x1, x2), turn[:2], strict=True)
         ]
         expected = (out.view(5, -1, 2) @ turn[2].T).reshape(5, -1)
-        torch.testing.assert_close(ours(*moved, w, method), expected, rtol=0.0, atol=1e-12)
+        torch.testing.assert_close(ours(*moved, w, backend), expected, rtol=0.0, atol=1e-12)
     assert float(out.abs().max()) > 0.1
 
 
@@ -276,3 +274,16 @@ def test_other_groups(group, degrees, mode, method):
 def test_what_cannot_be_stated(instruction, words):
     with pytest.raises(ValueError, match=words):
         TensorProduct(*[o3_blocks([(m, 0, 1)]) for m in (2, 3, 4)], [instruction], o3_table)
+
+
+def test_blocks_and_paths_are_printed():
+    in1, in2, out, instructions = CASES["uvu"]
+    product = TensorProduct(*map(o3_blocks, (in1, in2, out)), instructions, o3_table)
+    heading = "5x0e+5x1o x 2x1o+1x2e -> 5x1o+5x2e+5x1e | 4 paths | 5 weights per channel"
+    assert repr(product) == f"TensorProduct({heading})"
+    assert str(product).splitlines()[1:] == [
+        "  uvu: 5x0e x 2x1o -> 5x1o, weighted",
+        "  uvu: 5x1o x 1x2e -> 5x1o, weighted",
+        "  uvu: 5x1o x 2x1o -> 5x2e",
+        "  uvu: 5x1o x 2x1o -> 5x1e, weighted",
+    ]

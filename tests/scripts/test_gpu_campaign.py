@@ -49,8 +49,8 @@ def runs_of(module, name: str) -> int:
     return len(path.read_text()) if path.exists() else 0
 
 
-def with_pieces(module, monkeypatch, *pieces) -> None:
-    monkeypatch.setattr(module, "pieces", lambda: list(pieces))
+def with_measurements(module, monkeypatch, *measurements) -> None:
+    monkeypatch.setattr(module, "measurements", lambda: list(measurements))
 
 
 def main(module, *words: str) -> int:
@@ -62,9 +62,9 @@ def record(module, name: str) -> dict[str, object]:
 
 
 def test_a_later_run_takes_only_what_is_left(campaign, monkeypatch, capsys):
-    one = campaign.Piece("one", writing([row("first", 2.0)]), 1)
-    two = campaign.Piece("two", writing({"rows": [row("second", 3.0)]}), 100)
-    with_pieces(campaign, monkeypatch, one, two)
+    one = campaign.Measurement("one", writing([row("first", 2.0)]), 1)
+    two = campaign.Measurement("two", writing({"rows": [row("second", 3.0)]}), 100)
+    with_measurements(campaign, monkeypatch, one, two)
     assert main(campaign, "--minutes", "0.5") == os.EX_TEMPFAIL
     assert (runs_of(campaign, "one"), runs_of(campaign, "two")) == (1, 0)
     assert "left: two" in capsys.readouterr().out
@@ -77,12 +77,16 @@ def test_a_later_run_takes_only_what_is_left(campaign, monkeypatch, capsys):
 
 
 def test_a_failure_is_recorded_and_the_next_goes_on(campaign, monkeypatch, capsys):
-    bad = campaign.Piece("bad", (sys.executable, "-c", "print('why'); raise OSError('gone')"), 1)
-    half = campaign.Piece("half", writing({"rows": [row("a", 2.0)], "complete": False}, 1), 1)
-    quiet = campaign.Piece("quiet", (sys.executable, "-c", ""), 1)
-    check = campaign.Piece("check", (sys.executable, "-c", "raise SystemExit(1)"), 1, rows=False)
-    good = campaign.Piece("good", writing([row("b", 2.0)]), 1)
-    with_pieces(campaign, monkeypatch, bad, half, quiet, check, good)
+    bad = campaign.Measurement(
+        "bad", (sys.executable, "-c", "print('why'); raise OSError('gone')"), 1
+    )
+    half = campaign.Measurement("half", writing({"rows": [row("a", 2.0)], "complete": False}, 1), 1)
+    quiet = campaign.Measurement("quiet", (sys.executable, "-c", ""), 1)
+    check = campaign.Measurement(
+        "check", (sys.executable, "-c", "raise SystemExit(1)"), 1, rows=False
+    )
+    good = campaign.Measurement("good", writing([row("b", 2.0)]), 1)
+    with_measurements(campaign, monkeypatch, bad, half, quiet, check, good)
     assert main(campaign) == 1
     assert [record(campaign, name)["status"] for name in ("bad", "half", "quiet", "check")] == [
         "failed"
@@ -103,7 +107,9 @@ def test_a_failure_is_recorded_and_the_next_goes_on(campaign, monkeypatch, capsy
 def test_a_row_that_falls_short_is_exit_code_1(campaign, monkeypatch, capsys):
     short = [row("slow", 0.9), row("without peer", None), row("fast", 1.0)]
     limit = {"name": "late", "ours": 2.0, "at_most": 1.0}
-    with_pieces(campaign, monkeypatch, campaign.Piece("one", writing([*short, limit], 1), 1))
+    with_measurements(
+        campaign, monkeypatch, campaign.Measurement("one", writing([*short, limit], 1), 1)
+    )
     assert main(campaign) == 1
     assert record(campaign, "one")["status"] == "done"
     marks = {line[2:].split(" | ")[0]: line[0] for line in capsys.readouterr().out.splitlines()}
@@ -114,7 +120,7 @@ def test_a_row_that_falls_short_is_exit_code_1(campaign, monkeypatch, capsys):
     assert "**not measured**" in section
 
 
-def test_a_piece_that_takes_too_long_is_stopped_with_what_it_started(campaign, monkeypatch):
+def test_a_measurement_that_takes_too_long_is_stopped_with_what_it_started(campaign, monkeypatch):
     mark = campaign.folder / "mark"
     child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
     program = (
@@ -122,15 +128,15 @@ def test_a_piece_that_takes_too_long_is_stopped_with_what_it_started(campaign, m
         f"subprocess.Popen([sys.executable, '-c', {child!r}]); print('started', flush=True);"
         "time.sleep(60)"
     )
-    slow = campaign.Piece("slow", (sys.executable, "-c", program), 1, limit_s=1)
-    with_pieces(campaign, monkeypatch, slow)
+    slow = campaign.Measurement("slow", (sys.executable, "-c", program), 1, limit_s=1)
+    with_measurements(campaign, monkeypatch, slow)
     assert main(campaign) == 1
     found = record(campaign, "slow")
     assert found["status"] == "stopped at its limit of 1 s"
     assert found["tail"] == ["started"]
     # the same, when the time of the whole ends first: not a failure, but left for another run
     (campaign.folder / "slow.json").unlink()
-    with_pieces(campaign, monkeypatch, replace(slow, limit_s=500))
+    with_measurements(campaign, monkeypatch, replace(slow, limit_s=500))
     start = time.monotonic()
     assert main(campaign, "--minutes", str((campaign.RESERVE_S + 1.5) / 60)) == os.EX_TEMPFAIL
     assert time.monotonic() - start < 10
@@ -140,9 +146,9 @@ def test_a_piece_that_takes_too_long_is_stopped_with_what_it_started(campaign, m
 
 
 def test_packed_results_continue_elsewhere(campaign, monkeypatch, tmp_path):
-    one = campaign.Piece("one", writing([row("first", 2.0)]), 1)
-    two = campaign.Piece("two", writing([row("second", 2.0)]), 100)
-    with_pieces(campaign, monkeypatch, one, two)
+    one = campaign.Measurement("one", writing([row("first", 2.0)]), 1)
+    two = campaign.Measurement("two", writing([row("second", 2.0)]), 100)
+    with_measurements(campaign, monkeypatch, one, two)
     pack = str(tmp_path / "results.tar.gz")
     assert main(campaign, "--minutes", "0.5", "--pack", pack) == os.EX_TEMPFAIL
     campaign.folder = tmp_path / "another machine"
@@ -152,40 +158,42 @@ def test_packed_results_continue_elsewhere(campaign, monkeypatch, tmp_path):
 
 
 def test_a_rehearsal_asks_for_no_goals_and_is_kept_apart(campaign, monkeypatch):
-    piece = campaign.Piece("one", ("false",), 1, writing([row("slow", 0.1)], 1))
-    on_gpu = campaign.Piece("two", ("false",), 1)
-    with_pieces(campaign, monkeypatch, piece, on_gpu)
+    measurement = campaign.Measurement("one", ("false",), 1, writing([row("slow", 0.1)], 1))
+    on_gpu = campaign.Measurement("two", ("false",), 1)
+    with_measurements(campaign, monkeypatch, measurement, on_gpu)
     assert main(campaign, "--rehearse") == 0
     with pytest.raises(SystemExit, match="one is from a rehearsal; give another --folder"):
         main(campaign)
-    with pytest.raises(SystemExit, match="no such piece; there are one, two"):
+    with pytest.raises(SystemExit, match="no such measurement; there are one, two"):
         main(campaign, "--only", "three")
 
 
 def test_openequivariance_is_used_once_it_has_been_built(campaign, monkeypatch, tmp_path):
     show = (sys.executable, "-c", "import os; print(os.environ['PYTHONPATH'])")
-    build = campaign.Piece("openequivariance", show, 1, rows=False, with_openequivariance=True)
-    user = campaign.Piece("user", show, 1, rows=False, with_openequivariance=True)
-    with_pieces(campaign, monkeypatch, user, build)
+    build = campaign.Measurement(
+        "openequivariance", show, 1, rows=False, with_openequivariance=True
+    )
+    user = campaign.Measurement("user", show, 1, rows=False, with_openequivariance=True)
+    with_measurements(campaign, monkeypatch, user, build)
     folder = tmp_path / "oeq"
-    assert main(campaign) == os.EX_TEMPFAIL  # nothing is said of where it lies
+    assert main(campaign) == os.EX_TEMPFAIL  # its folder is not given
     assert main(campaign, "--openequivariance", str(folder)) == 0
     assert str(folder) not in record(campaign, "user")["tail"][0]
     assert main(campaign, "--openequivariance", str(folder), "--only", "user") == 0
     assert record(campaign, "user")["tail"][0].split(os.pathsep)[-1] == str(folder)
 
 
-def test_pieces_fit_into_the_calls_that_there_are(campaign):
-    pieces = campaign.pieces()
-    assert len({piece.name for piece in pieces}) == len(pieces)
-    for piece in pieces:
-        assert piece.estimate_s < piece.limit_s < 9 * 60
-        for word in (*piece.command, *(piece.rehearsal or ())):
+def test_measurements_fit_into_the_calls_that_there_are(campaign):
+    measurements = campaign.measurements()
+    assert len({measurement.name for measurement in measurements}) == len(measurements)
+    for measurement in measurements:
+        assert measurement.estimate_s < measurement.limit_s < 9 * 60
+        for word in (*measurement.command, *(measurement.rehearsal or ())):
             assert not word.endswith(".py") or Path(word).is_file()
 
 
 @pytest.mark.filterwarnings("ignore")  # of the peers that they compare with
-def test_a_piece_is_rehearsed(campaign, capsys):
+def test_a_measurement_is_rehearsed(campaign, capsys):
     assert main(campaign, "--rehearse", "--only", "facts") in (0, os.EX_TEMPFAIL)
     found = record(campaign, "facts")
     assert found["found"]["facts"]["PyTorch"]

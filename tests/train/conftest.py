@@ -1,8 +1,8 @@
-"""What stands in for a CUDA graph where there is none.
+"""A stand-in for CUDA graphs where there is no GPU.
 
-A list of the operations of one run: like a graph of kernels it keeps every number that Python saw
-and every tensor where it lay, and does the same again with whatever these tensors hold. To look at
-a value is an error within, as in a capture.
+It lists the operations of one run: like a graph of kernels it keeps every number that Python saw
+and the address of every tensor, and repeats the operations with the current values of these
+tensors. To look at a value is an error, as in a capture.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mace_train.ops import convolution
-from mace_train.train import log, setup
+from mace_train.train import log, model_setup, setup
 from mace_train.train.cuda_graphs import Replay, Tensors
 
 
 class Operations(TorchDispatchMode):
-    """What one run did, to be done again on the same tensors."""
+    """The operations of one run, to be repeated on the same tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,9 @@ class Operations(TorchDispatchMode):
                     old.copy_(new)
 
 
-def recorded(function: Callable[[], Tensors], device: torch.device) -> tuple[Replay, Tensors]:
+def capture_operations(
+    function: Callable[[], Tensors], device: torch.device
+) -> tuple[Replay, Tensors]:
     """A capture by the operations of one run, after one before it."""
     function()
     with Operations() as operations:
@@ -50,14 +52,14 @@ def recorded(function: Callable[[], Tensors], device: torch.device) -> tuple[Rep
 
 @pytest.fixture
 def stand_in(monkeypatch) -> None:
-    """Recordings on the CPU; what looks at values there, to check them, is left out."""
-    monkeypatch.setattr(setup, "check_cuda_graphs", lambda *_: None)
-    monkeypatch.setattr(setup, "cuda_graph", recorded)
+    """Captured graphs on the CPU, without the checks there that look at values."""
+    monkeypatch.setattr(model_setup, "check_cuda_graphs", lambda *_: None)
+    monkeypatch.setattr(setup, "cuda_graph", capture_operations)
     monkeypatch.setattr(convolution, "_check", lambda *_: None)
     monkeypatch.setattr(convolution, "_check_pairs", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch) -> None:
-    """Trainings draw no curves, the longest part of most; those of test_record.py do."""
+    """Trainings draw no curves, the longest part of most; those of test_provenance.py do."""
     monkeypatch.setattr(log.MetricsLog, "_draw", lambda *_: None)

@@ -1,4 +1,4 @@
-"""Recorded gradients: a recording made on one bin gives the gradients of all others.
+"""Captured gradients: a graph captured with one bin gives the gradients of all others.
 
 Where there is no GPU, the operations of one run stand in for the capture (conftest.py).
 """
@@ -36,10 +36,10 @@ def assert_same_training(prepared: Path, folder: Path, tolerance: float, **chang
         with open_world(settings.cluster) as world:
             found.append(run_of(settings, world))
     (_, eager), (run, replayed) = found
-    assert run.graphed_gradient is not None
+    assert run.updater.graphed_gradient is not None
     n_stages = len(run.stages)
-    assert n_stages <= run.graphed_gradient.n_captures <= n_stages + 1
-    assert run.progress.step > 2 * run.graphed_gradient.n_captures
+    assert n_stages <= run.updater.graphed_gradient.n_captures <= n_stages + 1
+    assert run.progress.step > 2 * run.updater.graphed_gradient.n_captures
     assert [row["epoch"] for row in replayed] == [row["epoch"] for row in eager]
     for one, other in zip(eager, replayed, strict=True):  # learning rates are float32 there
         for key in ("train_loss", "valid_loss", "grad_norm"):
@@ -48,7 +48,7 @@ def assert_same_training(prepared: Path, folder: Path, tolerance: float, **chang
 
 @needs_compiler
 @pytest.mark.slow
-def test_a_recording_of_one_bin_trains_on_all_others(prepared, tmp_path, stand_in):
+def test_a_graph_of_one_bin_trains_on_all_others(prepared, tmp_path, stand_in):
     stage_two = StageTwoSettings(enabled=True, start=2)
     assert_same_training(prepared, tmp_path, 1e-7, max_num_epochs=3, stage_two=stage_two)
 
@@ -66,21 +66,19 @@ def test_accumulated_bins_and_an_end_of_memory(prepared, tmp_path, stand_in, mon
     gradients = []
     for one in (eager, run):
         train_step(one, graphs, lr=0.0)
-        gradients.append([p.grad.clone() for p in one.trained_parameters])
+        gradients.append([p.grad.clone() for p in one.updater.parameters])
     scale = max(float(g.abs().max()) for g in gradients[0])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-12 * scale)
-    assert run.graphed_gradient.n_captures == 1
+    assert run.updater.graphed_gradient.n_captures == 1
 
     def fail() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(run.graphed_gradient._captured, "replay", fail)
+    monkeypatch.setattr(run.updater.graphed_gradient._captured, "replay", fail)
     result = train_step(run, graphs[:1], lr=0.0)
-    assert [trouble.reason for trouble in result.failures] == ["memory"]
-    assert (
-        run.graphed_gradient._captured is None
-    )  # the memory of the recording is free for the next one
+    assert [failure.reason for failure in result.failures] == ["memory"]
+    assert run.updater.graphed_gradient._captured is None  # its memory is free for the next one
 
 
 def padded_of(run: Run, ids: list[int]) -> Any:

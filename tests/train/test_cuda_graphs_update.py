@@ -24,7 +24,7 @@ from mace_train.train.gradients import Gradients
 from mace_train.train.optim import make_optimizer, set_lr
 from mace_train.train.setup import set_up
 from mace_train.train.train import fit, train
-from tests.train.conftest import recorded
+from tests.train.conftest import capture_operations
 from tests.train.networks import Named
 from tests.train.training import assert_same_end, records, train_until_killed, with_graphs
 
@@ -40,7 +40,7 @@ class Both:
     def __init__(
         self, settings: OptimizerSettings, clip_grad: float | None, device: str, capture: Capture
     ) -> None:
-        self.models, self.gradients, self.averages, self.optimizers = [], [], [], []
+        self.models, self.gradients, self.emas, self.optimizers = [], [], [], []
         for on_device in (False, True):
             model = Named(NAMES).double()
             for i, parameter in enumerate(model.parameters()):
@@ -48,11 +48,11 @@ class Both:
             model = model.to(device)
             self.models.append(model)
             self.gradients.append(Gradients(list(model.parameters()), World()))
-            self.averages.append(EMA(model, 0.75))
+            self.emas.append(EMA(model, 0.75))
             self.optimizers.append(make_optimizer(model, settings, on_device=on_device))
         self.clip_grad = clip_grad
         self.update = GraphedUpdate(
-            self.models[1], self.gradients[1], self.averages[1], clip_grad, capture
+            self.models[1], self.gradients[1], self.emas[1], clip_grad, capture
         )
 
     def step(self, lr: float, seed: int, *, void: bool = False, health: float = 0.0) -> float:
@@ -67,14 +67,14 @@ class Both:
         if not void:
             self.gradients[0].clip(self.gradients[0].norm(), self.clip_grad)
             self.optimizers[0].step()
-            self.averages[0].update(self.models[0])
+            self.emas[0].update(self.models[0])
         return float(self.update.step(self.optimizers[1]))
 
     def assert_equal(self) -> None:
         for one, other in zip(*(m.parameters() for m in self.models), strict=True):
             torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-13)
-        for name, one in self.averages[0].shadow.items():
-            torch.testing.assert_close(self.averages[1].shadow[name], one, rtol=1e-12, atol=1e-13)
+        for name, one in self.emas[0].shadow.items():
+            torch.testing.assert_close(self.emas[1].shadow[name], one, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("clip_grad", [None, 0.5])
@@ -88,7 +88,10 @@ class Both:
 )
 @pytest.mark.parametrize(
     ("device", "capture"),
-    [("cpu", recorded), pytest.param("cuda", cuda_graph, marks=[pytest.mark.gpu, needs_gpu])],
+    [
+        ("cpu", capture_operations),
+        pytest.param("cuda", cuda_graph, marks=[pytest.mark.gpu, needs_gpu]),
+    ],
 )
 def test_weights_and_averages_are_those_of_the_host(settings, clip_grad, device, capture):
     both = Both(settings, clip_grad, device, capture)
@@ -113,12 +116,12 @@ def with_a_fault(run: Any, fault: str, monkeypatch: Any) -> None:
     """Large bins have no room, or one structure has no finite loss."""
     backward = step_module.backward
 
-    def spoilt(run: Any, graph: Any, *arguments: Any) -> Any:
+    def spoilt(updater: Any, graph: Any, *arguments: Any) -> Any:
         if fault == "memory" and graph.n_atoms > 26:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-        sums = backward(run, graph, *arguments)
+        sums = backward(updater, graph, *arguments)
         if fault == "loss" and 5 in graph.ids.tolist():
-            run.gradients.flat[0] = math.nan
+            updater.gradients.flat[0] = math.nan
             sums.numerators = sums.numerators * math.nan
         return sums
 
@@ -160,7 +163,7 @@ def test_a_step_that_cannot_be_made_ends_as_on_the_host(
             found.append((run.progress, course_of(run, patch), records(output)))
     (eager, one_by_one, rows), (progress, course, replayed) = found
     assert set(one_by_one.split("sf")) == {""}
-    assert "ssf" in course  # a step starts while the one before is on its way
+    assert "ssf" in course  # a step starts while the one before is in flight
     assert progress.n_out_of_memory == eager.n_out_of_memory
     assert (progress.n_skipped, progress.step) == (eager.n_skipped, eager.step)
     assert (progress.n_out_of_memory, progress.n_skipped)[fault == "loss"] > 0

@@ -32,7 +32,7 @@ TIMEOUT_S = 10
 def little_memory(model: Any, limit: int, where: str) -> Any:
     """A ``predict`` that runs out of memory with more atoms than ``limit`` in a bin.
 
-    In the backward pass it does so at the embedding, when other gradients are on their way.
+    In the backward pass it does so at the embedding, when other gradients are in flight.
     """
     predict, too_many = step_module.predict, [False]
 
@@ -68,7 +68,8 @@ def training_with_little_memory(
     messages = Messages()
     logging.getLogger("mace_train").addHandler(messages)
     run = set_up(settings, world)
-    run.gradients = Gradients(run.trained_parameters, world, bucket_bytes=64)  # many buckets
+    updater = run.updater
+    updater.gradients = Gradients(updater.parameters, world, bucket_bytes=64)  # many buckets
     if world.rank == 1:
         step_module.predict = little_memory(run.model, limit, where)
     fit(run)

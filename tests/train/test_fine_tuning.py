@@ -77,7 +77,7 @@ def test_E0s_of_the_foundation_keep_its_energies(foundation, new_data, tmp_path)
     torch.testing.assert_close(found.energy, expected.energy, rtol=0, atol=1e-10)
 
 
-def test_estimated_E0s_leave_no_error_that_other_E0s_would_mend(foundation, new_data, tmp_path):
+def test_estimated_E0s_leave_no_error_that_other_E0s_would_correct(foundation, new_data, tmp_path):
     run = set_up(tuned(foundation, new_data / "two", tmp_path / "run", E0s="estimated"), World())
     assert run.model.data.head_names == ("new", "replay")
     for head in (0, 1):

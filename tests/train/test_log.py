@@ -85,7 +85,6 @@ def test_tensorboard(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_offline(tmp_path):
-    pytest.importorskip("wandb", reason="needs the extra loggers")
     log = MetricsLog(LoggerSettings(wandb=True), tmp_path, "test", {"a": 1})
     log.write(record(0))
     log.close()

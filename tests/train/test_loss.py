@@ -11,7 +11,7 @@ from mace_train.data.graph import Graph
 from mace_train.errors import InputError
 from mace_train.model.derivatives import Prediction
 from mace_train.settings import LossSettings
-from mace_train.train.loss import dipole_sums, label_counts, loss_sums
+from mace_train.train.loss import label_counts, loss_sums
 from tests.train.labelled_batch import SIZES, batch, prediction_for
 
 
@@ -132,31 +132,6 @@ def test_loss_and_gradient_equal_mace_torch(name):
     gradients = [torch.autograd.grad(loss, inputs) for loss in (ours, expected)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_dipole_loss_is_that_of_mace_torch_where_all_have_a_label():
-    losses = pytest.importorskip("mace.modules.loss", reason="needs the extra interop")
-    torch.manual_seed(0)
-    predicted, label = torch.randn(2, len(SIZES), 3, dtype=torch.float64)
-    sizes, ones = torch.tensor(SIZES), torch.ones(len(SIZES), dtype=torch.float64)
-    reference = _Dict(dipole=label, ptr=torch.nn.functional.pad(sizes.cumsum(0), (1, 0)))
-    with default_dtype(torch.float64):
-        loss = losses.DipoleSingleLoss(dipole_weight=1.0)
-        expected = float(loss(ref=reference, pred={"dipole": predicted}))
-    total, count = dipole_sums(predicted, label, sizes, ones)
-    assert float(total / count) == pytest.approx(expected, rel=1e-12)
-    # a label that is missing, whatever stands in its place, has no part in it
-    predicted.requires_grad_()
-    label[1] = float("nan")
-    weight = torch.tensor([1.0, 0.0, 2.0, 1.0], dtype=torch.float64)
-    total, count = dipole_sums(predicted, label, sizes, weight)
-    (gradient,) = torch.autograd.grad(total, predicted)
-    assert int(count) == 9
-    assert (gradient[1] == 0).all()
-    one = dipole_sums(predicted[2:3], label[2:3], sizes[2:3], ones[:1])[0]
-    others = dipole_sums(predicted[[0, 3]], label[[0, 3]], sizes[[0, 3]], ones[:2])[0]
-    assert float(total) == pytest.approx(float(2 * one + others), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["dipole", "energy_forces_dipole"])

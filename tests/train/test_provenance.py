@@ -1,4 +1,4 @@
-"""What a run's folder says of it: provenance, a command that repeats it, comparison, timer."""
+"""The record of a run's folder: provenance, a command that repeats it, comparison, timer."""
 
 import json
 import shutil
@@ -59,8 +59,6 @@ def phases_of(world: World) -> tuple[dict[str, Any], float]:
         with timer("compute"):
             time.sleep(0.3 if world.rank else 0.1)
         timer.step_done()
-    for _ in timer.waiting(iter([1])):
-        pass
     return timer.summary(world), peak_memory_mb(world)
 
 

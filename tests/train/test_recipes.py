@@ -51,7 +51,7 @@ def test_stages_have_the_weights_and_rates_of_mace_torch():
         stages_of(replace(settings, stage_two=StageTwoSettings(enabled=True, start=38)))
 
 
-def test_stage_two_starts_anew_with_the_best_and_keeps_that_of_stage_one(prepared, tmp_path):
+def test_stage_two_starts_a_new_best_and_keeps_that_of_stage_one(prepared, tmp_path):
     settings = settings_for(
         prepared,
         tmp_path / "run",
@@ -182,7 +182,7 @@ def test_learning_rate_follows_the_structures_of_the_step(rule, factor, prepared
     run = set_up(settings_for(prepared, tmp_path / "run", optimizer=optimizer), World())
     result = train_step(run, [graph_of(run, list(range(8)))], lr=0.5)
     assert result.started.lr == 0.5 * factor
-    assert all(group["lr"] == 0.5 * factor for group in run.optimizer.param_groups)
+    assert all(group["lr"] == 0.5 * factor for group in run.updater.optimizer.param_groups)
 
 
 def noise_of_draws(world: World, n_steps: int, noise: float) -> float | None:

@@ -139,7 +139,7 @@ def test_best_checkpoint_gives_the_validation_loss_it_claims(prepared, tmp_path)
     fit(run)
     model, header = load_model(tmp_path / "run")
     run.model.load_state_dict(model.state_dict(), strict=False)
-    run.ema = None
+    run.updater.ema = None
     assert validate(run)[0] == pytest.approx(header["progress"]["best_loss"], rel=1e-12)
 
 
@@ -192,10 +192,10 @@ def test_a_non_finite_gradient_stops_and_names_the_structures(prepared, tmp_path
     with torch.no_grad():
         next(iter(run.model.parameters())).fill_(float("nan"))
     result = train_step(run, [graph_of(run, [4, 2])], lr=0.01)
-    part = EpochPlan.full(run.sampler, 0)
+    epoch_plan = EpochPlan.full(run.sampler, 0)
     named = re.escape(run.train.shards.sample(4).structure.source)
     with pytest.raises(InputError, match=rf"step 1 \(epoch 1\).*{named}"):
-        handle_failed_step(run, part, 0, result)
+        handle_failed_step(run, epoch_plan, 0, result)
 
 
 def test_a_non_finite_validation_loss_stops(prepared, tmp_path):
@@ -224,7 +224,7 @@ def test_a_changed_loss_starts_a_new_best(prepared, tmp_path, caplog, monkeypatc
     changed = replace(LOSS, forces_weight=1e6)
     train(replace(settings, loss=changed, max_num_epochs=3, restart_latest=True))
     assert "loss.forces_weight 100.0 -> 1000000.0" in caplog.text
-    assert "the best loss starts anew" in caplog.text
+    assert "the best loss so far is forgotten" in caplog.text
     _, header = read(tmp_path / "run" / "checkpoints" / "best.safetensors")
     assert header["progress"]["best_epoch"] == 2
 

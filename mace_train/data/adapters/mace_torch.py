@@ -1,6 +1,6 @@
 """Shards as a data set of mace-torch: its ``AtomicData``, with the edges that are stored.
 
-Takes the place of ``mace.data.HDF5Dataset`` in its trainer and loaders, without the neighbour
+Replaces ``mace.data.HDF5Dataset`` in its trainer and loaders, without the neighbour
 search at every access. Edges have mace-torch's conventions (``edge_index`` sender first, ``shifts``
 in Å, ``unit_shifts`` in lattice vectors) and another order: sorted by receiver.
 """
@@ -58,7 +58,7 @@ class MaceDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         """``AtomicData`` of one structure."""
         sample = self.shards.sample(index)
-        data = self._lonely(sample)
+        data = self._data_per_structure(sample)
         structure, edges = sample.structure, sample.edges
         dtype, n_atoms = torch.get_default_dtype(), structure.n_atoms
         one_hot = np.zeros((n_atoms, len(self._z_table)))
@@ -75,8 +75,8 @@ class MaceDataset(Dataset[Any]):
         data.density_coefficients = torch.zeros(n_atoms, 1, dtype=dtype)
         return data
 
-    def _lonely(self, sample: Sample) -> Any:
-        """mace-torch's own data of the first atom alone: everything that is not per atom."""
+    def _data_per_structure(self, sample: Sample) -> Any:
+        """``AtomicData`` of the first atom only, for everything that is not per atom or edge."""
         structure = sample.structure
         labels = {"energy": structure.energy, "stress": structure.stress}
         weights = {

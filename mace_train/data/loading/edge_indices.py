@@ -35,7 +35,7 @@ def index_edges(
     pairs: Integers,
     first_of_pair: Integers,
 ) -> None:
-    """Fill in the arrays of a Graph's edges, [n_edges] and ``first_of_pair`` [n_edges // 2].
+    """Write the arrays of a Graph's edges, [n_edges] and ``first_of_pair`` [n_edges // 2].
 
     Raises:
         StructureError: an edge without its reverse, or edges in another order.
@@ -54,7 +54,7 @@ def index_edges(
 
 @compiled
 def _index(n_atoms: Any, n_edges: Any, edges: Any, filled: Any, positions: Any) -> int:
-    """The structure whose neighbour list is not one; -1 if all are."""
+    """The first structure with an invalid neighbour list; -1 if all are valid."""
     all_senders, all_receivers, all_shifts = edges
     begin = first_atom = n_pairs = 0
     for graph in range(len(n_edges)):

@@ -33,7 +33,7 @@ _OF_ROWS = ("cell", "pbc", "energy", "stress", "has_energy", "has_forces", "has_
 
 
 class SampleSource(Protocol):
-    """What loading needs: a ShardSet, or structures in memory."""
+    """Interface that loading needs: a ShardSet, or structures in memory."""
 
     @property
     def n_atoms(self) -> NDArray[Any]:
@@ -63,7 +63,7 @@ class SampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, ids: NDArray[np.int64]) -> Batch:
-        """The structures ``ids`` with their edges."""
+        """The structures ``ids`` [n] with their edges."""
         ...
 
     def sample(self, index: int) -> Sample:
@@ -86,7 +86,7 @@ def config_types_of(source: SampleSource) -> ConfigTypes:
 
 
 def heads_of(source: SampleSource, names: Sequence[str], what: str) -> NDArray[np.int64]:
-    """[n] which of the names every structure's head is; a single name stands for all heads.
+    """[n] index in ``names`` of every structure's head; a single name is that of all structures.
 
     Raises:
         InputError: a structure has none of several heads; ``what`` names the source in it.
@@ -100,8 +100,8 @@ def heads_of(source: SampleSource, names: Sequence[str], what: str) -> NDArray[n
             f"{what}: structures have the head {', '.join(unknown)}, but the model's heads are "
             f"{', '.join(names)}; name one of these per file or per structure"
         )
-    place = np.array([list(names).index(name) for name in found.tolist()], dtype=np.int64)
-    return place[index.reshape(-1)] if len(place) else np.zeros(0, dtype=np.int64)
+    index_of_name = np.array([list(names).index(name) for name in found.tolist()], dtype=np.int64)
+    return index_of_name[index.reshape(-1)] if len(found) else np.zeros(0, dtype=np.int64)
 
 
 def batches(
@@ -118,7 +118,7 @@ def batches(
     """One Graph per bin, in order; an empty bin gives an empty Graph.
 
     ``heads`` [n] are those of all structures of the source (see ``heads_of``); None is 0 for all.
-    With a ``shape`` all Graphs are filled up to it (see padding.py).
+    With a ``shape`` all Graphs are padded to it (see padding.py).
 
     >>> from pathlib import Path
     >>> from mace_train.data.shards.shard_set import ShardSet
@@ -157,7 +157,7 @@ class _Bins(Dataset[PackedGraph]):
     ) -> None:
         self.source, self.bins, self.heads, self.shape = source, bins, heads, shape
         self.atomic_numbers, self.dtype = atomic_numbers, dtype
-        self.slots: SharedMemoryPool | None = None
+        self.pool: SharedMemoryPool | None = None
 
     def __len__(self) -> int:
         return len(self.bins)
@@ -166,14 +166,14 @@ class _Bins(Dataset[PackedGraph]):
         return self._read(self.bins[index])
 
     def prepare_for(self, num_workers: int) -> None:
-        """Make slots that hold every bin, and read one structure, so that no worker compiles."""
+        """Allocate shared memory for the largest bin, and compile before the workers are forked."""
         first = next((ids for ids in self.bins if len(ids)), None)
         if first is None:
             return
         self._read(first[:1])
-        if multiprocessing.get_start_method() == "fork":  # what they are shared by
-            with suppress(OSError):  # more than the system would ever give: torch hands over
-                self.slots = SharedMemoryPool(num_workers, n_bytes(*self._largest(), self.dtype))
+        if multiprocessing.get_start_method() == "fork":  # by which they are shared
+            with suppress(OSError):  # more than the system gives: torch allocates instead
+                self.pool = SharedMemoryPool(num_workers, n_bytes(*self._largest(), self.dtype))
 
     def _largest(self) -> tuple[int, int, int]:
         """Structures, atoms and edges, each as many as any bin has."""
@@ -191,7 +191,7 @@ class _Bins(Dataset[PackedGraph]):
     def _read(self, ids: NDArray[np.int64]) -> PackedGraph:
         batch = self.source.batch(ids)
         heads = None if self.heads is None else self.heads[ids]
-        memory = _Memory(self.slots, self.shape)
+        memory = _Memory(self.pool, self.shape)
         numbers = self.atomic_numbers
         try:
             return packed(batch, ids, numbers, self.dtype, heads, memory)
@@ -218,9 +218,9 @@ def collate(
 
 @dataclass(frozen=True)
 class _Memory:
-    """Where Graphs are written: slots if there are any, of one shape if it is given."""
+    """Where Graphs are written: in a pool if there is one, of one shape if it is given."""
 
-    slots: SharedMemoryPool | None = None
+    pool: SharedMemoryPool | None = None
     shape: Shape | None = None
 
     def empty(self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> PackedGraph:
@@ -229,7 +229,7 @@ class _Memory:
         if self.shape is not None:
             self.shape.check(*sizes)
             sizes = self.shape.n_graphs, self.shape.n_atoms, self.shape.n_edges
-        make = PackedGraph.empty if self.slots is None else self.slots.empty
+        make = PackedGraph.empty if self.pool is None else self.pool.empty
         return make(*sizes, dtype)
 
 

@@ -1,7 +1,7 @@
-"""PackedGraph: a Graph whose tensors lie one after the other in one piece of memory.
+"""PackedGraph: a Graph whose tensors lie one after the other in one block of memory.
 
-A worker's Graph reaches the process that trains as one shared and one pinned piece, and a GPU by
-one copy, not as one of each for every tensor.
+A worker's Graph reaches the training process as one shared and one pinned block, and a GPU by one
+copy, not as one of each for every tensor.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ _LAYOUT: dict[str, tuple[torch.dtype | None, tuple[Any, ...]]] = {
 
 _TYPES = (torch.float64, _INDEX, _TRUTH)
 _STRIDES = ((1,), (3, 1), (9, 3, 1))  # of one, two and three axes
-Place = tuple[str, torch.dtype, tuple[int, ...], int, int]  # its first number, numbers in a row
+# name, dtype, shape, offset of the first element, elements per row
+TensorSpec = tuple[str, torch.dtype, tuple[int, ...], int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,29 +84,37 @@ class PackedGraph:
 
     def graph(self) -> Graph:
         """The Graph, whose tensors are views."""
-        views = {kind: self.memory.view(kind) for kind in {self.dtype, *_TYPES}}
+        views = {
+            tensor_dtype: self.memory.view(tensor_dtype) for tensor_dtype in {self.dtype, *_TYPES}
+        }
         return Graph(
             **{
-                name: views[kind].as_strided(shape, _STRIDES[len(shape) - 1], first)
-                for name, kind, shape, first, _ in self._places()
+                name: views[tensor_dtype].as_strided(shape, _STRIDES[len(shape) - 1], first)
+                for name, tensor_dtype, shape, first, _ in self._specs()
             }
         )
 
     def arrays(self, *sizes: int) -> dict[str, NDArray[Any]]:
-        """The same as arrays, to be filled in; of the first structures, atoms, edges if given."""
-        views = {kind: self.memory.view(kind).numpy() for kind in {self.dtype, *_TYPES}}
+        """The tensors as writable arrays by name, shapes as in Graph.
+
+        ``sizes``: only the first so many structures, atoms and edges.
+        """
+        views = {
+            tensor_dtype: self.memory.view(tensor_dtype).numpy()
+            for tensor_dtype in {self.dtype, *_TYPES}
+        }
         lengths = _lengths(*(sizes or self.sizes[:3]))
         return {
-            name: views[kind][first : first + lengths[name] * step].reshape(-1, *shape[1:])
-            for name, kind, shape, first, step in self._places()
+            name: views[tensor_dtype][first : first + lengths[name] * step].reshape(-1, *shape[1:])
+            for name, tensor_dtype, shape, first, step in self._specs()
         }
 
     def to(self, device: torch.device) -> "PackedGraph":
         """The same on another device, by one copy that overlaps with computation if it can."""
         return PackedGraph(self.memory.to(device, non_blocking=True), *self.sizes)
 
-    def _places(self) -> tuple[Place, ...]:
-        return _places(*self.sizes)
+    def _specs(self) -> tuple[TensorSpec, ...]:
+        return _specs(*self.sizes)
 
     def pin_memory(self) -> "PackedGraph":
         """The same in page-locked memory (called by torch's DataLoader)."""
@@ -117,11 +126,11 @@ def packed_memory(graph: Graph) -> PackedGraph | None:
     dtype, storage = graph.positions.dtype, graph.positions.untyped_storage()
     sizes = graph.n_graphs, graph.n_atoms, graph.n_edges, dtype
     size, begin = n_bytes(*sizes), graph.positions.storage_offset() * dtype.itemsize
-    for name, kind, shape, first, _ in _places(*sizes):
+    for name, tensor_dtype, shape, first, _ in _specs(*sizes):
         tensor: Tensor = getattr(graph, name)
         is_own = tensor.untyped_storage().data_ptr() == storage.data_ptr()
-        is_there = (tensor.storage_offset() - first) * kind.itemsize == begin
-        is_alike = tensor.dtype == kind and tensor.shape == shape and tensor.is_contiguous()
+        is_there = (tensor.storage_offset() - first) * tensor_dtype.itemsize == begin
+        is_alike = tensor.dtype == tensor_dtype and tensor.shape == shape and tensor.is_contiguous()
         if not (is_own and is_there and is_alike):
             return None
     memory = torch.empty(0, dtype=torch.uint8, device=graph.positions.device)
@@ -148,20 +157,20 @@ def _lengths(n_graphs: int, n_atoms: int, n_edges: int) -> dict[str, int]:
 
 
 @lru_cache(maxsize=16)
-def _places(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> tuple[Place, ...]:
-    """Place of every tensor."""
+def _specs(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> tuple[TensorSpec, ...]:
+    """Dtype, shape and offset of every tensor."""
     lengths = _lengths(n_graphs, n_atoms, n_edges)
-    end, places = 0, []
-    for name, (kind, axes) in _LAYOUT.items():
-        kind = kind or dtype
+    end, specs = 0, []
+    for name, (own_dtype, axes) in _LAYOUT.items():
+        tensor_dtype = own_dtype or dtype
         length, step = lengths[name], _STRIDES[len(axes) - 1][0]
-        places.append((name, kind, (length, *axes[1:]), end // kind.itemsize, step))
-        end += -(-length * step * kind.itemsize // _ALIGNMENT) * _ALIGNMENT
-    return tuple(places)
+        specs.append((name, tensor_dtype, (length, *axes[1:]), end // tensor_dtype.itemsize, step))
+        end += -(-length * step * tensor_dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+    return tuple(specs)
 
 
 def n_bytes(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> int:
     """Bytes of all tensors of a Graph."""
-    _, kind, (length, *_), first, step = _places(n_graphs, n_atoms, n_edges, dtype)[-1]
-    end = (first + length * step) * kind.itemsize
+    _, tensor_dtype, (length, *_), first, step = _specs(n_graphs, n_atoms, n_edges, dtype)[-1]
+    end = (first + length * step) * tensor_dtype.itemsize
     return -(-end // _ALIGNMENT) * _ALIGNMENT

@@ -1,10 +1,10 @@
-"""Batches of one shape: filled up with atoms, edges and structures that change no result.
+"""Batches of one shape: padded with atoms, edges and structures that change no result.
 
 One more structure takes all atoms that are added, and further ones are empty. The added atoms have
-edges only to themselves, twice the cutoff long, forth and back in pairs, so their messages and all
+edges only to themselves, twice the cutoff long, in pairs of opposite sign: their messages and all
 derivatives are exactly zero; the added structures have no label and weight 0, and their id is -1.
 With every bin of one shape, a step can be captured once (CUDA graphs) or compiled without dynamic
-shapes. Loading fills up where it packs (loader.py), ``padded`` does it with a Graph.
+shapes. Loading pads where it packs (loader.py), ``padded`` does it with a Graph.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Shape:
 
 
 def padded(graph: Graph, shape: Shape) -> Graph:
-    """``graph``, on the host, filled up to ``shape`` in memory of its own, packed.
+    """``graph``, on the host, padded to ``shape`` in memory of its own, packed.
 
     Raises:
         InputError: at least one structure is added, and one atom, and there is no room for them.
@@ -56,7 +56,7 @@ def padded(graph: Graph, shape: Shape) -> Graph:
 
 
 def pad_batch(memory: PackedGraph, n_graphs: int, n_atoms: int, n_edges: int, r_max: float) -> None:
-    """Write what a batch of so many structures, atoms and edges leaves free of ``memory``."""
+    """Write the padding of a batch of so many structures, atoms and edges into ``memory``."""
     arrays = memory.arrays()
     more_atoms, more_pairs = memory.n_atoms - n_atoms, (memory.n_edges - n_edges) // 2
     pairs = np.arange(more_pairs)
@@ -71,8 +71,8 @@ def pad_batch(memory: PackedGraph, n_graphs: int, n_atoms: int, n_edges: int, r_
     for name, values in of_edges.items():
         arrays[name][n_edges:] = values
     arrays["first_of_pair"][n_edges // 2 :] = n_edges + 2 * pairs
-    for kind, first in (("atoms", n_atoms), ("graphs", n_graphs)):
-        for name in names_of(kind) - _NOT_ZERO:
+    for axis, first in (("atoms", n_atoms), ("graphs", n_graphs)):
+        for name in names_of(axis) - _NOT_ZERO:
             arrays[name][first:] = 0
     arrays["graph_of_atom"][n_atoms:] = n_graphs
     arrays["cell"][n_graphs:] = 2.0 * r_max * np.eye(3)

@@ -1,9 +1,9 @@
-"""SharedMemoryPool: memory in which loading workers hand over Graphs, used again and again.
+"""SharedMemoryPool: reused shared memory in which loading workers pass Graphs to the trainer.
 
 Fresh shared memory comes page by page, which can take several times as long as filling it with a
-batch. Here every worker has a few slots that it and the process
-that trains have both mapped. It fills one, sends its number, and may fill it again when nothing in
-the other process refers to the Graph any more; while none is free, torch hands over other memory.
+batch. Here every worker has a few buffers that it and the training process have both mapped. It
+writes a Graph into one, sends the buffer's number, and may write it again when nothing in the
+training process refers to the Graph any more; while none is free, torch allocates other memory.
 """
 
 import mmap
@@ -18,61 +18,62 @@ from torch.utils.data import get_worker_info
 
 from mace_train.data.loading.packed import PackedGraph, n_bytes
 
-PER_WORKER = 4  # two wait, one is filled or on its way, one is in use
-FREE, TAKEN = 0, 1  # a worker takes its own slots, the process that trains frees them
+BUFFERS_PER_WORKER = 4  # two queued, one being written or sent, one in use
+FREE, IN_USE = 0, 1  # a worker claims its own buffers, the training process frees them
 _OPEN: "weakref.WeakValueDictionary[int, SharedMemoryPool]" = weakref.WeakValueDictionary()
 
 
 class SharedMemoryPool:
-    """``PER_WORKER`` pieces of ``size`` bytes per worker, shared with processes forked later."""
+    """``BUFFERS_PER_WORKER`` buffers of ``size`` bytes, shared with processes forked later."""
 
     def __init__(self, n_workers: int, size: int) -> None:
         self._size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        n_slots = n_workers * PER_WORKER
+        n_buffers = n_workers * BUFFERS_PER_WORKER
         # no file in /dev/shm, which many containers limit to 64 MB
-        self.memory = mmap.mmap(-1, n_slots * self._size)
-        self.states = mmap.mmap(-1, n_slots)  # FREE at first
+        self.memory = mmap.mmap(-1, n_buffers * self._size)
+        self.states = mmap.mmap(-1, n_buffers)  # FREE at first
         _OPEN[id(self)] = self
 
     def empty(self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> PackedGraph:
-        """In a worker: memory for a Graph, in a slot if one is free and large enough."""
+        """In a worker: memory for a Graph, in a buffer if one is free and large enough."""
         info, sizes = get_worker_info(), (n_graphs, n_atoms, n_edges, dtype)
         if info is not None and n_bytes(*sizes) <= self._size:
-            for slot in range(info.id * PER_WORKER, (info.id + 1) * PER_WORKER):
-                if self.states[slot] == FREE:
-                    self.states[slot] = TAKEN
-                    memory = torch.from_numpy(self.piece(slot))
-                    return _InSlot(memory, *sizes, slots=id(self), slot=slot)
+            for index in range(info.id * BUFFERS_PER_WORKER, (info.id + 1) * BUFFERS_PER_WORKER):
+                if self.states[index] == FREE:
+                    self.states[index] = IN_USE
+                    memory = torch.from_numpy(self.buffer(index))
+                    return _InBuffer(memory, *sizes, pool=id(self), index=index)
         return PackedGraph.empty(*sizes)
 
-    def piece(self, slot: int) -> NDArray[np.uint8]:
-        """The memory of a slot."""
-        return np.frombuffer(self.memory, np.uint8, self._size, slot * self._size)
+    def buffer(self, index: int) -> NDArray[np.uint8]:
+        """The memory [size] of a buffer."""
+        return np.frombuffer(self.memory, np.uint8, self._size, index * self._size)
 
 
 @dataclass(frozen=True, eq=False)
-class _InSlot(PackedGraph):
-    """A Graph in a slot: what is sent to another process is the slot's number."""
+class _InBuffer(PackedGraph):
+    """A Graph in a buffer of the pool: pickles as the buffer's number."""
 
-    slots: int
-    slot: int
+    pool: int  # key in _OPEN
+    index: int
 
     def __reduce__(self) -> tuple[Any, ...]:
         sizes = (self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
-        return _received, (self.slots, self.slot, sizes)
+        return _received, (self.pool, self.index, sizes)
 
 
-class _Lease:
-    """A slot in the process that trains, free again when nothing refers to its memory."""
+class _BufferInUse:
+    """A buffer in the training process, free again when nothing refers to its memory."""
 
-    def __init__(self, slots: SharedMemoryPool, slot: int) -> None:
-        self._slots, self._slot = slots, slot
-        self.__array_interface__ = slots.piece(slot).__array_interface__
+    def __init__(self, pool: SharedMemoryPool, index: int) -> None:
+        self._pool, self._index = pool, index
+        self.__array_interface__ = pool.buffer(index).__array_interface__
 
     def __del__(self) -> None:
-        self._slots.states[self._slot] = FREE
+        self._pool.states[self._index] = FREE
 
 
-def _received(slots: int, slot: int, sizes: tuple[int, int, int, torch.dtype]) -> PackedGraph:
-    memory = torch.from_numpy(np.asarray(_Lease(_OPEN[slots], slot)))  # which keeps the lease
+def _received(pool: int, index: int, sizes: tuple[int, int, int, torch.dtype]) -> PackedGraph:
+    # the array keeps the _BufferInUse alive
+    memory = torch.from_numpy(np.asarray(_BufferInUse(_OPEN[pool], index)))
     return PackedGraph(memory[: n_bytes(*sizes)], *sizes)

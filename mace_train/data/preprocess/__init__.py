@@ -1,1 +1,5 @@
-"""preprocess: files -> blocks of checked structures -> shards and statistics."""
+"""``mace-train preprocess``: files -> shards with neighbour lists, and statistics.
+
+``file_blocks`` (tasks) -> ``read_block`` (checks, edges) -> ``selection``, ``split`` ->
+``assemble``.
+"""

@@ -1,7 +1,7 @@
 """From part files to the shards of a split, and the sums that statistics need of each.
 
 Which structures are in which shard depends on the selection only, so any process may write any
-shard. Shards that a former run finished are left as they are.
+shard. Shards that an earlier run finished are kept.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.e0s import triangle_of
-from mace_train.data.preprocess.selection import Selection, Source
+from mace_train.data.preprocess.selection import SelectedRows, Selection
 from mace_train.data.shards.arrays import Arrays, Storage, join
 from mace_train.data.shards.hdf5 import read_header, write_arrays
 from mace_train.data.shards.reader import ShardReader
@@ -27,13 +27,13 @@ class ShardTask:
     """One shard to write."""
 
     path: Path
-    sources: list[Source]
+    sources: list[SelectedRows]
     r_max: float
     storage: Storage
 
 
 class ShardTasks(Sequence[ShardTask]):
-    """The shards of a split; each task is made when it is handed out."""
+    """The shards of a split; each task is made when a worker asks for it."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class ShardTasks(Sequence[ShardTask]):
 
 
 def write_task(task: ShardTask) -> int:
-    """Write a shard, unless it is there; the number of its structures."""
+    """Write a shard, unless it exists; returns its number of structures."""
     n_structures = sum(len(source.rows) for source in task.sources)
     if _is_written(task.path, n_structures):
         return n_structures
@@ -85,7 +85,7 @@ def _is_written(path: Path, n_structures: int) -> bool:
         return False
 
 
-def _parts(sources: Sequence[Source]) -> Iterator[tuple[Arrays, NDArray[np.int64]]]:
+def _parts(sources: Sequence[SelectedRows]) -> Iterator[tuple[Arrays, NDArray[np.int64]]]:
     for source in sources:
         part = ShardReader(read_header(source.path))
         rows = source.rows.astype(np.int64)
@@ -117,7 +117,7 @@ class FitTask:
 
 
 def fit_task(task: FitTask) -> tuple[int, NDArray[np.float64]]:
-    """(structures, triangle) of one shard, see e0s.fit_E0s."""
+    """(number of structures, triangle [k, n_elements + 1]) of one shard, see e0s.triangle_of."""
     arrays = ShardReader(read_header(task.path)).all_arrays()
     counts, energies = compositions(arrays, task.elements, task.head)
     return len(energies), triangle_of(counts, energies)

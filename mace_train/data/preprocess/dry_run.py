@@ -1,4 +1,4 @@
-"""``--dry-run``: what would be read, without checking labels against each other or writing data."""
+"""``--dry-run``: print what the input files hold; nothing is written."""
 
 import math
 import tempfile
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from mace_train.data.preprocess.file_blocks import FileBlock, InputFile, make_blocks
 from mace_train.data.preprocess.work_folder import UNPACKED
-from mace_train.data.read.formats import parses_of, read_errors
+from mace_train.data.read.formats import parse_fns_of, read_errors
 from mace_train.data.structure import LabelKeys, Notes, names_in, structure_from_atoms
 from mace_train.distributed.tasks.task_pool import TaskPool
 from mace_train.errors import InputError, InvalidStructureError
@@ -25,7 +25,7 @@ from mace_train.settings import MISSING, PreprocessSettings
 
 @dataclass
 class FileSummary:
-    """What a set of structures holds."""
+    """Contents of a set of structures."""
 
     n_structures: int = 0
     n_periodic: int = 0  # in all three directions
@@ -38,7 +38,7 @@ class FileSummary:
     first_invalid: str | None = None
 
     def add(self, other: "FileSummary") -> None:
-        """Take in another set, which comes after this one."""
+        """Add another set, which comes after this one."""
         self.n_structures += other.n_structures
         self.n_periodic += other.n_periodic
         for name in ("n_atoms", "elements", "names", "heads", "config_types", "invalid"):
@@ -47,15 +47,15 @@ class FileSummary:
 
 
 def survey(files: Sequence[InputFile], settings: PreprocessSettings, pool: TaskPool) -> None:
-    """Print what the files hold."""
-    place = Path.cwd() if settings.output == MISSING else Path(settings.output).resolve().parent
-    with tempfile.TemporaryDirectory(prefix=".mace-train-", dir=place) as folder:
+    """Parse all files and print their contents by split; nothing is kept."""
+    parent = Path.cwd() if settings.output == MISSING else Path(settings.output).resolve().parent
+    with tempfile.TemporaryDirectory(prefix=".mace-train-", dir=parent) as folder:
         (Path(folder) / UNPACKED).mkdir()
         blocks = make_blocks(files, Path(folder), pool, settings.structures_per_shard)
         keys = LabelKeys.of(settings.data)
-        with ProgressBar("looking", len(blocks), counted="structures", log=True) as bar:
+        with ProgressBar("scanning", len(blocks), counted="structures", log=True) as bar:
             found = pool.map(
-                partial(look_at, keys=keys),
+                partial(summarise_block, keys=keys),
                 blocks,
                 lambda result: bar.advance(1, result.n_structures),
             )
@@ -69,22 +69,22 @@ def survey(files: Sequence[InputFile], settings: PreprocessSettings, pool: TaskP
         _print(console, split, names, total)
 
 
-def look_at(block: FileBlock, keys: LabelKeys) -> FileSummary:
+def summarise_block(block: FileBlock, keys: LabelKeys) -> FileSummary:
     """Parse a block and count what is in it."""
     found, notes = FileSummary(), Notes(silent=True)
     for part in block.parts:
-        parses = parses_of(part.path, part.shown, part.format, part.piece)
-        for index, parse in enumerate(parses, start=part.piece.first):
+        parse_fns = parse_fns_of(part.path, part.shown, part.format, part.file_range)
+        for index, parse in enumerate(parse_fns, start=part.file_range.first):
             source = f"{part.shown}, structure {index}"
             found.n_structures += 1
             try:
                 with read_errors(part.shown, index):
-                    described = parse()
-                found.n_atoms[len(described)] += 1
-                found.elements.update(set(np.asarray(described.numbers).tolist()))
-                found.names.update(names_in(described))
-                found.n_periodic += bool(np.all(described.pbc))
-                structure = structure_from_atoms(described, keys, source, notes, head=block.head)
+                    atoms = parse()
+                found.n_atoms[len(atoms)] += 1
+                found.elements.update(set(np.asarray(atoms.numbers).tolist()))
+                found.names.update(names_in(atoms))
+                found.n_periodic += bool(np.all(atoms.pbc))
+                structure = structure_from_atoms(atoms, keys, source, notes, head=block.head)
             except InputError as error:
                 kind = error.kind if isinstance(error, InvalidStructureError) else "unreadable"
                 found.invalid[kind] += 1

@@ -1,4 +1,4 @@
-"""Structures that are in train and held out as well: their errors say nothing of unknown ones.
+"""Structures in train that are in valid or test as well: their errors say nothing about new data.
 
 Files of one data set often share frames, and trajectories repeat them. Two structures are the same
 if their atoms, cell and periodicity are, positions and cell to 1e-5 Å.
@@ -20,8 +20,8 @@ from mace_train.distributed.tasks.task_pool import TaskPool
 PRECISION = 1e-5  # Å
 
 
-def warn_of_shared(splits: dict[str, ShardSet], pool: TaskPool) -> None:
-    """One line for each split that is not wholly held out; 8 bytes per structure are held here."""
+def warn_of_duplicates(splits: dict[str, ShardSet], pool: TaskPool) -> None:
+    """Log a warning for each split that shares structures with train; 8 bytes per structure."""
     chosen = {name: shards for name, shards in splits.items() if len(shards)}
     if len(chosen) < 2:
         return
@@ -35,7 +35,7 @@ def warn_of_shared(splits: dict[str, ShardSet], pool: TaskPool) -> None:
     for name, held_out in keys.items():
         shared = np.flatnonzero(np.isin(held_out, train))
         if len(shared):
-            twin = np.flatnonzero(train == held_out[shared[0]])
+            original = np.flatnonzero(train == held_out[shared[0]])
             LOGGER.warning(
                 "%d of the %d structures of %s are in train, too (%s is %s): errors on them are "
                 "those of structures that were trained on; take them out of one of the two",
@@ -43,7 +43,7 @@ def warn_of_shared(splits: dict[str, ShardSet], pool: TaskPool) -> None:
                 len(held_out),
                 name,
                 _source(splits[name], int(shared[0])),
-                _source(splits["train"], int(twin[0])),
+                _source(splits["train"], int(original[0])),
             )
 
 

@@ -1,4 +1,4 @@
-"""The plan: input files -> plain files -> pieces -> blocks, the tasks of reading.
+"""The plan: input files -> plain files -> file ranges -> blocks, the tasks of reading.
 
 A block is up to 1024 neighbouring structures (8 MiB of text) of one file, or several small files.
 It depends on the files and on ``structures_per_shard`` and on nothing else, so neither the number
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mace_train import __version__
-from mace_train.data.preprocess.work_folder import UNPACKED, fingerprint, remembered
+from mace_train.data.preprocess.work_folder import UNPACKED, cached_json, fingerprint
 from mace_train.data.read.file_range import ChunkLimit, FileRange
-from mace_train.data.read.formats import cut_file, read_errors
+from mace_train.data.read.formats import read_errors, split_file
 from mace_train.data.read.unpack import is_packed, unpack
 from mace_train.data.shards.hdf5 import FORMAT_VERSION
 from mace_train.distributed.tasks.task_pool import TaskPool
@@ -35,18 +35,18 @@ class InputFile:
 
 @dataclass(frozen=True)
 class FilePart:
-    """A piece of a plain file."""
+    """A range of structures in a plain file."""
 
     path: str
     shown: str  # in messages
     format: str
-    piece: FileRange
-    identity: str  # of the input file and the place in it
+    file_range: FileRange
+    identity: str  # of the input file and the member of it
 
 
 @dataclass(frozen=True)
 class FileBlock:
-    """What one process reads in one go."""
+    """Structures that one task reads."""
 
     split: str
     head: str
@@ -55,11 +55,11 @@ class FileBlock:
     @property
     def size(self) -> int:
         """Bytes, as a measure of work."""
-        return sum(part.piece.size for part in self.parts)
+        return sum(part.file_range.size for part in self.parts)
 
     def key(self, *how: Any) -> str:
-        """Names what is made of this block in the way that ``how`` describes."""
-        what = [(part.identity, part.shown, asdict(part.piece)) for part in self.parts]
+        """Name of the files made from this block with the settings ``how``."""
+        what = [(part.identity, part.shown, asdict(part.file_range)) for part in self.parts]
         return fingerprint(__version__, FORMAT_VERSION, self.head, what, how)
 
 
@@ -83,19 +83,21 @@ def _grouped(
 ) -> Iterator[FileBlock]:
     """Neighbouring parts of one split and head, as many as the limit allows."""
     group: list[FilePart] = []
-    kind, n_structures, size = ("", ""), 0, 0
+    split_and_head, n_structures, size = ("", ""), 0, 0
     for file, parts in zip(files, found, strict=True):
         for part in parts:
-            count = part.piece.count or 1
-            full = n_structures + count > limit.structures or size + part.piece.size > limit.size
-            if group and (full or kind != (file.split, file.head)):
-                yield FileBlock(*kind, tuple(group))
+            count = part.file_range.count or 1
+            full = (
+                n_structures + count > limit.structures or size + part.file_range.size > limit.size
+            )
+            if group and (full or split_and_head != (file.split, file.head)):
+                yield FileBlock(*split_and_head, tuple(group))
                 group, n_structures, size = [], 0, 0
-            kind = (file.split, file.head)
+            split_and_head = (file.split, file.head)
             group.append(part)
-            n_structures, size = n_structures + count, size + part.piece.size
+            n_structures, size = n_structures + count, size + part.file_range.size
     if group:
-        yield FileBlock(*kind, tuple(group))
+        yield FileBlock(*split_and_head, tuple(group))
 
 
 def _cut(file: str, folder: Path, limit: ChunkLimit) -> list[FilePart]:
@@ -107,14 +109,14 @@ def _cut(file: str, folder: Path, limit: ChunkLimit) -> list[FilePart]:
         plain = _unpacked(file, folder / UNPACKED / fingerprint(identity))
     parts = []
     for number, (path, shown) in enumerate(plain):
-        name, pieces = cut_file(path, shown, limit)
+        name, file_ranges = split_file(path, shown, limit)
         key = fingerprint(identity, number)
-        parts += [FilePart(path, shown, name, piece, key) for piece in pieces]
+        parts += [FilePart(path, shown, name, file_range, key) for file_range in file_ranges]
     return parts
 
 
 def _unpacked(path: str, folder: Path) -> list[tuple[str, str]]:
-    """Plain copies of what ``path`` holds, made if a former run has not."""
+    """Plain copies of the files in ``path``, unless an earlier run made them."""
 
     def make() -> list[tuple[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -122,4 +124,4 @@ def _unpacked(path: str, folder: Path) -> list[tuple[str, str]]:
             return unpack(path, path, folder / "files")
 
     listed = folder.with_suffix(".json")
-    return [(plain, shown) for plain, shown in remembered(listed, make)]
+    return [(plain, shown) for plain, shown in cached_json(listed, make)]

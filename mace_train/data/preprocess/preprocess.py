@@ -36,9 +36,9 @@ from mace_train.data.preprocess.assemble import (
     write_task,
 )
 from mace_train.data.preprocess.dry_run import survey
-from mace_train.data.preprocess.duplicates import warn_of_shared
+from mace_train.data.preprocess.duplicates import warn_of_duplicates
 from mace_train.data.preprocess.file_blocks import FileBlock, InputFile, make_blocks
-from mace_train.data.preprocess.read_block import Reading, Summary, read_block
+from mace_train.data.preprocess.read_block import BlockSummary, ReadSettings, read_block
 from mace_train.data.preprocess.selection import (
     Selection,
     check_training,
@@ -72,7 +72,7 @@ def preprocess(settings: PreprocessSettings) -> Path:
         InputError: anything wrong with files, labels, E0s, split or output; no output is written.
     """
     with open_task_pool(settings.workers) as pool:
-        if pool is None:  # an MPI rank that has served
+        if pool is None:  # an MPI rank other than 0, whose work is done
             return Path(settings.output)
         files = _files(settings)
         E0_sources = E0Sources(settings.data.E0s, settings.data.foundation_model)
@@ -89,12 +89,12 @@ def preprocess(settings: PreprocessSettings) -> Path:
                 f"output={output}: {error.strerror or error} ({error.filename or output}); make "
                 "room or choose another folder, the same command then continues"
             ) from error
-    _announce(settings)
+    _log_result(settings)
     return output
 
 
 def _files(settings: PreprocessSettings) -> list[InputFile]:
-    """The input files of every split, all of them there."""
+    """The input files of every split; InputError if one is missing."""
     if settings.output == MISSING and not settings.dry_run:
         raise InputError("output is not set; name the folder to write, such as output=data")
     data = settings.data
@@ -147,20 +147,22 @@ class _Preprocess:
         report_labels(summaries["train"], data, "train")
         drop = not data.keep_isolated_atoms
         selection = Selection(training, summaries["train"], reading, drop_isolated=drop)
-        lonely = self._n_lonely(selection) if data.E0s is None else 0
-        check_training(selection, data, self.E0_sources, lonely, settings.r_max)
+        n_single = self._n_single(selection) if data.E0s is None else 0
+        check_training(selection, data, self.E0_sources, n_single, settings.r_max)
         reading = self._reading(frozenset(selection.all_elements))
         chosen = self._split(selection, bool(others["valid"]))
         selected = {name: (selection, numbers) for name, numbers in chosen.items()}
-        for split, theirs in others.items():
-            if theirs:
-                summaries[split] = self._read(theirs, reading)
+        for split, split_blocks in others.items():
+            if split_blocks:
+                summaries[split] = self._read(split_blocks, reading)
                 report_labels(summaries[split], data, split)
-                all_of_it = Selection(theirs, summaries[split], reading, drop_isolated=False)
-                if all_of_it.n_isolated:
-                    n = all_of_it.n_isolated
+                own_selection = Selection(
+                    split_blocks, summaries[split], reading, drop_isolated=False
+                )
+                if own_selection.n_isolated:
+                    n = own_selection.n_isolated
                     LOGGER.info("%s_file: %d isolated atoms stay in the %s set", split, n, split)
-                selected[split] = (all_of_it, np.arange(len(all_of_it)))
+                selected[split] = (own_selection, np.arange(len(own_selection)))
         result = self._assemble(selected)
         splits = {name: ShardSet(result / name) for name in SPLITS if (result / name).is_dir()}
         _check_edges(splits["train"])
@@ -168,13 +170,13 @@ class _Preprocess:
         n_rejects = _write_rejects(result / REJECTS, summaries)
         statistics.write(result / FILE_NAME)
         if n_rejects:
-            _announce_rejects(summaries)
-        warn_of_shared(splits, self.pool)
+            _log_rejects(summaries)
+        warn_of_duplicates(splits, self.pool)
 
-    def _reading(self, trained: frozenset[int] | None = None) -> Reading:
+    def _reading(self, trained: frozenset[int] | None = None) -> ReadSettings:
         settings = self.settings
         heads = [*files_by_head("data.train_file", settings.data.train_file)]
-        return Reading(
+        return ReadSettings(
             folder=self.folder,
             keys=LabelKeys.of(settings.data),
             r_max=settings.r_max,
@@ -185,7 +187,7 @@ class _Preprocess:
             trained=trained,
         )
 
-    def _read(self, blocks: Sequence[FileBlock], reading: Reading) -> list[Summary]:
+    def _read(self, blocks: Sequence[FileBlock], reading: ReadSettings) -> list[BlockSummary]:
         """Read blocks of one split."""
         label = f"reading {blocks[0].split}_file"
         size = sum(block.size for block in blocks)
@@ -198,7 +200,7 @@ class _Preprocess:
                 lambda summary: bar.advance(mean, summary.n_structures),
             )
 
-    def _n_lonely(self, selection: Selection) -> int:
+    def _n_single(self, selection: Selection) -> int:
         """Single periodic atoms without neighbours."""
         n = 0
         for source in selection.sources(np.arange(len(selection))):
@@ -259,15 +261,15 @@ class _Preprocess:
         paths = [header.path for header in train.headers]
         E0s: dict[str, tuple[dict[int, float], str]] = {}
         for head in train.heads:
-            elements, form = selection.elements[head].elements, self.E0_sources.of(head)
-            if form.source == "average":
+            elements, source = selection.elements[head].elements, self.E0_sources.of(head)
+            if source.source == "average":
                 tasks = [FitTask(path, head, elements) for path in paths]
                 fitted = self.pool.map(fit_task, tasks, lambda result: None)
                 n_structures = sum(n for n, _ in fitted)
                 values = fit_E0s([triangle for _, triangle in fitted], n_structures, elements)
             else:
                 values = known_E0s(selection, self.E0_sources, head, elements)
-            E0s[head] = (values, form.source)
+            E0s[head] = (values, source.source)
         energies = {head: values for head, (values, _) in E0s.items()}
         measured = self.pool.map(
             measure_task, [MeasureTask(path, energies) for path in paths], lambda result: None
@@ -275,7 +277,7 @@ class _Preprocess:
         return statistics_from(merge(measured), splits, E0s)
 
 
-def _write_rejects(path: Path, summaries: dict[str, list[Summary]]) -> int:
+def _write_rejects(path: Path, summaries: dict[str, list[BlockSummary]]) -> int:
     """Write one line per structure that was left out; their number."""
     lines = [
         json.dumps({"split": split, **reject})
@@ -290,22 +292,22 @@ def _write_rejects(path: Path, summaries: dict[str, list[Summary]]) -> int:
     return len(lines)
 
 
-def _announce_rejects(summaries: dict[str, list[Summary]]) -> None:
+def _log_rejects(summaries: dict[str, list[BlockSummary]]) -> None:
     for split, parts in summaries.items():
-        kinds = Counter(str(reject["kind"]) for part in parts for reject in part.rejects)
-        if kinds:
-            listed = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+        reasons = Counter(str(reject["kind"]) for part in parts for reject in part.rejects)
+        if reasons:
+            listed = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
             LOGGER.warning(
                 "%s_file: %d invalid structures left out: %s; see %s",
                 split,
-                sum(kinds.values()),
+                sum(reasons.values()),
                 listed,
                 REJECTS,
             )
 
 
 def _check_edges(train: ShardSet) -> None:
-    """InputError if no training structure has two atoms that see each other."""
+    """InputError if no training structure has an edge."""
     if not train.n_edges.any():
         raise InputError(
             f"no two atoms of the {len(train)} training structures are closer than r_max="
@@ -313,7 +315,7 @@ def _check_edges(train: ShardSet) -> None:
         )
 
 
-def _announce(settings: PreprocessSettings) -> None:
+def _log_result(settings: PreprocessSettings) -> None:
     """Log what was written."""
     output = Path(settings.output)
     statistics = Statistics.read(output / FILE_NAME)

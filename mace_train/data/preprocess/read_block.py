@@ -1,6 +1,6 @@
-"""Reading one block: frames -> checked structures -> neighbour lists -> part files and a summary.
+"""Reading one block: raw -> checked structures -> neighbour lists -> part files and a summary.
 
-The part files are shards; the summary is what the run as a whole must know of the block. It is
+The part files are shards; the summary is what the run needs to know about the block. It is
 written last, so a block with a summary is finished.
 """
 
@@ -22,7 +22,7 @@ from mace_train.data.preprocess.file_blocks import FileBlock
 from mace_train.data.preprocess.work_folder import BLOCKS, write_json
 from mace_train.data.raw_structure import AtomsLike, ParseFn, as_atoms
 from mace_train.data.read.extxyz import text_of
-from mace_train.data.read.formats import parses_of, read_errors
+from mace_train.data.read.formats import parse_fns_of, read_errors
 from mace_train.data.shards.arrays import Sample, Storage
 from mace_train.data.shards.hdf5 import read_header, sample_of, write_shard
 from mace_train.data.shards.reader import ShardReader
@@ -38,7 +38,7 @@ from mace_train.errors import InputError, InvalidStructureError
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadSettings:
     """How blocks are read."""
 
     folder: Path  # of work
@@ -51,13 +51,13 @@ class Reading:
     trained: frozenset[int] | None = None  # elements of training, known when the others are read
 
     def key(self, block: FileBlock) -> str:
-        """The name of what is made of a block."""
+        """The name of a block's files."""
         return block.key(asdict(self.keys), self.r_max, self.structures_per_part, self.float32)
 
 
 @dataclass
-class Summary:
-    """What a finished block holds; everything is plain, to be written as JSON."""
+class BlockSummary:
+    """Contents of a finished block, as plain values, to be written as JSON."""
 
     sizes: list[int] = field(default_factory=list)  # structures of each part file
     n_atoms: int = 0
@@ -77,7 +77,7 @@ class Summary:
 
     @classmethod
     def of_json(cls, content: dict[str, Any]) -> Self:
-        """The summary that ``asdict`` took apart."""
+        """The inverse of ``asdict``."""
         for name in ("isolated_atoms", "notes"):
             content[name] = [tuple(item) for item in content[name]]
         return cls(**content)
@@ -88,17 +88,17 @@ class Summary:
         return sum(self.sizes)
 
 
-class _Kept(Notes):
-    """Announcements, kept for the process that makes them."""
+class _CollectedNotes(Notes):
+    """Warnings, collected for the process that logs them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: list[tuple[str, str, str]] = []
+        self.collected: list[tuple[str, str, str]] = []
 
     def once(self, kind: str, source: str, message: str) -> None:
-        if kind not in self._announced:
-            self._announced.add(kind)
-            self.kept.append((kind, source, message))
+        if kind not in self._logged:
+            self._logged.add(kind)
+            self.collected.append((kind, source, message))
 
 
 def part_paths(folder: Path, key: str, n_parts: int) -> list[Path]:
@@ -106,7 +106,7 @@ def part_paths(folder: Path, key: str, n_parts: int) -> list[Path]:
     return [folder / BLOCKS / f"{key}-{i}.h5" for i in range(n_parts)]
 
 
-def read_block(block: FileBlock, reading: Reading) -> Summary:
+def read_block(block: FileBlock, reading: ReadSettings) -> BlockSummary:
     """Read a block, unless a former run has; the summary of its part files.
 
     Raises:
@@ -117,19 +117,19 @@ def read_block(block: FileBlock, reading: Reading) -> Summary:
     return _Reader(block, reading, key).run() if known is None else known
 
 
-def _finished(reading: Reading, key: str, block: FileBlock) -> Summary | None:
+def _finished(reading: ReadSettings, key: str, block: FileBlock) -> BlockSummary | None:
     """The summary of a former run, if it is what this one would make."""
     path = reading.folder / BLOCKS / f"{key}.json"
     try:
-        summary = Summary.of_json(json.loads(path.read_text()))
+        summary = BlockSummary.of_json(json.loads(path.read_text()))
         parts = part_paths(reading.folder, key, len(summary.sizes))
         headers = [read_header(part) for part in parts]
         if [header.checksum for header in headers] != summary.checksums:
             return None
         for header in headers:  # the disk may have lost some of it with the power
             ShardReader(header).check(0, header.n_structures)
-        for head, kind in {*zip(summary.head, summary.element_set, strict=True)}:
-            elements = summary.element_sets[kind]
+        for head, set_index in {*zip(summary.head, summary.element_set, strict=True)}:
+            elements = summary.element_sets[set_index]
             check_elements(reading, summary.heads[head], elements, "", block.split)
     except (OSError, ValueError, KeyError, TypeError):  # InputError is a ValueError
         return None
@@ -139,7 +139,7 @@ def _finished(reading: Reading, key: str, block: FileBlock) -> Summary | None:
 
 
 def check_elements(
-    reading: Reading, head: str, elements: Iterable[int], source: str, split: str
+    reading: ReadSettings, head: str, elements: Iterable[int], source: str, split: str
 ) -> None:
     """InputError for an element that is not trained or has no E0."""
     if reading.trained is not None:
@@ -158,16 +158,16 @@ def check_elements(
 class _Reader:
     """One pass over a block."""
 
-    def __init__(self, block: FileBlock, reading: Reading, key: str) -> None:
+    def __init__(self, block: FileBlock, reading: ReadSettings, key: str) -> None:
         self.block, self.reading, self.key = block, reading, key
-        self.summary = Summary()
-        self.notes = _Kept()
+        self.summary = BlockSummary()
+        self.notes = _CollectedNotes()
         self.counts = LabelCounts()
         self.names: set[str] = set()
         self.sets: dict[tuple[int, ...], int] = {}
         self.heads: dict[str, int] = {}
 
-    def run(self) -> Summary:
+    def run(self) -> BlockSummary:
         """Write the part files, then the summary."""
         folder, summary = self.reading.folder, self.summary
         storage = Storage(float32=self.reading.float32)
@@ -181,16 +181,16 @@ class _Reader:
         summary.heads = list(self.heads)
         summary.labels = asdict(self.counts)
         summary.names = sorted(self.names)
-        summary.notes = self.notes.kept
+        summary.notes = self.notes.collected
         write_json(folder / BLOCKS / f"{self.key}.json", asdict(summary))
         return summary
 
     def samples(self) -> Iterator[Sample]:
         """The valid structures of the block; the others are noted as rejects, or an error."""
         for part in self.block.parts:
-            parses = parses_of(part.path, part.shown, part.format, part.piece)
-            index = part.piece.first - 1
-            for index, parse in enumerate(parses, start=part.piece.first):
+            parse_fns = parse_fns_of(part.path, part.shown, part.format, part.file_range)
+            index = part.file_range.first - 1
+            for index, parse in enumerate(parse_fns, start=part.file_range.first):
                 sample = self.sample(parse, part.shown, index)
                 if sample is not None:
                     yield sample
@@ -200,42 +200,42 @@ class _Reader:
     def sample(self, parse: ParseFn, shown: str, index: int) -> Sample | None:
         """One structure with its neighbours; None for a reject."""
         source = f"{shown}, structure {index}"
-        described: AtomsLike | None = None
+        atoms: AtomsLike | None = None
         try:
             with read_errors(shown, index):
-                described = parse()
+                atoms = parse()
             structure = structure_from_atoms(
-                described, self.reading.keys, source, self.notes, head=self.block.head
+                atoms, self.reading.keys, source, self.notes, head=self.block.head
             )
             sample = sample_of(rounded(structure, self.reading.float32), self.reading.r_max)
         except InputError as error:
             kind = error.kind if isinstance(error, InvalidStructureError) else "unreadable"
             if not self.reading.skip_invalid:
                 raise
-            text = text_of(parse) if described is None else extxyz_of(described)
+            text = text_of(parse) if atoms is None else extxyz_of(atoms)
             self.summary.rejects.append(
                 {"source": source, "kind": kind, "reason": str(error), "extxyz": text}
             )
             return None
         elements = np.unique(structure.numbers).tolist()
         check_elements(self.reading, structure.head, elements, source, self.block.split)
-        self.note(described, sample)
+        self.note(atoms, sample)
         return sample
 
-    def note(self, described: AtomsLike, sample: Sample) -> None:
-        """Take a structure up into the summary."""
+    def note(self, atoms: AtomsLike, sample: Sample) -> None:
+        """Add a structure to the summary."""
         structure, summary = sample.structure, self.summary
         elements = tuple(np.flatnonzero(np.bincount(structure.numbers)).tolist())
         if is_isolated(structure):
-            place = (structure.head, elements[0], structure.energy, structure.source)
+            isolated_atom = (structure.head, elements[0], structure.energy, structure.source)
             summary.isolated.append(len(summary.element_set))
-            summary.isolated_atoms.append(place)
+            summary.isolated_atoms.append(isolated_atom)
         summary.element_set.append(self.sets.setdefault(elements, len(self.sets)))
         summary.head.append(self.heads.setdefault(structure.head, len(self.heads)))
         summary.n_atoms += structure.n_atoms
         summary.n_edges += sample.edges.n_edges
         self.counts.add(structure)
-        self.names |= names_in(described)
+        self.names |= names_in(atoms)
 
 
 def rounded(structure: Structure, float32: tuple[str, ...]) -> Structure:
@@ -248,11 +248,11 @@ def rounded(structure: Structure, float32: tuple[str, ...]) -> Structure:
     return replace(structure, **changed) if changed else structure
 
 
-def extxyz_of(described: AtomsLike) -> str | None:
+def extxyz_of(atoms: AtomsLike) -> str | None:
     """The structure as text, as far as it can be written."""
     text = StringIO()
     try:
-        write(text, as_atoms(described), format="extxyz")
+        write(text, as_atoms(atoms), format="extxyz")
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError):
         return None
     return text.getvalue()

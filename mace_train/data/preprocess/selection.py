@@ -1,4 +1,4 @@
-"""What is known once the training blocks are read: isolated atoms, elements, heads, the split."""
+"""Selection of structures from finished blocks: isolated atoms, elements, heads, the split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mace_train.data.e0s import REMEDY, E0Sources, IsolatedAtoms, check_covered
 from mace_train.data.labels import LabelReport
 from mace_train.data.preprocess.file_blocks import FileBlock
-from mace_train.data.preprocess.read_block import Reading, Summary, part_paths
+from mace_train.data.preprocess.read_block import BlockSummary, ReadSettings, part_paths
 from mace_train.data.preprocess.split import ElementSets, split_off
 from mace_train.data.structure import LOGGER, LabelKeys, Notes
 from mace_train.errors import InputError
@@ -18,7 +18,7 @@ from mace_train.settings import DataSettings
 
 
 @dataclass(frozen=True)
-class Source:
+class SelectedRows:
     """A part file and which of its structures are taken."""
 
     path: Path
@@ -31,8 +31,8 @@ class Selection:
     def __init__(
         self,
         blocks: Sequence[FileBlock],
-        summaries: Sequence[Summary],
-        reading: Reading,
+        summaries: Sequence[BlockSummary],
+        reading: ReadSettings,
         *,
         drop_isolated: bool,
     ) -> None:
@@ -42,28 +42,28 @@ class Selection:
         self.elements: dict[str, ElementSets] = {}  # by head
         heads: list[NDArray[np.int32]] = []
         self.heads: list[str] = []
-        self._sources: list[Source] = []
+        self._sources: list[SelectedRows] = []
         for block, summary in zip(blocks, summaries, strict=True):
-            self._take_isolated(summary)
+            self._add_isolated(summary)
             keep = np.ones(summary.n_structures, dtype=bool)
             if drop_isolated:
                 keep[summary.isolated] = False
-            heads.append(self._take_kept(summary, keep))
+            heads.append(self._add_kept(summary, keep))
             paths = part_paths(reading.folder, reading.key(block), len(summary.sizes))
             ends = np.cumsum(summary.sizes)
             for path, end, size in zip(paths, ends, summary.sizes, strict=True):
                 rows = np.flatnonzero(keep[end - size : end]).astype(np.int32)
-                self._sources.append(Source(path, rows))
+                self._sources.append(SelectedRows(path, rows))
         self._head_of = np.concatenate([np.zeros(0, dtype=np.int32), *heads])
         counts = [len(source.rows) for source in self._sources]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
-    def _take_isolated(self, summary: Summary) -> None:
+    def _add_isolated(self, summary: BlockSummary) -> None:
         for head, element, energy, source in summary.isolated_atoms:
             self.isolated.setdefault(head, IsolatedAtoms()).add(element, energy, source)
             self.n_isolated += 1
 
-    def _take_kept(self, summary: Summary, keep: NDArray[np.bool_]) -> NDArray[np.int32]:
+    def _add_kept(self, summary: BlockSummary, keep: NDArray[np.bool_]) -> NDArray[np.int32]:
         """The head of every structure that is kept; its elements are noted."""
         known = []
         for head in summary.heads:
@@ -90,7 +90,7 @@ class Selection:
         return sorted({z for sets in self.elements.values() for z in sets.elements})
 
     def split(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Numbers for training and for validation, each head divided on its own."""
+        """Ascending numbers [n_train] and [n_valid]; each head is split on its own."""
         train, valid = [], []
         for head, sets in self.elements.items():
             mine = np.flatnonzero(self._head_of == self.heads.index(head))
@@ -99,11 +99,11 @@ class Selection:
             valid.append(mine[chosen[1]])
         return np.sort(np.concatenate(train)), np.sort(np.concatenate(valid))
 
-    def sources(self, numbers: NDArray[np.int64]) -> list[Source]:
-        """Where the structures ``numbers`` (ascending) are."""
+    def sources(self, numbers: NDArray[np.int64]) -> list[SelectedRows]:
+        """Part files and rows of the structures ``numbers`` [n], which ascend."""
         of = np.searchsorted(self._starts, numbers, side="right") - 1
         return [
-            Source(
+            SelectedRows(
                 self._sources[k].path,
                 self._sources[k].rows[numbers[of == k] - self._starts[k]],
             )
@@ -112,11 +112,11 @@ class Selection:
 
 
 def check_training(
-    selection: Selection, data: DataSettings, E0_sources: E0Sources, n_lonely: int, r_max: float
+    selection: Selection, data: DataSettings, E0_sources: E0Sources, n_single: int, r_max: float
 ) -> None:
-    """Announce isolated atoms; InputError without structures to train on or without E0s.
+    """Log isolated atoms; InputError without structures to train on or without E0s.
 
-    ``n_lonely`` counts single periodic atoms without neighbours, which may be meant as isolated.
+    ``n_single`` counts single periodic atoms without neighbours, which may be meant as isolated.
     """
     n_isolated = selection.n_isolated
     if n_isolated:
@@ -133,9 +133,9 @@ def check_training(
         of_head = "" if head == "Default" else f" of the head {head}"
         if source.source == "isolated" and head not in selection.isolated:
             hint = (
-                f", but {n_lonely} single periodic atoms without neighbours within r_max={r_max} "
+                f", but {n_single} single periodic atoms without neighbours within r_max={r_max} "
                 "Å: config_type=IsolatedAtom marks them as isolated"
-                if n_lonely
+                if n_single
                 else ""
             )
             raise InputError(
@@ -157,8 +157,8 @@ def known_E0s(
     return check_covered(isolated, elements, "isolated atoms of data.train_file")
 
 
-def report_labels(summaries: Sequence[Summary], data: DataSettings, split: str) -> None:
-    """Announce fallbacks and missing labels of one split; InputError for a key nobody has."""
+def report_labels(summaries: Sequence[BlockSummary], data: DataSettings, split: str) -> None:
+    """Log fallbacks and missing labels of one split; InputError for a key that no structure has."""
     labels, notes = LabelReport(LabelKeys.of(data)), Notes()
     for summary in summaries:
         for kind, source, message in summary.notes:

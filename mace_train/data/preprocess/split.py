@@ -3,7 +3,7 @@
 Structure i gets the key splitmix64(seed, i) (Steele, Lea, Flood 2014) and the structures with the
 smallest keys are taken for validation. The keys need no state, so the split does not depend on
 the number of workers or on the version of a random library. A structure that holds the last
-training example of an element is passed over. O(n log n).
+training example of an element stays in training. O(n log n).
 """
 
 from array import array
@@ -66,7 +66,7 @@ class ElementSets:
 def split_off(
     elements: Sequence[frozenset[int]] | ElementSets, fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """StructureIds for training and ids for validation, each ascending.
+    """Structure ids [n_train] for training and [n_valid] for validation, each ascending.
 
     Args:
         elements: For every structure, the atomic numbers it holds.
@@ -83,14 +83,14 @@ def split_off(
             f"data.valid_fraction={fraction} of {n} structures takes {n_valid} for validation and "
             "leaves none for training; set it to 0, lower it, or give more structures"
         )
-    carriers = _carriers(elements) if n_valid else Counter[int]()
+    n_with_element = _count_elements(elements) if n_valid else Counter[int]()
     is_valid = np.zeros(n, dtype=bool)
     left = n_valid
     for i in np.argsort(counter_hash(seed, n), kind="stable").tolist():
         if left == 0:
             break
-        if all(carriers[z] > 1 for z in elements[i]):
-            carriers.subtract(elements[i])
+        if all(n_with_element[z] > 1 for z in elements[i]):
+            n_with_element.subtract(elements[i])
             is_valid[i] = True
             left -= 1
     if left:
@@ -103,11 +103,11 @@ def split_off(
     return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
 
 
-def _carriers(elements: Sequence[frozenset[int]] | ElementSets) -> Counter[int]:
+def _count_elements(elements: Sequence[frozenset[int]] | ElementSets) -> Counter[int]:
     """The number of structures that hold each element."""
     if not isinstance(elements, ElementSets):
         return Counter(z for structure in elements for z in structure)
-    carriers = Counter[int]()
+    n_with_element = Counter[int]()
     for index, count in Counter(elements.set_of_structure).items():
-        carriers.update(dict.fromkeys(elements.sets[index], count))
-    return carriers
+        n_with_element.update(dict.fromkeys(elements.sets[index], count))
+    return n_with_element

@@ -2,7 +2,7 @@
 
 Everything is written to the hidden sibling ``.NAME.partial`` of the output, each file under its
 name only when it is complete. Names of finished parts hold a hash of what they were made from, so
-the next run takes those that are still right and makes the others anew. At the end ``result`` in
+the next run keeps those that are still valid and makes the others again. At the end ``result`` in
 it is renamed to the output and the rest removed.
 """
 
@@ -136,7 +136,7 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(partial, path)
 
 
-def remembered(path: Path, make: Callable[[], Any]) -> Any:
+def cached_json(path: Path, make: Callable[[], Any]) -> Any:
     """The JSON content of ``path``, made and written first if it is not there."""
     if not path.exists():
         write_json(path, make())

@@ -1,4 +1,7 @@
-"""Reading structures from files: what a file is -> pieces of it -> structures, one at a time."""
+"""Reading structures from files, one at a time.
+
+``files`` -> ``unpack`` (compressed files) -> ``formats`` -> ranges of a file -> ``structures``.
+"""
 
 from mace_train.data.read.files import check_files
 from mace_train.data.read.structures import read_structures

@@ -13,7 +13,7 @@ from ase.db.core import Database
 from ase.db.row import AtomsRow
 from ase.io.trajectory import Trajectory
 
-from mace_train.data.raw_structure import ParseFn, RawStructure, Results, ready
+from mace_train.data.raw_structure import ParseFn, RawStructure, Results, already_parsed
 from mace_train.data.read.file_range import ChunkLimit, FileRange
 from mace_train.errors import InputError
 
@@ -21,12 +21,12 @@ _MACE_BATCH, _MACE_CONFIG = "config_batch_", "config_"
 _MACE_WEIGHTS = ("energy", "forces", "stress")
 
 
-def cut(n_structures: int, limit: ChunkLimit, size: int) -> list[FileRange]:
-    """``n_structures`` of a file of ``size`` bytes in pieces of at most ``limit``."""
-    per_piece = max(1, min(limit.structures, limit.size * n_structures // max(size, 1)))
-    counts = [min(per_piece, n_structures - i) for i in range(0, n_structures, per_piece)]
+def equal_ranges(n_structures: int, limit: ChunkLimit, size: int) -> list[FileRange]:
+    """Ranges of at most ``limit`` over the ``n_structures`` of a file of ``size`` bytes."""
+    per_range = max(1, min(limit.structures, limit.size * n_structures // max(size, 1)))
+    counts = [min(per_range, n_structures - i) for i in range(0, n_structures, per_range)]
     return [
-        FileRange(i * per_piece, count, size=size * count // n_structures)
+        FileRange(i * per_range, count, size=size * count // n_structures)
         for i, count in enumerate(counts)
     ]
 
@@ -37,12 +37,11 @@ def count_trajectory(path: str) -> int:
         return len(trajectory)
 
 
-def trajectory(path: str, piece: FileRange) -> Iterator[ParseFn]:
-    """The structures of a piece of a .traj file."""
+def trajectory(path: str, file_range: FileRange) -> Iterator[ParseFn]:
+    """The structures of a range of a .traj file."""
     with Trajectory(path) as opened:
-        for index in _range(piece):
-            atoms = opened[index]
-            yield ready(atoms)
+        for index in _range(file_range):
+            yield already_parsed(opened[index])
 
 
 def count_database(path: str) -> int:
@@ -51,10 +50,10 @@ def count_database(path: str) -> int:
         return int(database.count())
 
 
-def database(path: str, piece: FileRange) -> Iterator[ParseFn]:
-    """The rows of a piece of an ASE database, in the order of their ids."""
+def database(path: str, file_range: FileRange) -> Iterator[ParseFn]:
+    """The rows of a range of an ASE database, in the order of their ids."""
     with ase.db.connect(path, use_lock_file=False) as opened:
-        for row in opened.select(sort="id", limit=piece.count, offset=piece.first):
+        for row in opened.select(sort="id", limit=file_range.count, offset=file_range.first):
             yield partial(_atoms_of_row, row)
 
 
@@ -63,10 +62,10 @@ def count_lmdb(path: str) -> int:
     return len(_open_lmdb(path).ids)
 
 
-def lmdb(path: str, piece: FileRange) -> Iterator[ParseFn]:
-    """The rows of a piece of an ASE-LMDB."""
+def lmdb(path: str, file_range: FileRange) -> Iterator[ParseFn]:
+    """The rows of a range of an ASE-LMDB."""
     opened = _open_lmdb(path)
-    for index in _range(piece):
+    for index in _range(file_range):
         row = opened._get_row(opened.ids[index])
         yield partial(_atoms_of_row, row)
 
@@ -118,16 +117,15 @@ def count_mace_hdf5(path: str) -> int:
         return sum(len(file[batch]) for batch in _mace_batches(file, path))
 
 
-def mace_hdf5(path: str, piece: FileRange) -> Iterator[ParseFn]:
-    """The configurations of a piece of a file written by mace_prepare_data."""
+def mace_hdf5(path: str, file_range: FileRange) -> Iterator[ParseFn]:
+    """The configurations of a range of a file written by mace_prepare_data."""
     with h5py.File(path, "r", locking=False) as file:
         names = itertools.chain.from_iterable(
             (file[batch][f"{_MACE_CONFIG}{i}"] for i in range(len(file[batch])))
             for batch in _mace_batches(file, path)
         )
-        for group in itertools.islice(names, piece.first, _range(piece).stop):
-            frame = _mace_frame(group)
-            yield ready(frame)
+        for group in itertools.islice(names, file_range.first, _range(file_range).stop):
+            yield already_parsed(_mace_structure(group))
 
 
 def _mace_batches(file: h5py.File, path: str) -> list[str]:
@@ -142,7 +140,7 @@ def _mace_batches(file: h5py.File, path: str) -> list[str]:
     return sorted(batches, key=lambda name: int(name.removeprefix(_MACE_BATCH)))
 
 
-def _mace_frame(group: h5py.Group) -> RawStructure:
+def _mace_structure(group: h5py.Group) -> RawStructure:
     """One configuration; labels of weight 0 are missing ones."""
     properties = {key: _mace_value(value) for key, value in group["properties"].items()}
     weights = {key: _mace_value(value) for key, value in group["property_weights"].items()}
@@ -180,6 +178,6 @@ def _mace_value(dataset: h5py.Dataset) -> Any:
     return None if isinstance(value, str) and value == "None" else value
 
 
-def _range(piece: FileRange) -> range:
-    assert piece.count is not None
-    return range(piece.first, piece.first + piece.count)
+def _range(file_range: FileRange) -> range:
+    assert file_range.count is not None
+    return range(file_range.first, file_range.first + file_range.count)

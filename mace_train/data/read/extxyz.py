@@ -1,11 +1,11 @@
 """Extended XYZ: an index of its structures, and a parser with ASE's results at a tenth of its time.
 
-ASE stops reading at a blank line and pads nothing, so a file with a hole or a torn end would lose
-structures without a word; ``pieces`` therefore walks all lines once (about 0.1 µs each) and notes
-where each piece begins, so that several processes can share one file. ``frames`` parses headers of
-plain ``key=value`` and ``key="values"`` and columns of numbers and symbols by itself. Whatever else
-the format allows (nested brackets, JSON, logical columns, constraints) goes through ASE, so the
-result is ASE's for every file.
+ASE stops reading at a blank line, so a file with a blank line or a truncated end would lose
+structures without a message; ``file_ranges`` therefore walks all lines once (about 0.1 µs each)
+and notes where each range begins, so that several processes can share one file. ``frames`` parses
+headers of plain ``key=value`` and ``key="values"`` and columns of numbers and symbols by itself.
+Whatever else the format allows (nested brackets, JSON, logical columns, constraints) goes through
+ASE, so the result is ASE's for every file.
 """
 
 import itertools
@@ -39,16 +39,16 @@ _PER_CONFIG = frozenset(per_config_properties)
 _PROPERTIES = frozenset(all_properties)
 
 
-def pieces(path: str, shown: str, limit: ChunkLimit) -> list[FileRange]:
-    """The file cut into pieces of at most ``limit``; InputError unless it is whole frames."""
-    cut: list[FileRange] = []
+def file_ranges(path: str, shown: str, limit: ChunkLimit) -> list[FileRange]:
+    """Ranges of at most ``limit`` structures; InputError unless the file is whole frames."""
+    ranges: list[FileRange] = []
     first, begin, offset, line_number = 0, 0, 0, 1
     with open(path, "rb") as lines:
         for index in itertools.count():
             if index > first and (
                 index - first >= limit.structures or offset - begin >= limit.size
             ):
-                cut.append(FileRange(first, index - first, begin, offset - begin))
+                ranges.append(FileRange(first, index - first, begin, offset - begin))
                 first, begin = index, offset
             header = lines.readline()
             if not header.strip():
@@ -59,20 +59,20 @@ def pieces(path: str, shown: str, limit: ChunkLimit) -> list[FileRange]:
             if len(lengths) < n_atoms + 1:
                 raise InputError(
                     f"{shown}, structure {index}: the file ends after {max(len(lengths) - 1, 0)} "
-                    f"of {n_atoms} atoms; it is torn, copy it again or remove this structure"
+                    f"of {n_atoms} atoms; it is truncated, copy it again or remove this structure"
                 )
             offset += len(header) + sum(lengths)
             line_number += n_atoms + 2
     if index > first:
-        cut.append(FileRange(first, index - first, begin, offset - begin))
-    return cut
+        ranges.append(FileRange(first, index - first, begin, offset - begin))
+    return ranges
 
 
-def frames(path: str, piece: FileRange) -> Iterator[ParseFn]:
-    """The structures of a piece that ``pieces`` made."""
+def frames(path: str, file_range: FileRange) -> Iterator[ParseFn]:
+    """The structures of one of the ``file_ranges``."""
     with open(path, "rb") as file:
-        file.seek(piece.offset)
-        for _ in range(piece.count or 0):
+        file.seek(file_range.offset)
+        for _ in range(file_range.count or 0):
             yield partial(parse, _lines(file))
 
 
@@ -92,13 +92,13 @@ def parse(lines: list[bytes]) -> AtomsLike:
     rows = [line.split() for line in lines[2:]]
     if set(map(len, rows)) != {columns.width}:
         return _by_ase(lines)
-    return _frame(info, columns, list(zip(*rows, strict=True))) or _by_ase(lines)
+    return _raw_structure(info, columns, list(zip(*rows, strict=True))) or _by_ase(lines)
 
 
-def text_of(parse_frame: ParseFn) -> str | None:
+def text_of(parse_fn: ParseFn) -> str | None:
     """The lines that a failing ``parse`` had, for a report; None for another kind of reader."""
-    if isinstance(parse_frame, partial) and parse_frame.func is parse:
-        return b"".join(parse_frame.args[0]).decode(errors="backslashreplace")
+    if isinstance(parse_fn, partial) and parse_fn.func is parse:
+        return b"".join(parse_fn.args[0]).decode(errors="backslashreplace")
     return None
 
 
@@ -168,7 +168,7 @@ class _Columns(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _columns(properties: str) -> _Columns | None:
-    """What stands in which column; None for what only ASE reads."""
+    """Name, type and position of every column; None for what only ASE reads."""
     fields = properties.split(":")
     names = {"pos": "positions", "Z": "numbers", "species": "symbols", "charge": "charges"}
     columns, first = [], 0
@@ -188,7 +188,7 @@ def _columns(properties: str) -> _Columns | None:
     return _Columns(tuple(columns), first) if ("positions", "R", 3) in geometry else None
 
 
-def _frame(
+def _raw_structure(
     info: dict[str, Any], columns: _Columns, cells: list[tuple[bytes, ...]]
 ) -> RawStructure | None:
     """The structure; None if a symbol is unknown or a column not what it is said to be."""
@@ -203,7 +203,7 @@ def _frame(
         return None
     lattice = info.pop("Lattice", None)
     pbc = info.pop("pbc", lattice is not None)
-    frame = RawStructure(
+    raw = RawStructure(
         numbers=arrays.pop("numbers"),
         positions=arrays.pop("positions"),
         cell=np.zeros((3, 3)) if lattice is None else np.array(lattice.T, dtype=np.float64),
@@ -216,8 +216,8 @@ def _frame(
     results |= {name: arrays.pop(name) for name in list(arrays) if name in _PROPERTIES}
     for name in results.keys() - _SCALARS:
         results[name] = np.array(results[name], dtype=np.float64)
-    frame.arrays, frame.calc = arrays, Results(results)
-    return frame
+    raw.arrays, raw.calc = arrays, Results(results)
+    return raw
 
 
 @lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""FileRange: a run of structures in one file, the unit in which reading is shared."""
+"""FileRange: a run of structures in one file, the unit that processes share."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ class FileRange:
 
     first: int = 0
     count: int | None = None  # None: to the end, of a file whose structures cannot be counted
-    offset: int = 0  # byte where the piece begins, in files that have such places
+    offset: int = 0  # byte where the range begins, in text files
     size: int = 0  # bytes, the measure of progress where structures are not counted
 
 
 @dataclass(frozen=True)
 class ChunkLimit:
-    """How large a piece may be."""
+    """How large a range may be."""
 
     structures: int
     size: int = 8 << 20  # bytes

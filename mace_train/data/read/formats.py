@@ -1,6 +1,6 @@
-"""What a file is, how it is cut into pieces, and how a piece is read.
+"""The format of a file, its ranges of structures, and how a range is read.
 
-Extended XYZ, trajectories and databases are cut, so that several processes share one file; every
+Extended XYZ, trajectories and databases are split, so that several processes share one file; every
 other format of ASE is read from its beginning to its end by one process.
 """
 
@@ -18,7 +18,7 @@ import ase.io
 from ase.io import ParseError
 from ase.io.formats import UnknownFileTypeError, filetype
 
-from mace_train.data.raw_structure import ParseFn, ready
+from mace_train.data.raw_structure import ParseFn, already_parsed
 from mace_train.data.read import databases, extxyz
 from mace_train.data.read.file_range import ChunkLimit, FileRange
 from mace_train.errors import InputError
@@ -51,21 +51,21 @@ _READ_ERRORS = (
 
 @dataclass(frozen=True)
 class Format:
-    """How to cut and read a file of one kind."""
+    """How to split and read files of one format."""
 
-    pieces: Callable[[str, str, ChunkLimit], list[FileRange]]
-    parses: Callable[[str, FileRange], Iterator[ParseFn]]
+    file_ranges: Callable[[str, str, ChunkLimit], list[FileRange]]
+    parse_fns: Callable[[str, FileRange], Iterator[ParseFn]]
 
 
 def _counted(count: Callable[[str], int]) -> Callable[[str, str, ChunkLimit], list[FileRange]]:
-    def pieces(path: str, shown: str, limit: ChunkLimit) -> list[FileRange]:
-        return databases.cut(count(path), limit, os.path.getsize(path))
+    def file_ranges(path: str, shown: str, limit: ChunkLimit) -> list[FileRange]:
+        return databases.equal_ranges(count(path), limit, os.path.getsize(path))
 
-    return pieces
+    return file_ranges
 
 
 FORMATS: dict[str, Format] = {
-    "extxyz": Format(extxyz.pieces, extxyz.frames),
+    "extxyz": Format(extxyz.file_ranges, extxyz.frames),
     "traj": Format(_counted(databases.count_trajectory), databases.trajectory),
     "db": Format(_counted(databases.count_database), databases.database),
     "lmdb": Format(_counted(databases.count_lmdb), databases.lmdb),
@@ -83,8 +83,8 @@ def format_of(path: str) -> str:
     return "db" if name == "json" else name
 
 
-def cut_file(path: str, shown: str, limit: ChunkLimit) -> tuple[str, list[FileRange]]:
-    """The format of a file, and its pieces in order.
+def split_file(path: str, shown: str, limit: ChunkLimit) -> tuple[str, list[FileRange]]:
+    """The format of a file, and its ranges in order.
 
     Raises:
         InputError: the file cannot be read, or is not whole.
@@ -92,18 +92,20 @@ def cut_file(path: str, shown: str, limit: ChunkLimit) -> tuple[str, list[FileRa
     with read_errors(shown, 0):
         name = format_of(path)
         if name in FORMATS:
-            return name, FORMATS[name].pieces(path, shown, limit)
+            return name, FORMATS[name].file_ranges(path, shown, limit)
         return name, [FileRange(size=_size(path))]
 
 
-def parses_of(path: str, shown: str, name: str, piece: FileRange) -> Iterator[ParseFn]:
-    """What makes the structures of a piece, one after the other; errors name the structure."""
-    index = piece.first
+def parse_fns_of(path: str, shown: str, name: str, file_range: FileRange) -> Iterator[ParseFn]:
+    """Functions that parse the structures of a range, in order; errors name the structure."""
+    index = file_range.first
     with read_errors(shown, index):
-        parses = FORMATS[name].parses(path, piece) if name in FORMATS else _by_ase(path, name)
+        parse_fns = (
+            FORMATS[name].parse_fns(path, file_range) if name in FORMATS else _by_ase(path, name)
+        )
     while True:
         with read_errors(shown, index):
-            parse = next(parses, None)
+            parse = next(parse_fns, None)
         if parse is None:
             return
         yield parse
@@ -115,7 +117,7 @@ def _by_ase(path: str, name: str) -> Iterator[ParseFn]:
     for atoms in ase.io.iread(
         path, index=":", format=name, parallel=False, do_not_split_by_at_sign=True
     ):
-        yield ready(atoms)
+        yield already_parsed(atoms)
 
 
 def _size(path: str) -> int:

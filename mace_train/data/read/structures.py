@@ -7,7 +7,7 @@ from pathlib import Path
 from mace_train.data.labels import LabelReport
 from mace_train.data.read.file_range import ChunkLimit
 from mace_train.data.read.files import check_files
-from mace_train.data.read.formats import cut_file, parses_of, read_errors
+from mace_train.data.read.formats import parse_fns_of, read_errors, split_file
 from mace_train.data.read.unpack import is_packed, unpack
 from mace_train.data.structure import LabelKeys, Notes, Structure, structure_from_atoms
 from mace_train.errors import InputError
@@ -28,7 +28,7 @@ def read_structures(
         files: Paths, patterns or folders, see ``check_files``.
         keys: Names of the labels.
         require_energy: Refuse structures without energy; else their energy is None.
-        labels: Takes up what every structure has.
+        labels: Counts the labels of every structure.
 
     Raises:
         InputError: a file that is missing, empty, damaged or of unknown format, or a structure
@@ -37,10 +37,10 @@ def read_structures(
     notes = Notes()
     for file in check_files(files):
         for path, shown in _plain(file):
-            name, pieces = cut_file(path, shown, _WHOLE_FILE)
+            name, file_ranges = split_file(path, shown, _WHOLE_FILE)
             n_read = 0
-            for piece in pieces:
-                for parse in parses_of(path, shown, name, piece):
+            for file_range in file_ranges:
+                for parse in parse_fns_of(path, shown, name, file_range):
                     source = f"{shown}, structure {n_read}"
                     with read_errors(shown, n_read):
                         atoms = parse()

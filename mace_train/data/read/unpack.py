@@ -1,4 +1,4 @@
-"""Compressed files and archives -> plain files, once, so that pieces of them can be shared.
+"""Compressed files and archives -> plain files, once, so that processes can share them.
 
 gz, bz2, xz and zst hold one file each; tar (also compressed) and zip hold members, of which those
 with a known name are taken, in the order of the archive. A plain copy is what makes random access
@@ -78,13 +78,14 @@ def _members(
         if not is_structure_file(name):
             ignored.append(name)
             continue
-        place = folder / f"{number:06d}"
-        place.mkdir(parents=True, exist_ok=True)
-        copy = place / Path(name).name
+        member_folder = folder / f"{number:06d}"
+        member_folder.mkdir(parents=True, exist_ok=True)
+        copy = member_folder / Path(name).name
         with copy.open("wb") as file:
             shutil.copyfileobj(content, file, length=_COPY)
         label = f"{shown}/{name}"
-        plain += unpack(str(copy), label, place / "in") if is_packed(name) else [(str(copy), label)]
+        inner = member_folder / "in"
+        plain += unpack(str(copy), label, inner) if is_packed(name) else [(str(copy), label)]
     if not plain:
         raise InputError(
             f"{shown} holds no structures (members: {ignored[:3]}); give one that does"

@@ -70,7 +70,7 @@ class Storage:
 
 
 def row_type(storage: Storage) -> np.dtype[Any]:
-    """The type of ``structures``: what is known of a structure, fields in falling alignment."""
+    """The type of ``structures``: all scalars of a structure, fields in descending alignment."""
     floats: list[tuple[str, str, tuple[int, ...]]] = [
         ("energy", "<f8", ()),
         ("weights", "<f8", (4,)),  # of the structure, its energy, forces, stress
@@ -107,7 +107,7 @@ def is_allowed(name: str, dtype: np.dtype[Any]) -> bool:
 
 
 def with_views(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    """``arrays`` with the fields of ``structures`` as arrays of their own."""
+    """``arrays`` with the fields of ``structures`` as arrays [n_structures, ...] of their own."""
     rows = arrays["structures"]
     views = {name: rows[name] for name in rows.dtype.names or () if name != "padding"}
     return {**arrays, **views}
@@ -137,7 +137,7 @@ class ShardArrays:
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All arrays of LAYOUT."""
+        """All arrays of LAYOUT, which gives their shapes."""
         structures, edges, storage = self._structures, self._edges, self.storage
         rows, names = _rows(structures, storage)
         rows["n_atoms_with_neighbors"] = self._n_with_neighbors
@@ -176,20 +176,20 @@ def join(parts: Sequence[tuple[Arrays, NDArray[np.int64]]]) -> dict[str, NDArray
         for name in ("atom_offsets", "edge_offsets", "source_offsets")
     }
 
-    def cut(name: str, offsets: str) -> list[NDArray[Any]]:
+    def slices(name: str, offsets: str) -> list[NDArray[Any]]:
         return [a[name][a[offsets][i] : a[offsets][j]] for a, i, j in runs]
 
     rows = np.concatenate([a["structures"][i:j] for a, i, j in runs])
     index_type = _index_type(int(lengths["atom_offsets"].max(initial=1)))
-    shifts = np.concatenate(cut("shifts", "edge_offsets"))
+    shifts = np.concatenate(slices("shifts", "edge_offsets"))
     arrays = {
         **{name: offsets_of(counts) for name, counts in lengths.items()},
         "structures": rows,
-        **{name: np.concatenate(cut(name, "atom_offsets")) for name in OF_ATOMS},
-        "senders": np.concatenate(cut("senders", "edge_offsets")).astype(index_type),
-        "receivers": np.concatenate(cut("receivers", "edge_offsets")).astype(index_type),
+        **{name: np.concatenate(slices(name, "atom_offsets")) for name in OF_ATOMS},
+        "senders": np.concatenate(slices("senders", "edge_offsets")).astype(index_type),
+        "receivers": np.concatenate(slices("receivers", "edge_offsets")).astype(index_type),
         "shifts": shifts.astype(_little(_signed_type(shifts)), copy=False),
-        "sources": np.concatenate(cut("sources", "source_offsets")),
+        "sources": np.concatenate(slices("sources", "source_offsets")),
     }
     for field in ("config_type", "head"):
         names = np.concatenate(
@@ -200,7 +200,7 @@ def join(parts: Sequence[tuple[Arrays, NDArray[np.int64]]]) -> dict[str, NDArray
 
 
 def names_of(arrays: Arrays, field: str) -> list[str]:
-    """The names that the numbers in ``config_type`` or ``head`` stand for."""
+    """Names by index, of the ``field`` config_type or head."""
     names: list[str] = json.loads(arrays[f"{field}_names"].tobytes())
     return names
 
@@ -244,7 +244,7 @@ def _bytes_of(arrays: Arrays, name: str, offsets: str) -> list[int]:
 
 
 def without_edges(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    """The same shard with the number of edges of every structure, and not the edges."""
+    """The arrays without OF_EDGES; edge_offsets [n + 1] stay, checksums [n] are new."""
     kept = {name: array for name, array in arrays.items() if name not in OF_EDGES}
     return {**kept, "structure_checksums": checksums(kept)}
 

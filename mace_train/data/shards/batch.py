@@ -1,7 +1,6 @@
 """Batch: many structures as one set of numpy arrays, taken from shards in any order.
 
-A structure costs a compiled copy per array, whether its neighbours in the file are taken as well
-or not; what Python does is once per shard and array.
+Every structure is copied array by array in compiled code; Python runs once per shard and array.
 """
 
 from collections.abc import Sequence
@@ -24,18 +23,18 @@ from mace_train.data.shards.arrays import (
 
 @dataclass(frozen=True, eq=False)
 class ShardRows:
-    """Structures of one set of arrays, and where a batch has them."""
+    """Structures of one set of arrays, and their indices in a batch."""
 
     arrays: Arrays
     rows: NDArray[np.int64]  # [n] of the arrays
-    places: NDArray[np.int64]  # [n] of the batch
+    batch_rows: NDArray[np.int64]  # [n] of the batch
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Concatenated structures; indices of atoms count from 0 in each."""
 
-    rows: NDArray[Any]  # [n] see columns.row_type
+    rows: NDArray[Any]  # [n] see arrays.row_type
     n_atoms: NDArray[np.int64]  # [n]
     n_edges: NDArray[np.int64]  # [n]
     numbers: NDArray[Any]  # [n_atoms]
@@ -48,59 +47,59 @@ class Batch:
     @classmethod
     def of_samples(cls, samples: Sequence[Sample]) -> "Batch":
         """The batch of structures in memory."""
-        columns = ShardArrays(Storage())
+        shard = ShardArrays(Storage())
         for sample in samples:
-            columns.add(sample)
+            shard.add(sample)
         every = np.arange(len(samples))
-        return cls.of_shard_rows([ShardRows(columns.arrays(), every, every)])
+        return cls.of_shard_rows([ShardRows(shard.arrays(), every, every)])
 
     @classmethod
-    def of_shard_rows(cls, pieces: Sequence[ShardRows]) -> "Batch":
-        """All structures of the pieces, whose places are 0, 1, ...; at least one piece."""
-        n_atoms, of_atoms = _joined(pieces, OF_ATOMS, "atom_offsets")
-        n_edges, of_edges = _joined(pieces, OF_EDGES, "edge_offsets")
-        return cls(_rows(pieces), n_atoms, n_edges, *of_atoms, *of_edges)
+    def of_shard_rows(cls, parts: Sequence[ShardRows]) -> "Batch":
+        """All structures of ``parts`` (at least one), whose batch_rows are 0, 1, ... together."""
+        n_atoms, of_atoms = _joined(parts, OF_ATOMS, "atom_offsets")
+        n_edges, of_edges = _joined(parts, OF_EDGES, "edge_offsets")
+        return cls(_rows(parts), n_atoms, n_edges, *of_atoms, *of_edges)
 
 
 def _joined(
-    pieces: Sequence[ShardRows], names: Sequence[str], offsets: str
+    parts: Sequence[ShardRows], names: Sequence[str], offsets: str
 ) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
-    """Elements of every structure [n], and the arrays of the batch in the widest type."""
+    """Atoms or edges of every structure [n], and the arrays ``names`` of the batch, widest type."""
     from mace_train.data.shards.gather import take  # numba: 0.5 s that preprocessing does not need
 
-    counts = np.empty(sum(len(piece.rows) for piece in pieces), dtype=np.int64)
-    for piece in pieces:
-        bounds = piece.arrays[offsets]
-        counts[piece.places] = bounds[piece.rows + 1] - bounds[piece.rows]
+    counts = np.empty(sum(len(part.rows) for part in parts), dtype=np.int64)
+    for part in parts:
+        bounds = part.arrays[offsets]
+        counts[part.batch_rows] = bounds[part.rows + 1] - bounds[part.rows]
     starts = counts.cumsum() - counts
     n, joined = int(counts.sum()), []
     for name in names:
-        sources = [piece.arrays[name] for piece in pieces]
+        sources = [part.arrays[name] for part in parts]
         types = {source.dtype for source in sources}
         dtype = types.pop() if len(types) == 1 else np.result_type(*types)
         target = np.empty((n, *sources[0].shape[1:]), dtype=dtype)
-        for piece, source in zip(pieces, sources, strict=True):
+        for part, source in zip(parts, sources, strict=True):
             given, wanted = source.reshape(-1), target.reshape(-1)
             if source.dtype == dtype:  # as bytes: one machine code for all types
                 given, wanted = given.view(np.uint8), wanted.view(np.uint8)
             width = len(given) // max(len(source), 1)
-            chosen = starts[piece.places]
-            take(given, piece.arrays[offsets], piece.rows, width, wanted, chosen)
+            chosen = starts[part.batch_rows]
+            take(given, part.arrays[offsets], part.rows, width, wanted, chosen)
         joined.append(target)
     return counts, joined
 
 
-def _rows(pieces: Sequence[ShardRows]) -> NDArray[Any]:
+def _rows(parts: Sequence[ShardRows]) -> NDArray[Any]:
     """``structures`` of the batch, as bytes: numpy compares the fields of every part, for 40 µs."""
-    types = {piece.arrays["structures"].dtype for piece in pieces}
+    types = {part.arrays["structures"].dtype for part in parts}
     row_of = types.pop() if len(types) == 1 else row_type(Storage())
-    joined = np.zeros(sum(len(piece.rows) for piece in pieces), dtype=row_of)
-    for piece in pieces:
-        rows = piece.arrays["structures"]
+    joined = np.zeros(sum(len(part.rows) for part in parts), dtype=row_of)
+    for part in parts:
+        rows = part.arrays["structures"]
         if rows.dtype == row_of:
             raw = f"V{row_of.itemsize}"
-            joined.view(raw)[piece.places] = rows.view(raw)[piece.rows]
+            joined.view(raw)[part.batch_rows] = rows.view(raw)[part.rows]
             continue
         for name in set(row_of.names or ()) - {"padding"}:
-            joined[name][piece.places] = rows[name][piece.rows]
+            joined[name][part.batch_rows] = rows[name][part.rows]
     return joined

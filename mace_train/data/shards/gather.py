@@ -53,10 +53,10 @@ def _crc(crc: Any, data: Any, begin: int, end: int, tables: Any) -> Any:
 def first_wrong(
     rows: Any, expected: Any, offsets: Any, owner: Any, widths: Any, arrays: Any, tables: Any
 ) -> int:
-    """The place in ``rows`` of the first structure that is not what was written; -1 if none.
+    """Index in ``rows`` of the first structure whose bytes do not match its checksum; -1 if none.
 
     Args:
-        rows: [n] structures to look at.
+        rows: [n] structures to check.
         expected: [n_structures] CRC-32 of each.
         offsets: Tuple of [n_structures + 1], where structures begin and end.
         owner: [n_arrays] which of ``offsets`` cuts each array.

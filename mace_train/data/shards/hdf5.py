@@ -4,7 +4,7 @@ Arrays are contiguous and aligned in the file, so readers map it into memory and
 copy in the library's cache, no lock, safe after fork. With compression, what belongs to atoms and
 edges is chunked instead and read through HDF5. Two checksums beside those of the structures:
 ``checksum``, the SHA-256 of all names, types, shapes and bytes, is the identity of the contents;
-``header_checksum`` is over what a reader takes in before any structure (attributes, offsets,
+``header_checksum`` is over what a reader needs before any structure (attributes, offsets,
 names). HDF5 itself checks its own metadata in this version of its format. A file appears under its
 name only when it is complete and on the disk. The page for users of the format is README.md.
 """
@@ -80,10 +80,10 @@ def write_shard(
 
     Equal samples give equal bytes. See ``write_arrays`` for ``durable``.
     """
-    columns = ShardArrays(storage or Storage())
+    shard = ShardArrays(storage or Storage())
     for sample in samples:
-        columns.add(sample)
-    write_arrays(path, columns.arrays(), r_max, columns.storage, durable=durable)
+        shard.add(sample)
+    write_arrays(path, shard.arrays(), r_max, shard.storage, durable=durable)
 
 
 def write_arrays(
@@ -155,7 +155,7 @@ def checksum(arrays: Arrays, r_max: float) -> str:
 
 
 def _header_checksum(attributes: dict[str, Any], arrays: Arrays) -> int:
-    """CRC-32 of what is taken in before any structure is read."""
+    """CRC-32 of what is read before any structure."""
     names = [name for name in _ATTRIBUTES if name not in ("header_checksum", "complete")]
     values = [attributes[name] for name in names]
     plain = [value.item() if isinstance(value, np.generic) else value for value in values]
@@ -170,7 +170,7 @@ _NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What is known of a shard without reading its structures."""
+    """Format and array offsets of a shard, without its structures."""
 
     path: Path
     r_max: float
@@ -178,18 +178,18 @@ class ShardHeader:
     stores_edges: bool
     checksum: str
     # name -> offset in the file (None: chunked, or without bytes), type, shape
-    places: dict[str, tuple[int | None, np.dtype[Any], tuple[int, ...]]]
+    layout: dict[str, tuple[int | None, np.dtype[Any], tuple[int, ...]]]
 
     @property
     def is_compressed(self) -> bool:
         """Whether arrays of atoms and edges are read through HDF5."""
         return any(
-            offset is None and int(np.prod(shape)) for offset, _, shape in self.places.values()
+            offset is None and int(np.prod(shape)) for offset, _, shape in self.layout.values()
         )
 
 
 def read_header(path: Path) -> ShardHeader:
-    """Format, version, completeness and array places of a shard, checked.
+    """Format, version, completeness and array offsets of a shard, checked.
 
     Raises:
         InputError: not a shard, truncated, incomplete or of another format version.
@@ -216,12 +216,12 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name in file.attrs:
-        kind = file.attrs.get_id(name).get_type()
-        is_text = kind.get_class() == h5py.h5t.STRING
-        if is_text and not kind.is_variable_str():
+        hdf5_type = file.attrs.get_id(name).get_type()
+        is_text = hdf5_type.get_class() == h5py.h5t.STRING
+        if is_text and not hdf5_type.is_variable_str():
             found[name] = bytes(file.attrs[name]).decode(errors="replace")
         else:
-            found[name] = file.attrs[name] if kind.get_class() in _NUMBERS else None
+            found[name] = file.attrs[name] if hdf5_type.get_class() in _NUMBERS else None
     return found
 
 
@@ -234,7 +234,7 @@ def _header(path: Path, file: h5py.File, attributes: dict[str, Any]) -> ShardHea
         n_structures=int(attributes["n_structures"]),
         stores_edges=stores_edges,
         checksum=str(attributes["checksum"]),
-        places={name: _place(path, file, name) for name in stored},
+        layout={name: _array_layout(path, file, name) for name in stored},
     )
     _check_types(header)
     _check_shapes(header)
@@ -263,7 +263,7 @@ def _check_format(path: Path, attributes: dict[str, Any]) -> None:
         raise damaged(path, f"attributes {', '.join(sorted(missing))} are missing")
 
 
-def _place(
+def _array_layout(
     path: Path, file: h5py.File, name: str
 ) -> tuple[int | None, np.dtype[Any], tuple[int, ...]]:
     dataset = file.get(name)
@@ -277,7 +277,7 @@ def _place(
 
 def _check_types(header: ShardHeader) -> None:
     """InputError unless every array has a type that shards have."""
-    for name, (_, dtype, _) in header.places.items():
+    for name, (_, dtype, _) in header.layout.items():
         if not is_allowed(name, dtype):
             raise damaged(header.path, f"array {name} has type {dtype}, which no shard has")
 
@@ -286,7 +286,7 @@ def _check_shapes(header: ShardHeader) -> None:
     """InputError unless the shapes of all arrays agree."""
     sizes: dict[str, int] = {"structures": header.n_structures}
     sizes["structures + 1"] = header.n_structures + 1
-    for name, (_, _, shape) in header.places.items():
+    for name, (_, _, shape) in header.layout.items():
         axes = LAYOUT[name]
         expected = tuple(
             axis if isinstance(axis, int) else sizes.setdefault(axis, length)
@@ -297,9 +297,9 @@ def _check_shapes(header: ShardHeader) -> None:
 
 
 def read_arrays(header: ShardHeader) -> dict[str, NDArray[Any]]:
-    """All arrays of a shard in memory, through HDF5 (whatever its storage)."""
+    """All arrays of a shard in memory, through HDF5 (for any storage)."""
     try:
         with h5py.File(header.path, "r", locking=False) as file:
-            return {name: file[name][()] for name in header.places}
+            return {name: file[name][()] for name in header.layout}
     except (OSError, RuntimeError, LookupError, ValueError, MemoryError) as error:
         raise damaged(header.path, f"HDF5 cannot read it: {error}") from error

@@ -32,9 +32,9 @@ class ShardReader:
 
     Attributes:
         header: What is known without its structures.
-        arrays: Of columns.LAYOUT, with the fields of ``structures``; what is compressed is an
+        arrays: Of arrays.LAYOUT, with the fields of ``structures``; what is compressed is an
             ``h5py.Dataset``, which is sliced like an array.
-        config_type_names, head_names: What the numbers stand for.
+        config_type_names, head_names: Names, by the index that ``structures`` holds.
     """
 
     def __init__(self, header: ShardHeader) -> None:
@@ -48,7 +48,7 @@ class ShardReader:
         self.process = os.getpid()  # HDF5 handles do not survive a fork
         self._file: h5py.File | None = None
         if header.is_compressed:
-            arrays |= self._datasets([name for name in header.places if name not in arrays])
+            arrays |= self._datasets([name for name in header.layout if name not in arrays])
         self.arrays: dict[str, Any] = with_views(arrays)
         try:
             self.config_type_names = names_of(arrays, "config_type")
@@ -64,7 +64,7 @@ class ShardReader:
         except (OSError, ValueError) as error:
             raise damaged(header.path, f"cannot be mapped: {error}") from error
         arrays: dict[str, NDArray[Any]] = {}
-        for name, (offset, dtype, shape) in header.places.items():
+        for name, (offset, dtype, shape) in header.layout.items():
             size = int(np.prod(shape))
             if offset is None and size:
                 continue
@@ -86,8 +86,8 @@ class ShardReader:
     @property
     def float32(self) -> tuple[str, ...]:
         """The fields that are stored in single precision."""
-        rows = self.header.places["structures"][1]
-        types = {name: self.header.places[name][1] for name in ("positions", "forces")}
+        rows = self.header.layout["structures"][1]
+        types = {name: self.header.layout[name][1] for name in ("positions", "forces")}
         types |= {name: rows[name].base for name in ("cell", "stress")}
         return tuple(name for name in FLOAT_FIELDS if types[name] == np.float32)
 
@@ -95,25 +95,25 @@ class ShardReader:
         """The arrays of the file in memory, without views."""
         if self.header.is_compressed:
             return read_arrays(self.header)
-        return {name: self.arrays[name] for name in self.header.places}
+        return {name: self.arrays[name] for name in self.header.layout}
 
     def all_arrays(self) -> Arrays:
         """All arrays in memory or mapped, with views."""
         return with_views(self.stored()) if self.header.is_compressed else self.arrays
 
-    def pieces(self, rows: NDArray[np.int64], places: NDArray[np.int64]) -> list[ShardRows]:
-        """The structures ``rows`` [n], for the ``places`` [n] of a batch.
+    def shard_rows(self, rows: NDArray[np.int64], batch_rows: NDArray[np.int64]) -> list[ShardRows]:
+        """The structures ``rows`` [n] of the shard, as ``batch_rows`` [n] of a batch.
 
         Raises:
             InputError: a structure is not what was written.
         """
         if not self.header.is_compressed:
             self._check_mapped(rows)
-            return [ShardRows(self.arrays, rows, places)]
+            return [ShardRows(self.arrays, rows, batch_rows)]
         found, n = [], 0
         for first, last in runs_of(rows):
             every = np.arange(last - first)
-            found.append(ShardRows(self.check(first, last), every, places[n + every]))
+            found.append(ShardRows(self.check(first, last), every, batch_rows[n + every]))
             n += len(every)
         return found
 

@@ -93,9 +93,9 @@ class ShardSet:
             IndexError: not 0 <= index < len(self).
             InputError: the structure is not what was written.
         """
-        shard, row = self._places(np.array([index]))
+        shard, row = self._locate(np.array([index]))
         opened = self._shard(int(shard[0]))
-        opened.pieces(row, row)  # compares it with its checksum
+        opened.shard_rows(row, row)  # compares it with its checksum
         return self._sample(opened, int(row[0]))
 
     def batch(self, ids: NDArray[np.int64]) -> Batch:
@@ -105,22 +105,22 @@ class ShardSet:
             IndexError: not 0 <= id < len(self).
             InputError: a structure is not what was written.
         """
-        shard_of, rows = self._places(np.asarray(ids, dtype=np.int64))
-        pieces: list[ShardRows] = []
+        shard_of, rows = self._locate(np.asarray(ids, dtype=np.int64))
+        parts: list[ShardRows] = []
         for shard in np.unique(shard_of).tolist():
-            places = np.flatnonzero(shard_of == shard)
-            pieces += self._pieces(self._shard(shard), rows[places], places)
-        return Batch.of_shard_rows(pieces) if pieces else Batch.of_samples([])
+            batch_rows = np.flatnonzero(shard_of == shard)
+            parts += self._shard_rows(self._shard(shard), rows[batch_rows], batch_rows)
+        return Batch.of_shard_rows(parts) if parts else Batch.of_samples([])
 
     def arrays(self, shard: int) -> Arrays:
-        """All arrays of one shard (see columns.LAYOUT), with the fields of ``structures``."""
+        """All arrays of one shard (see arrays.LAYOUT), with the fields of ``structures``."""
         return self._shard(shard).all_arrays()
 
     def rows(self, shard: int) -> Arrays:
-        """What is known of each structure of one shard beside its atoms and edges."""
+        """The per-structure arrays of one shard; those of atoms and edges may not be in memory."""
         return self._shard(shard).arrays
 
-    def _places(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    def _locate(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
         """The shard [n] and the row in it [n] of every structure."""
         outside = (ids < 0) | (ids >= len(self))
         if outside.any():
@@ -128,17 +128,17 @@ class ShardSet:
         shard_of = np.searchsorted(self._starts, ids, side="right") - 1
         return shard_of, ids - self._starts[shard_of]
 
-    def _pieces(
-        self, shard: ShardReader, rows: NDArray[np.int64], places: NDArray[np.int64]
+    def _shard_rows(
+        self, shard: ShardReader, rows: NDArray[np.int64], batch_rows: NDArray[np.int64]
     ) -> list[ShardRows]:
         """Structures of one shard; without edges in the file, with neighbour lists made now."""
-        pieces = shard.pieces(rows, places)
+        parts = shard.shard_rows(rows, batch_rows)
         if shard.header.stores_edges:
-            return pieces
-        columns = ShardArrays(Storage(float32=shard.float32))
+            return parts
+        computed = ShardArrays(Storage(float32=shard.float32))
         for row in rows.tolist():
-            columns.add(self._sample(shard, row))
-        return [ShardRows(columns.arrays(), np.arange(len(rows)), places)]
+            computed.add(self._sample(shard, row))
+        return [ShardRows(computed.arrays(), np.arange(len(rows)), batch_rows)]
 
     def _sample(self, shard: ShardReader, row: int) -> Sample:
         structure = shard.structure(row)
@@ -222,7 +222,7 @@ class ShardSet:
         for shard, header in enumerate(self.headers):
             offsets = self._shard(shard).arrays[offsets_name]
             counts = np.diff(offsets)
-            length = header.places[counted][2][0] if counted in header.places else offsets[-1]
+            length = header.layout[counted][2][0] if counted in header.layout else offsets[-1]
             if offsets[0] != 0 or offsets[-1] != length or (counts < 0).any():
                 raise damaged(header.path, f"{offsets_name} do not fit {counted}")
             parts.append(counts.astype(np.int32))

@@ -1,1 +1,1 @@
-"""Independent tasks shared among processes of one machine or MPI ranks of many."""
+"""Independent tasks: ``task_pool`` runs them in worker ``processes`` or over ``mpi`` ranks."""

@@ -1,4 +1,4 @@
-"""MPI ranks: rank 0 hands out tasks and works on them itself, the others ask for the next one.
+"""MPI ranks: rank 0 distributes tasks and runs some itself, the others ask for the next one.
 
 The only module that imports mpi4py. A thread of rank 0 answers the others while its main thread
 works; it is the only one that calls MPI meanwhile. Waiting is by polling every millisecond, not by
@@ -28,14 +28,16 @@ def connect(tasks: Tasks) -> Any:
     """The communicator of all ranks.
 
     Raises:
-        InputError: mpi4py or its runtime is missing, or MPI does not see all tasks.
+        InputError: there is no MPI library, or MPI does not see all tasks.
     """
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError) as error:  # mpi4py's wheels open libmpi when imported
+        reason = "; ".join(str(error).splitlines())
         raise InputError(
-            f"{tasks.size} tasks were started ({tasks.variable}), but MPI cannot be used here "
-            f"({error}); pip install 'mace-train[mpi]', or start one task with workers=N"
+            f"{tasks.size} tasks were started ({tasks.variable}), but mpi4py finds no MPI library "
+            f"({reason}): load the MPI module of the cluster, or pip install mpich; or start one "
+            "task with workers=N"
         ) from None
     communicator = MPI.COMM_WORLD
     if communicator.Get_size() != tasks.size:
@@ -53,7 +55,7 @@ def connect(tasks: Tasks) -> Any:
 
 
 def serve(communicator: Any) -> None:
-    """Do the tasks that rank 0 hands out, until it says that there are no more."""
+    """Run the tasks that rank 0 sends, until there are no more."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # rank 0 reports, the launcher ends the others
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # rank 0 ends all of them in order
     logging.getLogger("mace_train").setLevel(logging.ERROR)
@@ -64,10 +66,10 @@ def serve(communicator: Any) -> None:
         if task is None:
             return
         index, function, argument = task
-        answer = (index, *_outcome(function, argument))
+        answer = (index, *_run_task(function, argument))
 
 
-def _outcome(function: Callable[[Any], Any], argument: Any) -> tuple[Any, Any]:
+def _run_task(function: Callable[[Any], Any], argument: Any) -> tuple[Any, Any]:
     """(result, None), or (None, error); what is not an InputError comes with its trace."""
     try:
         return function(argument), None
@@ -105,7 +107,7 @@ class Ranks:
             sys.stderr.flush()
             self._communicator.Abort(1)
         while len(self._waiting) < self.size - 1:  # the others end their tasks first
-            self._collect(_Board([], lambda result: None))
+            self._collect(_TaskQueue([], lambda result: None))
             time.sleep(_POLL)
         for rank in self._waiting:
             self._communicator.send(None, dest=rank)
@@ -117,42 +119,42 @@ class Ranks:
         done: Callable[[Result], None],
     ) -> list[Result]:
         """See TaskPool."""
-        board = _Board(tasks, done)
-        server = threading.Thread(target=self._serve, args=(board, function), daemon=True)
+        queue = _TaskQueue(tasks, done)
+        server = threading.Thread(target=self._serve, args=(queue, function), daemon=True)
         server.start()
         try:
-            while (index := board.take()) is not None:
-                board.put(index, *_outcome(function, tasks[index]))
+            while (index := queue.take()) is not None:
+                queue.put(index, *_run_task(function, tasks[index]))
         finally:
-            board.close()
+            queue.close()
             server.join()
-        return board.results()
+        return queue.results()
 
-    def _serve(self, board: "_Board", function: Callable[[Any], Any]) -> None:
-        """Answer the other ranks until no task is left and none is under way."""
+    def _serve(self, queue: "_TaskQueue", function: Callable[[Any], Any]) -> None:
+        """Answer the other ranks until no task is left and none is running."""
         try:
             while True:
-                self._collect(board)
-                while self._waiting and (index := board.take()) is not None:
+                self._collect(queue)
+                while self._waiting and (index := queue.take()) is not None:
                     rank = self._waiting.pop(0)
-                    self._communicator.send((index, function, board.tasks[index]), dest=rank)
-                if board.is_closed and len(self._waiting) == self.size - 1:
+                    self._communicator.send((index, function, queue.tasks[index]), dest=rank)
+                if queue.is_closed and len(self._waiting) == self.size - 1:
                     return
                 time.sleep(_POLL)
         except BaseException as error:  # of this thread, to be raised by the main one
-            board.fail(error)
+            queue.fail(error)
 
-    def _collect(self, board: "_Board") -> None:
-        """Take in the answers that have arrived."""
+    def _collect(self, queue: "_TaskQueue") -> None:
+        """Receive the answers that have arrived."""
         for rank in range(1, self.size):
             while rank not in self._waiting and self._communicator.iprobe(source=rank):
                 answer = self._communicator.recv(source=rank)
                 self._waiting.append(rank)
                 if answer is not None:
-                    board.put(*answer)
+                    queue.put(*answer)
 
 
-class _Board:
+class _TaskQueue:
     """Tasks and results, shared by the two threads of rank 0."""
 
     def __init__(self, tasks: Sequence[Any], done: Callable[[Any], None]) -> None:
@@ -173,7 +175,7 @@ class _Board:
             return self._next - 1
 
     def put(self, index: int, result: Any, error: BaseException | None) -> None:
-        """Note how a task ended."""
+        """Store the result or the error of a task."""
         with self._lock:
             if error is not None:
                 self._errors[index] = error
@@ -182,18 +184,18 @@ class _Board:
             self._done(result)
 
     def fail(self, error: BaseException) -> None:
-        """Note a failure of the pool itself."""
+        """Store an error of the pool itself."""
         with self._lock:
             self._errors[-1] = error
 
     def close(self) -> None:
-        """No further task is to be taken by this rank."""
+        """Stop giving tasks to this rank."""
         with self._lock:
             self._closed = True
 
     @property
     def is_closed(self) -> bool:
-        """Whether rank 0 itself has no task any more."""
+        """Whether rank 0 itself takes no more tasks."""
         with self._lock:
             return self._closed
 

@@ -51,14 +51,14 @@ class Processes:
         results: dict[int, Result] = {}
         running: dict[Future[Result], int] = {}
         failed: dict[int, InputError] = {}
-        handed_out = 0
+        submitted = 0
         try:
-            while running or (handed_out < len(tasks) and not failed):
-                while handed_out < len(tasks) and len(running) < 2 * self.size and not failed:
+            while running or (submitted < len(tasks) and not failed):
+                while submitted < len(tasks) and len(running) < 2 * self.size and not failed:
                     with _without_interrupts():
-                        future = self._pool.submit(function, tasks[handed_out])
-                    running[future] = handed_out
-                    handed_out += 1
+                        future = self._pool.submit(function, tasks[submitted])
+                    running[future] = submitted
+                    submitted += 1
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     index = running.pop(future)
                     try:

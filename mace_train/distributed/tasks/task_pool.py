@@ -3,7 +3,7 @@
     pool.map(function, tasks, done) == [function(task) for task in tasks]
 
 This process, worker processes of this machine, or MPI ranks run the same tasks, and what a task
-does may not depend on who runs it. Tasks are handed out in order, so long ones early in the list do
+does may not depend on who runs it. Tasks are started in order, so long ones early in the list do
 not keep the others waiting at its end. If tasks fail with an InputError, the error of the first of
 them is raised after the tasks before it have ended, so the message does not depend on the pool.
 """
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class TaskPool(Protocol):
-    """Runs tasks."""
+    """Interface of all pools."""
 
     size: int
 
@@ -37,7 +37,7 @@ class TaskPool(Protocol):
 
 
 class InProcess:
-    """This process."""
+    """Runs tasks one by one in this process."""
 
     size = 1
 
@@ -57,7 +57,7 @@ class InProcess:
 
 @contextmanager
 def open_task_pool(workers: int) -> Iterator[TaskPool | None]:
-    """The pool of this run; None on an MPI rank that has served rank 0 until it was done.
+    """The pool of this run; None on an MPI rank other than 0, after it ran its tasks.
 
     Raises:
         InputError: several tasks were started that MPI does not connect, or worker processes

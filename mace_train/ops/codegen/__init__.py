@@ -1,1 +1,5 @@
-"""What a kernel computes: polynomials -> programs -> derivatives -> statements in order."""
+"""What a kernel computes.
+
+``polynomial`` -> ``program`` -> ``derivative`` -> ``kernel_spec`` (which loop) ->
+``instruction_order`` -> ``statements``.
+"""

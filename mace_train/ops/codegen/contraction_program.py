@@ -7,8 +7,8 @@ For outputs L with weights w and copies of one input x (arXiv 2206.07697, eqs. 1
     out_L[m] = sum_i (sum_c C_L[(m, i), c] S_(L, c)) x_i + w_1 x_L[m]
 
 ``Coupling`` states B and C, for any group and any coefficients. The tables are scaled so that
-their commonest coefficient is one, which costs nothing to multiply; ``weight_scale`` makes up for
-it in the weights. For l_max 3, order 3 and outputs 0e + 1o this takes 360 instructions per atom and
+their commonest coefficient is one, which costs nothing to multiply; ``weight_scale`` undoes it
+in the weights. For l_max 3, order 3 and outputs 0e + 1o this takes 360 instructions per atom and
 channel where the dense tensors of mace-torch take 1.4 million.
 """
 

@@ -1,10 +1,10 @@
 """An order of a program's instructions in which few values are alive at a time.
 
-Every term is an instruction that adds to its sum, so sums may grow while their factors are at hand.
-Greedy list scheduling: among the terms whose factors are complete we take the one after which the
-fewest values are alive; among equals, one of the sum that was touched last, which keeps chains
-together. Inputs cost nothing to forget, since they lie in memory. Quadratic in the worst case,
-about a second for the largest programs of MACE.
+Every term is an instruction that adds to its sum, so a sum may grow while the factors of a term are
+in registers. Greedy list scheduling: among the terms whose factors are complete we take the one
+after which the fewest values are alive; among equals, one of the sum that was changed last, which
+keeps chains together. Dropping an input costs nothing, since it is in memory. Quadratic in the
+worst case, about a second for the largest programs of MACE.
 
 Terms that share no intermediate form clusters of their own (the paths of a convolution), which come
 one after the other, so that only outputs are alive from one to the next.
@@ -99,7 +99,7 @@ class _Scheduler:
         for factor in set(term.factors):
             growth -= int(self.reads.get(factor) == 1)
         if self.remaining[target] == 1 and not self.readers[target]:
-            growth -= 1  # the result is stored and forgotten
+            growth -= 1  # the result is stored, its register is free
         return growth, -(started if started is not None else -1), self.remaining[target], number
 
     def _issue(self, number: int, time: int) -> ScheduledInstruction:

@@ -1,20 +1,33 @@
 """Generated sources and compiled kernels on disk.
 
-A file is named by the SHA-256 of all that determines it, so that nodes of different kinds can share
-a home. It is written under another name and renamed, under a lock: of several processes that want a
-file one makes it, and the others wait for it. The sources are kept by the recipe they were
-generated from, since generating a large one takes longer than loading what was compiled from it.
+A file is named by the SHA-256 of all that determines it, so that different machines can share
+a home. It is written under another name, synced and renamed, under a lock: of several processes
+that want a file one makes it, and the others wait for it. Its last line is a checksum of the rest;
+a file that is damaged, such as one that a full disk cut short, is made again. The sources are kept
+by the recipe they were generated from, since generating a large one takes longer than loading what
+was compiled from it.
+
+What lies here is run. So a folder is used only if it and the file belong to this user or to root
+and nobody else can write them; otherwise kernels are kept in a private folder. A folder that root
+has filled may be shared by many users who can only read it.
 """
 
 import fcntl
 import hashlib
+import logging
 import os
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 from mace_train._paths import KERNELS
+
+LOGGER = logging.getLogger("mace_train")
+_LAST_LINE = b"\nmace-train sha256 "
+_LENGTH = len(_LAST_LINE) + 64
 
 
 def cache_folder() -> Path:
@@ -25,25 +38,102 @@ def cache_folder() -> Path:
 
 def built(identity: str, suffix: str, folder: Path, make: Callable[[Path], None]) -> Path:
     """The file that ``identity`` determines; ``make`` writes it to a path, if it is missing."""
-    path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}{suffix}"
-    if not path.exists():
-        with _locked(path.with_suffix(".lock")):
-            if not path.exists():
-                temporary = path.with_suffix(f".{os.getpid()}.part")
-                make(temporary)
-                os.replace(temporary, path)
+    digest = hashlib.sha256(f"{identity}\0sealed".encode()).hexdigest()
+    name = f"{digest[:32]}{suffix}"
+    own = _own_folder(folder)
+    for place in dict.fromkeys((folder, own)):
+        if _is_trusted(place) and _is_usable(place / name):
+            return place / name
+    path = own / name
+    with _locked(path.with_suffix(".lock")):
+        if _is_usable(path):
+            return path
+        if path.exists():
+            problem = "is damaged" if _is_trusted(path) else "can be written by others"
+            LOGGER.warning("%s %s and is compiled again", path, problem)
+            path.unlink()
+        temporary = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            make(temporary)
+            _seal(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
+
+
+def content(path: Path) -> bytes:
+    """What was made, without its checksum."""
+    return path.read_bytes()[:-_LENGTH]
 
 
 def source_of(recipe: str, suffix: str, generate: Callable[[], str], folder: Path) -> str:
     """The source that a recipe gives, from the cache if it is there."""
     identity = f"{recipe}\0{_generator()}"
     path = built(identity, suffix, folder, lambda path: _write(path, generate()))
-    return path.read_text()
+    return content(path).decode()
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
+
+
+def _checksum(data: bytes) -> bytes:
+    return _LAST_LINE + hashlib.sha256(data).hexdigest().encode()
+
+
+def _seal(path: Path) -> None:
+    """Append the checksum, which loaders of libraries ignore, and sync the file."""
+    checksum = _checksum(path.read_bytes())
+    with path.open("ab") as file:
+        file.write(checksum)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_usable(path: Path) -> bool:
+    """Whether the file is there, complete, and nobody else's."""
+    if not _is_trusted(path):
+        return False
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    return len(data) > _LENGTH and _checksum(data[:-_LENGTH]) == data[-_LENGTH:]
+
+
+def _is_trusted(path: Path) -> bool:
+    """Whether this user or root owns it and nobody else can write it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return status.st_uid in (0, os.getuid()) and not status.st_mode & others
+
+
+@cache
+def _own_folder(folder: Path) -> Path:
+    """``folder`` if this process can write there and nobody else, or a private one."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        problem = "" if _is_trusted(folder) else "others can write there, or it is not yours"
+        if not problem and os.access(folder, os.W_OK):
+            return folder
+    except OSError as error:
+        problem = str(error)
+    private = Path(tempfile.gettempdir()) / f"mace-train-{os.getuid()}"
+    with suppress(OSError):  # a file of that name: not trusted
+        private.mkdir(mode=0o700, exist_ok=True)
+    if not (private.is_dir() and not private.is_symlink() and _is_private(private)):
+        private = Path(tempfile.mkdtemp(prefix="mace-train-"))
+    if problem:
+        LOGGER.warning("kernels are not kept in %s (%s) but in %s", folder, problem, private)
+    return private
+
+
+def _is_private(folder: Path) -> bool:
+    return folder.stat().st_uid == os.getuid() and _is_trusted(folder)
 
 
 @cache
@@ -58,7 +148,6 @@ def _generator() -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:

@@ -2,7 +2,7 @@
 
 Tensors are [n, n_segments, n_channels], channels contiguous; a uniform operand is [n, n_segments].
 The loop (``Loop``) visits rows, or edges sorted by receiver; a role says which row of a tensor an
-operand is at each place of the loop, or how results are gathered:
+operand is at each step of the loop, or how results are summed:
 
     loop       inputs                                 outputs
     ROWS       ROW, INDEXED (by the chunk's index)    ROW, CHUNK (summed over the chunk)
@@ -10,12 +10,13 @@ operand is at each place of the loop, or how results are gathered:
     EDGES      ROW (receiver), SENDER, PAIR, UNIFORM  EDGE, UNIFORM (summed over channels), PAIR
     PAIRS      the same                               the same, PAIR summed over both edges
 
-A row of PAIR belongs to an edge and to its reverse, or to one edge alone. Loops over edges take as
-index: the first edge of every receiver, then one more; the senders; the row of PAIR of every edge;
-the first edge of every such row. An output of PAIR is summed over both edges and has twice as many
-rows as there are pairs: the second half is for what comes from another range of receivers. A loop
-over PAIRS, on GPUs only, takes the edges in the order of their pairs, where those of every pair
-begin, then one more, the senders and the receivers; its outputs of PAIR have a row per pair.
+A row of PAIR belongs to a pair (an edge and its reverse, ``mace_train.data.graph``), or to an edge
+without one. Loops over edges take as index: the first edge of every receiver, then one more; the
+senders; the row of PAIR of every edge; the first edge of every such row. An output of PAIR is
+summed over both edges and has twice as many rows as there are pairs: the second half is for what
+comes from another range of receivers. A loop over PAIRS, on GPUs only, takes the edges in the order
+of their pairs, where those of every pair begin, then one more, the senders and the receivers; its
+outputs of PAIR have a row per pair.
 """
 
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Kernel:
-    """All that a back end needs to make code."""
+    """All that a backend needs to generate code."""
 
     loop: Loop
     program: Program

@@ -1,11 +1,14 @@
 """Segmented polynomials: what an operation computes, term by term.
 
+Public, to state couplings of one's own; MACE does not use it: its builders make programs, which the
+tests compare with polynomials.
+
     out_s[k] = sum_t c_t x_(a_t)[k] x_(b_t)[k] ...        the same for every channel k
 
 Operands are tensors whose segments are vectors over channels. This is the specification: it prints
-itself, evaluates itself in float64 one term after the other (the oracle of the tests), takes in any
-coefficients (of another group, or a user's), expands the programs of the builders for comparison,
-and turns into a program of its own, without the factoring that only a builder knows.
+itself, evaluates itself in float64 term by term (the oracle of the tests), takes any coefficients
+(of another group, or a user's), expands the programs of the builders for comparison, and turns into
+a program, without the factoring that only a builder knows.
 """
 
 from collections.abc import Mapping
@@ -30,7 +33,7 @@ Monomial = tuple[Segment, ...]
 """Factors, sorted."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Polynomial:
     """Terms of every output segment: monomial -> coefficient.
 
@@ -39,6 +42,8 @@ class Polynomial:
     >>> print(polynomial)
     x: per row, w: indexed
     out[0] = +0.5 w[0] x[1] x[1]
+    >>> polynomial
+    Polynomial(x: per row, w: indexed -> out | 1 term)
     """
 
     operands: dict[str, Kind]
@@ -51,9 +56,17 @@ class Polynomial:
         of_output = self.terms.setdefault(output, {})
         of_output[monomial] = of_output.get(monomial, 0.0) + coefficient
 
+    def __repr__(self) -> str:
+        """Operands, outputs and the number of terms; ``str`` has the terms."""
+        outputs = ", ".join(sorted({segment.operand for segment in self.terms}))
+        terms = "term" if self.n_terms == 1 else "terms"
+        return f"Polynomial({self._operands()} -> {outputs} | {self.n_terms} {terms})"
+
+    def _operands(self) -> str:
+        return ", ".join(f"{name}: {kind.value}" for name, kind in self.operands.items())
+
     def __str__(self) -> str:
-        kinds = (f"{name}: {kind.value}" for name, kind in self.operands.items())
-        lines = [", ".join(kinds)]
+        lines = [self._operands()]
         for output, terms in sorted(self.terms.items()):
             parts = [
                 " ".join([f"{c:+.6g}", *(f"{s.operand}[{s.number}]" for s in monomial)])

@@ -5,8 +5,8 @@
 with other nodes or inputs as a and b. One term is one instruction (a fused multiply-add, a
 multiplication or an addition), except that a sum may start from a term +-a for free; ``cost``
 counts so. An input is one segment of an operand, a vector over channels; inputs of the operands
-named in ``ExpressionGraph.uniform`` are scalars shared by all channels, and so
-are nodes made of them alone.
+named in ``ExpressionGraph.uniform`` are scalars shared by all channels, and so are nodes made of
+them alone.
 
 Equal nodes exist once. Nodes are appended only, so their numbers are a topological order.
 """
@@ -53,7 +53,7 @@ Node = Segment | tuple[Term, ...]
 
 @dataclass
 class ExpressionGraph:
-    """All nodes; ``input`` and ``sum`` return numbers of nodes, old ones where they exist."""
+    """All nodes; ``input`` and ``sum`` return the number of a node, equal nodes exist once."""
 
     uniform: frozenset[str] = frozenset()
     nodes: list[Node] = field(default_factory=list)
@@ -192,8 +192,8 @@ class Program:
         have more readers. It saves instructions, but c * a stays alive between its readers; the
         contraction is faster without (by 10 to 20 %, measured), the convolution has few of them.
         """
-        ways = (True, False) if scale_products else (False,)
-        return min((self._merged(way) for way in ways), key=Program.cost)
+        choices = (True, False) if scale_products else (False,)
+        return min((self._merged(choice) for choice in choices), key=Program.cost)
 
     def _merged(self, scale_products: bool) -> "Program":
         uses = Counter(i for _, node in self.sums() for t in node for i in t.factors)
@@ -205,12 +205,12 @@ class Program:
                 return True
             return scale_products and len(inner) == 1
 
-        place: dict[int, int | None] = {}
+        number_in_graph: dict[int, int | None] = {}
         merged: dict[int, list[Term]] = {}
         for number in self.live():
             node = self.graph.nodes[number]
             if isinstance(node, Segment):
-                place[number] = graph.input(*node)
+                number_in_graph[number] = graph.input(*node)
                 continue
             terms: list[Term] = []
             for term in node:
@@ -220,12 +220,12 @@ class Program:
                     scale = term.coefficient
                     terms.extend(Term(scale * c, a, b) for c, a, b in inner)
                     continue
-                factors = [place[i] for i in term.factors]
+                factors = [number_in_graph[i] for i in term.factors]
                 if None not in factors:
                     terms.append(Term(term.coefficient, *[i for i in factors if i is not None]))
             merged[number] = terms
-            place[number] = graph.sum(terms)
-        outputs = {s: place[i] for s, i in self.outputs.items()}
+            number_in_graph[number] = graph.sum(terms)
+        outputs = {s: number_in_graph[i] for s, i in self.outputs.items()}
         return Program(graph, {s: i for s, i in outputs.items() if i is not None})
 
     def evaluate(self, inputs: Mapping[Segment, Float]) -> dict[Segment, Float]:

@@ -2,8 +2,8 @@
 
 A node is a variable ``t17``; an input is loaded where it is read (``load(x + 3 * K)``), a value
 that all channels share is read from an array ``u``, and what should pass through the caches only
-once is loaded into a variable where it is first read. A finished output is handed to the skeleton
-around, which stores it or adds it to a sum.
+once is loaded into a variable where it is first read. A finished output is passed to the
+surrounding skeleton, which stores it or adds it to a sum.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -13,7 +13,7 @@ from mace_train.ops.codegen.program import Node, Program, Segment, Term
 
 
 def uniform_slots(program: Program) -> dict[int, int]:
-    """Places of the shared values that instructions per channel read."""
+    """Slots of the shared values that instructions per channel read."""
     is_uniform = program.graph.is_uniform
     read = {
         factor
@@ -47,7 +47,7 @@ class Names:
         self.program = program
         self.shared = shared
         self.kind = kind
-        self.at_hand: dict[int, str] = {}  # inputs that are in a variable already
+        self.loaded: dict[int, str] = {}  # inputs that are in a variable already
         self.strides = strides or {}  # between segments, of operands for which it is not K
 
     def of(self, number: int) -> str:
@@ -59,17 +59,17 @@ class Names:
             uniform = self.program.graph.is_uniform[number]
             if uniform:
                 return f"{node.operand}[{node.number}]"
-            return self.at_hand.get(number) or f"load({self._place(node)})"
+            return self.loaded.get(number) or f"load({self._address(node)})"
         return f"t{number}"
 
     def load(self, number: int, function: str) -> str:
         """A statement that loads an input, which is in a variable from then on."""
         node = self.program.graph.nodes[number]
         assert isinstance(node, Segment)
-        self.at_hand[number] = f"in_{node.operand}_{node.number}"
-        return f"const {self.kind} {self.at_hand[number]} = {function}({self._place(node)});"
+        self.loaded[number] = f"in_{node.operand}_{node.number}"
+        return f"const {self.kind} {self.loaded[number]} = {function}({self._address(node)});"
 
-    def _place(self, segment: Segment) -> str:
+    def _address(self, segment: Segment) -> str:
         stride = self.strides.get(segment.operand, "K")
         return f"{segment.operand} + {segment.number} * {stride}"
 
@@ -97,7 +97,7 @@ class Names:
 
 
 class Body:
-    """Statements per channel; ``put`` makes the one that takes a finished output away."""
+    """Statements per channel; ``put`` makes the one that stores a finished output."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Body:
         lines = []
         scheduled = schedule(self.program, uniform=False)
         for instruction in scheduled:
-            new = self.once.intersection(instruction.term.factors) - self.names.at_hand.keys()
+            new = self.once.intersection(instruction.term.factors) - self.names.loaded.keys()
             lines += [self.names.load(number, "load_once") for number in sorted(new)]
             into = self.into.get(instruction.target)
             lines.append(self.names.line(instruction, into))

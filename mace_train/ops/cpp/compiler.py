@@ -51,7 +51,14 @@ def register_width() -> int:
 def library(source: str, folder: Path) -> ctypes.CDLL:
     """The compiled source, from the cache if it is there."""
     identity = "\0".join([source, predefined_macros(), *FLAGS])
-    return ctypes.CDLL(str(built(identity, ".so", folder, lambda path: _compile(source, path))))
+    path = built(identity, ".so", folder, lambda path: _compile(source, path))
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise InputError(
+            f"{path}: this compiled kernel cannot be loaded ({error}); if its file system is "
+            "mounted noexec, set XDG_CACHE_HOME to another folder, or use kernels=reference"
+        ) from error
 
 
 def _compiler() -> str:

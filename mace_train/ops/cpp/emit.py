@@ -100,7 +100,7 @@ def _rows(kernel: Kernel) -> list[str]:
     """Rows in the order of index[0]; chunk c holds the rows index[1][c]..index[1][c + 1].
 
     One cache line of channels at a time: what the rows of a chunk share is copied close together
-    then. In place its segments are a power of two apart and would compete for a few cache sets.
+    then. Otherwise its segments are a power of two apart and compete for a few cache sets.
     """
     near = [o for o in (*kernel.inputs, *kernel.outputs) if o.role in (Role.INDEXED, Role.CHUNK)]
     strides = {o.name: "LINE" for o in near}
@@ -174,7 +174,7 @@ def _receivers(kernel: Kernel, target: Target) -> list[str]:
 
 
 def _receiver_pass(kernel: Kernel, program: Program, shared: dict[int, int]) -> list[str]:
-    """Sums of some outputs over the edges at hand, in registers."""
+    """Sums of some outputs over the current edges, in registers."""
     names = {segment: f"s_{segment.operand}_{segment.number}" for segment in program.outputs}
     where = {segment: f"row_{segment.operand} + {segment.number} * K + k" for segment in names}
     body = Body(program, lambda output: f"{names[output[0]]} += {output[1]};", shared, names)
@@ -242,13 +242,13 @@ def _later(kernel: Kernel, distance: int) -> list[str]:
         for number, o in enumerate(operands):
             if o.role in (Role.PAIR, Role.EDGE):
                 row = "later_pair" if o.role is Role.PAIR else "later"
-                place = f"{kind}[{number}] + {row} * {o.n_segments} * K"
-                lines.append(f"const T* later_{o.name} = {place};")
+                address = f"{kind}[{number}] + {row} * {o.n_segments} * K"
+                lines.append(f"const T* later_{o.name} = {address};")
     return lines
 
 
 def _prefetches(kernel: Kernel, program: Program, *, outputs: bool) -> list[str]:
-    """Hints to fetch the channels at hand of a later edge: too many streams for the hardware."""
+    """Hints to fetch the current channels of a later edge: too many streams for the hardware."""
     of_edges = {o.name: o for o in kernel.inputs if o.role is Role.PAIR}
     segments = [(segment, 0) for segment in program.inputs() if segment.operand in of_edges]
     if outputs:
@@ -273,11 +273,11 @@ def _channel_sums(kernel: Kernel, sums: dict[Segment, str], n_lanes: int) -> lis
             tree += ["V{}"] * (n_lanes - n_values)
             while len(tree) > 1:
                 tree = [f"pairs({a}, {b})" for a, b in zip(tree[::2], tree[1::2], strict=True)]
-            place = f"out[{number}] + edge * {operand.n_segments} + {start}"
+            address = f"out[{number}] + edge * {operand.n_segments} + {start}"
             if n_values == n_lanes:
-                lines.append(f"store({place}, {tree[0]});")
+                lines.append(f"store({address}, {tree[0]});")
             else:
-                lines.append(f"{{ const V t = {tree[0]}; T* p = {place};")
+                lines.append(f"{{ const V t = {tree[0]}; T* p = {address};")
                 lines.append(f"for (int l = 0; l < {n_values}; ++l) p[l] = t[l]; }}")
     return lines
 
@@ -301,10 +301,10 @@ def _store(
 ) -> str:
     segment, value = output
     role = _output(kernel, segment).role
-    place = f"{segment.operand} + {segment.number} * {(strides or {}).get(segment.operand, 'K')}"
+    address = f"{segment.operand} + {segment.number} * {(strides or {}).get(segment.operand, 'K')}"
     if role is Role.PAIR:
-        return f"put({place}, {value}, again);"
-    return f"{'add' if role is Role.CHUNK else 'store'}({place}, {value});"
+        return f"put({address}, {value}, again);"
+    return f"{'add' if role is Role.CHUNK else 'store'}({address}, {value});"
 
 
 def _zeros(kernel: Kernel) -> list[str]:
@@ -346,7 +346,7 @@ def _edge_pointers(kernel: Kernel) -> list[str]:
 
 
 def _pair_pointers(kernel: Kernel) -> list[str]:
-    """Where an edge adds to what its reverse has written, or writes what nobody has."""
+    """Where an edge adds to what its reverse has written, or writes first."""
     numbers = [i for i, o in enumerate(kernel.outputs) if o.role is Role.PAIR]
     if not numbers:
         return []

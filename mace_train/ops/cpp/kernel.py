@@ -27,7 +27,7 @@ _RANGES_PER_THREAD = 4
 
 
 @dataclass
-class NativeKernel:
+class CppKernel:
     """A kernel that is generated and compiled when it first runs, for each dtype and width.
 
     ``recipe`` identifies it among all kernels that this package can generate.
@@ -64,9 +64,9 @@ class NativeKernel:
         outputs: Sequence[Tensor],
         n_channels: int,
     ) -> list[int]:
-        """Fill the outputs; floating tensors are contiguous, with ``n_channels``, padded.
+        """Compute the outputs, in place; floating tensors are contiguous, padded to ``n_channels``.
 
-        Returns where the ranges of items begin that the work was split into, and the end.
+        Returns the bounds of the ranges of items that the work was split into.
         """
         if n_items == 0:
             return [0]
@@ -84,13 +84,13 @@ def padded_channels(n_channels: int, dtype: torch.dtype) -> int:
 
 
 def pad(tensor: Tensor, n_channels: int) -> Tensor:
-    """The tensor, contiguous, with zero channels up to ``n_channels``."""
+    """The tensor [..., k], contiguous, with zero channels up to ``n_channels``."""
     missing = n_channels - tensor.shape[-1]
     return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor.contiguous()
 
 
 def unpad(tensor: Tensor, n_channels: int) -> Tensor:
-    """A contiguous tensor of the first channels."""
+    """The first ``n_channels`` of a tensor [..., k], contiguous."""
     return tensor if tensor.shape[-1] == n_channels else tensor[..., :n_channels].contiguous()
 
 

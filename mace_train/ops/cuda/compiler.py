@@ -2,7 +2,7 @@
 
 The packages of the extra ``cuda`` are imported here only, and only when something is compiled. A
 cubin is determined by its source, the architecture, the version of NVRTC and the options; there is
-no fast-math among them, so that results agree with those of the other back ends to rounding.
+no fast-math among them, so that results agree with those of the other backends to rounding.
 """
 
 import io
@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 
-from mace_train.ops.codegen.kernel_cache import built
+from mace_train.ops.codegen.kernel_cache import built, content
 
 _IMPORTING = Lock()  # cuda.core fails where two threads import it first
 OPTIONS = {"std": "c++17", "ptxas_options": ["-v"]}  # ptxas reports registers and spills
@@ -57,7 +57,7 @@ def cubin(source: str, architecture: str, folder: Path) -> bytes:
     def make(path: Path) -> None:
         path.write_bytes(compile_cubin(source, architecture)[0])
 
-    return built(identity, ".cubin", folder, make).read_bytes()
+    return content(built(identity, ".cubin", folder, make))
 
 
 def compile_cubin(source: str, architecture: str) -> tuple[bytes, str]:

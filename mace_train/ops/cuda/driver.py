@@ -44,8 +44,8 @@ class Function:
         """Start it; arguments are 64-bit integers and addresses."""
         values = (ctypes.c_int64 * len(arguments))(*arguments)
         first = ctypes.addressof(values)
-        places = range(first, first + ctypes.sizeof(values), 8)
-        pointers = (ctypes.c_void_p * len(arguments))(*places)
+        addresses = range(first, first + ctypes.sizeof(values), 8)
+        pointers = (ctypes.c_void_p * len(arguments))(*addresses)
         with self._current():
             self._call(
                 self._driver.cuLaunchKernel,
@@ -60,7 +60,7 @@ class Function:
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """The device's context is that of this thread; threads of autograd may have none."""
+        """Makes the device's context current in this thread; autograd's threads may have none."""
         self._call(self._driver.cuCtxPushCurrent, self._context)
         try:
             yield

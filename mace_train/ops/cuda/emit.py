@@ -1,6 +1,6 @@
 """CUDA of a kernel: straight-line code per channel inside one of the skeletons under ``kernels/``.
 
-The statements are those of the C++ back end with one channel per thread in place of a vector. The
+The statements are those of the C++ backend with one channel per thread instead of a vector. The
 number of channels is a constant of the code; channels beyond the last are masked, nothing is
 padded. The first line of a source says how it is launched (``LaunchConfig``), so that a cached
 one can be run without making its program again.
@@ -29,7 +29,7 @@ _ROW_READ = {
     Role.PAIR: "pairs[edge]",
     Role.UNIFORM: "edge",
 }
-"""The row of its tensor that an input is, in the words of the skeletons."""
+"""The row of its tensor that an input is, by the names of the skeletons."""
 _ROW_WRITTEN = _ROW_READ | {Role.PAIR: "edge"}
 """... and that an output is; rows of both edges of a pair are summed after the kernel."""
 
@@ -60,7 +60,7 @@ def _sums(kernel: Kernel, target: CudaTarget, tuning: Tuning) -> str:
 
 
 class _Emission:
-    """One source in the making."""
+    """The state of generating one source."""
 
     def __init__(self, kernel: Kernel, target: CudaTarget, tuning: Tuning) -> None:
         self.kernel = kernel
@@ -79,7 +79,7 @@ class _Emission:
         self.threads, self.channel_blocks = block_of(target.n_channels, at_most)
 
     def source(self) -> str:
-        """Header, common part and the filled skeleton of the loop."""
+        """Header, common part and the skeleton of the loop with its values."""
         fill = {Loop.ROWS: self._rows, Loop.RECEIVERS: self._receivers, Loop.EDGES: self._edges}
         fill[Loop.PAIRS] = self._pairs
         threads_per_item = {
@@ -234,7 +234,7 @@ class _Emission:
         return [f"__shared__ long long {name}_of[EDGES];" for name in self._staged()]
 
     def _staged(self) -> list[str]:
-        """Indices that a block reads for all edges at hand, before it reads what they point to."""
+        """Indices that a block reads for all its current edges, before it reads what they index."""
         roles = set(self.roles.values())
         names = {"sender": Role.SENDER, "pair": Role.PAIR} if self.tuning.staged else {}
         if self.kernel.loop is Loop.PAIRS:
@@ -335,18 +335,18 @@ class _Emission:
                 group = names[start : start + LANES]
                 size = 1 << (len(group) - 1).bit_length()
                 values = ", ".join(group + ["0"] * (size - len(group)))
-                place = f"(j * WARPS + warp) * TOTALS + {first + start}"
+                index = f"(j * WARPS + warp) * TOTALS + {first + start}"
                 lines += [
                     f"{{ T v[{size}] = {{{values}}};",
                     f"const T t = sum_over_warp<{size}>(v);",
                     f"if (lane % {LANES // size} == 0 && lane / {LANES // size} < {len(group)})",
-                    f"totals[{place} + lane / {LANES // size}] = t; }}",
+                    f"totals[{index} + lane / {LANES // size}] = t; }}",
                 ]
             first += o.n_segments
         return lines
 
     def _totals(self, part: Pass, reduced: list[Operand]) -> list[str]:
-        """Sums over the warps, written for all edges at hand."""
+        """Sums over the warps, written for all current edges."""
         lines, first = [], 0
         edge = "order[e0 + j]" if self.kernel.loop is Loop.PAIRS else "(e0 + j)"
         for o in reduced:
@@ -365,9 +365,10 @@ class _Emission:
 
 
 def _slots_in_order_of_use(program: Program) -> dict[int, int]:
-    """Places of shared values, so that those that are read together lie together."""
+    """Slots of shared values, so that those that are read together lie together."""
     known = uniform_slots(program)
-    read = [i for step in schedule(program, uniform=False) for i in step.term.factors if i in known]
+    instructions = schedule(program, uniform=False)
+    read = [i for instruction in instructions for i in instruction.term.factors if i in known]
     return {number: slot for slot, number in enumerate(dict.fromkeys([*read, *known]))}
 
 
@@ -383,10 +384,10 @@ def _common(target: CudaTarget, threads: int) -> str:
     return _fill("common.cuh", SCALAR=target.scalar, CHANNELS=target.n_channels, THREADS=threads)
 
 
-def _fill(name: str, **words: object) -> str:
-    """A skeleton with its words filled in; lists are lines."""
+def _fill(name: str, **values: object) -> str:
+    """A skeleton with values for its names; a list is lines."""
     texts = {
         key: "\n".join(map(str, value)) if isinstance(value, list) else str(value)
-        for key, value in words.items()
+        for key, value in values.items()
     }
     return _Skeleton((KERNELS / name).read_text()).substitute(texts)

@@ -73,9 +73,9 @@ class CudaKernel:
         outputs: Sequence[Tensor],
         n_channels: int,
     ) -> None:
-        """Fill the outputs; all tensors are contiguous and on one device.
+        """Compute the outputs, in place; all tensors are contiguous and on one device.
 
-        More index tensors than the skeleton takes are for other back ends.
+        Index tensors beyond those that the skeleton takes are for other backends.
         """
         if n_items == 0:
             return

@@ -3,8 +3,8 @@
 A thread has at most 255 registers of 32 bits. What does not fit is spilled to memory, so kernels
 with many sums or intermediates are cut into passes, parts of the outputs that different blocks
 compute (``blockIdx.y``), at the price of common parts computed twice. The choices here were made by
-the registers and spills that ``scripts/kernel_budget.py`` prints; those made by a clock are in the
-table of ``cuda.tuning``.
+the registers and spills that ``scripts/kernel_budget.py`` prints; those made by measured times are
+in the table of ``cuda.tuning``.
 """
 
 from dataclasses import dataclass
@@ -24,11 +24,9 @@ class Tuning:
     reload: int = 0  # statements after which inputs are loaded again; 0 is never
     split: tuple[str, ...] = ()  # operands of the passes of the other loops, "x y" for two at once
     edges: int = 32  # whose shared coefficients a block holds at a time, at most; a power of two
-    unroll: int = 0  # edges, or rows of a sum, that a thread has at hand; 0: the compiler decides
+    unroll: int = 0  # edges, or rows of a sum, per iteration of a thread; 0: the compiler decides
     wide: bool = False  # shared coefficients are read 16 bytes at a time, in the order of their use
-    staged: bool = (
-        False  # a block reads the senders and pairs of its edges at once, before the rest
-    )
+    staged: bool = False  # a block reads the senders and pairs of all its edges first
     stream: bool = False  # what belongs to an edge or a pair goes past the caches
 
 

@@ -1,11 +1,11 @@
-"""Choices that a clock made, for each architecture: the table ``kernels/tuning.json``.
+"""Choices by measured times, for each architecture: the table ``kernels/tuning.json``.
 
     {"format": 1,
      "architectures": {
        "sm_90": {
          "measured": {...},                        where and when, for readers
          "rows_per_chunk": 16,                     of the contraction's chunks
-         "gradients_by_pair": false,               of the convolution: see ``convolution_pairs``
+         "gradients_by_pair": false,               of the convolution: see ``convolution_kernels``
          "kernels": {"rows x16 w29 -> out4": {"float32": {"128": {"blocks": 3, ...}}}}}}}
 
 A kernel is named by its loop and the sizes of its operands, so that a name does not depend on the
@@ -32,7 +32,7 @@ from mace_train.ops.cuda.passes import Tuning, tuning_of
 TABLE = KERNELS / "tuning.json"
 FORMAT = 1
 DTYPES = {"float": "float32", "double": "float64"}  # by the scalars of CUDA
-REMEDY = "scripts/bench/gpu/tune.py --write makes it anew; without the file all have defaults"
+REMEDY = "scripts/bench/gpu/tune.py --write makes it again; without the file all have defaults"
 
 
 def _is_power_of_two(value: int) -> bool:
@@ -130,10 +130,10 @@ def _choices(values: dict[str, Any], where: str) -> Choices:
             if dtype not in DTYPES.values():
                 _refuse(f"{where}, {kernel}", dtype, f"one of {', '.join(DTYPES.values())}")
             for width, entry in _object(widths, f"{where}, {kernel}, {dtype}").items():
-                place = f"{where}, {kernel}, {dtype}, {width}"
+                where_entry = f"{where}, {kernel}, {dtype}, {width}"
                 if not width.isdecimal():
-                    _refuse(place, width, "a number of channels")
-                found[kernel, dtype, int(width)] = _entry(_object(entry, place), place)
+                    _refuse(where_entry, width, "a number of channels")
+                found[kernel, dtype, int(width)] = _entry(_object(entry, where_entry), where_entry)
     return Choices(found, rows, by_pair)
 
 

@@ -1,23 +1,24 @@
-"""All that needs a GPU, measured piece by piece: what is done stays done, however a run ends.
+"""All measurements that need a GPU, one after the other; an interrupted run continues.
 
     python scripts/bench/gpu/campaign.py --folder OUT [--minutes 9] [--pack OUT.tar.gz]
                                          [--openequivariance FOLDER]
     python scripts/bench/gpu/campaign.py --list
-    python scripts/bench/gpu/campaign.py --folder OUT --rehearse     every piece, tiny, on a CPU
+    python scripts/bench/gpu/campaign.py --folder OUT --rehearse     all of them, tiny, on a CPU
 
-Each piece (``pieces``) runs in a process of its own with a limit of time. Its rows, exit code
+Each of the ``measurements`` runs in a process of its own with a limit of time. Its rows, exit code
 and the end of its log stand in OUT/NAME.json, its log in OUT/NAME.log; one that fails or takes too
 long is recorded so, and the next goes on. A later run continues with what has not been started;
---retry also takes what failed, --only NAME takes one piece again. With --minutes no piece is
-started that would not fit, and none outlives that time: it is cut off and left for the next run.
-After every piece OUT/campaign.md is the section for kernels/RESULTS.md so far, and --pack keeps the
-folder in one file as well, from which a run on another machine continues.
+--retry also takes what failed, --only NAME takes one measurement again. With --minutes no
+measurement is started that would not fit, and none outlives that time: it is cut off and left for
+the next run. After every measurement OUT/campaign.md is the section for kernels/RESULTS.md so far,
+and --pack keeps the folder in one file as well, from which a run on another machine continues.
 
 OpenEquivariance compiles an extension when it is imported, and again in every process where that
-fails; so its folder is given apart, and is used only after the piece that compiles it has passed.
+fails; so its folder is given apart, and is used only after the measurement that compiles it has
+passed.
 
-Exit code: 1 if a piece failed or a row falls short (a rehearsal asks for no goals), 75 if all is
-well but pieces are left, 0 if nothing is left.
+Exit code: 1 if a measurement failed or a row falls short (a rehearsal asks for no goals), 75 if all
+is well but measurements are left, 0 if nothing is left.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from campaign_report import (
     summary,
 )
 from goals import reaches, read
-from pieces import OPENEQUIVARIANCE, ROOT, Piece, pieces
+from measurements import OPENEQUIVARIANCE, ROOT, Measurement, measurements
 
 LARGEST_LOG = 1 << 20
 RESERVE_S = 10.0  # of the whole time, to write down what there is
@@ -53,7 +54,7 @@ EXIT_OK = (0, 1)  # of a benchmark that wrote its rows: 1 says that one falls sh
 
 @dataclass(frozen=True)
 class Campaign:
-    """Where the state is, and how pieces are run."""
+    """Where the state is, and how measurements are run."""
 
     folder: Path
     rehearse: bool = False
@@ -63,30 +64,32 @@ class Campaign:
 
     @property
     def left_s(self) -> float:
-        """Seconds that pieces may still take."""
+        """Seconds that measurements may still take."""
         return self.end - time.monotonic() - RESERVE_S
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not done and fits, and print the table."""
     options = _options(arguments)
-    chosen = [p for p in pieces() if not options.rehearse or p.rehearsal is not None]
+    chosen = [p for p in measurements() if not options.rehearse or p.rehearsal is not None]
     if options.list:
-        for piece in chosen:
-            print(f"{piece.name:22} {piece.estimate_s:4} s of {piece.limit_s} s")
+        for measurement in chosen:
+            print(f"{measurement.name:22} {measurement.estimate_s:4} s of {measurement.limit_s} s")
         return 0
     campaign = Campaign(
-        options.folder.resolve(),  # pieces run elsewhere
+        options.folder.resolve(),  # measurements run elsewhere
         options.rehearse,
         options.openequivariance and options.openequivariance.resolve(),
         time.monotonic() + 60 * options.minutes,
         options.pack,
     )
-    names = [piece.name for piece in chosen]
+    names = [measurement.name for measurement in chosen]
     if options.only and options.only not in names:
-        raise SystemExit(f"--only {options.only}: no such piece; there are {', '.join(names)}")
+        raise SystemExit(
+            f"--only {options.only}: no such measurement; there are {', '.join(names)}"
+        )
     prepare(campaign, names)
-    wanted = [piece for piece in chosen if options.only in (None, piece.name)]
+    wanted = [measurement for measurement in chosen if options.only in (None, measurement.name)]
     run_all(campaign, wanted, names, again=bool(options.only), retry=options.retry)
     records = records_of(campaign.folder, names)
     left = [name for name in names if name not in records]
@@ -99,7 +102,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("runs/gpu_campaign"))
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--only", metavar="NAME")
-    parser.add_argument("--retry", action="store_true", help="also pieces that failed before")
+    parser.add_argument("--retry", action="store_true", help="also measurements that failed before")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny sizes")
     parser.add_argument("--pack", type=Path, metavar="FILE.tar.gz", help="the folder in one file")
@@ -123,32 +126,38 @@ def prepare(campaign: Campaign, names: Sequence[str]) -> None:
 
 def run_all(
     campaign: Campaign,
-    wanted: Sequence[Piece],
+    wanted: Sequence[Measurement],
     names: Sequence[str],
     *,
     again: bool = False,
     retry: bool = False,
 ) -> None:
-    """Run every piece that is not done and fits into the time."""
-    for piece in wanted:
-        record = records_of(campaign.folder, [piece.name]).get(piece.name)
+    """Run every measurement that is not done and fits into the time."""
+    for measurement in wanted:
+        record = records_of(campaign.folder, [measurement.name]).get(measurement.name)
         if record is not None and not again and not (retry and is_wrong(record)):
             continue
-        if piece.estimate_s > campaign.left_s:
-            print(f"{piece.name}: some {piece.estimate_s} s do not fit any more", flush=True)
-            continue
-        if not _has_what_it_needs(campaign, piece):
-            print(f"{piece.name}: needs --openequivariance FOLDER", flush=True)
-            continue
-        print(f"{piece.name}: some {piece.estimate_s} s", flush=True)
-        found = run(campaign, piece)
-        if found is None:
+        if measurement.estimate_s > campaign.left_s:
             print(
-                f"{piece.name}: cut off at the end of the time, left for the next run", flush=True
+                f"{measurement.name}: some {measurement.estimate_s} s do not fit any more",
+                flush=True,
             )
             continue
-        (campaign.folder / f"{piece.name}.json").write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{piece.name}: {found['status']} after {found['seconds']:.0f} s", flush=True)
+        if not _has_what_it_needs(campaign, measurement):
+            print(f"{measurement.name}: needs --openequivariance FOLDER", flush=True)
+            continue
+        print(f"{measurement.name}: some {measurement.estimate_s} s", flush=True)
+        found = run(campaign, measurement)
+        if found is None:
+            print(
+                f"{measurement.name}: cut off at the end of the time, left for the next run",
+                flush=True,
+            )
+            continue
+        (campaign.folder / f"{measurement.name}.json").write_text(
+            json.dumps(found, indent=1) + "\n"
+        )
+        print(f"{measurement.name}: {found['status']} after {found['seconds']:.0f} s", flush=True)
         records = records_of(campaign.folder, names)
         left = [name for name in names if name not in records]
         (campaign.folder / "campaign.md").write_text(markdown(records, left))
@@ -156,36 +165,36 @@ def run_all(
             _pack(campaign.folder, campaign.pack)
 
 
-def _has_what_it_needs(campaign: Campaign, piece: Piece) -> bool:
-    return piece.name != OPENEQUIVARIANCE or campaign.openequivariance is not None
+def _has_what_it_needs(campaign: Campaign, measurement: Measurement) -> bool:
+    return measurement.name != OPENEQUIVARIANCE or campaign.openequivariance is not None
 
 
-def run(campaign: Campaign, piece: Piece) -> dict[str, Any] | None:
-    """Run a piece to its end, or its limit; None if only the time of the whole was too short."""
-    rows_path = campaign.folder / f"{piece.name}.rows"
+def run(campaign: Campaign, measurement: Measurement) -> dict[str, Any] | None:
+    """Run a measurement to its end or limit; None if only the time of the whole was too short."""
+    rows_path = campaign.folder / f"{measurement.name}.rows"
     rows_path.unlink(missing_ok=True)
-    template = piece.rehearsal if campaign.rehearse else piece.command
+    template = measurement.rehearsal if campaign.rehearse else measurement.command
     assert template is not None
     places = {"{json}": str(rows_path), "{folder}": str(campaign.folder)}
     command = [_filled(word, places) for word in template]
     pictures = {path: path.stat().st_mtime_ns for path in campaign.folder.glob("*.png")}
-    limit = min(float(piece.limit_s), campaign.left_s)
-    log = campaign.folder / f"{piece.name}.log"
+    limit = min(float(measurement.limit_s), campaign.left_s)
+    log = campaign.folder / f"{measurement.name}.log"
     start = time.monotonic()
-    code = _run_command(command, log, limit, _environment(campaign, piece))
+    code = _run_command(command, log, limit, _environment(campaign, measurement))
     seconds = time.monotonic() - start
-    if code is None and limit < piece.limit_s:
+    if code is None and limit < measurement.limit_s:
         return None
     found = read(rows_path) if rows_path.exists() else {"rows": [], "complete": False}
     rows_path.unlink(missing_ok=True)
     status = "done"
     if code is None:
-        status = f"stopped at its limit of {piece.limit_s} s"
-    elif not _came_to_its_end(piece, code, found):
+        status = f"stopped at its limit of {measurement.limit_s} s"
+    elif not _came_to_its_end(measurement, code, found):
         status = "failed"
     new = [p.name for p in campaign.folder.glob("*.png") if pictures.get(p) != p.stat().st_mtime_ns]
     return {
-        "name": piece.name,
+        "name": measurement.name,
         "status": status,
         "exit": code,
         "seconds": seconds,
@@ -198,10 +207,10 @@ def run(campaign: Campaign, piece: Piece) -> dict[str, Any] | None:
     }
 
 
-def _came_to_its_end(piece: Piece, code: int, found: dict[str, Any]) -> bool:
+def _came_to_its_end(measurement: Measurement, code: int, found: dict[str, Any]) -> bool:
     """Rows that fall short are an end as well; an error that Python reports is not."""
-    if not piece.rows or not found["rows"]:
-        return code == 0 and (found["complete"] or not piece.rows)
+    if not measurement.rows or not found["rows"]:
+        return code == 0 and (found["complete"] or not measurement.rows)
     return code in EXIT_OK and bool(found["complete"])
 
 
@@ -211,12 +220,12 @@ def _filled(word: str, places: dict[str, str]) -> str:
     return word
 
 
-def _environment(campaign: Campaign, piece: Piece) -> dict[str, str]:
+def _environment(campaign: Campaign, measurement: Measurement) -> dict[str, str]:
     """This checkout first; OpenEquivariance once it is known to load."""
     paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    if piece.with_openequivariance and campaign.openequivariance is not None:
+    if measurement.with_openequivariance and campaign.openequivariance is not None:
         built = records_of(campaign.folder, [OPENEQUIVARIANCE]).get(OPENEQUIVARIANCE)
-        if piece.name == OPENEQUIVARIANCE or (built is not None and not is_wrong(built)):
+        if measurement.name == OPENEQUIVARIANCE or (built is not None and not is_wrong(built)):
             paths.append(str(campaign.openequivariance))
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
@@ -267,7 +276,7 @@ def _pack(folder: Path, path: Path) -> None:
 
 
 def exit_code(records: dict[str, Any], left: Sequence[str], *, rehearse: bool) -> int:
-    """1 for a failure or a row that falls short, 75 (EX_TEMPFAIL) if pieces are left, or 0."""
+    """1 for a failure or a row that falls short, 75 (EX_TEMPFAIL) if some are left, or 0."""
     if any(is_wrong(record) for record in records.values()):
         return 1
     if not rehearse and not all(reaches(row) for row in rows_of(records)):

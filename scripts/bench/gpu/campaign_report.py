@@ -16,19 +16,21 @@ END_OF_LOG = 25  # lines
 
 
 def records_of(folder: Path, names: Sequence[str]) -> dict[str, Record]:
-    """What is known of the pieces that were started, by name."""
+    """What is known of the measurements that were started, by name."""
     paths = {name: folder / f"{name}.json" for name in names}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def rows_of(records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """The rows of all pieces; a piece without rows is one, which is reached if it passed."""
+    """The rows of all measurements; one without rows gives a row, which is reached if it passed."""
     rows: list[dict[str, Any]] = []
     for name, record in records.items():
         if record["rows"]:
-            rows += [row | {"piece": name} for row in record["rows"]]
+            rows += [row | {"measurement": name} for row in record["rows"]]
         elif record["status"] == "done":
-            rows.append({"piece": name, "name": f"{name} passes", **_passed(record["exit"] == 0)})
+            rows.append(
+                {"measurement": name, "name": f"{name} passes", **_passed(record["exit"] == 0)}
+            )
     return rows
 
 
@@ -43,7 +45,7 @@ def _passed(passed: bool) -> dict[str, Any]:
 
 
 def is_wrong(record: Record) -> bool:
-    """Whether a piece came to no proper end, or a test in it failed."""
+    """Whether a measurement came to no proper end, or a test in it failed."""
     return record["status"] != "done" or (not record["rows"] and record["exit"] != 0)
 
 

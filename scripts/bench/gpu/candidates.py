@@ -1,4 +1,4 @@
-"""What may be chosen for a CUDA kernel, and what the compiler says of a choice, without a GPU."""
+"""Candidates for the tuning of a CUDA kernel, and their compiler reports, without a GPU."""
 
 import re
 import struct

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.irreps import FeatureIrreps, import_o3
+from mace_train.model.contraction import coupling_of
+from mace_train.model.convolution import product_of
 from mace_train.model.coupling import convolution_paths
-from mace_train.model.fused_ops import coupling_of, product_of
 from mace_train.model.product_basis import product_basis
 from mace_train.ops import convolution as convolutions
 from mace_train.ops import symmetric_contraction as contractions
@@ -165,9 +167,9 @@ def convolution_case(
 def _convolution_peer(
     name: str, options: dict[str, Any], degree: int, ends: Tensor, inputs: list[Tensor]
 ) -> Program:
-    from e3nn import o3
     from mace.modules.wrapper_ops import TensorProduct, with_scatter_sum
 
+    o3 = import_o3()
     paths = convolution_paths(degree, 3)
     middle = o3.Irreps("+".join(f"{CHANNELS}x{l3}{'eo'[l3 % 2]}" for _, _, l3 in paths))
     instructions = [(l1, l2, i, "uvu", True) for i, (l1, l2, _) in enumerate(paths)]
@@ -224,9 +226,7 @@ def why_without_kernels() -> str | None:
 
 def irreps(degree: int) -> Any:
     """e3nn's irreps with 128 channels of each degree."""
-    from e3nn import o3
-
-    return o3.Irreps("+".join(f"{CHANNELS}x{d}{'eo'[d % 2]}" for d in range(degree + 1)))
+    return import_o3().Irreps(str(FeatureIrreps(CHANNELS, degree)))
 
 
 def names(degree: int) -> str:

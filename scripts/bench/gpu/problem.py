@@ -20,7 +20,7 @@ L2_BYTES = 64 * 2**20  # where a device does not say
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ProblemSizes:
     """How much work there is."""
 
     n_atoms: int
@@ -43,10 +43,10 @@ class Operands:
 
 
 class Problem:
-    """A kernel with index tensors of its own; operands are drawn anew as often as one likes."""
+    """A kernel with index tensors of its own; operands can be drawn again at random."""
 
     def __init__(
-        self, kernel: Kernel, dtype: torch.dtype, sizes: Sizes, device: torch.device
+        self, kernel: Kernel, dtype: torch.dtype, sizes: ProblemSizes, device: torch.device
     ) -> None:
         self.kernel, self.dtype, self.sizes, self.device = kernel, dtype, sizes, device
         places, self.rows_read, self.rows_written = _index(kernel, sizes)
@@ -123,7 +123,9 @@ def _has_chunks(kernel: Kernel) -> bool:
     return kernel.loop is Loop.ROWS and not is_sum(kernel)
 
 
-def _index(kernel: Kernel, sizes: Sizes) -> tuple[list[Tensor], dict[Role, int], dict[Role, int]]:
+def _index(
+    kernel: Kernel, sizes: ProblemSizes
+) -> tuple[list[Tensor], dict[Role, int], dict[Role, int]]:
     """Index tensors, and the rows of inputs and of outputs of each role."""
     generator = torch.Generator().manual_seed(0)
     n_atoms, n_edges = sizes.n_atoms, sizes.n_edges

@@ -251,7 +251,7 @@ def count_different(gradient: Callable[[], Tensor]) -> int:
 
 
 def not_captured(function: Callable[[], Tensors], _: torch.device) -> tuple[Replay, Tensors]:
-    """In place of a capture where there is no GPU: runs anew every time."""
+    """In place of a capture where there is no GPU: runs every time."""
     outputs = function()
 
     def replay() -> None:

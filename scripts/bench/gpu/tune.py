@@ -39,7 +39,7 @@ import candidates as candidates  # noqa: E402
 import kernel_budget  # noqa: E402
 import torch  # noqa: E402
 from candidates import Built, differences  # noqa: E402
-from problem import N_ELEMENTS, Problem, Sizes, medians  # noqa: E402
+from problem import N_ELEMENTS, Problem, ProblemSizes, medians  # noqa: E402
 
 from mace_train.ops.codegen.kernel_spec import Kernel, Loop, Role, sum_kernel  # noqa: E402
 from mace_train.ops.cuda import compiler as cuda_compiler  # noqa: E402
@@ -211,7 +211,7 @@ def search(
     """Default and best of one kernel, in seconds, with the choices of the best."""
     architecture = cuda_driver.architecture(device)
     rows = ATOMS_PER_CHUNK["cuda"]
-    sizes = Sizes(arguments.atoms, arguments.edges, subject.n_channels, rows)
+    sizes = ProblemSizes(arguments.atoms, arguments.edges, subject.n_channels, rows)
     problem = Problem(subject.kernel, subject.dtype, sizes, device)
     (default,) = compiled(subject, [subject.default], architecture, 1)
     best, tried, wrong, refused = default, {default.tuning}, [], 0
@@ -280,14 +280,14 @@ def search_chunks(
         partial = [o.n_segments for o in subject.kernel.outputs if o.role is Role.CHUNK]
         seconds = dict.fromkeys(CHUNK_LENGTHS, 0.0)
         for length in CHUNK_LENGTHS:
-            sizes = Sizes(arguments.atoms, arguments.edges, subject.n_channels, length)
+            sizes = ProblemSizes(arguments.atoms, arguments.edges, subject.n_channels, length)
             problem = Problem(subject.kernel, subject.dtype, sizes, device)
             work = {"": problem.launches(best, problem.sets())}
             seconds[length] += medians(work, device, arguments.repeats)[""]
             for n_segments in partial:
                 summing = Subject("", sum_kernel(n_segments), subject.dtype, subject.n_channels)
                 (built,) = compiled(summing, [summing.default], architecture, 1)
-                few = Sizes(N_ELEMENTS, problem.n_items, subject.n_channels, length)
+                few = ProblemSizes(N_ELEMENTS, problem.n_items, subject.n_channels, length)
                 sums = Problem(summing.kernel, subject.dtype, few, device)
                 work = {"": sums.launches(built, sums.sets())}
                 seconds[length] += medians(work, device, arguments.repeats)[""]
@@ -310,7 +310,7 @@ def search_pairs(
         (n_segments,) = (o.n_segments for o in subject.kernel.outputs if o.role is Role.PAIR)
         summing = Subject("", sum_kernel(n_segments), subject.dtype, subject.n_channels)
         (built,) = compiled(summing, [summing.default], cuda_driver.architecture(device), 1)
-        sizes = Sizes(arguments.edges // 2, arguments.edges, subject.n_channels, 1)
+        sizes = ProblemSizes(arguments.edges // 2, arguments.edges, subject.n_channels, 1)
         problem = Problem(summing.kernel, subject.dtype, sizes, device)
         work = {"": problem.launches(built, problem.sets())}
         seconds = by_edge["best"] + medians(work, device, arguments.repeats)[""]

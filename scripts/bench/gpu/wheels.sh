@@ -29,6 +29,8 @@ version=${2:-3.12}
 python=${PYTHON:-python$version}
 mkdir -p "$folder" "$folder/openequivariance" "$folder/spare"
 
+# Of mace-train's dependencies mpi4py, ortools and wandb are not needed: they are imported only where
+# they are used, which no measurement does.
 needs=(ase hydra-core "omegaconf>=2.3,<2.4" zstandard vesin)
 mace=("mace-torch==0.3.16" "e3nn==0.4.4" matscipy configargparse GitPython gitdb smmap lmdb orjson
   prettytable wcwidth torch-ema)
@@ -102,5 +104,5 @@ twice = len([p for p in folder.glob("*.whl")]) - len(carried)
 if twice:
     sys.exit(f"{folder}: {twice} packages in two versions; empty the folder and run again")
 if total > most * 2**20:
-    sys.exit(f"{total / 2**20:.1f} MiB are more than {most:.0f}; leave FOLDER/spare behind")
+    sys.exit(f"{total / 2**20:.1f} MiB are more than {most:.0f}; do without FOLDER/spare")
 EOF

@@ -94,7 +94,7 @@ def test_an_element_the_model_lacks_is_named(shards):
         collate([shards.sample(i)], np.array([i]), atomic_numbers=(1, 7, 8), dtype=torch.float32)
 
 
-def test_kinds_index_every_structure(shards):
-    kinds = config_types_of(shards)
-    assert kinds.names == sorted(set(shards.config_types))
-    assert [kinds.names[i] for i in kinds.index_of] == shards.config_types
+def test_config_types_index_every_structure(shards):
+    types = config_types_of(shards)
+    assert types.names == sorted(set(shards.config_types))
+    assert [types.names[i] for i in types.index_of] == shards.config_types

@@ -1,4 +1,4 @@
-"""A Graph in one piece of memory."""
+"""A Graph in one block of memory."""
 
 from dataclasses import fields, replace
 

@@ -1,4 +1,4 @@
-"""A batch that is filled up gives the same numbers, and the filling takes no part."""
+"""A batch that is padded gives the same numbers, and the filling takes no part."""
 
 from dataclasses import fields
 
@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_an_error(prepared, tmp_path):
             padded(graph, Shape(*change, r_max=4.0))
 
 
-def test_an_empty_bin_is_filled_up_too(prepared, tmp_path):
+def test_an_empty_bin_is_padded_too(prepared, tmp_path):
     run = set_up(settings_for(prepared, tmp_path / "run"), World())
     empty = next(
         batches(
@@ -95,7 +95,7 @@ def test_a_training_with_static_shapes_learns_the_same(prepared, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_loading_fills_up_as_padded_does(num_workers, prepared, tmp_path):
+def test_loading_pads_as_padded_does(num_workers, prepared, tmp_path):
     run = set_up(settings_for(prepared, tmp_path / "run"), World())
     shards, numbers = run.train.shards, run.model.data.atomic_numbers
     bins = [np.array([0, 3]), np.array([], dtype=np.int64), np.array([7])]

@@ -1,4 +1,4 @@
-"""Structures that are held out and trained on as well are announced; nothing else is."""
+"""Structures that are held out and trained on as well are logged; nothing else is."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""preprocess: what it says of labels and files, and what it refuses, leaving nothing."""
+"""preprocess: its messages about labels and files, and what it refuses, leaving nothing."""
 
 import numpy as np
 import pytest

@@ -125,7 +125,7 @@ STORED = [*molecules(7), crystal(), crystal(-8.1)]
     ],
     ids=str,
 )
-def test_kinds_of_storage_hold_the_same(tmp_path, storage):
+def test_all_storage_options_hold_the_same(tmp_path, storage):
     settings = {"E0s": "average", "valid_fraction": 0, "structures_per_shard": 4}
     plain = run(tmp_path, STORED, name="plain", **settings)
     other = run(tmp_path, STORED, name="other", **settings, **storage)

@@ -65,7 +65,7 @@ def test_seeds_differ():
     assert len(splits) == 20
 
 
-def test_a_shortage_is_announced(caplog):
+def test_a_shortage_is_logged(caplog):
     rare = [frozenset({z}) for z in range(1, 5)] + H2
     _, valid = split_off(rare, 0.5, 0)
     assert len(valid) == 1

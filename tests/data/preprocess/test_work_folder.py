@@ -3,8 +3,8 @@
 import pytest
 
 from mace_train.data.preprocess.work_folder import (
+    cached_json,
     fingerprint,
-    remembered,
     work_folder,
     write_json,
 )
@@ -115,7 +115,7 @@ def test_what_was_moved_away_is_restored(tmp_path):
 
 def test_json_files_are_whole(tmp_path):
     write_json(tmp_path / "a.json", {"a": 1})
-    assert remembered(tmp_path / "a.json", lambda: 1 / 0) == {"a": 1}
-    assert remembered(tmp_path / "b.json", lambda: [2]) == [2]
+    assert cached_json(tmp_path / "a.json", lambda: 1 / 0) == {"a": 1}
+    assert cached_json(tmp_path / "b.json", lambda: [2]) == [2]
     assert names(tmp_path) == ["a.json", "b.json"]
     assert fingerprint(1, "a") != fingerprint(1, "b")

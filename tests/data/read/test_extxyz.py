@@ -1,4 +1,4 @@
-"""extxyz: the results of ASE's reader, for real files and for headers of every kind; pieces."""
+"""extxyz: the results of ASE's reader, for real files and all sorts of headers; file ranges."""
 
 import gzip
 from io import StringIO
@@ -119,17 +119,17 @@ def test_real_files(name):
 
 
 @pytest.mark.parametrize(("structures", "size"), [(1, 10**9), (3, 10**9), (100, 1), (100, 200)])
-def test_pieces_are_the_whole_file(tmp_path, structures, size):
+def test_file_ranges_are_the_whole_file(tmp_path, structures, size):
     path = write_xyz(
         tmp_path / "a.xyz",
         [molecule(-float(i)) if i % 3 else crystal(-float(i)) for i in range(10)],
     )
-    pieces = extxyz.pieces(path, path, ChunkLimit(structures, size))
-    assert sum(piece.size for piece in pieces) == (tmp_path / "a.xyz").stat().st_size
-    assert max(piece.count for piece in pieces) <= structures
-    assert (len(pieces) > 1) == (structures < 10 or size < 10**9)
-    frames = [parse() for piece in pieces for parse in extxyz.frames(path, piece)]
+    file_ranges = extxyz.file_ranges(path, path, ChunkLimit(structures, size))
+    assert sum(file_range.size for file_range in file_ranges) == (tmp_path / "a.xyz").stat().st_size
+    assert max(file_range.count for file_range in file_ranges) <= structures
+    assert (len(file_ranges) > 1) == (structures < 10 or size < 10**9)
+    frames = [parse() for file_range in file_ranges for parse in extxyz.frames(path, file_range)]
     assert [frame.info["REF_energy"] for frame in frames] == [-float(i) for i in range(10)]
-    assert [piece.first for piece in pieces] == np.cumsum(
-        [0, *(p.count for p in pieces[:-1])]
+    assert [file_range.first for file_range in file_ranges] == np.cumsum(
+        [0, *(p.count for p in file_ranges[:-1])]
     ).tolist()

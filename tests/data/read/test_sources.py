@@ -18,7 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from mace_train.data.read import read_structures
 from mace_train.data.read.file_range import ChunkLimit
-from mace_train.data.read.formats import cut_file, parses_of
+from mace_train.data.read.formats import parse_fns_of, split_file
 from mace_train.errors import InputError
 from tests.data.factories import KEYS, crystal, molecule, write_xyz
 
@@ -108,20 +108,24 @@ def test_ase_databases_with_their_values(tmp_path, suffix):
     assert [s.energy for s in structures] == [-0.0, -1.0, -2.0, -3.0, -4.0]
     np.testing.assert_array_equal(structures[3].stress, np.eye(3) * 3)
     np.testing.assert_array_equal(structures[4].forces, np.full((2, 3), 4.0))
-    assert read_in_pieces(path, 2) == [-0.0, -1.0, -2.0, -3.0, -4.0]
+    assert read_in_ranges(path, 2) == [-0.0, -1.0, -2.0, -3.0, -4.0]
 
 
-def read_in_pieces(path, per_piece):
-    name, pieces = cut_file(str(path), str(path), ChunkLimit(per_piece))
-    assert [piece.count for piece in pieces] == [2, 2, 1]
-    parses = [p for piece in pieces for p in parses_of(str(path), str(path), name, piece)]
-    return [parse().info["REF_energy"] for parse in parses]
+def read_in_ranges(path, per_range):
+    name, file_ranges = split_file(str(path), str(path), ChunkLimit(per_range))
+    assert [file_range.count for file_range in file_ranges] == [2, 2, 1]
+    parse_fns = [
+        p
+        for file_range in file_ranges
+        for p in parse_fns_of(str(path), str(path), name, file_range)
+    ]
+    return [parse().info["REF_energy"] for parse in parse_fns]
 
 
-def test_trajectories_in_pieces(tmp_path):
+def test_trajectories_in_ranges(tmp_path):
     path = tmp_path / "a.traj"
     ase.io.write(path, [crystal(-float(i)) for i in range(5)])
-    assert read_in_pieces(path, 2) == [-float(i) for i in range(5)]
+    assert read_in_ranges(path, 2) == [-float(i) for i in range(5)]
 
 
 def test_lmdb_of_fairchem(tmp_path, monkeypatch):
@@ -139,7 +143,7 @@ def test_lmdb_of_fairchem(tmp_path, monkeypatch):
     structures = list(read_structures([str(path)], KEYS))
     assert [s.energy for s in structures] == [-float(i) for i in range(5)]
     np.testing.assert_array_equal(structures[4].forces, np.full((2, 3), 4.0))
-    assert read_in_pieces(path, 2) == [-float(i) for i in range(5)]
+    assert read_in_ranges(path, 2) == [-float(i) for i in range(5)]
     for module in ("ase_db_backends.aselmdb", "mace.tools.fairchem_dataset.lmdb_dataset_tools"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match="pip install ase-db-backends"):
@@ -193,10 +197,12 @@ def test_hdf5_of_mace_torch(tmp_path):
     assert not structures[0].pbc.any()
     np.testing.assert_array_equal(structures[-1].stress, np.diag([0.1, 0.2, 0.3]))
     np.testing.assert_array_equal(structures[5].forces, frames[5].arrays["REF_forces"])
-    name, pieces = cut_file(str(path), str(path), ChunkLimit(5))
-    assert [piece.count for piece in pieces] == [5, 5, 2]
-    parses = parses_of(str(path), str(path), name, pieces[1])
-    assert [parse().calc.results["energy"] for parse in parses] == [-float(i) for i in range(5, 10)]
+    name, file_ranges = split_file(str(path), str(path), ChunkLimit(5))
+    assert [file_range.count for file_range in file_ranges] == [5, 5, 2]
+    parse_fns = parse_fns_of(str(path), str(path), name, file_ranges[1])
+    assert [parse().calc.results["energy"] for parse in parse_fns] == [
+        -float(i) for i in range(5, 10)
+    ]
 
 
 def test_shards_are_not_input(prepared):

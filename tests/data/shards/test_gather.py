@@ -33,8 +33,8 @@ def shard(tmp_path) -> ShardReader:
 def test_a_change_anywhere_is_found(shard):
     """One bit of each array; the structure that has it is the one that is refused."""
     rows = np.random.default_rng(2).permutation(9)
-    (piece,) = shard.pieces(rows, rows)
-    assert piece.arrays is shard.arrays
+    (part,) = shard.shard_rows(rows, rows)
+    assert part.arrays is shard.arrays
     for offsets, names in {"structures": ("structures",), **OWNED}.items():
         for name in names:
             whole = shard.arrays[name]
@@ -46,9 +46,9 @@ def test_a_change_anywhere_is_found(shard):
             bad = np.flatnonzero(checksums(shard.arrays) != shard.arrays["structure_checksums"])
             assert len(bad) == 1, offsets
             with pytest.raises(InputError, match=rf"its structure {bad[0]} does not match its"):
-                shard.pieces(rows, rows)
+                shard.shard_rows(rows, rows)
             others = rows[rows != bad[0]]
-            assert len(shard.pieces(others, others)) == 1
+            assert len(shard.shard_rows(others, others)) == 1
             shard.arrays[name] = whole
 
 
@@ -59,7 +59,7 @@ def test_offsets_outside_of_the_arrays_are_refused(shard, far):
     )
     for row in (3, 4):
         with pytest.raises(InputError, match=f"its structure {row} does not match"):
-            shard.pieces(np.array([0, row]), np.arange(2))
+            shard.shard_rows(np.array([0, row]), np.arange(2))
 
 
 @pytest.mark.parametrize("wider", ["u1", "i8", "f8"])

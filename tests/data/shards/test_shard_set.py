@@ -235,9 +235,9 @@ def test_damage_is_found_when_opening(tmp_path, change, message):
 
 def place_of(header, name):
     """Offset in the file of an array, or of a field of the first structure."""
-    if name in header.places:
-        return header.places[name][0]
-    offset, rows, _ = header.places["structures"]
+    if name in header.layout:
+        return header.layout[name][0]
+    offset, rows, _ = header.layout["structures"]
     return offset + rows.fields[name][1]
 
 

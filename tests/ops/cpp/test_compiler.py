@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from mace_train.errors import InputError
-from mace_train.ops.backends import announcement, method_of
+from mace_train.ops.backends import backend_of, describe_choice
 from mace_train.ops.codegen import kernel_cache
 from mace_train.ops.codegen.kernel_spec import Kernel, Loop, Operand, Role
 from mace_train.ops.codegen.program import ExpressionGraph, Program, Segment, Term
 from mace_train.ops.cpp import compiler as cpp_compiler
-from mace_train.ops.cpp.kernel import NativeKernel
+from mace_train.ops.cpp.kernel import CppKernel
 from mace_train.ops.cuda import compiler as cuda_compiler
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def doubling() -> Kernel:
     return Kernel(Loop.ROWS, program, (Operand("x", Role.ROW, 1),), (Operand("y", Role.ROW, 2),))
 
 
-def run_doubling(kernel: NativeKernel) -> torch.Tensor:
+def run_doubling(kernel: CppKernel) -> torch.Tensor:
     x = torch.arange(48, dtype=torch.float64).view(3, 1, 16)
     y = torch.empty(3, 2, 16, dtype=torch.float64)
     index = [torch.tensor(values) for values in ([2, 0, 1], [0, 3], [0])]
@@ -44,14 +44,14 @@ def run_doubling(kernel: NativeKernel) -> torch.Tensor:
 @needs_compiler
 def test_cache_is_filled_once_and_used_again(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_cache, "cache_folder", lambda: tmp_path)
-    run_doubling(NativeKernel("doubling", doubling))
+    run_doubling(CppKernel("doubling", doubling))
     files = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert {Path(name).suffix for name in files} == {".so", ".cpp", ".lock"}
 
     def never() -> Kernel:
         raise AssertionError("generated again")
 
-    run_doubling(NativeKernel("doubling", never))
+    run_doubling(CppKernel("doubling", never))
     libraries = {name: time for name, time in files.items() if not name.endswith(".lock")}
     for name, time in libraries.items():
         assert (tmp_path / name).stat().st_mtime_ns == time
@@ -103,20 +103,20 @@ def test_failed_compilation_shows_the_message(tmp_path):
     assert not list(tmp_path.glob("*.so"))
 
 
-def test_choice_of_a_method(monkeypatch):
-    assert method_of("reference", CPU) == "reference"
-    assert method_of("auto", torch.device("mps")) == "reference"
-    assert "no compiled kernels for mps" in announcement("auto", torch.device("mps"))
-    assert announcement("reference", CPU) == "kernels: reference, as asked for"
+def test_choice_of_a_backend(monkeypatch):
+    assert backend_of("reference", CPU).name == "reference"
+    assert backend_of("auto", torch.device("mps")).name == "reference"
+    assert "no compiled kernels for mps" in describe_choice("auto", torch.device("mps"))
+    assert describe_choice("reference", CPU) == "kernels: reference, as asked for"
     with pytest.raises(InputError, match="auto, reference, cpp, cuda"):
-        method_of("fast", CPU)
+        backend_of("fast", CPU)
     with pytest.raises(InputError, match="runs on the CPU"):
-        method_of("cpp", torch.device("cuda"))
+        backend_of("cpp", torch.device("cuda"))
     monkeypatch.setattr("mace_train.ops.backends.find_compiler", lambda: None)
-    assert method_of("auto", CPU) == "reference"
-    assert "no working C++ compiler" in announcement("auto", CPU)
+    assert backend_of("auto", CPU).name == "reference"
+    assert "no working C++ compiler" in describe_choice("auto", CPU)
     with pytest.raises(InputError, match="install one"):
-        method_of("cpp", CPU)
+        backend_of("cpp", CPU)
 
 
 def test_choice_of_cuda(monkeypatch):
@@ -126,28 +126,28 @@ def test_choice_of_cuda(monkeypatch):
     monkeypatch.setattr(cuda_compiler, "why_missing", lambda: None)
     monkeypatch.setattr(cuda_compiler, "version", lambda: "13.0")
     monkeypatch.setattr(cuda_compiler, "architectures", lambda: frozenset({"sm_90"}))
-    for capability, method in (((9, 0), "cuda"), ((7, 0), "reference")):
+    for capability, name in (((9, 0), "cuda"), ((7, 0), "reference")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert method_of("auto", gpu) == method
-    assert "NVRTC 13.0 does not compile for sm_70" in announcement("auto", gpu)
+        assert backend_of("auto", gpu).name == name
+    assert "NVRTC 13.0 does not compile for sm_70" in describe_choice("auto", gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert method_of("cuda", gpu) == "cuda"
-    assert announcement("auto", gpu) == "kernels: cuda, compiled by NVRTC 13.0"
+    assert backend_of("cuda", gpu).name == "cuda"
+    assert describe_choice("auto", gpu) == "kernels: cuda, compiled by NVRTC 13.0"
     with pytest.raises(InputError, match=r"not on cpu; use kernels=auto"):
-        method_of("cuda", CPU)
+        backend_of("cuda", CPU)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert "AMD" in announcement("auto", gpu)
+    assert "AMD" in describe_choice("auto", gpu)
     monkeypatch.setattr(cuda_compiler, "why_missing", lambda: "No module named 'cuda'")
-    assert method_of("auto", gpu) == "reference"
-    assert "No module named 'cuda'; pip install" in announcement("auto", gpu)
+    assert backend_of("auto", gpu).name == "reference"
+    assert "No module named 'cuda'; pip install" in describe_choice("auto", gpu)
     with pytest.raises(InputError, match=r"pip install 'mace-train\[cuda\]', or use"):
-        method_of("cuda", gpu)
+        backend_of("cuda", gpu)
 
 
 @needs_compiler
 def test_auto_compiles():
-    assert method_of("auto", CPU) == "cpp"
-    assert announcement("auto", CPU).startswith("kernels: cpp, compiled by /")
+    assert backend_of("auto", CPU).name == "cpp"
+    assert describe_choice("auto", CPU).startswith("kernels: cpp, compiled by /")
 
 
 def test_a_compiler_that_does_not_work_is_passed_over(tmp_path, monkeypatch):

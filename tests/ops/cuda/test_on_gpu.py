@@ -280,7 +280,7 @@ def test_contraction_offsets_beyond_two_to_the_31():
 
     def value_and_gradient(x, elements):
         x.requires_grad_()
-        out = module(x, Chunks.of(elements, 5))
+        out = module(x, elements, Chunks.of(elements, 5))
         return [out, *torch.autograd.grad(out, x, torch.ones_like(out))]
 
     x = torch.randn(n_atoms, 16, n_channels, device=GPU)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
     [
         (
             ["tests/ops/test_symmetric_contraction.py", "tests/ops/test_row_sums.py"],
-            "few_atoms or derivatives or non_contiguous or bitwise or beyond or not_wanted"
+            "few_atoms or derivatives or non_contiguous or bitwise or beyond or not_used"
             " or of_a_loop or same_bits or sizes2-17-dtype1 or sizes3-3-dtype0",
         ),
         (

@@ -14,24 +14,24 @@ def expected(kernel: Kernel, index: list[torch.Tensor], inputs: list[torch.Tenso
     if kernel.loop is Loop.ROWS:
         order, first, index_of_chunk = arrays
         chunk = np.repeat(np.arange(len(first) - 1), np.diff(first))
-        places = {Role.ROW: order, Role.CHUNK: chunk, Role.INDEXED: index_of_chunk[chunk]}
+        row_of = {Role.ROW: order, Role.CHUNK: chunk, Role.INDEXED: index_of_chunk[chunk]}
     elif kernel.loop is Loop.PAIRS:
         order, first, senders, receivers = arrays
         edges = np.arange(len(senders))
         pairs = np.empty_like(edges)
         pairs[order] = np.repeat(np.arange(len(first) - 1), np.diff(first))
-        places = {Role.ROW: receivers, Role.SENDER: senders, Role.PAIR: pairs}
-        places |= {Role.EDGE: edges, Role.UNIFORM: edges}
+        row_of = {Role.ROW: receivers, Role.SENDER: senders, Role.PAIR: pairs}
+        row_of |= {Role.EDGE: edges, Role.UNIFORM: edges}
     else:
         first, senders, pairs = arrays
         receivers = np.repeat(np.arange(len(first) - 1), np.diff(first))
         edges = np.arange(len(senders))
-        places = {Role.ROW: receivers, Role.SENDER: senders, Role.PAIR: pairs}
-        places |= {Role.EDGE: edges, Role.UNIFORM: edges}
+        row_of = {Role.ROW: receivers, Role.SENDER: senders, Role.PAIR: pairs}
+        row_of |= {Role.EDGE: edges, Role.UNIFORM: edges}
     n_channels = next(v.shape[2] for v in values if v.ndim == 3)
-    n_places = len(next(iter(places.values())))
+    n_iterations = len(next(iter(row_of.values())))
     segments = {
-        Segment(o.name, i): (v[places[o.role], i] if v.ndim == 3 else v[places[o.role], i, None])
+        Segment(o.name, i): (v[row_of[o.role], i] if v.ndim == 3 else v[row_of[o.role], i, None])
         for o, v in zip(kernel.inputs, values, strict=True)
         for i in range(o.n_segments)
     }
@@ -46,9 +46,9 @@ def expected(kernel: Kernel, index: list[torch.Tensor], inputs: list[torch.Tenso
         result = np.zeros(shape)
         for segment, value in found.items():
             if segment.operand == operand.name:
-                value = np.broadcast_to(value, (n_places, n_channels))
+                value = np.broadcast_to(value, (n_iterations, n_channels))
                 value = value.sum(1) if uniform else value
-                np.add.at(result[:, segment.number], places[role], value)
+                np.add.at(result[:, segment.number], row_of[role], value)
         return result
 
     return [output(o, n) for o, n in zip(kernel.outputs, sizes, strict=True)]

@@ -1,7 +1,7 @@
 """A pytest plugin (``-p tests.ops.cuda_host.plugin``) that runs CUDA kernels on the host.
 
 All of the Python path runs, from the operators down to the driver calls of cuda-bindings, which
-finds libcuda.cpp in the place of the driver. What is replaced: where tensors are (the CPU counts as
+finds libcuda.cpp instead of the driver. What is replaced: where tensors are (the CPU counts as
 a GPU), NVRTC (the host's compiler, through shim.h), the architecture, and the current stream.
 """
 

@@ -1,9 +1,9 @@
-"""The pieces of the measuring on a GPU, the most valuable first.
+"""The measurements of a campaign on a GPU, the most valuable first.
 
-A piece is one command with a limit of its own, below nine minutes, and a guess of what it takes,
-with which the campaign decides what still fits. ``{json}`` in a command is where the piece writes
-its rows, ``{folder}`` is where pictures go. A rehearsal on a CPU has a command of its own; where
-there is none, the piece needs a GPU.
+A measurement is one command with a limit of its own, below nine minutes, and a guess of what it
+takes, with which the campaign decides what still fits. ``{json}`` in a command is where the
+measurement writes its rows, ``{folder}`` is where pictures go. A rehearsal on a CPU has a command
+of its own; where there is none, the measurement needs a GPU.
 """
 
 import sys
@@ -22,7 +22,7 @@ _BUILT = (
 
 
 @dataclass(frozen=True)
-class Piece:
+class Measurement:
     """One command; ``rows`` says whether it writes rows, or is passed if it exits with 0."""
 
     name: str
@@ -34,43 +34,43 @@ class Piece:
     with_openequivariance: bool = False  # needs its folder; see ``--openequivariance``
 
 
-def pieces() -> list[Piece]:
+def measurements() -> list[Measurement]:
     """All of them, in order."""
     return [
-        Piece(
+        Measurement(
             "facts",
             _gpu("facts"),
             90,
             _gpu("facts", "--device cpu --channels 4"),
         ),
         _tests("tests-ops", "tests/ops", 180, "not beyond", parallel=True),
-        Piece(
+        Measurement(
             "contraction-float32",
             _gpu("kernel_times", "--operations contraction --dtypes float32 " + _CUEQ),
             60,
             _gpu("kernel_times", "--operations contraction --dtypes float32 " + _TINY),
         ),
-        Piece(
+        Measurement(
             OPENEQUIVARIANCE,
             (sys.executable, "-W", "ignore", "-c", _BUILT),
             90,
             rows=False,
             with_openequivariance=True,
         ),
-        Piece(
+        Measurement(
             "convolution-float32",
             _gpu("kernel_times", "--operations convolution --dtypes float32 " + _CUEQ_AND_OEQ),
             90,
             _gpu("kernel_times", "--operations convolution --dtypes float32 " + _TINY),
             with_openequivariance=True,
         ),
-        Piece(
+        Measurement(
             "steps-float32",
             _gpu("training_step", "--models M L --profile"),
             180,
             _gpu("training_step", "--models M --channels 4 --atoms 20 --repeats 1 --device cpu"),
         ),
-        Piece(
+        Measurement(
             "captured",
             _gpu("training_step", "--batch molecules --models M L --profile"),
             120,
@@ -81,43 +81,43 @@ def pieces() -> list[Piece]:
         ),
         _tests("tests-model", "tests/model", 60),
         _tests("tests-train", "tests/train", 120),
-        Piece(
+        Measurement(
             "contraction-float64",
             _gpu("kernel_times", "--operations contraction --dtypes float64 " + _CUEQ),
             60,
             _gpu("kernel_times", "--operations contraction --dtypes float64 " + _TINY),
         ),
-        Piece(
+        Measurement(
             "convolution-float64",
             _gpu("kernel_times", "--operations convolution --dtypes float64 " + _CUEQ_AND_OEQ),
             90,
             _gpu("kernel_times", "--operations convolution --dtypes float64 " + _TINY),
             with_openequivariance=True,
         ),
-        Piece(
+        Measurement(
             "steps-float64",
             _gpu("training_step", "--models M64 L64"),
             240,
             _gpu("training_step", "--models M64 --channels 4 --atoms 20 --repeats 1 --device cpu"),
         ),
         *_tuning(),
-        Piece(
+        Measurement(
             "precision",
             _bench("precision", "--device cuda"),
             120,
             _bench("precision", "--channels 4 --repeats 1"),
         ),
-        Piece(
+        Measurement(
             "memcheck",
             _gpu("sanitize", "--tools memcheck"),
             180,
         ),
-        Piece(
+        Measurement(
             "racecheck",
             _gpu("sanitize", "--tools racecheck"),
             180,
         ),
-        Piece(
+        Measurement(
             "scan",
             _gpu("kernel_times", "--plot {folder}/scan.png --peers"),
             90,
@@ -127,13 +127,13 @@ def pieces() -> list[Piece]:
             ),
         ),
         _tests("tests-large", "tests/ops", 90, "beyond"),
-        Piece(
+        Measurement(
             "ranks",
             _bench("data_parallel", "--device cuda --work {folder}/ranks"),
             60,
             _bench("data_parallel", "--channels 4 --steps 1 --work {folder}/ranks"),
         ),
-        Piece(
+        Measurement(
             "compile",
             _bench("compile_kernels", "--device cuda --repeats 2"),
             120,
@@ -157,7 +157,7 @@ def _bench(script: str, options: str = "") -> tuple[str, ...]:
 
 def _tests(
     name: str, folder: str, estimate_s: int, chosen: str = "", *, parallel: bool = False
-) -> Piece:
+) -> Measurement:
     """Tests marked gpu; the rehearsal collects them, as none can run.
 
     Only files that have some, for others import what the machine may lack; and a warning of another
@@ -168,7 +168,7 @@ def _tests(
     command += ["--durations=10", *map(str, files)]
     command += ["-k", chosen] if chosen else []
     spread = ["-n", "8"] if parallel else []
-    return Piece(
+    return Measurement(
         name,
         (*command, *spread),
         estimate_s,
@@ -177,8 +177,8 @@ def _tests(
     )
 
 
-def _tuning() -> list[Piece]:
+def _tuning() -> list[Measurement]:
     """The search for the choices that only a clock can make, where this checkout has it."""
     if not TUNING.exists():
         return []
-    return [Piece("tuning", _gpu("tune", "--minutes 5"), 330)]
+    return [Measurement("tuning", _gpu("tune", "--minutes 5"), 330)]

@@ -1,0 +1,178 @@
+"""Reading tensors out of a foreign pickle: the same tensors as torch.load, and no code is run."""
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mace_train.data.foundation_e0s import foundation_E0s
+from mace_train.errors import InputError
+from mace_train.restricted_pickle import RestrictedPickleError, load_tensors
+
+
+class Runs:
+    """An object whose pickle calls a function when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def text(value: str) -> bytes:
+    data = value.encode()
+    return b"\x8c" + struct.pack("<B", len(data)) + data
+
+
+def global_(module: str, name: str) -> bytes:
+    return text(module) + text(name) + b"\x93"  # STACK_GLOBAL
+
+
+def call(function: bytes, *arguments: bytes) -> bytes:
+    return function + b"(" + b"".join(arguments) + b"t" + b"R"
+
+
+def archive(path: Path, pickled: bytes, **entries: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", pickled)
+        for name, data in entries.items():
+            file.writestr(f"archive/{name}", data)
+    return path
+
+
+def programs(marker: Path) -> dict[str, bytes]:
+    """Pickles that would make the file ``marker``, by name."""
+    code = text(f"open({str(marker)!r}, 'w').close()")
+    evaluate = call(global_("torch._utils", "_rebuild_tensor.__builtins__.get"), text("eval"))
+    start, stop = b"\x80\x04", b"."
+    return {
+        "a dotted name": start + call(evaluate, code) + stop,
+        "eval": start + call(global_("builtins", "eval"), code) + stop,
+        "os.system": pickle.dumps(Runs(marker)),
+        "a name that begins like a known one": start
+        + call(call(global_("torch._utils", "_rebuild_tensor_v2.__globals__.get"), text("os")))
+        + stop,
+        "torch's own loader": start + call(global_("torch", "load"), text(str(marker))) + stop,
+        "an old opcode": b"(S" + repr(f"touch {marker}").encode() + b"\nios\nsystem\n.",
+    }
+
+
+NAMES = list(programs(Path("x")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_runs_in_an_archive(name, tmp_path):
+    marker = tmp_path / "ran"
+    path = archive(tmp_path / "a.model", programs(marker)[name])
+    with pytest.raises(InputError, match="no model of mace-torch"):
+        foundation_E0s(str(path))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_runs_in_a_bare_pickle(name, tmp_path):
+    marker, path = tmp_path / "ran", tmp_path / "a.model"
+    path.write_bytes(programs(marker)[name])
+    with pytest.raises(InputError, match=r"before 1\.6"):
+        foundation_E0s(str(path))
+    assert not marker.exists()
+
+
+def test_the_programs_would_run(tmp_path):
+    """What the tests above are worth: without the restriction the programs do their work."""
+    for name in ("eval", "os.system", "an old opcode", "a dotted name"):
+        marker = tmp_path / name.replace(" ", "-")
+        pickle.loads(programs(marker)[name])
+        assert marker.exists(), name
+
+
+def test_what_a_file_changes_in_the_table_ends_with_it(tmp_path):
+    """BUILD may set attributes of a known function, for the file that does so alone."""
+    known = "torch._utils", "_rebuild_tensor_v2"
+    changed = b"\x80\x04" + global_(*known) + b"N}" + text("__doc__") + text("x") + b"s\x86b."
+    assert load_tensors(archive(tmp_path / "a.model", changed)).__doc__ == "x"
+    unchanged = b"\x80\x04" + global_(*known) + b"."
+    assert load_tensors(archive(tmp_path / "b.model", unchanged)).__doc__ is None
+
+
+class Layer(nn.Module):
+    """A module with what files hold: parameters, buffers, views, shared and empty storages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+        self.register_buffer("view", self.weight.detach().t()[1:])
+        self.register_buffer("flags", torch.tensor([True, False]))
+        self.register_buffer("empty", torch.empty(0))
+        self.register_buffer("narrow", torch.randn(3).to(torch.bfloat16))
+        self.register_buffer("number", torch.tensor(7))
+
+
+def test_tensors_are_those_of_torch(tmp_path):
+    layer = Layer()
+    torch.save(layer, tmp_path / "layer.pt")
+    state = load_tensors(tmp_path / "layer.pt").state
+    found = {**state["_parameters"], **state["_buffers"]}
+    assert found.keys() == layer.state_dict().keys()
+    for name, tensor in layer.state_dict().items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+    torch.save({"a": [torch.arange(5)], "dtype": torch.float32}, tmp_path / "dict.pt")
+    loaded = load_tensors(tmp_path / "dict.pt")
+    assert torch.equal(loaded["a"][0], torch.arange(5))
+    assert loaded["dtype"] is torch.float32
+
+
+def rewritten(path: Path, tmp_path: Path, change) -> Path:
+    """A copy of an archive of torch.save with its entries changed."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "b.pt", "w") as target:
+        for info in source.infolist():
+            data = change(info.filename.split("/", 1)[1], source.read(info))
+            if data is not None:
+                target.writestr(info.filename, data)
+    return tmp_path / "b.pt"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda name, data: data[:-8] if name == "data/0" else data, "has 32 bytes, expected 5"),
+        (lambda name, data: None if name == "data/0" else data, "no item named"),
+        (lambda name, data: b"big" if name == "byteorder" else data, "byte order 'big'"),
+        (lambda name, data: None if name == "data.pkl" else data, "0 entries data.pkl"),
+        (lambda name, data: data[:20] if name == "data.pkl" else data, "Error"),
+    ],
+)
+def test_damage_is_said(change, message, tmp_path):
+    torch.save(torch.arange(5), tmp_path / "a.pt")
+    with pytest.raises(RestrictedPickleError, match=message):
+        load_tensors(rewritten(tmp_path / "a.pt", tmp_path, change))
+
+
+@pytest.mark.parametrize("size", [(6,), (3, 2), (-1,), (2**40,)])
+def test_a_tensor_beyond_its_storage_is_refused(size, tmp_path):
+    buffer = io.BytesIO()
+    torch.save(torch.arange(5), buffer)
+    stored = pickle.dumps(size, protocol=2)[2:-1]
+    with zipfile.ZipFile(buffer) as file:
+        pickled = file.read("archive/data.pkl")
+        data = {"data/0": file.read("archive/data/0")}
+    assert pickled.count(pickle.dumps((5,), protocol=2)[2:-3]) == 1
+    changed = pickled.replace(b"K\x05\x85", stored.replace(b"q\x00", b""), 1)
+    assert changed != pickled
+    with pytest.raises(RestrictedPickleError, match="tensor of size"):
+        load_tensors(archive(tmp_path / "a.pt", changed, **data))
+
+
+def test_compressed_archives_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", pickle.dumps(0) + bytes(1 << 20))
+    with pytest.raises(RestrictedPickleError, match="compressed"):
+        load_tensors(tmp_path / "a.pt")

@@ -2,13 +2,11 @@
 
 import ast
 import re
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 
-import pytest
+from tests.tree import ROOT, tracked
 
-ROOT = Path(__file__).parents[1]
 LONGEST = 400
 TOP_LEVEL = {
     "pyproject.toml",
@@ -39,20 +37,6 @@ SAME_CLASS_NAME = {
     "Level": "a level of products in the model's basis, and in the program made from it",
     "Output": "an output of the model's basis, and of the program made from it",
 }
-
-
-def tracked() -> list[Path]:
-    try:
-        done = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("not a git checkout")
-    return [ROOT / line for line in done.stdout.splitlines()]
 
 
 def test_no_python_file_is_long():

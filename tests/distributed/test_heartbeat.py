@@ -1,4 +1,4 @@
-"""What the ranks' signs of life say about the one that hangs."""
+"""What the ranks' heartbeats say about the one that hangs."""
 
 import os
 import threading

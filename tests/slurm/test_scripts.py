@@ -41,7 +41,7 @@ def test_preprocessing_over_mpi_ranks_of_two_nodes_writes_the_same_bytes(
     assert hashes[0] == hashes[1]
 
 
-def test_a_wrong_mpi_plugin_is_an_error_and_not_four_lonely_ranks(cluster, xyz, folder):
+def test_a_wrong_mpi_plugin_is_an_error_and_not_four_single_ranks(cluster, xyz, folder):
     arguments = (f"data.train_file={xyz}", "r_max=4.0", "output=prepared")
     variables = {"SRUN_OPTIONS": "--mpi=none"}
     job = cluster.submit("preprocess.sbatch", folder, TWO_BY_TWO, *arguments, **variables)

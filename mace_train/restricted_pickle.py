@@ -4,7 +4,7 @@ A pickle is a program: it may name any function of any module and call it. Here 
 in one table of exact (module, name) pairs, all of them made in this file; every other class is a
 ``Shell`` that keeps its state and has none of the class's code. Names with dots, which reach
 attributes of attributes, are refused, and so is the format before PyTorch 1.6, which is a bare
-pickle. Storages are read from the archive by this file, sizes are checked against what lies there.
+pickle. Storages are read from the zip file here, sizes are checked against what lies there.
 """
 
 import math
@@ -69,8 +69,8 @@ def load_tensors(path: Path) -> Any:
         OSError: the file cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return _load(archive)
+        with zipfile.ZipFile(path) as zipped:
+            return _load(zipped)
     except zipfile.BadZipFile as error:
         raise RestrictedPickleError(
             f"{error}; files that PyTorch before 1.6 wrote are bare pickles and are not read"
@@ -83,21 +83,21 @@ def load_tensors(path: Path) -> Any:
         raise RestrictedPickleError(f"{type(error).__name__}: {error}") from error
 
 
-def _load(archive: zipfile.ZipFile) -> Any:
-    found = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
+def _load(zipped: zipfile.ZipFile) -> Any:
+    found = [info for info in zipped.infolist() if info.filename.endswith("/data.pkl")]
     if len(found) != 1:
         raise RestrictedPickleError(f"{len(found)} entries data.pkl, expected one")
-    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+    if any(info.compress_type != zipfile.ZIP_STORED for info in zipped.infolist()):
         raise RestrictedPickleError("compressed entries, which torch.save does not write")
     if found[0].file_size > _LARGEST_PICKLE:
         raise RestrictedPickleError(f"data.pkl has {found[0].file_size} bytes")
     folder = found[0].filename.removesuffix("data.pkl")
-    names = archive.namelist()
-    order = archive.read(f"{folder}byteorder").decode() if f"{folder}byteorder" in names else ""
+    names = zipped.namelist()
+    order = zipped.read(f"{folder}byteorder").decode() if f"{folder}byteorder" in names else ""
     if order not in ("", sys.byteorder):
         raise RestrictedPickleError(f"byte order {order!r}, this machine has {sys.byteorder!r}")
-    with archive.open(found[0]) as file:
-        return _Unpickler(file, lambda key: archive.read(f"{folder}data/{key}")).load()
+    with zipped.open(found[0]) as file:
+        return _Unpickler(file, lambda key: zipped.read(f"{folder}data/{key}")).load()
 
 
 class _Unpickler(pickle.Unpickler):

@@ -26,14 +26,14 @@ from mace.tools import AtomicNumberTable, torch_geometric  # noqa: E402
 
 from mace_train.interop.header import header_of  # noqa: E402
 from tests.model.mace_torch import mace_torch_model  # noqa: E402
-from tests.model.systems import lonely, mixed, salt, tiny_cell, water  # noqa: E402
+from tests.model.systems import mixed, salt, single_atom, tiny_cell, water  # noqa: E402
 
 OUTPUT = ROOT / "tests" / "model" / "reference"
 BULKY = re.compile(r"U_matrix|output_mask|_w3j_|\.bias$|conv_tp\.weight$")
 
 ALL = tuple(range(1, 90))
 CASES: dict[str, tuple[tuple[int, ...], list[Atoms], dict[str, Any]]] = {
-    "default": ((1, 8, 13), [water(), lonely(), tiny_cell()], {}),
+    "default": ((1, 8, 13), [water(), single_atom(), tiny_cell()], {}),
     "mace": ((11, 17), [salt()], {"flavour": "MACE", "max_ell": 2}),
     "tensors": ((1, 8, 13), [tiny_cell(), water()], {"max_L": 2, "channels": 3}),
     "scalars": ((11, 17), [salt()], {"max_L": 0, "num_interactions": 3, "correlation": 2}),

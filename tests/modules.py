@@ -6,7 +6,7 @@ from types import ModuleType
 
 
 def module_of(path: Path) -> ModuleType:
-    """What is in a file, run anew."""
+    """What is in a file, run again."""
     spec = importlib.util.spec_from_file_location(f"file_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

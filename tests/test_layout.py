@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from tests.repository import ROOT, tracked
+from tests.tree import ROOT, tracked
 
 LONGEST = 400
 TOP_LEVEL = {

@@ -39,11 +39,11 @@ def call(function: bytes, *arguments: bytes) -> bytes:
     return function + b"(" + b"".join(arguments) + b"t" + b"R"
 
 
-def archive(path: Path, pickled: bytes, **entries: bytes) -> Path:
+def zip_of(path: Path, pickled: bytes, **entries: bytes) -> Path:
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr("archive/data.pkl", pickled)
+        file.writestr("model/data.pkl", pickled)
         for name, data in entries.items():
-            file.writestr(f"archive/{name}", data)
+            file.writestr(f"model/{name}", data)
     return path
 
 
@@ -68,9 +68,9 @@ NAMES = list(programs(Path("x")))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_runs_in_an_archive(name, tmp_path):
+def test_nothing_runs_in_an_zip_of(name, tmp_path):
     marker = tmp_path / "ran"
-    path = archive(tmp_path / "a.model", programs(marker)[name])
+    path = zip_of(tmp_path / "a.model", programs(marker)[name])
     with pytest.raises(InputError, match="no model of mace-torch"):
         foundation_E0s(str(path))
     assert not marker.exists()
@@ -97,9 +97,9 @@ def test_what_a_file_changes_in_the_table_ends_with_it(tmp_path):
     """BUILD may set attributes of a known function, for the file that does so alone."""
     known = "torch._utils", "_rebuild_tensor_v2"
     changed = b"\x80\x04" + global_(*known) + b"N}" + text("__doc__") + text("x") + b"s\x86b."
-    assert load_tensors(archive(tmp_path / "a.model", changed)).__doc__ == "x"
+    assert load_tensors(zip_of(tmp_path / "a.model", changed)).__doc__ == "x"
     unchanged = b"\x80\x04" + global_(*known) + b"."
-    assert load_tensors(archive(tmp_path / "b.model", unchanged)).__doc__ is None
+    assert load_tensors(zip_of(tmp_path / "b.model", unchanged)).__doc__ is None
 
 
 class Layer(nn.Module):
@@ -131,7 +131,7 @@ def test_tensors_are_those_of_torch(tmp_path):
 
 
 def rewritten(path: Path, tmp_path: Path, change) -> Path:
-    """A copy of an archive of torch.save with its entries changed."""
+    """A copy of a file of torch.save with its entries changed."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "b.pt", "w") as target:
         for info in source.infolist():
             data = change(info.filename.split("/", 1)[1], source.read(info))
@@ -162,17 +162,17 @@ def test_a_tensor_beyond_its_storage_is_refused(size, tmp_path):
     torch.save(torch.arange(5), buffer)
     stored = pickle.dumps(size, protocol=2)[2:-1]
     with zipfile.ZipFile(buffer) as file:
-        pickled = file.read("archive/data.pkl")
-        data = {"data/0": file.read("archive/data/0")}
+        pickled = file.read("model/data.pkl")
+        data = {"data/0": file.read("model/data/0")}
     assert pickled.count(pickle.dumps((5,), protocol=2)[2:-3]) == 1
     changed = pickled.replace(b"K\x05\x85", stored.replace(b"q\x00", b""), 1)
     assert changed != pickled
     with pytest.raises(RestrictedPickleError, match="tensor of size"):
-        load_tensors(archive(tmp_path / "a.pt", changed, **data))
+        load_tensors(zip_of(tmp_path / "a.pt", changed, **data))
 
 
-def test_compressed_archives_are_refused(tmp_path):
+def test_compressed_files_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("archive/data.pkl", pickle.dumps(0) + bytes(1 << 20))
+        file.writestr("model/data.pkl", pickle.dumps(0) + bytes(1 << 20))
     with pytest.raises(RestrictedPickleError, match="compressed"):
         load_tensors(tmp_path / "a.pt")

@@ -40,9 +40,9 @@ from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE, ModelData
 from mace_train.progress import ProgressBar
 from mace_train.settings import EvaluateSettings, PredictionSettings
+from mace_train.train.build_model import choose_kernels
 from mace_train.train.checkpoint import load_model
 from mace_train.train.metrics import ErrorSums
-from mace_train.train.model_setup import choose_kernels
 from mace_train.train.validation import evaluation_bins
 
 LOGGER = logging.getLogger("mace_train")

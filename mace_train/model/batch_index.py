@@ -247,7 +247,7 @@ class BatchIndex:
 
     @property
     def edge_rows(self) -> EdgeIndex | EdgeBlocks:
-        """What says of the rows per edge (or slot of blocks) which pair they are of."""
+        """Which pair each row per edge (or slot of blocks) belongs to."""
         rows = self.blocks if self.edges is None else self.edges
         assert rows is not None
         return rows

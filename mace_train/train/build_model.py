@@ -1,4 +1,7 @@
-"""A model with random weights: architecture by the settings, E0s and scales by the data."""
+"""The model that a run trains: new or fine-tuned, on the device, its kernels compiled.
+
+Architecture by the settings, E0s and scales by the data.
+"""
 
 import logging
 
@@ -6,14 +9,50 @@ import torch
 from ase.data import chemical_symbols
 
 from mace_train.data.statistics import HeadStatistics, Statistics
+from mace_train.distributed.world import World
 from mace_train.errors import InputError
+from mace_train.model.compile_kernels import prepare
 from mace_train.model.mace import MACE, Head, ModelData
-from mace_train.settings import ModelSettings, TrainSettings
+from mace_train.ops.backends import describe_choice
+from mace_train.settings import ClusterSettings, ModelSettings, TrainSettings
+from mace_train.train.checkpoint_manager import CheckpointManager
+from mace_train.train.cuda_graphs import check_cuda_graphs
+from mace_train.train.fine_tuning import fine_tuned_model
+from mace_train.train.optim import freeze
+from mace_train.train.splits import Split
 
 LOGGER = logging.getLogger("mace_train")
 
 
-def build_model(settings: TrainSettings, statistics: Statistics) -> MACE:
+def make_model(
+    settings: TrainSettings,
+    statistics: Statistics,
+    train: Split,
+    manager: CheckpointManager,
+    world: World,
+) -> MACE:
+    """The model to train, the same on all ranks, with its frozen parameters marked.
+
+    Fine-tuning takes more than the ``statistics``: the ``train`` split, which the model is compared
+    on, and the ``manager``, whose newest checkpoint has the E0s of a resumed run. Raises
+    ``InputError`` for settings that the data or this machine rule out.
+    """
+    if settings.foundation.checkpoint is None:
+        model = _new_model(settings, statistics)
+    else:
+        model = fine_tuned_model(settings, statistics, train, manager, world)
+    model = model.to(world.device)
+    _check_heads(settings, model.data)
+    choose_kernels(model, settings.cluster, world)
+    _choose_precision(model, settings, world)
+    if settings.cluster.cuda_graphs:
+        check_cuda_graphs(model.kernels, world.device)
+    compile_kernels(model, world)
+    freeze(model, settings.optimizer.frozen())
+    return model
+
+
+def _new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
     """A model with random weights from ``settings.seed``, in ``settings.default_dtype``."""
     model_settings = settings.model
     if model_settings.r_max not in (None, statistics.r_max):
@@ -62,3 +101,45 @@ def _scale_shift(settings: ModelSettings, statistics: HeadStatistics) -> tuple[f
             "use model.scaling=no_scaling, or add data that have such labels"
         )
     return scale, shift
+
+
+def _check_heads(settings: TrainSettings, data: ModelData) -> None:
+    """InputError for settings of a head that the model does not have."""
+    named = {f"loss.head_weights.{name}": name for name in settings.loss.weights_by_head()}
+    if settings.checkpoints.head is not None:
+        named["checkpoints.head"] = settings.checkpoints.head
+    for where, name in named.items():
+        if name not in data.head_names:
+            heads = ", ".join(data.head_names)
+            raise InputError(f"{where}: no head {name!r}; the heads of the data are: {heads}")
+
+
+def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None:
+    """Set the model's kernels and log them on rank 0; InputError if they cannot run here."""
+    line = describe_choice(settings.kernels, world.device)
+    model.kernels = settings.kernels
+    if world.is_main:
+        LOGGER.info("%s", line)
+
+
+def _choose_precision(model: MACE, settings: TrainSettings, world: World) -> None:
+    """Types of matrix products, and what is kept for the backward passes."""
+    matmul_dtype = settings.matmul_dtype
+    if matmul_dtype == "tfloat32" and world.device.type != "cuda":
+        raise InputError(
+            "matmul_dtype=tfloat32 is a type of NVIDIA GPUs, but the training runs on "
+            f"{world.device.type}; use matmul_dtype=default or cluster.device=cuda"
+        )
+    torch.set_float32_matmul_precision("high" if matmul_dtype == "tfloat32" else "highest")
+    model.set_matmul_dtype(torch.bfloat16 if matmul_dtype == "bfloat16" else None)
+    model.checkpoint_activations(settings.activation_checkpointing)
+    model.static_shapes = settings.cluster.cuda_graphs
+
+
+def compile_kernels(model: MACE, world: World) -> None:
+    """Local rank 0 compiles what the model needs; the others then find it on disk."""
+    if world.local_rank == 0:
+        prepare(model, show_progress=world.is_main)
+    world.barrier()
+    if world.local_rank > 0:
+        prepare(model)

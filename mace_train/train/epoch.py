@@ -14,12 +14,12 @@ from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.data.graph import Graph
 from mace_train.data.loading.loader import batches
 from mace_train.data.loading.padding import Shape
+from mace_train.distributed.signals import Interruption
 from mace_train.progress import ProgressBar
 from mace_train.train.failed_steps import handle_failed_step
+from mace_train.train.gradients import NoiseScale
 from mace_train.train.loss import LossSums
-from mace_train.train.noise_scale import NoiseScale
 from mace_train.train.run import EpochTotals, Run, fingerprints
-from mace_train.train.signals import Interruption
 from mace_train.train.state import save_state
 from mace_train.train.step import StepInFlight, StepResult, finish_step, start_step
 from mace_train.train.timing import StepTimer

@@ -19,10 +19,10 @@ from mace_train.folders import existing_folder, lock_folder, make_folder
 from mace_train.model.mace import MACE
 from mace_train.settings import TrainSettings
 from mace_train.train import checkpoint
+from mace_train.train.build_model import make_model
 from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.cuda_graphs import cuda_graph
 from mace_train.train.memory import calibrate_capacity
-from mace_train.train.model_setup import make_model
 from mace_train.train.provenance import write_record
 from mace_train.train.run import EpochTotals, Progress, Run
 from mace_train.train.splits import Split, open_splits

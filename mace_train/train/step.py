@@ -55,7 +55,7 @@ class StepInFlight:
     sums: LossSums  # of this rank
     lr: float
     norm: Callable[[], float]  # waits for it; not finite if the step changed nothing
-    own_square: Tensor | None = None  # see noise_scale.py
+    own_square: Tensor | None = None  # see gradients.py
     failure: str | None = None  # on this rank
 
 
@@ -65,7 +65,7 @@ class StepResult:
 
     started: StepInFlight
     norm: float
-    noise: tuple[float, float] | None = None  # see noise_scale.py
+    noise: tuple[float, float] | None = None  # see gradients.py
     failures: list[StepFailure] | None = None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mace_train.distributed.signals import Interruption, exit_code
 from mace_train.distributed.staging import staged
 from mace_train.distributed.world import open_world
 from mace_train.errors import InputError
@@ -25,7 +26,6 @@ from mace_train.train.lbfgs import LbfgsLoop
 from mace_train.train.log import MetricsLog, epoch_line, rmse_text
 from mace_train.train.run import Run
 from mace_train.train.setup import set_up, start_output
-from mace_train.train.signals import Interruption, exit_code
 from mace_train.train.stages import stage_of
 from mace_train.train.state import save_best, save_state
 from mace_train.train.validation import validate

@@ -1,4 +1,4 @@
-"""What the heartbeats of all ranks say about the one that hangs."""
+"""What the ranks' heartbeats say about the one that hangs."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ BEAT_S = 0.05
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Heartbeats every 50 ms."""
+    """Signs every 50 ms."""
     monkeypatch.setattr(heartbeat, "INTERVAL_S", BEAT_S)
 
 
@@ -31,7 +31,7 @@ def ranks(quick):
         rank.stop()
 
 
-def test_a_rank_without_heartbeats_is_named_with_where_it_was(ranks):
+def test_a_rank_without_signs_is_named_with_where_it_was(ranks):
     for rank in ranks:
         rank.step, rank.phase = 4, "backward"
     time.sleep(4 * BEAT_S)
@@ -57,7 +57,7 @@ def test_all_ranks_at_the_same_step_blame_the_network(ranks):
 
 
 class Store:
-    """A store that takes heartbeats and does not answer."""
+    """A store that takes signs and does not answer."""
 
     def __init__(self, answer: Callable[[], None]) -> None:
         self.answer = answer
@@ -87,7 +87,7 @@ def test_a_store_that_hangs(quick):
     alone.stop()
 
 
-def test_no_heartbeats_after_stop(ranks):
+def test_no_signs_after_stop(ranks):
     for rank in ranks:
         rank.stop()
     assert not any(thread.name == "heartbeat" and thread.is_alive()

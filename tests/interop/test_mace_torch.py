@@ -12,7 +12,7 @@ from mace_train.interop.mace_torch import double_precision
 from mace_train.interop.state_dict import from_mace_torch, to_mace_torch_state_dict
 from mace_train.model.derivatives import predict
 from tests.model.mace_torch import import_mace, mace_torch_batch, mace_torch_model
-from tests.model.systems import graph_of, lonely, mixed, salt, tiny_cell, water
+from tests.model.systems import graph_of, mixed, salt, single_atom, tiny_cell, water
 
 try:
     import_mace()
@@ -35,7 +35,7 @@ def squeezed():
 CASES = {
     # name: (atomic numbers, structures, arguments of mace_torch_model)
     "default": (WATER, [water()], {}),
-    "lonely": (WATER, [lonely(), water()], {}),
+    "single_atom": (WATER, [single_atom(), water()], {}),
     "crystal": (SALT, [salt()], {}),
     "tiny_cell": (METAL, [tiny_cell()], {}),
     "scalars": (WATER, [water()], {"max_L": 0}),
@@ -48,7 +48,7 @@ CASES = {
     "quartic": (WATER, [water()], {"correlation": 4, "max_ell": 2, "channels": 2}),
     "one_layer": (WATER, [water()], {"num_interactions": 1}),
     "one_layer_scalars": (SALT, [salt()], {"num_interactions": 1, "max_L": 0, "max_ell": 2}),
-    "three_layers": (WATER, [lonely()], {"num_interactions": 3, "max_ell": 2}),
+    "three_layers": (WATER, [single_atom()], {"num_interactions": 3, "max_ell": 2}),
     "three_layers_tensors": (
         METAL,
         [tiny_cell()],
@@ -56,7 +56,7 @@ CASES = {
     ),
     "all_elements": (ALL, [mixed(ALL), mixed(ALL, 5, 6)], {"max_ell": 2, "channels": 2}),
     "all_elements_mace": (ALL, [mixed(ALL)], {"flavour": "MACE", "max_ell": 1}),
-    "mace": (WATER, [water(), lonely()], {"flavour": "MACE"}),
+    "mace": (WATER, [water(), single_atom()], {"flavour": "MACE"}),
     "mace_crystal": (SALT, [salt()], {"flavour": "MACE", "max_L": 2, "max_ell": 2}),
     "mace_one_layer": (METAL, [tiny_cell()], {"flavour": "MACE", "num_interactions": 1}),
     "radial": (
@@ -109,7 +109,7 @@ def test_several_heads(changes):
     header = header_of(theirs)
     ours = from_mace_torch(theirs.state_dict(), header)
     assert ours.data.head_names == ("pbe", "scan", "hf")
-    graph = graph_of([water(), lonely(), water(), water()], 4.0, WATER)
+    graph = graph_of([water(), single_atom(), water(), water()], 4.0, WATER)
     graph = replace(graph, heads=torch.tensor([2, 0, 1, 0]))
     expected = theirs(mace_torch_batch(graph, 2), training=True, compute_stress=True)
     periodic = graph.pbc.all(1)

@@ -32,7 +32,7 @@ def water() -> Atoms:
     return rattled(molecule("H2O"), 1)
 
 
-def lonely() -> Atoms:
+def single_atom() -> Atoms:
     """Water and one oxygen far from everything."""
     atoms = water()
     return atoms + Atoms("O", positions=[[40.0, 1.0, 2.0]])

@@ -8,13 +8,13 @@ from ase import Atoms
 
 from mace_train.model.compiled import CompiledMACE, export, trace
 from mace_train.model.derivatives import predict
-from tests.model.systems import graph_of, lonely, mixed, model_of, salt, water
+from tests.model.systems import graph_of, mixed, model_of, salt, single_atom, water
 
 ELEMENTS = (1, 8, 11, 17)
 R_MAX = 4.0
 BATCHES = {
     "two structures": [water(), salt()],
-    "three": [mixed(ELEMENTS), lonely(), water()],
+    "three": [mixed(ELEMENTS), single_atom(), water()],
     "one atom": [Atoms("O")],
     "no edges": [Atoms("OH", positions=[[0, 0, 0], [0, 9, 0]])],
     "nothing": [],

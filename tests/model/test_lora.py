@@ -5,7 +5,7 @@ import torch
 from mace_train.model.derivatives import predict
 from mace_train.model.lora import LowRank, add_low_rank, merged
 from tests.equivariance import assert_model_equivariant
-from tests.model.systems import graph_of, lonely, model_of, results_of, water
+from tests.model.systems import graph_of, model_of, results_of, single_atom, water
 
 
 def changed_model(seed: int = 0):
@@ -22,7 +22,7 @@ def changed_model(seed: int = 0):
 def test_nothing_changes_at_first_and_little_trains():
     plain, model = (model_of((1, 8), max_ell=2) for _ in range(2))
     add_low_rank(model, 2, 4.0)
-    graph = graph_of([water(), lonely()], 4.0, (1, 8))
+    graph = graph_of([water(), single_atom()], 4.0, (1, 8))
     expected = predict(plain, graph, stress=True, create_graph=True)
     found = predict(model, graph, stress=True, create_graph=True)
     assert torch.equal(found.energy, expected.energy)
@@ -40,7 +40,7 @@ def test_merged_weights_are_those_of_a_plain_model():
     model = changed_model()
     plain = model_of((1, 8), max_ell=2, seed=5)
     plain.load_state_dict(merged(model.state_dict(), 4.0 / 2))
-    graph = graph_of([water(), lonely()], 4.0, (1, 8))
+    graph = graph_of([water(), single_atom()], 4.0, (1, 8))
     expected, found = (predict(m, graph, stress=False, create_graph=False) for m in (model, plain))
     torch.testing.assert_close(found.energy, expected.energy, rtol=0, atol=1e-10)
     torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-11)

@@ -18,12 +18,12 @@ from mace_train.settings import ModelSettings
 from tests.equivariance import assert_model_equivariant
 from tests.model.systems import (
     graph_of,
-    lonely,
     mixed,
     model_of,
     rattled,
     results_of,
     salt,
+    single_atom,
     tiny_cell,
     water,
 )
@@ -100,7 +100,7 @@ def test_supercell(model, factors, skew):
 
 
 def test_batch_equals_single_structures(model):
-    structures = [salt(), water(), tiny_cell(), lonely()]
+    structures = [salt(), water(), tiny_cell(), single_atom()]
     together = outputs(model, structures)
     alone = [outputs(model, [atoms]) for atoms in structures]
     close(together.energy, torch.cat([single.energy for single in alone]))
@@ -190,7 +190,7 @@ ODD = {
     "nothing": [],
     "one_atom": [Atoms("O")],
     "atoms_apart": [Atoms("OHO", positions=[[0, 0, 0], [30, 0, 0], [0, 30, 0]])],
-    "no_neighbours": [lonely()],
+    "no_neighbours": [single_atom()],
     "crystal_without_edges": [Atoms("H", cell=[9, 9, 9], pbc=True)],
     "mixture": [Atoms("O"), water(), Atoms("H", cell=[9, 9, 9], pbc=True), tiny_cell()],
 }
@@ -331,7 +331,7 @@ def test_unsorted_edges_are_refused(model):
 
 def test_static_shapes_change_nothing_but_rounding(model):
     """With the reference the edges need not be sorted then, as in exported programs."""
-    graph = graph_of([salt(), lonely(), Atoms("O")], R_MAX, ELEMENTS)
+    graph = graph_of([salt(), single_atom(), Atoms("O")], R_MAX, ELEMENTS)
     expected = predict(model, graph, stress=True, create_graph=False)
     static = copy.deepcopy(model)
     static.static_shapes = True
@@ -348,7 +348,7 @@ def test_static_shapes_change_nothing_but_rounding(model):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_cpu(model):
-    graph = graph_of([salt(), lonely(), tiny_cell()], R_MAX, ELEMENTS)
+    graph = graph_of([salt(), single_atom(), tiny_cell()], R_MAX, ELEMENTS)
     cuda = torch.device("cuda")
     on_cpu = predict(model, graph, stress=True, create_graph=True)
     moved = copy.deepcopy(model).to(cuda)

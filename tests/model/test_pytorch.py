@@ -9,7 +9,7 @@ import torch
 from mace_train.model.derivatives import predict
 from mace_train.ops import torch_library
 from mace_train.ops.cpp.compiler import find_compiler
-from tests.model.systems import graph_of, lonely, mixed, model_of, salt, water
+from tests.model.systems import graph_of, mixed, model_of, salt, single_atom, water
 from tests.train.ranks import run_ranks
 
 ELEMENTS = (1, 8, 11, 17)
@@ -75,7 +75,7 @@ def test_copies_compute_the_same(kernels):
 def _ddp_gradients(world, kernels, static_graph):
     """Gradients of the mean loss over ranks, of three steps, of which the last sees other atoms."""
     found = []
-    batches = [[water(), salt()], [lonely(), mixed(ELEMENTS)], [salt(), water()]]
+    batches = [[water(), salt()], [single_atom(), mixed(ELEMENTS)], [salt(), water()]]
     model, _ = case(kernels)
     wrapped = torch.nn.parallel.DistributedDataParallel(Forces(model), static_graph=static_graph)
     for structures in batches:
@@ -91,7 +91,7 @@ def _ddp_gradients(world, kernels, static_graph):
 def test_ddp_gradients_equal_those_of_one_process(static_graph, tmp_path):
     kernels = "auto"
     ranks = run_ranks(2, _ddp_gradients, tmp_path, kernels, static_graph)
-    batches = [[water(), salt()], [lonely(), mixed(ELEMENTS)], [salt(), water()]]
+    batches = [[water(), salt()], [single_atom(), mixed(ELEMENTS)], [salt(), water()]]
     for step, structures in enumerate(batches):
         model, _ = case(kernels)
         single = [gradients_of(model, graph_of([s], R_MAX, ELEMENTS)) for s in structures]

@@ -9,14 +9,14 @@ from mace_train.errors import InputError
 from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE, Head
 from mace_train.model.surgery import one_head, with_elements, with_heads
-from tests.model.systems import graph_of, lonely, model_of, water
+from tests.model.systems import graph_of, model_of, single_atom, water
 
 TWO = ("pbe", "scan")
 
 
 def of(model: MACE, head: str | None = None, structures=None) -> Prediction:
     numbers = model.data.atomic_numbers
-    graph = graph_of(structures or [water(), lonely()], 4.0, numbers)
+    graph = graph_of(structures or [water(), single_atom()], 4.0, numbers)
     index = 0 if head is None else model.data.head_names.index(head)
     graph = replace(graph, heads=torch.full_like(graph.heads, index))
     return predict(model, graph, stress=False, create_graph=False)

@@ -53,11 +53,12 @@ def test_symmetric_contraction(degrees):
     torch.manual_seed(0)
     l_max, l_out, correlation = degrees
     module = SymmetricContraction(l_max, l_out, correlation, 3, 4).double()
-    chunks = Chunks.of(torch.tensor([0, 2, 2, 1, 0]), 3)
+    elements = torch.tensor([0, 2, 2, 1, 0])
+    chunks = Chunks.of(elements, 3)
     x = torch.randn(5, (l_max + 1) ** 2, 4, dtype=torch.float64)
 
     def features(x):
-        out = module(x, chunks)
+        out = module(x, elements, chunks)
         return {"invariants": out[:, 0], "features": out, "input": x}
 
     assert_equivariant(

@@ -227,7 +227,7 @@ def test_offsets_beyond_two_to_the_31():
 
 
 def test_mixed_and_half_precision_are_raised():
-    """Under autocast a layer before may hand over bfloat16; the operator computes in float32."""
+    """Under autocast the layer before may give bfloat16; the operator computes in float32."""
     function, x, w = small_operator()
     key = register(mace_coupling(2, 1, 3))
     assert kernels_of(key).n_out == 4

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mace_train.ops import convolution
-from mace_train.train import log, model_setup, setup
+from mace_train.train import build_model, log, setup
 from mace_train.train.cuda_graphs import Replay, Tensors
 
 
@@ -53,7 +53,7 @@ def capture_operations(
 @pytest.fixture
 def stand_in(monkeypatch) -> None:
     """Captured graphs on the CPU, without the checks there that look at values."""
-    monkeypatch.setattr(model_setup, "check_cuda_graphs", lambda *_: None)
+    monkeypatch.setattr(build_model, "check_cuda_graphs", lambda *_: None)
     monkeypatch.setattr(setup, "cuda_graph", capture_operations)
     monkeypatch.setattr(convolution, "_check", lambda *_: None)
     monkeypatch.setattr(convolution, "_check_pairs", lambda *_: None)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from mace_train.distributed.signals import exit_code
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings, TrainSettings
 from mace_train.train import step as step_module
 from mace_train.train.gradients import Gradients
 from mace_train.train.setup import set_up
-from mace_train.train.signals import exit_code
 from mace_train.train.train import fit, train
 from tests.train.processes import LINUX, records_so_far, torchrun, wait_for, words, workers
 from tests.train.ranks import run_command_on_ranks, run_ranks

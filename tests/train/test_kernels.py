@@ -5,7 +5,7 @@ import pytest
 from mace_train.distributed.world import World
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
-from mace_train.train import model_setup
+from mace_train.train import build_model
 
 
 def model() -> MACE:
@@ -26,8 +26,8 @@ EVENTS: list[str] = []
 @pytest.mark.parametrize("local_rank", [0, 1])
 def test_local_rank_0_compiles_and_the_others_wait(local_rank, monkeypatch):
     EVENTS.clear()
-    monkeypatch.setattr(model_setup, "prepare", lambda *_, **__: EVENTS.append("compile"))
+    monkeypatch.setattr(build_model, "prepare", lambda *_, **__: EVENTS.append("compile"))
     rank = Rank(rank=3, local_rank=local_rank, size=4, local_size=2)
-    model_setup.compile_kernels(model(), rank)
+    build_model.compile_kernels(model(), rank)
     expected = ["compile", "barrier"] if local_rank == 0 else ["barrier", "compile"]
     assert expected == EVENTS

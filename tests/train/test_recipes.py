@@ -20,8 +20,8 @@ from mace_train.settings import (
     TrainSettings,
 )
 from mace_train.train.checkpoint import load_model, read
+from mace_train.train.gradients import NoiseScale
 from mace_train.train.lr_schedule import scaled
-from mace_train.train.noise_scale import NoiseScale
 from mace_train.train.optim import evaluation_weights, freeze, make_optimizer
 from mace_train.train.setup import set_up
 from mace_train.train.stages import stage_of, stages_of

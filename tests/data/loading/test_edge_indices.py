@@ -7,7 +7,7 @@ from mace_train.data.loading.edge_indices import StructureError, index_edges
 from mace_train.data.neighbors import EdgeList
 from mace_train.data.shards.arrays import Sample
 from mace_train.data.shards.batch import Batch
-from tests.model.systems import lonely, mixed, salt, tiny_cell, unlabelled
+from tests.model.systems import mixed, salt, single_atom, tiny_cell, unlabelled
 
 R_MAX = 5.0
 
@@ -23,7 +23,8 @@ def indexed(samples: list[Sample]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: [salt()], lambda: [tiny_cell(), lonely(), mixed((1, 8)), salt(), tiny_cell()]]
+    "make",
+    [lambda: [salt()], lambda: [tiny_cell(), single_atom(), mixed((1, 8)), salt(), tiny_cell()]],
 )
 def test_edges_and_their_reverses(make):
     samples = [unlabelled(atoms, R_MAX) for atoms in make()]
@@ -54,7 +55,7 @@ def test_edges_and_their_reverses(make):
 
 def test_no_edges():
     assert all(len(array) == 0 for array in indexed([]).values())
-    alone = unlabelled(lonely()[3:], R_MAX)
+    alone = unlabelled(single_atom()[3:], R_MAX)
     assert all(len(array) == 0 for array in indexed([alone, alone]).values())
 
 

@@ -1,4 +1,4 @@
-"""The cache of kernels: one process makes a file, damage is mended, no stranger's code is run."""
+"""The cache of kernels: a file is made once, damaged ones again, and no stranger's code is run."""
 
 import os
 import stat

@@ -32,17 +32,20 @@ def contraction(degrees=(3, 1, 3), n_atoms=70, n_channels=48, dtype=torch.float6
     x = torch.randn(n_atoms, (degrees[0] + 1) ** 2, n_channels, dtype=dtype)
     names = [name for name, _ in module.named_parameters()]
 
-    def with_index(index) -> Callable[..., Tensor]:
+    def with_index(*index) -> Callable[..., Tensor]:
         def function(x, *weights):
             parameters = dict(zip(names, weights, strict=True))
-            return torch.func.functional_call(module, parameters, (x, index))
+            return torch.func.functional_call(module, parameters, (x, *index))
 
         return function
 
     inputs = [x, *[parameter.detach() for parameter in module.parameters()]]
-    return Case(
-        lambda device: with_index(Chunks.of(elements.to(device), 5)), with_index(elements), inputs
-    )
+
+    def on(device: torch.device) -> Callable[..., Tensor]:
+        moved = elements.to(device)
+        return with_index(moved, Chunks.of(moved, 5))
+
+    return Case(on, with_index(elements), inputs)
 
 
 def messages(

@@ -1,4 +1,4 @@
-"""The files of the repository."""
+"""The files of the project."""
 
 import subprocess
 from pathlib import Path
@@ -9,7 +9,6 @@ ROOT = Path(__file__).parents[1]
 
 
 def tracked() -> list[Path]:
-    """Files that git tracks or would add; a skip where this is no checkout."""
     try:
         done = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard"],

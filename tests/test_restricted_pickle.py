@@ -162,8 +162,8 @@ def test_a_tensor_beyond_its_storage_is_refused(size, tmp_path):
     torch.save(torch.arange(5), buffer)
     stored = pickle.dumps(size, protocol=2)[2:-1]
     with zipfile.ZipFile(buffer) as file:
-        pickled = file.read("model/data.pkl")
-        data = {"data/0": file.read("model/data/0")}
+        pickled = file.read("archive/data.pkl")
+        data = {"data/0": file.read("archive/data/0")}
     assert pickled.count(pickle.dumps((5,), protocol=2)[2:-3]) == 1
     changed = pickled.replace(b"K\x05\x85", stored.replace(b"q\x00", b""), 1)
     assert changed != pickled

@@ -136,7 +136,11 @@ os.setgid(12345), os.setuid(12345)
 print(built("a", ".txt", Path({str(cache)!r}), make), len(made))
 print(built("b", ".txt", Path({str(cache)!r}), make).parent.name, len(made))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o1777)
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == [f"{path} 0", "mace-train-12345 1"]
     assert "kernels are not kept" not in done.stderr

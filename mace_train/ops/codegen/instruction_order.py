@@ -119,7 +119,7 @@ class _Scheduler:
         return ScheduledInstruction(target, term, is_first, is_last)
 
 
-def live_values(program: Program, order: list[ScheduledInstruction]) -> int:
+def live_values(order: list[ScheduledInstruction]) -> int:
     """The largest number of sums alive at a time (inputs are in memory)."""
     last_read: dict[int, int] = {}
     for time, instruction in enumerate(order):

@@ -7,9 +7,10 @@ a file that is damaged, such as one that a full disk cut short, is made again. T
 by the recipe they were generated from, since generating a large one takes longer than loading what
 was compiled from it.
 
-What lies here is run. So a folder is used only if it and the file belong to this user or to root
-and nobody else can write them; otherwise kernels are kept in a private folder. A folder that root
-has filled may be shared by many users who can only read it.
+The files here are run. So a folder is used only if it and the file belong to this user or to root
+and nobody else can write them; a folder of this user is made so, and where that cannot be, kernels
+are kept in a private folder. A folder that root has filled may be shared by many users who can only
+read it.
 """
 
 import fcntl
@@ -28,6 +29,7 @@ from mace_train._paths import KERNELS
 LOGGER = logging.getLogger("mace_train")
 _LAST_LINE = b"\nmace-train sha256 "
 _LENGTH = len(_LAST_LINE) + 64
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_folder() -> Path:
@@ -88,6 +90,7 @@ def _seal(path: Path) -> None:
     with path.open("ab") as file:
         file.write(checksum)
         file.flush()
+        os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~OTHERS_WRITE)
         os.fsync(file.fileno())
 
 
@@ -108,8 +111,7 @@ def _is_trusted(path: Path) -> bool:
         status = path.stat()
     except OSError:
         return False
-    others = stat.S_IWGRP | stat.S_IWOTH
-    return status.st_uid in (0, os.getuid()) and not status.st_mode & others
+    return status.st_uid in (0, os.getuid()) and not status.st_mode & OTHERS_WRITE
 
 
 @cache
@@ -117,6 +119,10 @@ def _own_folder(folder: Path) -> Path:
     """``folder`` if this process can write there and nobody else, or a private one."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid == os.getuid() and status.st_mode & OTHERS_WRITE:
+            # made under umask 002; what others left there is not theirs to run: see _is_trusted
+            folder.chmod(stat.S_IMODE(status.st_mode) & ~OTHERS_WRITE)
         problem = "" if _is_trusted(folder) else "others can write there, or it is not yours"
         if not problem and os.access(folder, os.W_OK):
             return folder

@@ -32,10 +32,10 @@ def test_independent_parts_come_one_after_the_other():
         (False, True),
     ]
     assert len(set(targets)) == 6
-    assert live_values(program, order) == 2
+    assert live_values(order) == 2
     every_product_first = [i for i in order if i.is_first and i.is_last]
     every_product_first += [i for i in order if not (i.is_first and i.is_last)]
-    assert live_values(program, every_product_first) == 4
+    assert live_values(every_product_first) == 4
 
 
 def test_values_that_all_channels_share_are_apart():
@@ -68,11 +68,11 @@ def test_schedules_are_complete_and_ordered(polynomial):
 )
 def test_schedule_keeps_few_values_alive(name, most):
     program = kernels_of(register(mace_coupling(3, 1, 3))).programs[name]
-    scheduled = live_values(program, schedule(program, uniform=False))
+    scheduled = live_values(schedule(program, uniform=False))
     assert scheduled <= most
     in_order_of_nodes = [
         ScheduledInstruction(number, term, i == 0, i == len(node) - 1)
         for number, node in program.sums()
         for i, term in enumerate(node)
     ]
-    assert 1.15 * scheduled < live_values(program, in_order_of_nodes)
+    assert 1.15 * scheduled < live_values(in_order_of_nodes)

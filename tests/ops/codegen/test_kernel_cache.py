@@ -79,10 +79,37 @@ def test_a_failure_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
-def test_a_folder_that_others_can_write_is_not_used(mode, tmp_path, private, caplog):
+def test_a_folder_of_this_user_is_closed_to_others(mode, tmp_path, caplog):
+    make = Maker()
+    path = built("a", ".txt", tmp_path / "cache", make)
+    path.parent.chmod(mode)
+    kernel_cache._own_folder.cache_clear()
+    assert built("a", ".txt", tmp_path / "cache", make) == path
+    assert make.n == 1
+    assert path.parent.stat().st_mode & 0o022 == 0
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077])
+def test_files_are_made_once_under_any_umask(umask, tmp_path, caplog):
+    before = os.umask(umask)
+    try:
+        make = Maker()
+        path = built("a", ".txt", tmp_path / "cache", make)
+        assert built("a", ".txt", tmp_path / "cache", make) == path
+    finally:
+        os.umask(before)
+    assert make.n == 1
+    assert path.stat().st_mode & 0o022 == 0
+    assert not caplog.messages
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give files to other users")
+def test_a_folder_that_others_can_write_is_not_used(tmp_path, private, caplog):
     make, shared = Maker(), tmp_path / "cache"
     planted = built("a", ".txt", shared, make)
-    shared.chmod(mode)
+    os.chown(shared, 12345, 12345)
+    shared.chmod(0o777)
     kernel_cache._own_folder.cache_clear()
     path = built("a", ".txt", shared, make)
     assert path != planted

@@ -1,7 +1,7 @@
 """Models of mace-torch; runs in a process of its own (``subprocess_worker``).
 
-mace-torch is imported in two other places only: its reader of ASE-LMDB (``data.read.databases``)
-and its graphs for data sets (``data.adapters.mace_torch``).
+Elsewhere in the package mace-torch is imported only for its reader of ASE-LMDB
+(``data.read.databases``) and its graphs for data sets (``data.adapters.mace_torch``).
 """
 
 import warnings

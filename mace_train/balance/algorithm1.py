@@ -27,13 +27,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.bins import Bins, StructureIds
+from mace_train.balance.bins import Bins, Ints, StructureIds
 from mace_train.balance.bounds import least_steps
 from mace_train.balance.costs import Capacity, Costs, ceil_div, check_fits
 from mace_train.balance.counter_rng import Stream, random_bits, shuffled, sorted_by
 
 
-def _large_to_small(atoms: StructureIds, bits: NDArray[np.uint64], *, jitter: bool) -> StructureIds:
+def _large_to_small(atoms: Ints, bits: NDArray[np.uint64], *, jitter: bool) -> StructureIds:
     """Structure ids from large to small; ties (jitter: all near-equal sizes) by random bits."""
     size = atoms
     if jitter:
@@ -49,14 +49,14 @@ def _large_to_small(atoms: StructureIds, bits: NDArray[np.uint64], *, jitter: bo
 class _Loads:
     """Loads of the bins while structures are assigned to them."""
 
-    limits: StructureIds  # [3]: atoms, edges, memory
-    loads: StructureIds  # [n_bins, 3]
+    limits: Ints  # [3]: atoms, edges, memory
+    loads: Ints  # [n_bins, 3]
 
-    def has_room(self, bins: StructureIds | slice, sizes: StructureIds) -> NDArray[np.bool_]:
+    def has_room(self, bins: Ints | slice, sizes: Ints) -> NDArray[np.bool_]:
         """Whether bins[i] has room for a structure of sizes[i], [3] or [n, 3]."""
         return np.asarray((self.loads[bins] <= self.limits - sizes).all(axis=-1))
 
-    def least_loaded(self, sizes: StructureIds, at_most: int) -> StructureIds:
+    def least_loaded(self, sizes: Ints, at_most: int) -> Ints:
         """Bins by ascending atoms, [<= at_most], from the best one for a structure to those that it
         would then overtake; only bins with room for it; empty when there is none."""
         bins = np.flatnonzero(self.has_room(slice(None), sizes))
@@ -69,7 +69,7 @@ class _Loads:
         return keys[:at_most] & 0xFFFFFFFF
 
 
-def _assign(sizes: StructureIds, n_bins: int, capacity: Capacity) -> StructureIds | None:
+def _assign(sizes: Ints, n_bins: int, capacity: Capacity) -> Ints | None:
     """Bin of every structure [n], assigned in the order given; None when one fits nowhere.
 
     A round pairs the next structures s_1, s_2, ... with the bins l_1 <= l_2 <= ... of fewest atoms.
@@ -104,7 +104,7 @@ def _assign(sizes: StructureIds, n_bins: int, capacity: Capacity) -> StructureId
 
 def pack_evenly(
     costs: Costs, capacity: Capacity, world_size: int, bits: NDArray[np.uint64]
-) -> tuple[StructureIds, StructureIds, int]:
+) -> tuple[Ints, StructureIds, int]:
     """Algorithm 1 up to the order of bins: (bin of the i-th structure assigned, its id, n_bins).
 
     ``bits`` [n_structures] are random; with zeros there is no jitter and ties go by id.

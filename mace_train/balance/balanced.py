@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.bins import Bins, StructureIds
+from mace_train.balance.bins import Bins, Ints, StructureIds
 from mace_train.balance.bounds import least_steps
 from mace_train.balance.costs import Capacity, Costs, ceil_div, check_fits
 from mace_train.balance.counter_rng import Stream, bits_of, random_bits, shuffled, start_of
@@ -51,7 +51,7 @@ class PackedWindow:
 def pack_window(
     costs: Costs,
     ids: NDArray[np.int32],
-    limits: StructureIds,
+    limits: Ints,
     n_bins: int,
     seed: int,
     epoch: int,
@@ -88,15 +88,13 @@ def pack_window(
     return best
 
 
-def _scaled(sizes: StructureIds, n_bins: int) -> StructureIds:
+def _scaled(sizes: Ints, n_bins: int) -> Ints:
     """Atoms and edges in units of a bin's mean load over UNIT, [n, 2]."""
     totals = np.maximum(sizes[:, :2].sum(axis=0), 1)
     return (sizes[:, :2] * ((n_bins << 40) // totals)) >> 20
 
 
-def _large_to_small(
-    scaled: StructureIds, ids: NDArray[np.int32], start: np.uint64, percent: int
-) -> StructureIds:
+def _large_to_small(scaled: Ints, ids: NDArray[np.int32], start: np.uint64, percent: int) -> Ints:
     """Indices from large to small; sizes with random jitter of +-percent, by id."""
     size = scaled[:, 0] + scaled[:, 1] + np.maximum(scaled[:, 0], scaled[:, 1])
     random = (bits_of(start, ids) >> np.uint64(54)).astype(np.int64)  # 0 ... 1023
@@ -104,7 +102,7 @@ def _large_to_small(
     return np.argsort(-size * factor, kind="stable")
 
 
-def _largest(bin_of: NDArray[np.int32], cost: StructureIds, n_bins: int) -> int:
+def _largest(bin_of: NDArray[np.int32], cost: Ints, n_bins: int) -> int:
     """The largest cost of a bin."""
     placed = bin_of >= 0
     loads = np.zeros(n_bins, np.int64)
@@ -171,7 +169,7 @@ class Packing:
 
     def _positions(
         self, ids: NDArray[np.int32], bin_of: NDArray[np.int32], n_bins: int, part: int
-    ) -> StructureIds:
+    ) -> Ints:
         """Position of every bin [n_bins]: steps of equal cost, in random order, ranks random."""
         world_size = self.layout.world_size
         order = shuffled(n_bins, self.seed, self.epoch, Stream.BINS, 2 * part + 2)

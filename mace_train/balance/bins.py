@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from mace_train.balance.counter_rng import sorted_by
 
-StructureIds = NDArray[np.int64]
+Ints = NDArray[np.int64]
+StructureIds = Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +17,7 @@ class Bins:
     """Bin b holds ids[offsets[b] : offsets[b + 1]], ascending."""
 
     ids: StructureIds  # [n_structures]
-    offsets: StructureIds  # [n_bins + 1]
+    offsets: Ints  # [n_bins + 1]
 
     def __len__(self) -> int:
         """The number of bins."""
@@ -29,7 +30,7 @@ class Bins:
         return self.ids[self.offsets[b] : self.offsets[b + 1]]
 
     @staticmethod
-    def of(bin_of: StructureIds, ids: StructureIds, n_bins: int) -> "Bins":
+    def of(bin_of: Ints, ids: StructureIds, n_bins: int) -> "Bins":
         """From the bin of every structure, [n], and its id, [n]."""
         by_id = np.argsort(ids)
         order = by_id[sorted_by(_high(bin_of[by_id], n_bins))]
@@ -53,6 +54,6 @@ class Bins:
         return Bins(np.concatenate([p.ids for p in parts]), np.concatenate([*offsets, starts[-1:]]))
 
 
-def _high(bins: StructureIds, n_bins: int) -> NDArray[np.uint64]:
+def _high(bins: Ints, n_bins: int) -> NDArray[np.uint64]:
     """Numbers of bins moved to the high bits of 64."""
     return bins.astype(np.uint64) << np.uint64(64 - max(1, (n_bins - 1).bit_length()))

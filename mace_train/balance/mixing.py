@@ -13,11 +13,9 @@ All three are exact over all structures or pairs and are 1 for batches drawn uni
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mace_train.balance.bins import Ints
 from mace_train.balance.plan import Plan
-
-StructureIds = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def repetition(first: Plan, second: Plan, *, steps: bool = False) -> float:
     return again / together / (later / (n * (n - 1) / 2))
 
 
-def _groups(plan: Plan, steps: bool) -> StructureIds:
+def _groups(plan: Plan, steps: bool) -> Ints:
     """The bin or step of every structure, [n]."""
     sizes = plan.n_structures.sum(axis=1) if steps else plan.n_structures.ravel()
     groups = np.empty(len(plan.costs), np.int64)
@@ -69,6 +67,6 @@ def _groups(plan: Plan, steps: bool) -> StructureIds:
     return groups
 
 
-def _pairs(counts: StructureIds) -> float:
+def _pairs(counts: Ints) -> float:
     """Pairs within groups of these sizes."""
     return float((counts * (counts - 1) // 2).sum())

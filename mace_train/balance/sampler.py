@@ -2,7 +2,7 @@
 
 The position (epoch, step) counts steps that were *trained*, moved by ``advance``; iterating ahead,
 as loader processes do, does not move it. Plans are functions of (seed, epoch), so a restart at
-(epoch, step) goes on behind the steps that were done: nothing is replayed, and no random state is
+(epoch, step) continues after the steps that were done: nothing is replayed, and no random state is
 saved. With the balanced packer a window is packed when its first step comes, so the first batch
 of a run or of a restart does not wait for the plan of the whole epoch.
 """

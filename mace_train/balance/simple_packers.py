@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mace_train.balance.bins import Bins, StructureIds
+from mace_train.balance.bins import Bins, Ints
 from mace_train.balance.costs import Capacity, Costs, ceil_div, check_fits
 from mace_train.balance.counter_rng import Stream, shuffled
 from mace_train.errors import InputError
@@ -40,12 +40,12 @@ def first_fit(costs: Costs, capacity: Capacity, world_size: int, seed: int, epoc
     bin_of = _first_fit(costs.sizes(order), capacity.limits, N_OPEN)
     n_bins = _whole_steps(bin_of, world_size)
     n_filled = min(n_bins, len(costs))
-    place = np.arange(n_bins)
-    place[shuffled(n_filled, seed, epoch, Stream.BINS)] = np.arange(n_filled)
-    return Bins.of(place[bin_of], order, n_bins)
+    position = np.arange(n_bins)
+    position[shuffled(n_filled, seed, epoch, Stream.BINS)] = np.arange(n_filled)
+    return Bins.of(position[bin_of], order, n_bins)
 
 
-def _whole_steps(bin_of: StructureIds, world_size: int) -> int:
+def _whole_steps(bin_of: Ints, world_size: int) -> int:
     """Halve the bins of most structures until their number is a multiple, in place; the number."""
     n_used = int(bin_of.max()) + 1
     n_bins = ceil_div(n_used, world_size) * world_size
@@ -63,7 +63,7 @@ def _whole_steps(bin_of: StructureIds, world_size: int) -> int:
 
 
 @compiled
-def _first_fit(sizes: StructureIds, limits: StructureIds, n_open: int) -> StructureIds:
+def _first_fit(sizes: Ints, limits: Ints, n_open: int) -> Ints:
     """Bin of every structure, [n], in the order given."""
     bin_of = np.empty(len(sizes), np.int64)
     room = np.zeros((len(sizes), 3), np.int64)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from mace_train.balance.counter_rng import Stream, below, bits_at, start_of
 from mace_train.jit import compiled
 
-StructureIds = NDArray[np.int64]
 # of a window, where the numbers of ranks and steps allow it
 FEWEST_BINS, USUAL_BINS, MOST_BINS = 256, 370, 512
 MOST_BINS_OF_SMALL = 1536  # where few windows make up the epoch

@@ -165,10 +165,10 @@ def _difference(settings: DoctorSettings, device: torch.device) -> float:
         torch.manual_seed(1)
         model = MACE(small, data).to(device, torch.float32)
     energies = {}
-    for method in ("reference", settings.cluster.kernels):
-        model.kernels = method
+    for kernels in ("reference", settings.cluster.kernels):
+        model.kernels = kernels
         with torch.no_grad():
-            energies[method] = model(**three_atoms(model)).double()
+            energies[kernels] = model(**three_atoms(model)).double()
     ours, plain = energies[settings.cluster.kernels], energies["reference"]
     return float(((ours - plain).abs() / plain.abs().clamp(min=1e-3)).max())
 

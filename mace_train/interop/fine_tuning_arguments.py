@@ -20,7 +20,7 @@ def replays(values: Values) -> bool:
 
 
 def with_its_changes(values: Values) -> Values:
-    """The values that mace_run_train goes on with: replay sets loss, learning rate and average."""
+    """The values that mace_run_train uses: replay sets loss, learning rate and average."""
     if not replays(values):
         return values
     changed = {**values, "loss": "universal"}

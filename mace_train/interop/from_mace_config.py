@@ -154,7 +154,7 @@ def _literal(name: str, value: Any) -> Any:
         raise InputError(f"--{name}={value}: cannot be read as a list or mapping") from None
 
 
-def _folders(values: Values, equal: Equal, without: list[str]) -> None:
+def _folders(values: Values, equal: Equal, _: list[str]) -> None:
     name = values["name"] or "mace"
     folder = Path(values["work_dir"]) / name
     equal["preprocess"]["output"] = equal["train"]["data_dir"] = str(folder / "prepared")

@@ -1,4 +1,8 @@
-"""The only code that imports mace-torch; it runs in a process of its own (``worker``)."""
+"""Models of mace-torch; runs in a process of its own (``subprocess_worker``).
+
+Elsewhere in the package mace-torch is imported only for its reader of ASE-LMDB
+(``data.read.databases``) and its graphs for data sets (``data.adapters.mace_torch``).
+"""
 
 import warnings
 from collections.abc import Iterator, Mapping

@@ -6,6 +6,9 @@ The backend decides how they are arranged,
     edges       ``EdgeIndex``: sorted by receiver      ``EdgeBlocks``: blocks of one receiver each
                 and, beside, by sender
     atoms       ``Chunks``: sorted by element          their elements
+    groups      ``ElementGroups``: atoms by element, for weights of each element;
+                with static shapes ``ElementSlots``
+    species     ``EdgeSpecies``: elements at both ends of edges, where the model uses them
 
 and layers take from a ``BatchIndex`` what is there. Every batch gets a new one. With static
 shapes (CUDA graphs) all sizes follow from the numbers of atoms and edges alone.

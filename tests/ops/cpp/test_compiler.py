@@ -1,4 +1,4 @@
-"""Compiling, the cache on disk, and the choice of a method."""
+"""Compiling, the cache on disk, and the choice of a backend."""
 
 import os
 import subprocess

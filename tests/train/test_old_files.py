@@ -89,6 +89,12 @@ def test_its_run_goes_on_as_it_would_have(tmp_path, capsys):
     expected = lines(REFERENCE / "expected.jsonl")[-1]
     assert found["epoch"] == expected["epoch"] == 2
     assert found["step"] == expected["step"] == 12
+    before, after = (
+        json.loads((folder / "run" / "checkpoints" / f"{name}.json").read_text())
+        for folder, name in ((REFERENCE, "step-0000000010"), (tmp_path, "step-0000000012"))
+    )
+    for part in ("model_settings", "model_data", "progress"):  # which it reads as a whole
+        assert after[part].keys() == before[part].keys()
     for name in ("train_loss", "valid_loss", "valid_forces_rmse_eV_per_A", "grad_norm"):
         assert found[name] == pytest.approx(expected[name], rel=1e-9)
     assert found["train_loss"] != pytest.approx(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -48,7 +49,9 @@ def test_features_that_mace_cannot_have(text, problem):
 def test_hidden_irreps_set_channels_and_degree():
     settings = ModelSettings(hidden_irreps="32x0e+32x1o+32x2e")
     assert (settings.num_channels, settings.max_L) == (32, 2)
+    assert settings == ModelSettings(num_channels=32, max_L=2)  # however it was written
     assert ModelSettings(**vars(settings)) == settings  # as it is read from a checkpoint
+    assert replace(settings, num_channels=16, max_L=1) == ModelSettings(num_channels=16)
     assert ModelSettings(hidden_irreps="32x0e", num_channels=32, max_L=0).num_channels == 32
 
 

@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LinearCosts:
-    """The law ``fixed + per_atom n_atoms + per_edge n_edges`` of a time (s) or a memory (bytes)."""
+    """Costs ``fixed + per_atom n_atoms + per_edge n_edges``: a time (s) or a memory (bytes)."""
 
     fixed: float
     per_atom: float
@@ -84,8 +84,7 @@ class CostModel:
 
     def seconds(self, n_atoms: ArrayLike, n_edges: ArrayLike) -> Floats:
         """Time of bins, s."""
-        atoms, edges = np.asarray(n_atoms, np.float64), np.asarray(n_edges, np.float64)
-        return np.asarray(self.fixed_s + self.atom_s * atoms + self.edge_s * edges)
+        return LinearCosts(self.fixed_s, self.atom_s, self.edge_s).of(n_atoms, n_edges)
 
     @property
     def edges_per_atom(self) -> int:
@@ -101,17 +100,17 @@ def fit_times(n_atoms: ArrayLike, n_edges: ArrayLike, seconds: ArrayLike) -> Cos
     Raises ``InputError`` for fewer than three measurements or times that are not positive.
     """
     times = np.asarray(seconds, np.float64)
-    law = fit_linear_costs(n_atoms, n_edges, times, relative=True)
-    residual = float(np.sqrt(np.mean((law.of(n_atoms, n_edges) / times - 1) ** 2)))
-    return CostModel(law.fixed, law.per_atom, law.per_edge, residual=residual, source="fitted")
+    fit = fit_linear_costs(n_atoms, n_edges, times, relative=True)
+    residual = float(np.sqrt(np.mean((fit.of(n_atoms, n_edges) / times - 1) ** 2)))
+    return CostModel(fit.fixed, fit.per_atom, fit.per_edge, residual=residual, source="fitted")
 
 
 def fit_memory(
     model: CostModel, n_atoms: ArrayLike, n_edges: ArrayLike, peak: ArrayLike
 ) -> CostModel:
     """The model with its memory fitted to measured peaks [n], bytes; raises as ``fit_times``."""
-    law = fit_linear_costs(n_atoms, n_edges, peak, relative=True)
-    return replace(model, fixed_bytes=law.fixed, atom_bytes=law.per_atom, edge_bytes=law.per_edge)
+    fit = fit_linear_costs(n_atoms, n_edges, peak, relative=True)
+    return replace(model, fixed_bytes=fit.fixed, atom_bytes=fit.per_atom, edge_bytes=fit.per_edge)
 
 
 def write_cost_model(path: Path, model: CostModel) -> None:

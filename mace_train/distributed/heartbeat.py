@@ -51,9 +51,8 @@ class Heartbeat:
         reader = threading.Thread(target=lambda: box.append(self._read()), daemon=True)
         reader.start()
         reader.join(timeout=3 * INTERVAL_S + patience_s)
-        if (
-            self._rank == 0
-        ):  # without torchrun the store ends with rank 0: let the others read first
+        # without torchrun the store ends with rank 0: let the others read first
+        if self._rank == 0:
             self._stopped.wait(4 * INTERVAL_S)
         return (
             box[0]

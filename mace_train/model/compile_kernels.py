@@ -13,7 +13,7 @@ from mace_train.ops.backends import backend_of
 from mace_train.ops.dispatch import Request, compile_all, requests_of
 
 
-def prepare(model: MACE, *, show_progress: bool = False) -> int:
+def compile_kernels(model: MACE, *, show_progress: bool = False) -> int:
     """Compile for the model's present dtype and kernels; the number of kernels, 0 if none."""
     device = next(model.parameters()).device
     if not backend_of(model.kernels, device).fused:

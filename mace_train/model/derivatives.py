@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mace_train.data.graph import Graph
 from mace_train.model.mace import MACE
+from mace_train.ops.backends import backend_of
 from mace_train.ops.row_sums import Sums, add_rows
 
 
@@ -49,7 +50,9 @@ def predict(
         vectors = graph.vectors()
         if need_gradient and not vectors.requires_grad:
             vectors.requires_grad_()
-        index = model.batch_index(
+        # a call of the module, so that its hooks run
+        interaction: Tensor = model(
+            vectors,
             graph.elements,
             graph.senders,
             graph.receivers,
@@ -57,7 +60,6 @@ def predict(
             graph.first_of_pair,
             graph.heads_of_atoms() if len(model.data.heads) > 1 else None,
         )
-        interaction = model.energies(vectors, graph.elements, index)
         gradient = None
         if need_gradient:
             (gradient,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=create_graph)
@@ -71,7 +73,7 @@ def predict(
         gradient,
         stress=stress,
         forces=forces,
-        sums=index.backend.sum_rows,
+        sums=backend_of(model.kernels, graph.elements.device).sum_rows,
     )
 
 

@@ -257,7 +257,10 @@ class MACE(nn.Module):
         )
 
     def energies(self, vectors: Tensor, elements: Tensor, index: BatchIndex) -> Tensor:
-        """The same as ``forward``: operations on tensors alone, which PyTorch can trace."""
+        """What ``forward`` gives, from a ready index: operations on tensors alone, to be traced.
+
+        Hooks on the model do not run; ``predict``, and so training, calls the model itself.
+        """
         assert vectors.dtype == self.dtype, f"vectors are {vectors.dtype}, model {self.dtype}"
         edges, repulsion = self._edges(vectors, elements, index)
         x = self.node_embedding(index)

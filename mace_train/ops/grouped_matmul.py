@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mace_train.ops.torch_library import in_common_precision, operator, wanted
+from mace_train.ops.torch_library import in_common_precision, is_wanted, operator
 
 
 def grouped_matmul(x: Tensor, w: Tensor, first: Tensor) -> Tensor:
@@ -63,14 +63,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _matmul_gradient(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, w, first = ctx.saved_tensors
-    gx = _matmul(g, w.transpose(1, 2), first) if wanted(ctx, 0) else None
-    return gx, _weights(x, g, first) if wanted(ctx, 1) else None, None
+    gx = _matmul(g, w.transpose(1, 2), first) if is_wanted(ctx, 0) else None
+    return gx, _weights(x, g, first) if is_wanted(ctx, 1) else None, None
 
 
 def _weights_gradient(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     x, g, first = ctx.saved_tensors
-    gx = _matmul(g, v.transpose(1, 2), first) if wanted(ctx, 0) else None
-    return gx, _matmul(x, v, first) if wanted(ctx, 1) else None, None
+    gx = _matmul(g, v.transpose(1, 2), first) if is_wanted(ctx, 0) else None
+    return gx, _matmul(x, v, first) if is_wanted(ctx, 1) else None, None
 
 
 torch.library.register_autograd(_matmul, _matmul_gradient, setup_context=_save)

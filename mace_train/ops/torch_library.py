@@ -121,7 +121,7 @@ class OperatorChain:
         def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
             saved = ctx.saved_tensors
             tensors, index = saved[: len(saved) - n_index], saved[len(saved) - n_index :]
-            mask = [wanted(ctx, i) for i in range(len(tensors))]
+            mask = [is_wanted(ctx, i) for i in range(len(tensors))]
             rest = (*index, *ctx.key_and_masks, mask)
             no_gradients = [None] * (len(rest) - 1)
             if self._is_list:
@@ -134,10 +134,10 @@ class OperatorChain:
 
 
 def _none_for_others(results: Sequence[Tensor], mask: Sequence[bool]) -> list[Tensor | None]:
-    return [t if is_wanted else None for t, is_wanted in zip(results, mask, strict=True)]
+    return [t if keep else None for t, keep in zip(results, mask, strict=True)]
 
 
-def wanted(ctx: Any, position: int) -> bool:
+def is_wanted(ctx: Any, position: int) -> bool:
     """Whether the running backward pass uses the gradient of an input.
 
     ``needs_input_grad`` says only that some pass might: it is true for weights also while forces
@@ -160,9 +160,7 @@ def will_run(node: Any) -> bool:
 
 def keep_wanted(results: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
     """The results, those that are not wanted replaced by tensors [0]."""
-    return tuple(
-        t if is_wanted else t.new_empty(0) for t, is_wanted in zip(results, wanted, strict=True)
-    )
+    return tuple(t if keep else t.new_empty(0) for t, keep in zip(results, wanted, strict=True))
 
 
 def refuse_forward_mode(name: str, *tensors: Tensor) -> None:

@@ -67,7 +67,11 @@ class ModelSettings:
         return count_scalars(self.MLP_irreps, "model.MLP_irreps")
 
     def _take_hidden_irreps(self) -> None:
-        """Set num_channels and max_L by hidden_irreps; InputError if they say something else."""
+        """Set num_channels and max_L by hidden_irreps; InputError if they say something else.
+
+        After that hidden_irreps is None: equal models have equal settings, however they were
+        written, and ``dataclasses.replace`` may change either number.
+        """
         if self.hidden_irreps is None:
             return
         irreps = FeatureIrreps.parse(self.hidden_irreps, "model.hidden_irreps")
@@ -80,6 +84,7 @@ class ModelSettings:
                     "set; model=medium leaves them to hidden_irreps)"
                 )
             setattr(self, name, value)
+        self.hidden_irreps = None
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 from mace_train.data.statistics import HeadStatistics, Statistics
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
-from mace_train.model.compile_kernels import prepare
+from mace_train.model.compile_kernels import compile_kernels
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.ops.backends import describe_choice
 from mace_train.settings import ClusterSettings, ModelSettings, TrainSettings
@@ -47,7 +47,7 @@ def make_model(
     _choose_precision(model, settings, world)
     if settings.cluster.cuda_graphs:
         check_cuda_graphs(model.kernels, world.device)
-    compile_kernels(model, world)
+    compile_kernels_on_all_ranks(model, world)
     freeze(model, settings.optimizer.frozen())
     return model
 
@@ -136,10 +136,10 @@ def _choose_precision(model: MACE, settings: TrainSettings, world: World) -> Non
     model.static_shapes = settings.cluster.cuda_graphs
 
 
-def compile_kernels(model: MACE, world: World) -> None:
+def compile_kernels_on_all_ranks(model: MACE, world: World) -> None:
     """Local rank 0 compiles what the model needs; the others then find it on disk."""
     if world.local_rank == 0:
-        prepare(model, show_progress=world.is_main)
+        compile_kernels(model, show_progress=world.is_main)
     world.barrier()
     if world.local_rank > 0:
-        prepare(model)
+        compile_kernels(model)

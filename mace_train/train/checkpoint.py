@@ -95,14 +95,21 @@ def checksum(tensors: dict[str, Tensor], header: str) -> str:
 
 def model_header(model: MACE) -> dict[str, Any]:
     """The part of a header that rebuilds the model."""
-    return {"model_settings": asdict(model.settings), "model_data": asdict(model.data)}
+    return _model_header(model.settings, model.data)
 
 
 def model_header_of(header: dict[str, Any]) -> dict[str, Any]:
     """That part of the header of a file; what older files do not state has its default."""
     settings = ModelSettings(**header["model_settings"])
     data = ModelData.from_dict(header["model_data"])
-    return {"model_settings": asdict(settings), "model_data": asdict(data)}
+    return _model_header(settings, data)
+
+
+def _model_header(settings: ModelSettings, data: ModelData) -> dict[str, Any]:
+    model_settings = asdict(settings)
+    # always None (num_channels and max_L say it), and version 0.1.0 does not know it
+    assert model_settings.pop("hidden_irreps") is None
+    return {"model_settings": model_settings, "model_data": asdict(data)}
 
 
 def load_model(path: Path, dtype: torch.dtype | None = None) -> tuple[MACE, dict[str, Any]]:

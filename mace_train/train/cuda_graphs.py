@@ -146,7 +146,8 @@ class GraphedUpdate:
     Without it the host reads the norm before the optimizer runs. Here the GPU decides: a step whose
     norm is not finite changes nothing, and the host reads the norm when the next step has been
     launched. If a rank ran out of memory (the health of ``Gradients`` is NaN), later steps change
-    nothing either, until the host has planned the rest of the epoch again and calls ``go_on``.
+    nothing either, until the host has planned the rest of the epoch again and calls
+    ``resume_updates``.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class GraphedUpdate:
         self._replay()
         return self._norm.clone()
 
-    def go_on(self) -> None:
+    def resume_updates(self) -> None:
         """Let steps change the weights again."""
         self._halted.zero_()
 

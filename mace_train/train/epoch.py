@@ -38,7 +38,7 @@ class EpochLoop:
     norm: float = math.nan
     lr: float = math.nan
     n_seen: int = 0  # structures that the epoch has trained on, over all sessions and ranks
-    predicted: float = math.nan  # straggler ratio of the plan
+    planned_straggler: float = math.nan  # straggler ratio of the plan
     interrupted: bool = False  # a checkpoint was written because a rank has its stop flag set
 
     def __post_init__(self) -> None:
@@ -48,28 +48,29 @@ class EpochLoop:
         """Train the rest of the epoch; the sums of its loss over all ranks."""
         run = self.run
         epoch = run.progress.epoch + 1
-        epoch_plan: EpochPlan | None = run.epoch_plan or EpochPlan.full(run.sampler, epoch)
+        epoch_plan = run.epoch_plan or EpochPlan.full(run.sampler, epoch)
         run.epoch_plan = None
-        self.predicted = epoch_plan.plan.straggler if epoch_plan is not None else math.nan
-        while epoch_plan is not None:
-            epoch_plan = self._train_plan(epoch_plan)
+        self.planned_straggler = epoch_plan.plan.straggler
+        rest = self._train_plan(epoch_plan)
+        while rest is not None:
+            rest = self._train_plan(rest)
         self._tick()
         return self._sums()
 
     def _train_plan(self, epoch_plan: EpochPlan) -> EpochPlan | None:
         """Train to the end of the plan (None), or until the rest is replanned (returned)."""
         run = self.run
-        m = run.settings.batching.accumulate
+        accumulate = run.settings.batching.accumulate
         step = run.progress.plan_step
-        graphs_of_steps = groups(run, epoch_plan, step, m)
+        steps = graphs_of_steps(run, epoch_plan, first_bin=step, accumulate=accumulate)
         in_flight: deque[tuple[StepInFlight, int]] = deque()  # with the bins done after them
         with ProgressBar(
             f"epoch {epoch_plan.epoch + 1}",
-            -(-(epoch_plan.n_steps - step) // m),
+            -(-(epoch_plan.n_steps - step) // accumulate),
             enabled=run.settings.logger.progress and run.world.is_main,
         ) as bar:
-            while graphs := self._next(graphs_of_steps):
-                after = min(step + m, epoch_plan.n_steps)
+            while graphs := self._next(steps):
+                after = min(step + accumulate, epoch_plan.n_steps)
                 lr = run.lr(epoch_plan.time(step), epoch_plan.time(after))
                 flags = self._flags(len(in_flight))
                 started = start_step(run, graphs, lr, self.timer, flags, len(in_flight))
@@ -87,10 +88,10 @@ class EpochLoop:
                 bar.advance()
         return None
 
-    def _next(self, graphs_of_steps: Iterator[list[Graph]]) -> list[Graph] | None:
+    def _next(self, steps: Iterator[list[Graph]]) -> list[Graph] | None:
         """The graphs of the next step, None after the last; the time for them counts as data."""
         with self.timer("data"):
-            return next(graphs_of_steps, None)
+            return next(steps, None)
 
     def _finish(self, epoch_plan: EpochPlan, started: StepInFlight, after: int) -> EpochPlan | None:
         """Finish a step; returns the plan of the rest of the epoch if that is planned again."""
@@ -166,22 +167,24 @@ class EpochLoop:
         run = self.run
         loss = float(run.epoch_totals.sums.loss(run.stage.loss))
         latest = "" if run.last_errors is None else f"  RMSE {run.last_errors}"
-        return f"loss {loss:.3g}  imbalance {self.predicted:.2f}{latest}"
+        return f"loss {loss:.3g}  imbalance {self.planned_straggler:.2f}{latest}"
 
     def record(self) -> dict[str, Any]:
         """The entries of metrics.jsonl that the steps of the epoch give; called by all ranks."""
         return {
             "lr": self.lr,
             "grad_norm": self.norm,
-            "imbalance": self.predicted,
+            "imbalance": self.planned_straggler,
             **self.timer.summary(self.run.world),
             "noise_scale": self.noise.result(self.run.world) if self._measures_noise else None,
         }
 
 
-def groups(run: Run, epoch_plan: EpochPlan, first: int, m: int) -> Iterator[list[Graph]]:
-    """This rank's graphs, on the host, of every step from the bin ``first`` on, ``m`` a step."""
-    bins = list(epoch_plan.bins(run.world.rank, first))
+def graphs_of_steps(
+    run: Run, epoch_plan: EpochPlan, *, first_bin: int, accumulate: int
+) -> Iterator[list[Graph]]:
+    """This rank's graphs, on the host, of every step: ``accumulate`` bins from ``first_bin`` on."""
+    bins = list(epoch_plan.bins(run.world.rank, first_bin))
     graphs = batches(
         run.train.shards,
         bins,
@@ -194,8 +197,8 @@ def groups(run: Run, epoch_plan: EpochPlan, first: int, m: int) -> Iterator[list
     )
     if epoch_plan.epoch + 1 < run.settings.max_num_epochs:
         run.sampler.prepare(epoch_plan.epoch + 1)  # after the loader's processes were forked
-    while group := list(islice(graphs, m)):
-        yield group
+    while graphs_of_step := list(islice(graphs, accumulate)):
+        yield graphs_of_step
 
 
 def shape_of_bins(run: Run, epoch_plan: EpochPlan) -> Shape:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.data.graph import Graph
 from mace_train.errors import InputError
-from mace_train.train.epoch import EpochLoop, groups
+from mace_train.train.epoch import EpochLoop, graphs_of_steps
 from mace_train.train.loss import LossSums, label_counts
 from mace_train.train.optim import set_lr
 from mace_train.train.run import EpochTotals
@@ -26,12 +26,12 @@ class LbfgsLoop(EpochLoop):
         """One step; the sums of the loss where it began."""
         run = self.run
         epoch_plan = EpochPlan.full(run.sampler, run.progress.epoch + 1)
-        label_counts = self._label_counts_over_ranks(epoch_plan)
+        counts = self._label_counts_over_ranks(epoch_plan)
         evaluations: list[LossSums] = []
         seed_step(run, run.progress.step)
 
         def closure() -> Tensor:
-            sums = self._gradient(epoch_plan, label_counts)
+            sums = self._gradient(epoch_plan, counts)
             evaluations.append(sums)
             return sums.loss(run.stage.loss)
 
@@ -39,7 +39,8 @@ class LbfgsLoop(EpochLoop):
         set_lr(run.updater.optimizer, self.lr)
         run.updater.optimizer.step(closure)  # type: ignore[arg-type]
         self.norm = run.updater.gradients.norm()
-        self.predicted, self.n_seen = epoch_plan.plan.straggler, len(epoch_plan.plan.bins.ids)
+        self.planned_straggler = epoch_plan.plan.straggler
+        self.n_seen = len(epoch_plan.plan.bins.ids)
         self.timer.step_done()
         run.progress.step += 1
         run.epoch_totals = EpochTotals.zero(run.world.device)
@@ -47,8 +48,8 @@ class LbfgsLoop(EpochLoop):
         return evaluations[0]
 
     def _graphs(self, epoch_plan: EpochPlan) -> Iterator[Graph]:
-        graphs_of_steps = groups(self.run, epoch_plan, 0, 1)
-        while graphs := self._next(graphs_of_steps):
+        steps = graphs_of_steps(self.run, epoch_plan, first_bin=0, accumulate=1)
+        while graphs := self._next(steps):
             yield graphs[0]
 
     def _label_counts_over_ranks(self, epoch_plan: EpochPlan) -> Tensor:

@@ -68,11 +68,11 @@ def needs_stress(settings: LossSettings) -> bool:
     return settings.stress_weight > 0 or settings.virials_weight > 0
 
 
-def label_counts(graph: Graph, loss: str = "weighted") -> Tensor:
+def label_counts(graph: Graph, loss_name: str = "weighted") -> Tensor:
     """[4] float64 denominators of the graphs of a batch, known before the model runs."""
     n_stress = 9 * graph.has_stress.sum()
     n_forces = (graph.n_atoms_of_graph * graph.has_forces).sum()
-    if loss != "l1l2":
+    if loss_name != "l1l2":
         n_forces = 3 * n_forces
     return torch.stack((graph.has_energy.sum(), n_forces, n_stress, n_stress)).to(torch.float64)
 

@@ -41,8 +41,8 @@ def calibrate_capacity(run: Run) -> Capacity:
     """The capacity that the memory of the smallest device allows; the same on all ranks."""
     budget = _budget(run)
     probes = _probe(run, budget)
-    law = fit_linear_costs(*probes.T)
-    n_atoms, n_edges = map(min, zip(*run.world.gather_all(_solve(run, law, budget)), strict=True))
+    fit = fit_linear_costs(*probes.T)
+    n_atoms, n_edges = map(min, zip(*run.world.gather_all(_solve(run, fit, budget)), strict=True))
     costs = run.train.costs
     if n_atoms < costs.n_atoms.max() or n_edges < costs.n_edges.max():
         raise InputError(
@@ -53,9 +53,9 @@ def calibrate_capacity(run: Run) -> Capacity:
     LOGGER.info(
         "memory: %.0f MB + %.1f kB per atom + %.2f kB per edge (%d probes); with %.0f MB and a "
         "margin of %.0f %% a bin holds at most %d atoms and %d edges",
-        law.fixed / 1e6,
-        law.per_atom / 1e3,
-        law.per_edge / 1e3,
+        fit.fixed / 1e6,
+        fit.per_atom / 1e3,
+        fit.per_edge / 1e3,
         len(probes),
         budget / 1e6,
         100 * MARGIN,
@@ -65,13 +65,13 @@ def calibrate_capacity(run: Run) -> Capacity:
     return Capacity(n_atoms, n_edges)
 
 
-def _solve(run: Run, law: LinearCosts, budget: float) -> tuple[int, int]:
+def _solve(run: Run, fit: LinearCosts, budget: float) -> tuple[int, int]:
     """(atoms, edges) that fill the budget but for the margin; no more than one step of all data."""
     costs = run.train.costs
     total_atoms, total_edges = int(costs.n_atoms.sum()), int(costs.n_edges.sum())
     edges_per_atom = EDGE_SLACK * total_edges / total_atoms
-    room = (1.0 - MARGIN) * budget - law.fixed - _optimizer_bytes(run.updater.parameters)
-    n_atoms = int(max(room, 0.0) / max(law.per_atom + law.per_edge * edges_per_atom, 1e-9))
+    room = (1.0 - MARGIN) * budget - fit.fixed - _optimizer_bytes(run.updater.parameters)
+    n_atoms = int(max(room, 0.0) / max(fit.per_atom + fit.per_edge * edges_per_atom, 1e-9))
     most = -(-total_atoms // run.world.size) + int(costs.n_atoms.max())
     n_atoms = min(n_atoms, most)
     return n_atoms, int(n_atoms * edges_per_atom)

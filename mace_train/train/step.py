@@ -188,7 +188,7 @@ def backward(
     graph: Graph,
     structure_weight: Tensor,
     loss: LossSettings,
-    label_counts_over_ranks: Callable[[], Tensor],
+    wait_for_label_counts: Callable[[], Tensor],
     timer: StepTimer,
 ) -> LossSums:
     """Add the gradient of one bin to this rank's; the bin's loss sums.
@@ -197,7 +197,7 @@ def backward(
     denominators [4] of the loss, which the forward pass does not need.
     """
     if updater.graphed_gradient is not None:
-        counts = label_counts_over_ranks()
+        counts = wait_for_label_counts()
         with timer("compute"):
             return updater.graphed_gradient.add(graph, structure_weight, counts, loss)
     with timer("compute"):
@@ -205,7 +205,7 @@ def backward(
         prediction = predict(updater.model, graph, stress=needs_stress(loss), create_graph=True)
         weight = structure_weight.to(graph.weight)
         sums = loss_sums(prediction, graph, loss, structure_weight=weight)
-    counts = label_counts_over_ranks()
+    counts = wait_for_label_counts()
     with timer("compute"):
         value = sums.loss(loss, counts.to(sums.numerators))
         # gradients of the edge vectors are not needed
@@ -229,5 +229,5 @@ def _failures(updater: Updater, world: World, started: StepInFlight) -> list[Ste
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
     failures = [one for one in world.gather_all(own) if one is not None]
-    updater.go_on()
+    updater.resume_updates()
     return failures

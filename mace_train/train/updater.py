@@ -1,6 +1,6 @@
 """From the gradients of bins to new weights: sum over ranks, clipping, optimizer, EMA.
 
-    zero_gradients -> backward of every bin (step.py) -> finish_gradients -> update
+    zero_gradients -> backward of every bin (step.py) -> gradients.finish -> update
 
 ``update`` launches the change of the weights and returns a function that waits for the norm of the
 gradient. On the host the norm is known before the weights change; with a captured update
@@ -34,10 +34,8 @@ from mace_train.train.optim import (
 from mace_train.train.timing import StepTimer
 
 LOGGER = logging.getLogger("mace_train")
-ADAM = (
-    "adam",
-    "adamw",
-)  # what has an EMA, can be captured, and can continue with the other's state
+# what has an EMA, can be captured, and can continue with the other's state
+ADAM = ("adam", "adamw")
 
 
 class Updater:
@@ -121,10 +119,10 @@ class Updater:
         if self.graphed_gradient is not None:
             self.graphed_gradient.forget()
 
-    def go_on(self) -> None:
+    def resume_updates(self) -> None:
         """Let updates change the weights again, after all ranks know about a failed step."""
         if self.graphed_update is not None:
-            self.graphed_update.go_on()
+            self.graphed_update.resume_updates()
 
     def weights_to_use(self) -> dict[str, Tensor] | None:
         """The weights to validate and to keep, by name; None where they are the model's own."""

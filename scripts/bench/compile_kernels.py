@@ -2,13 +2,13 @@
 
     python scripts/bench/compile_kernels.py [--json compile.json] [--repeats 3] [--device cuda]
 
-Cold: ``prepare`` of a model in a new process with an empty cache: generating, compiling and loading
-every kernel of a training step. Warm: the same cache in a new process, from the beginning of the
-model's construction to the end of the first step, less the time of a second step: tables of the
-model, ``prepare``, loading the libraries, and what PyTorch does at a first step. Imports of PyTorch
-and of this package, and the optimizer (which imports torch._dynamo), come before and are not in
-it. Seconds of wall time, and beside them CPU time with that of compilers; the median of the
-repetitions counts. Exit code 1 beyond a limit.
+Cold: ``compile_kernels`` of a model in a new process with an empty cache: generating, compiling and
+loading every kernel of a training step. Warm: the same cache in a new process, from the beginning
+of the model's construction to the end of the first step, less the time of a second step: tables of
+the model, ``compile_kernels``, loading the libraries, and what PyTorch does at a first step.
+Imports of PyTorch and of this package, and the optimizer (which imports torch._dynamo), come before
+and are not in it. Seconds of wall time, and beside them CPU time with that of compilers; the median
+of the repetitions counts. Exit code 1 beyond a limit.
 """
 
 import argparse
@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from mace_train.model.compile_kernels import prepare  # noqa: E402
+from mace_train.model.compile_kernels import compile_kernels  # noqa: E402
 from mace_train.model.mace import MACE, Head, ModelData  # noqa: E402
 from mace_train.settings import ModelSettings  # noqa: E402
 
@@ -61,10 +61,10 @@ def main() -> int:
 
 
 def cold(device: str) -> dict[str, float]:
-    """Seconds of ``prepare``."""
+    """Seconds of ``compile_kernels``."""
     model = MACE(MEDIUM, DATA, kernels=KERNELS[device]).to(device)
     start, cpu = time.perf_counter(), _cpu_time()
-    n_kernels = prepare(model)
+    n_kernels = compile_kernels(model)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "CPU time": _cpu_time() - cpu, "kernels": n_kernels}
 
@@ -76,19 +76,19 @@ def warm(device: str) -> dict[str, float]:
     marks, cpu = [time.perf_counter()], _cpu_time()
     model = MACE(MEDIUM, DATA, kernels=KERNELS[device]).to(device)
     marks.append(time.perf_counter())
-    prepare(model)
+    compile_kernels(model)
     marks.append(time.perf_counter())
     for _ in range(2):
         _step(model)
         marks.append(time.perf_counter())
-    construction, preparation, first, second = (
+    construction, compilation, first, second = (
         later - earlier for earlier, later in pairwise(marks)
     )
     return {
-        "seconds": construction + preparation + first - second,
+        "seconds": construction + compilation + first - second,
         "CPU time of all": _cpu_time() - cpu,
         "construction": construction,
-        "prepare": preparation,
+        "compile_kernels": compilation,
         "first step": first,
         "second step": second,
     }

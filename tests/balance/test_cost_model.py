@@ -64,8 +64,8 @@ def test_the_fit_is_the_non_negative_least_squares_of_scipy(relative, noise):
         terms = np.stack([np.ones(12), atoms, edges], axis=1) * weight[:, None]
         scale = terms.max(axis=0)
         expected, error = nnls(terms / scale, values * weight)
-        law = fit_linear_costs(atoms, edges, values, relative=relative)
-        found = np.array([law.fixed, law.per_atom, law.per_edge]) * scale
+        fit = fit_linear_costs(atoms, edges, values, relative=relative)
+        found = np.array([fit.fixed, fit.per_atom, fit.per_edge]) * scale
         assert (found >= 0).all()
         np.testing.assert_allclose(found, expected, atol=1e-9 * expected.max())
         own_error = np.linalg.norm(terms / scale @ found - values * weight)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mace_train.model.compile_kernels import prepare, training_kernels
+from mace_train.model.compile_kernels import compile_kernels, training_kernels
 from mace_train.model.derivatives import predict
 from mace_train.ops.codegen import kernel_cache
 from mace_train.ops.cpp import compiler as cpp_compiler
@@ -34,7 +34,7 @@ def test_nothing_is_compiled_after(tmp_path, monkeypatch):
     for kernel, *_ in training_kernels(model):
         kernel.cpp._functions.clear()  # other tests may have loaded them
     expected = step(small_model("reference"))
-    assert prepare(model, show_progress=True) == len(list(tmp_path.glob("*.so")))
+    assert compile_kernels(model, show_progress=True) == len(list(tmp_path.glob("*.so")))
     monkeypatch.setattr(kernel_cache, "built", lambda *_: pytest.fail("compiled again"))
     monkeypatch.setattr(cpp_compiler, "built", lambda *_: pytest.fail("compiled again"))
     for mine, right in zip(step(model), expected, strict=True):
@@ -42,7 +42,7 @@ def test_nothing_is_compiled_after(tmp_path, monkeypatch):
 
 
 def test_the_reference_needs_none():
-    assert prepare(small_model("reference")) == 0
+    assert compile_kernels(small_model("reference")) == 0
 
 
 @needs_compiler

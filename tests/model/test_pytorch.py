@@ -39,6 +39,17 @@ def loss_of(prediction):
     return prediction.energy.square().sum() + squares
 
 
+def test_hooks_of_the_model_run_in_a_prediction():
+    """Training calls the module itself, as FSDP and others that register hooks need it."""
+    model, graph = case("reference")
+    seen = []
+    model.register_forward_hook(lambda module, inputs, energies: seen.append(energies.detach()))
+    prediction = predict(model, graph, stress=True, create_graph=True)
+    (energies,) = seen
+    assert energies.shape == (graph.n_atoms,)
+    torch.testing.assert_close(energies.sum(), prediction.interaction_energy.detach().sum())
+
+
 def gradients_of(model, graph):
     prediction = predict(model, graph, stress=True, create_graph=True)
     return torch.autograd.grad(loss_of(prediction), list(model.parameters()))

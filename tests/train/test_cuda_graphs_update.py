@@ -104,7 +104,7 @@ def test_weights_and_averages_are_those_of_the_host(settings, clip_grad, device,
     assert math.isfinite(both.step(0.25, 10, void=True))  # the step after it changes nothing
     for before, after in zip(weights, both.models[1].parameters(), strict=True):
         assert torch.equal(before, after)
-    both.update.go_on()
+    both.update.resume_updates()
     both.step(0.25, 11)
     both.assert_equal()
     assert both.step(0.25, 12, void=True, health=math.inf) == math.inf  # only this one is void

@@ -2,9 +2,11 @@
 
 ``mace-train train`` runs in this process, and a profile function sees every call of a function of
 the package. The files on the stack when a batch is made, and when a compiled contraction is called,
-are the path through a step; the files that run between two batches are those of the whole step.
+are the path through a step; the files that run between two batches are those of the whole step. The
+functions that train/README.md tells a reader to read must be among those that were called.
 """
 
+import re
 import sys
 from pathlib import Path
 from types import FrameType
@@ -84,6 +86,7 @@ class Calls:
         self.at_kernel: list[str] = []
         self.n_batches = 0
         self.of_step: set[str] = set()  # from the second batch to the third
+        self.functions: set[tuple[str, str]] = set()  # (file, qualified name), of the whole epoch
         self._files: dict[str, str | None] = {}
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
@@ -92,11 +95,14 @@ class Calls:
         file = self._file(frame)
         if file is None:
             return
+        self.functions.add((file, _name(frame)))
         if self.n_batches == 2:
             self.of_step.add(file)
         if (file, frame.f_code.co_name) == (LOADER, "packed"):
             self.n_batches += 1
-            self.at_batch = self.at_batch or self._stack(frame)
+            if not self.at_batch:
+                self.at_batch = self._stack(frame)
+                self.functions |= self._functions_on_stack(frame)
         if (file, frame.f_code.co_name) == (KERNEL, "run") and not self.at_kernel:
             stack = self._stack(frame)
             self.at_kernel = stack if CONTRACTION in stack else []
@@ -111,11 +117,36 @@ class Calls:
         return self._files[name]
 
     def _stack(self, innermost: FrameType) -> list[str]:
-        frames = [innermost]
-        while frames[-1].f_back is not None:
-            frames.append(frames[-1].f_back)
-        files = [file for frame in reversed(frames) if (file := self._file(frame)) is not None]
+        files = [file for frame in _frames(innermost) if (file := self._file(frame)) is not None]
         return list(dict.fromkeys(files))
+
+    def _functions_on_stack(self, innermost: FrameType) -> set[tuple[str, str]]:
+        """Those that were called before the profile function was there, too."""
+        frames = _frames(innermost)
+        return {(file, _name(f)) for f in frames if (file := self._file(f)) is not None}
+
+
+def _frames(innermost: FrameType) -> list[FrameType]:
+    """The stack, outermost first."""
+    frames = [innermost]
+    while frames[-1].f_back is not None:
+        frames.append(frames[-1].f_back)
+    return frames[::-1]
+
+
+def _name(frame: FrameType) -> str:
+    """The name of a function with its class; one inside of another is named as its member."""
+    return frame.f_code.co_qualname.replace(".<locals>", "")
+
+
+def stations() -> list[tuple[str, str]]:
+    """(file, function) of the table of train/README.md, in its order."""
+    text = (PACKAGE / "train" / "README.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `([\w/.]+)` \| ([^|]+) \|", text, flags=re.MULTILINE)
+    assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1))
+    found = [(file, name) for _, file, cell in rows for name in re.findall(r"`([\w.]+)`", cell)]
+    assert {file for file, _ in found} == {file for _, file, _ in rows}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +188,10 @@ def test_the_path_from_the_command_to_the_kernel_is_twelve_files(calls):
 def test_a_step_runs_no_other_files_than_these(calls):
     assert set(PATH) - {"cli.py", "train/train.py"} <= calls.of_step  # a whole step was watched
     assert sorted(calls.of_step - set(PATH) - set(BESIDE)) == []
+
+
+def test_the_functions_to_read_are_called(calls):
+    found = stations()
+    assert [station for station in found if station not in calls.functions] == []
+    files = list(dict.fromkeys(file for file, _ in found))
+    assert [file for file in files if file in PATH] == PATH  # every file of the path, in its order

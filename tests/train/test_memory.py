@@ -29,11 +29,11 @@ def test_the_fit_finds_the_slopes():
     random = np.random.default_rng(0)
     atoms, edges = random.uniform(10, 500, 12), random.uniform(100, 9000, 12)
     noise = random.normal(scale=1e5, size=12)
-    law = fit_linear_costs(atoms, edges, 3e8 + 4e4 * atoms + 2e3 * edges + noise)
-    assert law.fixed == pytest.approx(3e8, rel=0.01)
-    assert law.per_atom == pytest.approx(4e4, rel=0.05)
-    assert law.per_edge == pytest.approx(2e3, rel=0.05)
-    assert law.of(10, 100) == pytest.approx(3e8 + 4e5 + 2e5, rel=0.01)
+    fit = fit_linear_costs(atoms, edges, 3e8 + 4e4 * atoms + 2e3 * edges + noise)
+    assert fit.fixed == pytest.approx(3e8, rel=0.01)
+    assert fit.per_atom == pytest.approx(4e4, rel=0.05)
+    assert fit.per_edge == pytest.approx(2e3, rel=0.05)
+    assert fit.of(10, 100) == pytest.approx(3e8 + 4e5 + 2e5, rel=0.01)
 
 
 @LINUX

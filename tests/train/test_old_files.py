@@ -20,7 +20,9 @@ import pytest
 import torch
 
 from mace_train.data.shards import ShardSet
-from mace_train.train.checkpoint import load_model
+from mace_train.model.mace import MACE
+from mace_train.settings import ModelSettings
+from mace_train.train.checkpoint import load_model, model_header
 from tests.conftest import run_command
 
 REFERENCE = Path(__file__).parent / "reference" / "run_of_0.1.0"
@@ -60,6 +62,17 @@ def test_its_weights_are_read():
     assert model.dtype == torch.float64
 
 
+def test_it_could_read_the_architecture_that_is_written_now():
+    """It refuses headers with a setting that it does not know."""
+    path = REFERENCE / "run" / "checkpoints" / "best-0000000008.safetensors"
+    model, header = load_model(path)
+    now = model_header(model)
+    assert now["model_settings"] == header["model_settings"]
+    assert now["model_data"].keys() == header["model_data"].keys()
+    typed = ModelSettings(**header["model_settings"], hidden_irreps="4x0e+4x1o")
+    assert model_header(MACE(typed, model.data)) == now
+
+
 def test_its_run_goes_on_as_it_would_have(tmp_path, capsys):
     shutil.copytree(REFERENCE / "run", tmp_path / "run")
     run_command(
@@ -76,6 +89,12 @@ def test_its_run_goes_on_as_it_would_have(tmp_path, capsys):
     expected = lines(REFERENCE / "expected.jsonl")[-1]
     assert found["epoch"] == expected["epoch"] == 2
     assert found["step"] == expected["step"] == 12
+    before, after = (
+        json.loads((folder / "run" / "checkpoints" / f"{name}.json").read_text())
+        for folder, name in ((REFERENCE, "step-0000000010"), (tmp_path, "step-0000000012"))
+    )
+    for part in ("model_settings", "model_data", "progress"):  # which it reads as a whole
+        assert after[part].keys() == before[part].keys()
     for name in ("train_loss", "valid_loss", "valid_forces_rmse_eV_per_A", "grad_norm"):
         assert found[name] == pytest.approx(expected[name], rel=1e-9)
     assert found["train_loss"] != pytest.approx(

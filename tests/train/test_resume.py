@@ -12,6 +12,7 @@ from mace_train.settings import (
     BatchingSettings,
     CheckpointSettings,
     FinishSettings,
+    ModelSettings,
     OptimizerSettings,
     StageTwoSettings,
     TrainSettings,
@@ -93,6 +94,29 @@ def test_another_number_of_ranks_trains_the_rest_of_the_epoch_once(sessions, pre
     losses = [record["train_loss"] for record in records(tmp_path / "run")]
     assert len(losses) == 2
     assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("irreps_first", [False, True])
+def test_a_model_is_the_same_in_either_notation(
+    irreps_first, prepared, tmp_path, caplog, monkeypatch
+):
+    """num_channels and max_L, or hidden_irreps; a run may be restarted with the other."""
+    others: dict[str, Any] = {"max_ell": 2, "correlation": 2, "radial_MLP": [8]}
+    models = [
+        ModelSettings(num_channels=4, max_L=1, **others),
+        ModelSettings(hidden_irreps="4x0e+4x1o", **others),
+    ]
+    first, second = (
+        small(prepared, tmp_path / "run", max_num_epochs=1, model=model)
+        for model in (models[::-1] if irreps_first else models)
+    )
+    train_until_killed(World(), first, 3)
+    monkeypatch.setattr(logging.getLogger("mace_train"), "propagate", True)
+    caplog.set_level(logging.INFO, "mace_train")
+    train(second)
+    assert "resumed from" in caplog.text
+    assert "settings changed" not in caplog.text
+    assert records(tmp_path / "run")[-1]["epoch"] == 0
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(prepared, tmp_path, caplog, monkeypatch):

@@ -24,7 +24,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[3]))
 import torch
 from goals import describe, reaches, row, write
 
-from mace_train.model.compile_kernels import prepare
+from mace_train.model.compile_kernels import compile_kernels
 from mace_train.model.contraction import SymmetricContraction
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.ops.cuda import compiler as cuda_compiler
@@ -120,7 +120,7 @@ def compile_time(
     data = ModelData(5.0, (1, 6, 8), 9.0, (Head((0.0, 0.0, 0.0), 1.0, 0.0),))
     model = MACE(ModelSettings(num_channels=channels, max_L=max_L), data).to(dtype).to(device)
     start = time.perf_counter()
-    n_kernels = prepare(model)
+    n_kernels = compile_kernels(model)
     return time.perf_counter() - start, n_kernels
 
 

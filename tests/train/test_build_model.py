@@ -26,8 +26,8 @@ EVENTS: list[str] = []
 @pytest.mark.parametrize("local_rank", [0, 1])
 def test_local_rank_0_compiles_and_the_others_wait(local_rank, monkeypatch):
     EVENTS.clear()
-    monkeypatch.setattr(build_model, "prepare", lambda *_, **__: EVENTS.append("compile"))
+    monkeypatch.setattr(build_model, "compile_kernels", lambda *_, **__: EVENTS.append("compile"))
     rank = Rank(rank=3, local_rank=local_rank, size=4, local_size=2)
-    build_model.compile_kernels(model(), rank)
+    build_model.compile_kernels_on_all_ranks(model(), rank)
     expected = ["compile", "barrier"] if local_rank == 0 else ["barrier", "compile"]
     assert expected == EVENTS

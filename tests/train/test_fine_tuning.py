@@ -106,7 +106,7 @@ def test_replay_trains_heads_that_begin_alike(foundation, new_data, tmp_path):
     model, header = load_model(output)
     assert model.data.head_names == ("new", "replay")
     assert header["settings"]["foundation"]["checkpoint"] == str(foundation)
-    assert header["model_settings"] == header["settings"]["model"]
+    assert {**header["model_settings"], "hidden_irreps": None} == header["settings"]["model"]
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["valid_loss"] < rows[0]["valid_loss"] * 1.5
     assert len(rows) == 2

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mace_train.data.graph import Graph
 from mace_train.model.mace import MACE
-from mace_train.ops.backends import backend_of
 from mace_train.ops.row_sums import Sums, add_rows
 
 
@@ -50,9 +49,7 @@ def predict(
         vectors = graph.vectors()
         if need_gradient and not vectors.requires_grad:
             vectors.requires_grad_()
-        # a call of the module, so that its hooks run
-        interaction: Tensor = model(
-            vectors,
+        index = model.batch_index(
             graph.elements,
             graph.senders,
             graph.receivers,
@@ -60,6 +57,8 @@ def predict(
             graph.first_of_pair,
             graph.heads_of_atoms() if len(model.data.heads) > 1 else None,
         )
+        # a call of the module, so that its hooks run
+        interaction: Tensor = model(vectors, graph.elements, index=index)
         gradient = None
         if need_gradient:
             (gradient,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=create_graph)
@@ -73,7 +72,7 @@ def predict(
         gradient,
         stress=stress,
         forces=forces,
-        sums=backend_of(model.kernels, graph.elements.device).sum_rows,
+        sums=index.backend.sum_rows,
     )
 
 

@@ -210,20 +210,25 @@ class MACE(nn.Module):
         self,
         vectors: Tensor,
         elements: Tensor,
-        senders: Tensor,
-        receivers: Tensor,
+        senders: Tensor | None = None,
+        receivers: Tensor | None = None,
         pairs: Tensor | None = None,
         first_of_pair: Tensor | None = None,
         heads: Tensor | None = None,
+        index: BatchIndex | None = None,
     ) -> Tensor:
         """Interaction energies [n_atoms], eV, without those of isolated atoms.
 
         Takes edge vectors [n_edges, 3] (Å, sender to receiver, in the model's dtype), elements
         [n_atoms], senders and receivers [n_edges], int64; receivers ascending. With pairs (see
         ``Graph``) only the vector of the first edge of each pair is used; without them, all are.
-        ``heads`` [n_atoms] int64 is needed if the model has several.
+        ``heads`` [n_atoms] int64 is needed if the model has several. In place of all but the first
+        two there may be an ``index`` that ``batch_index`` has made of them.
         """
-        index = self.batch_index(elements, senders, receivers, pairs, first_of_pair, heads)
+        if index is None:
+            if senders is None or receivers is None:
+                raise ValueError("give senders and receivers of the edges, or an index")
+            index = self.batch_index(elements, senders, receivers, pairs, first_of_pair, heads)
         return self.energies(vectors, elements, index)
 
     def batch_index(

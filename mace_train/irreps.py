@@ -18,6 +18,7 @@ from typing import Any
 
 from mace_train.errors import InputError
 
+MOST_CHANNELS = 1 << 16  # of one degree; published models have up to 512
 _TRUST = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -93,17 +94,27 @@ class FeatureIrreps:
                 f"{setting}={text!r}: MACE's features here are 0e, 1o, 2e, ... in this order, with "
                 "the same multiplicity each; write one like '128x0e+128x1o'"
             )
-        return cls(widths.pop(), len(found) - 1)
+        return cls(_checked(widths.pop(), text, setting), len(found) - 1)
 
 
 def count_scalars(text: str, setting: str) -> int:
     """The number of scalars that a user's string names; InputError if there is anything else."""
     if found := re.fullmatch(r"([1-9]\d*)x0e", text):
-        return int(found[1])
+        return _checked(int(found[1]), text, setting)
     irreps = _parsed(text, setting)
     if irreps.dim == 0 or any(str(irrep) != "0e" for _, irrep in irreps):
         raise InputError(f"{setting}={text!r} must be scalars, like '16x0e'")
-    return int(irreps.dim)
+    return _checked(int(irreps.dim), text, setting)
+
+
+def _checked(mul: int, text: str, setting: str) -> int:
+    """``mul``, if it is not so large that it must be a slip."""
+    if mul > MOST_CHANNELS:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise InputError(
+            f"{setting}={shown!r}: {mul} channels, at most {MOST_CHANNELS} are possible"
+        )
+    return mul
 
 
 def _parsed(text: str, setting: str) -> Any:

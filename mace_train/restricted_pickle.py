@@ -4,15 +4,20 @@ A pickle is a program: it may name any function of any module and call it. Here 
 in one table of exact (module, name) pairs, all of them made in this file; every other class is a
 ``Shell`` that keeps its state and has none of the class's code. Names with dots, which reach
 attributes of attributes, are refused, and so is the format before PyTorch 1.6, which is a bare
-pickle. Storages are read from the zip file here, sizes are checked against what lies there.
+pickle. Only opcodes that ``torch.save`` needs are taken, keys are text or numbers (hashing a nested
+tuple may take forever), and tensors exist only when the pickle has ended: before, they are holders
+without torch's code. Storages are read from the zip file here, sizes are checked against them.
 """
 
+import io
 import math
 import pickle
+import pickletools
+import re
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +36,12 @@ _STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+_OPCODES = re.compile(
+    "PROTO|FRAME|STOP|MARK|POP|POP_MARK|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT"
+    "|BINUNICODE8?|SHORT_BINUNICODE|(SHORT_)?BINSTRING|(SHORT_)?BINBYTES|EMPTY_TUPLE|TUPLE[123]?"
+    "|EMPTY_LIST|APPENDS?|EMPTY_DICT|SETITEMS?|BINPUT|LONG_BINPUT|MEMOIZE|BINGET|LONG_BINGET"
+    "|GLOBAL|STACK_GLOBAL|REDUCE|BUILD|NEWOBJ|NEWOBJ_EX|BINPERSID"
+)
 _LARGEST_PICKLE = 64 << 20  # bytes; models of mace-torch have less than 1 MiB of it
 
 
@@ -75,9 +86,7 @@ def load_tensors(path: Path) -> Any:
         raise RestrictedPickleError(
             f"{error}; files that PyTorch before 1.6 wrote are bare pickles and are not read"
         ) from None
-    except RestrictedPickleError:
-        raise
-    except (OSError, MemoryError):
+    except (RestrictedPickleError, OSError):
         raise
     except Exception as error:  # a damaged pickle may raise anything
         raise RestrictedPickleError(f"{type(error).__name__}: {error}") from error
@@ -95,18 +104,61 @@ def _load(zipped: zipfile.ZipFile) -> Any:
     names = zipped.namelist()
     order = zipped.read(f"{folder}byteorder").decode() if f"{folder}byteorder" in names else ""
     if order not in ("", sys.byteorder):
-        raise RestrictedPickleError(f"byte order {order!r}, this machine has {sys.byteorder!r}")
-    with zipped.open(found[0]) as file:
-        return _Unpickler(file, lambda key: zipped.read(f"{folder}data/{key}")).load()
+        raise RestrictedPickleError(f"byte order {order[:20]!r}, this machine is {sys.byteorder}")
+    pickled = zipped.read(found[0])
+    _check_opcodes(pickled)
+    loaded = _Unpickler(pickled, lambda key: zipped.read(f"{folder}data/{key}")).load()
+    return _unwrapped(loaded, {})
 
 
-class _Unpickler(pickle.Unpickler):
-    """Looks names up in a table of its own; the table lives as long as one file is read."""
+def _check_opcodes(pickled: bytes) -> None:
+    for opcode, _, _ in pickletools.genops(pickled):
+        if not _OPCODES.fullmatch(opcode.name):
+            raise RestrictedPickleError(f"the opcode {opcode.name}, not one of torch.save")
 
-    def __init__(self, file: Any, read_storage: Callable[[str], bytes]) -> None:
-        super().__init__(file)
+
+class _Held(Shell):
+    """A tensor or a storage while the pickle is read, without the code of torch's class."""
+
+    def __init__(self, tensor: "torch.Tensor", is_storage: bool) -> None:
+        self.tensor, self.is_storage = tensor, is_storage
+
+    def __setstate__(self, state: Any) -> None:
+        raise RestrictedPickleError("a state for a tensor")
+
+
+def _unwrapped(value: Any, done: dict[int, Any]) -> Any:
+    """The same with tensors in place of their holders; containers and shells are changed."""
+    if isinstance(value, _Held):
+        return value.tensor
+    if id(value) in done:
+        return done[id(value)]
+    done[id(value)] = value
+    if isinstance(value, dict):
+        for key, item in list(dict.items(value)):
+            dict.__setitem__(value, key, _unwrapped(item, done))
+    elif isinstance(value, list):
+        value[:] = [_unwrapped(item, done) for item in value]
+    elif isinstance(value, tuple):
+        done[id(value)] = tuple(_unwrapped(item, done) for item in value)
+    elif isinstance(value, Shell):
+        value.state = _unwrapped(value.state, done)
+    return done[id(value)]
+
+
+_InPython: Any = pickle._Unpickler
+
+
+class _Unpickler(_InPython):
+    """Looks names up in a table of its own; the table lives as long as one file is read.
+
+    The unpickler in Python, since the one in C has no place to look at keys.
+    """
+
+    def __init__(self, pickled: bytes, read_storage: Callable[[str], bytes]) -> None:
+        super().__init__(io.BytesIO(pickled))
         self._read_storage = read_storage
-        self._storages: dict[str, torch.Tensor] = {}
+        self._storages: dict[str, _Held] = {}
         self._known = _known_names()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -117,55 +169,94 @@ class _Unpickler(pickle.Unpickler):
             return self._known[module, name]
         return type("Shell", (Shell,), {"__module__": __name__})
 
-    def persistent_load(self, identity: Any) -> "torch.Tensor":
+    def persistent_load(self, identity: Any) -> _Held:
         """The storage that a tensor refers to, flat."""
         import torch
 
         label, dtype, key, _, n_elements = identity
-        if label != "storage" or not isinstance(dtype, torch.dtype) or not str(key).isdigit():
-            raise RestrictedPickleError(f"it refers to {identity!r}, which is no storage")
+        if label != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str:
+            raise RestrictedPickleError("a reference to something that is no storage")
         if key not in self._storages:
-            data = bytearray(self._read_storage(str(key)))
-            if len(data) != n_elements * dtype.itemsize:
+            data = bytearray(self._read_storage(key))
+            if type(n_elements) is not int or len(data) != n_elements * dtype.itemsize:
+                expected = f"{_number(n_elements)} of {dtype}"
                 raise RestrictedPickleError(
-                    f"storage {key} has {len(data)} bytes, expected {n_elements} of {dtype}"
+                    f"storage {key} has {len(data)} bytes, expected {expected}"
                 )
-            empty = torch.empty(0, dtype=dtype)
-            self._storages[key] = torch.frombuffer(data, dtype=dtype) if data else empty
+            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            self._storages[key] = _Held(flat, is_storage=True)
         return self._storages[key]
+
+    def load_setitem(self) -> None:
+        """Check the key first."""
+        _check_simple(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        """Check the keys first."""
+        _check_simple(self.stack[::2])
+        super().load_setitems()
+
+    dispatch = {  # noqa: RUF012
+        **_InPython.dispatch,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
+
+
+def _check_simple(keys: Sequence[Any]) -> None:
+    for key in keys:
+        if not isinstance(key, (str, int, float, type(None))):
+            raise RestrictedPickleError(f"a {type(key).__name__} as a key")
+
+
+def _number(value: Any) -> str:
+    """A number as text; only the type of what is none, whose text may be endless."""
+    return str(value) if type(value) is int else f"a {type(value).__name__}"
 
 
 def _known_names() -> dict[tuple[str, str], Any]:
-    """All that a file can name beside shells."""
+    """All that a file can name beside shells; functions made for this file alone."""
     import torch
 
-    def rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> torch.Tensor:
-        if not isinstance(storage, torch.Tensor):
+    def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Held:
+        if not (isinstance(storage, _Held) and storage.is_storage):
             raise RestrictedPickleError("a tensor without a storage")
-        numbers = (offset, *size, *stride)
-        if len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise RestrictedPickleError(f"a tensor of size {size} and stride {stride}")
-        n_elements = math.prod(size)
+        if not (type(size) is tuple and type(stride) is tuple and len(size) == len(stride)):
+            raise RestrictedPickleError("a tensor of size and stride that do not fit")
+        if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+            raise RestrictedPickleError("a tensor of size or stride that are no numbers above 0")
+        n_elements, flat = math.prod(size), storage.tensor
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if n_elements > storage.numel() or (n_elements and last >= storage.numel()):
-            raise RestrictedPickleError(f"a tensor of size {size} beyond the end of its storage")
-        return torch.as_strided(storage, size, stride, offset)
+        if n_elements > flat.numel() or (n_elements and last >= flat.numel()):
+            raise RestrictedPickleError("a tensor of size beyond the end of its storage")
+        return _Held(torch.as_strided(flat, size, stride, offset), is_storage=False)
 
     def rebuild_parameter(data: Any, *_: Any) -> Any:
         return data
 
-    def size(numbers: Any = ()) -> tuple[int, ...]:
-        return tuple(numbers)
+    def size(numbers: Any = ()) -> tuple[Any, ...]:
+        return numbers if type(numbers) is tuple else ()
+
+    def make_set(items: Any = ()) -> set[Any]:
+        _check_simple(items)
+        return set(items)
+
+    def make_list() -> list[Any]:
+        return []
+
+    def make_dict() -> dict[Any, Any]:
+        return OrderedDict()
 
     dtypes = {name: getattr(torch, name) for name in _STORAGES.values()}
     return {
         ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
         ("torch", "Size"): size,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("builtins", "set"): set,
-        ("builtins", "dict"): dict,
-        ("builtins", "list"): list,
+        ("collections", "OrderedDict"): make_dict,
+        ("builtins", "set"): make_set,
+        ("builtins", "dict"): make_dict,
+        ("builtins", "list"): make_list,
         **{("torch", storage): dtypes[name] for storage, name in _STORAGES.items()},
         **{("torch", name): dtype for name, dtype in dtypes.items()},
     }

@@ -105,3 +105,17 @@ assert "e3nn.o3" in sys.modules
 """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TORCH_FORCE")}
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, env=environment)
+
+
+def test_equal_widths_are_equal_settings():
+    written = ModelSettings(MLP_irreps="4x0e + 4x0e", hidden_irreps="8x0e + 8x1o")
+    assert written == ModelSettings(MLP_irreps="8x0e", num_channels=8, max_L=1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"MLP_irreps": "99999999999999x0e"}, {"hidden_irreps": "99999999x0e+99999999x1o"}],
+)
+def test_widths_that_must_be_slips_are_refused(changes):
+    with pytest.raises(InputError, match=r"irreps=.*: 9+ channels, at most 65536 are possible"):
+        ModelSettings(**changes)

@@ -102,6 +102,76 @@ def test_what_a_file_changes_in_the_table_ends_with_it(tmp_path):
     assert load_tensors(zip_of(tmp_path / "b.model", unchanged)).__doc__ is None
 
 
+def tensor_of(storage: bytes, numbers: bytes) -> bytes:
+    """A call of _rebuild_tensor_v2 on a storage of one float32, with numbers as a pickled tuple."""
+    reference = b"(" + text("storage") + global_("torch", "FloatStorage") + text("0")
+    reference += text("cpu") + b"K" + storage + b"tQ"
+    return global_("torch._utils", "_rebuild_tensor_v2") + b"(" + reference + numbers + b"tR"
+
+
+@pytest.mark.parametrize("state", [b"K\x00K\x00K\x00\x87", b"N}\x86", b"}"])
+def test_tensors_take_no_state(state, tmp_path):
+    """BUILD on a tensor would call Tensor.__setstate__, which changes its storage and size."""
+    tensor = tensor_of(b"\x01", b"K\x00(K\x01t(K\x01t")
+    plain = zip_of(tmp_path / "a.model", b"\x80\x04" + tensor + b".", **{"data/0": bytes(4)})
+    assert torch.equal(load_tensors(plain), torch.zeros(1))
+    changed = b"\x80\x04" + tensor + state + b"b."
+    with pytest.raises(RestrictedPickleError, match="a state for a tensor"):
+        load_tensors(zip_of(tmp_path / "b.model", changed, **{"data/0": bytes(4)}))
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (b"\x80\x02}N" + b"2\x86" * 60 + b"Ns.", "opcode DUP"),  # 2^60 steps to hash the key
+        (b"\x80\x02}N" + b"q\x00h\x00\x86" * 60 + b"Ns.", "a tuple as a key"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b".", "Error"),  # BYTEARRAY8
+        (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b".", "opcode BINBYTES8|Error"),
+    ],
+)
+def test_small_files_take_no_long_time_nor_much_memory(pickled, message, tmp_path):
+    with pytest.raises(RestrictedPickleError, match=message):
+        load_tensors(zip_of(tmp_path / "a.model", pickled))
+
+
+def test_a_large_index_of_the_memo_takes_no_memory(tmp_path):
+    path = zip_of(tmp_path / "a.model", b"\x80\x02Nr" + struct.pack("<I", 2**32 - 1) + b".")
+    assert load_tensors(path) is None
+
+
+class Elements(nn.Module):
+    """What foundation_E0s looks at."""
+
+    def __init__(self, numbers: torch.Tensor, energies: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("atomic_numbers", numbers)
+        self.atomic_energies_fn = nn.Module()
+        self.atomic_energies_fn.register_buffer("atomic_energies", energies)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "energies", "message"),
+    [
+        ([1, 1], [0.0, 1.0], "element 1 is none, is listed twice"),
+        ([1, 119], [0.0, 1.0], "element 119 is none"),
+        ([-1, 8], [0.0, 1.0], "element -1 is none"),
+        ([1, 8], [0.0, float("nan")], "element 8 .* has no finite E0"),
+        ([[1], [8]], [0.0, 1.0], "no finite E0|no model of mace-torch"),
+    ],
+)
+def test_what_is_no_energy_of_an_element_is_refused(numbers, energies, message, tmp_path):
+    path = tmp_path / "a.model"
+    good = Elements(torch.tensor([1, 8]), torch.tensor([[-1.0, -2.0]]))
+    torch.save(good, path)
+    assert foundation_E0s(str(path)) == {1: -1.0, 8: -2.0}
+    torch.save(Elements(torch.tensor(numbers), torch.tensor([energies])), path)
+    if numbers != [[1], [8]]:
+        with pytest.raises(InputError, match=message):
+            foundation_E0s(str(path))
+    else:  # as many numbers as elements, in another shape
+        assert foundation_E0s(str(path)) == {1: 0.0, 8: 1.0}
+
+
 class Layer(nn.Module):
     """A module with what files hold: parameters, buffers, views, shared and empty storages."""
 

@@ -5,7 +5,10 @@ tensors are taken out (restricted_pickle.py): nothing is run, and mace-torch nee
 """
 
 import json
+import math
 from pathlib import Path
+
+from ase.data import chemical_symbols
 
 from mace_train.errors import InputError
 from mace_train.restricted_pickle import RestrictedPickleError, load_tensors
@@ -22,16 +25,26 @@ def foundation_E0s(model: str) -> dict[int, float]:
         path = path / "checkpoints" / "best.safetensors"
     if not path.exists():
         raise InputError(f"data.foundation_model={model}: {path} is not there; correct the path")
-    return _E0s_of_checkpoint(path) if path.suffix == ".safetensors" else _E0s_of_mace_torch(path)
+    pairs = _of_checkpoint(path) if path.suffix == ".safetensors" else _of_mace_torch(path)
+    elements = [z for z, _ in pairs]
+    wrong = [z for z in elements if not 1 <= z < len(chemical_symbols)]
+    wrong += [z for z in set(elements) if elements.count(z) > 1] if not wrong else []
+    wrong += [z for z, energy in pairs if not math.isfinite(energy)]
+    if wrong:
+        raise InputError(
+            f"data.foundation_model={path}: element {wrong[0]} is none, is listed twice, or has no "
+            "finite E0; give E0s as a mapping instead"
+        )
+    return dict(pairs)
 
 
-def _E0s_of_checkpoint(path: Path) -> dict[int, float]:
+def _of_checkpoint(path: Path) -> list[tuple[int, float]]:
     try:
         content = json.loads(path.with_suffix(".json").read_text())
         data = content["model_data"]
         heads = data.get("heads") or [data]  # older files have one head and no list
         pairs = zip(data["atomic_numbers"], heads[0]["E0s"], strict=True)
-        found = {int(z): float(energy) for z, energy in pairs}
+        found = [(int(z), float(energy)) for z, energy in pairs]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"data.foundation_model={path}: no E0s in the JSON beside it ({error!r}); give the "
@@ -45,10 +58,10 @@ def _E0s_of_checkpoint(path: Path) -> dict[int, float]:
     return found
 
 
-def _E0s_of_mace_torch(path: Path) -> dict[int, float]:
+def _of_mace_torch(path: Path) -> list[tuple[int, float]]:
     try:
         state = load_tensors(path).state
-        elements = state["_buffers"]["atomic_numbers"].tolist()
+        elements = [int(z) for z in state["_buffers"]["atomic_numbers"][:200]]
         block = state["_modules"]["atomic_energies_fn"].state
         energies = block["_buffers"]["atomic_energies"].double().reshape(-1, len(elements))
     except (
@@ -69,4 +82,4 @@ def _E0s_of_mace_torch(path: Path) -> dict[int, float]:
             f"data.foundation_model={path} has {len(energies)} heads; select one first "
             "(mace_select_head)"
         )
-    return dict(zip(elements, energies[0].tolist(), strict=True))
+    return list(zip(elements, energies[0].tolist(), strict=True))

@@ -60,7 +60,7 @@ class ModelSettings:
         check_at_least("model.max_ell", self.max_ell, max(self.max_L, 1))
         if not self.radial_MLP or min(self.radial_MLP) < 1:
             raise InputError(f"model.radial_MLP={self.radial_MLP} must list positive widths")
-        self.mlp_width()
+        self.MLP_irreps = f"{self.mlp_width()}x0e"  # however it was written
 
     def mlp_width(self) -> int:
         """The number of hidden scalars that MLP_irreps names."""

@@ -52,8 +52,10 @@ class RestrictedPickleError(Exception):
 class Shell:
     """An object of any class: its state, none of its code."""
 
+    state: Any = None  # until __setstate__; a pickle may make objects without __init__
+
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        self.state: Any = None
+        pass
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

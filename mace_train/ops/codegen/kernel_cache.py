@@ -51,7 +51,7 @@ def built(identity: str, suffix: str, folder: Path, make: Callable[[Path], None]
         if _is_usable(path):
             return path
         if path.exists():
-            problem = "is damaged" if _is_trusted(path) else "can be written by others"
+            problem = "is damaged" if _is_trusted(path) else "is not yours alone to write"
             LOGGER.warning("%s %s and is compiled again", path, problem)
             path.unlink()
         temporary = path.with_suffix(f".{os.getpid()}.part")
@@ -121,7 +121,7 @@ def _own_folder(folder: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
         if status.st_uid == os.getuid() and status.st_mode & OTHERS_WRITE:
-            # made under umask 002; what others left there is not theirs to run: see _is_trusted
+            # made under umask 002; a file that somebody else wrote there is still refused
             folder.chmod(stat.S_IMODE(status.st_mode) & ~OTHERS_WRITE)
         problem = "" if _is_trusted(folder) else "others can write there, or it is not yours"
         if not problem and os.access(folder, os.W_OK):

@@ -5,12 +5,14 @@ import dataclasses
 import difflib
 import inspect
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import OverrideParseException
 
 from mace_train import settings
+from mace_train.settings.ranges import range_of
 
 HELP = """\
 mace-train: train MACE interatomic potentials on whole clusters
@@ -72,6 +74,11 @@ def _settings(schema: type, prefix: str = "") -> list[tuple[str, str, str, list[
             assert isinstance(field.type, type)
             rows += _settings(field.type, f"{prefix}{field.name}.")
             continue
+        limits = range_of(field)
+        text = [
+            *texts.get(field.name, []),
+            *([] if limits is None else textwrap.wrap(f"Range: {limits}.", 94)),
+        ]
         kind = getattr(field.type, "__name__", "") if isinstance(field.type, type) else ""
         kind = "path(s)" if field.type is Any and "file" in field.name else kind
         rows.append(
@@ -79,7 +86,7 @@ def _settings(schema: type, prefix: str = "") -> list[tuple[str, str, str, list[
                 prefix + field.name,
                 kind or str(field.type).replace("typing.", ""),
                 _default(field),
-                texts.get(field.name, []),
+                text,
             )
         )
     return rows

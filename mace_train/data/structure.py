@@ -14,8 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.raw_structure import AtomsLike
+from mace_train.data.values import (
+    FORCE,
+    POSITION,
+    SHORTEST_VECTOR,
+    STRESS,
+    WEIGHT,
+    check_values,
+    energy_range,
+)
 from mace_train.errors import InvalidStructureError
 from mace_train.settings import DataSettings, PredictionSettings
+from mace_train.settings.ranges import Range
 
 LOGGER = logging.getLogger("mace_train")
 ISOLATED_TYPES = ("IsolatedAtom", "isolated_atom")
@@ -140,8 +150,8 @@ def structure_from_atoms(
 
     Raises:
         InvalidStructureError: no atoms, or no energy where one is required; a value that is not
-            finite or has a wrong shape; an unknown element; a cell that cannot be repeated along
-            its periodic directions.
+            in its range (values.py) or has a wrong shape; an unknown element; a cell that cannot
+            be repeated along its periodic directions.
     """
     reader = _Labels(atoms, keys, source, notes or Notes())
     numbers = np.array(atoms.numbers, dtype=np.int64)
@@ -194,21 +204,16 @@ def _check_geometry(
             f"{source}: atom {atom} has atomic number {numbers[atom]}; "
             f"real elements have 1 to {HIGHEST_ATOMIC_NUMBER}, correct the file",
         )
-    if not np.isfinite(positions).all():
-        atom = int(np.argmin(np.isfinite(positions).all(axis=1)))
-        raise InvalidStructureError(
-            "position not finite",
-            f"{source}: position of atom {atom} is {positions[atom].tolist()}; "
-            "correct the file or remove this structure",
-        )
+    check_values(positions, POSITION, "position", source, "position")
     if pbc.any():
         _check_cell(cell, pbc, source)
 
 
 def _check_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_], source: str) -> None:
+    check_values(cell, POSITION, "the cell", source, "cell")
     rows = cell[pbc]
     lengths = np.linalg.norm(rows, axis=1)
-    if not np.isfinite(cell).all() or lengths.min() <= 0:
+    if lengths.min() < SHORTEST_VECTOR:
         singular = True
     else:
         directions = rows / lengths[:, None]
@@ -240,7 +245,7 @@ class _Labels:
                 f"found {self._found()}; name the right one with data.energy_key in preprocess, "
                 "energy_key in evaluate",
             )
-        array = self._numbers(value, self.keys.energy)
+        array = self._numbers(value, self.keys.energy, energy_range(len(self.atoms)))
         if array.size != 1:
             raise InvalidStructureError(
                 "shape of a label",
@@ -253,7 +258,7 @@ class _Labels:
         value = self._find("forces", self.keys.forces)
         if value is None:
             return None
-        array = self._numbers(value, self.keys.forces)
+        array = self._numbers(value, self.keys.forces, FORCE)
         n_atoms = len(self.atoms)
         if array.shape != (n_atoms, 3):
             raise InvalidStructureError(
@@ -272,7 +277,8 @@ class _Labels:
             name, value = self.keys.virials, self._find("virials", self.keys.virials)
         if value is None:
             return None
-        matrix = self._matrix(value, name)
+        limits = energy_range(len(self.atoms)) if is_virials else STRESS
+        matrix = self._matrix(value, name, limits)
         if not pbc.all():
             self.notes.once(
                 "stress without volume",
@@ -280,7 +286,11 @@ class _Labels:
                 f"{name!r} is not used where a structure is not periodic in all three directions",
             )
             return None
-        return -matrix / abs(np.linalg.det(cell)) if is_virials else matrix
+        if not is_virials:
+            return matrix
+        stress: NDArray[np.float64] = -matrix / abs(np.linalg.det(cell))
+        check_values(stress, STRESS, f"the stress of {name!r} / volume", self.source)
+        return stress
 
     def weight(self, key: str) -> float:
         if "config_virials_weight" in self.atoms.info:
@@ -292,11 +302,11 @@ class _Labels:
         value = self.atoms.info.get(key)
         if value is None:
             return 1.0
-        array = self._numbers(value, key)
-        if array.size != 1 or array.min() < 0:
+        array = self._numbers(value, key, WEIGHT)
+        if array.size != 1:
             raise InvalidStructureError(
                 "weight",
-                f"{self.source}: {key}={value} must be one number that is not negative; "
+                f"{self.source}: {key}={value} must be one number, {WEIGHT}; "
                 "correct the file (0 keeps a structure out of the loss)",
             )
         return float(array.reshape(()))
@@ -315,8 +325,8 @@ class _Labels:
             )
         return value
 
-    def _numbers(self, value: Any, name: str) -> NDArray[np.float64]:
-        """``value`` as finite float64 numbers."""
+    def _numbers(self, value: Any, name: str, limits: Range) -> NDArray[np.float64]:
+        """``value`` as float64 numbers in their range."""
         try:
             if isinstance(value, bool):  # a key without a value in an extxyz header
                 raise TypeError
@@ -326,19 +336,12 @@ class _Labels:
                 "label is not a number",
                 f"{self.source}: {name!r} is {value!r}, not a number; correct the file",
             ) from None
-        if not np.isfinite(array).all():
-            where = np.argwhere(~np.isfinite(array))[0].tolist()
-            raise InvalidStructureError(
-                "label not finite",
-                f"{self.source}: {name!r} is not finite ({array[tuple(where)]}"
-                f"{f' at index {where}' if where else ''}); correct the file or remove this "
-                "structure",
-            )
+        check_values(array, limits, repr(name), self.source)
         return array
 
-    def _matrix(self, value: Any, name: str) -> NDArray[np.float64]:
+    def _matrix(self, value: Any, name: str, limits: Range) -> NDArray[np.float64]:
         """``value`` of 3x3, 9 or (Voigt) 6 numbers as a symmetric matrix [3, 3]."""
-        array = self._numbers(value, name)
+        array = self._numbers(value, name, limits)
         if array.shape == (6,):
             return array[_VOIGT]
         if array.shape not in ((9,), (3, 3)):

@@ -180,9 +180,9 @@ def with_array(name: str, value) -> Atoms:
     return atoms
 
 
-def nan_position() -> Atoms:
+def far(position: float) -> Atoms:
     atoms = crystal()
-    atoms.positions[1, 2] = np.nan
+    atoms.positions[1, 2] = position
     return atoms
 
 
@@ -198,7 +198,7 @@ def with_cell(cell, pbc=True) -> Atoms:
     [
         (Atoms(info={"REF_energy": 1.0}), "no atoms"),
         (isolated("X", 0.0), "atomic number 0"),
-        (nan_position(), "position of atom 1 is"),
+        (far(np.nan), r"position of atom 1 is not finite \(nan at index \[1, 2\]"),
         (changed(REF_energy=np.nan), "'REF_energy' is not finite"),
         (changed(REF_energy=np.inf), "'REF_energy' is not finite"),
         (changed(REF_energy=[1.0, 2.0]), r"shape \(2,\); one number"),
@@ -211,13 +211,22 @@ def with_cell(cell, pbc=True) -> Atoms:
         (changed(REF_stress=np.full(6, np.nan)), "'REF_stress' is not finite"),
         (changed(REF_stress=np.zeros(5)), r"shape \(5,\).*3x3, 9 or"),
         (changed(REF_stress=np.arange(9.0)), "not symmetric"),
-        (changed(config_weight=-1.0), "config_weight=-1.0 must be"),
+        (changed(config_weight=-1.0), "'config_weight' is -1, it must be at least 0 and at"),
         (changed(config_forces_weight=np.nan), "'config_forces_weight' is not finite"),
         (changed(config_stress_weight="no"), "'no', not a number"),
         (with_cell(np.diag([3.0, 3, 0])), "does not span"),
         (with_cell(np.ones((3, 3))), "does not span"),
         (with_cell([[1, 0, 0], [2, 0, 0], [0, 0, 1]], [1, 1, 0]), "does not span"),
-        (with_cell(np.full((3, 3), np.nan)), "does not span"),
+        (with_cell(np.full((3, 3), np.nan)), r"the cell is not finite \(nan at index \[0, 0\]"),
+        (with_cell(np.diag([3.0, 3, 1e7])), r"the cell is 1e\+07 at index \[2, 2\].* 0.1 mm"),
+        (with_cell(np.diag([3.0, 3, 1e-150])), "does not span"),
+        (far(1e200), r"position of atom 1 is 1e\+200 at index \[1, 2\].* at most 1e\+06"),
+        (changed(REF_energy=1e300), r"'REF_energy' is 1e\+300, .* 2e\+08 \(1e\+08 per atom, eV"),
+        (with_array("REF_forces", [[0, 0, 0], [0, 1e200, 0]]), r"'REF_forces' is 1e\+200 at index"),
+        (changed(REF_stress=np.full(6, -1e200)), r"'REF_stress' is -1e\+200 at .*eV/Å\^3"),
+        (changed(REF_stress=None, REF_virials=np.full(6, 1e200)), r"'REF_virials' is 1e\+200 at"),
+        (changed(config_weight=1e300), r"'config_weight' is 1e\+300, it must be"),
+        (changed(config_energy_weight=np.inf), "'config_energy_weight' is not finite"),
     ],
 )
 def test_refusals_name_the_structure(atoms, message):

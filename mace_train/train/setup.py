@@ -41,7 +41,7 @@ def set_up(settings: TrainSettings, world: World, shards_in: Path | None = None)
     """
     folder = shards_in or existing_folder("data_dir", settings.data_dir)
     statistics = Statistics.read(folder / "statistics.json")
-    train, valid = open_splits(folder, statistics, settings.loss)
+    train, valid = open_splits(folder, statistics, settings)
     manager = CheckpointManager(
         Path(settings.output) / "checkpoints",
         settings.checkpoints.keep,

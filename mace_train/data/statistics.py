@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 
 from mace_train.data.shards.arrays import Arrays, names_of, offsets_of
 from mace_train.data.shards.shard_set import ShardSet
+from mace_train.data.values import FORCE, STRESS, check_labels, energy_range
 from mace_train.errors import InputError
+from mace_train.settings.ranges import Range
 
 FORMAT = "mace-train statistics"
 FORMAT_VERSION = 2
@@ -108,6 +110,7 @@ SumsByHead = dict[str, StatisticsSums]
 def sums_of_shard(arrays: Arrays, E0s: Mapping[str, Mapping[int, float]]) -> SumsByHead:
     """The sums over the structures of one shard by head; ``E0s`` holds its elements, eV."""
     n_atoms = np.diff(arrays["atom_offsets"])
+    _check_labels(arrays, n_atoms)
     squares = np.sum(np.square(arrays["forces"], dtype=np.float64), axis=1)
     columns = {
         "n_atoms": n_atoms,
@@ -118,6 +121,29 @@ def sums_of_shard(arrays: Arrays, E0s: Mapping[str, Mapping[int, float]]) -> Sum
         name: _sums_of_head(arrays, columns, head, E0s[name])
         for head, name in enumerate(names_of(arrays, "head"))
     }
+
+
+def _check_labels(arrays: Arrays, n_atoms: NDArray[np.int64]) -> None:
+    """InputError that names the first structure whose labels are so large that sums overflow."""
+    offsets, forces = arrays["atom_offsets"], arrays["forces"]
+    usable = _within(arrays["energy"][:, None] / n_atoms[:, None], energy_range(1))
+    usable[np.repeat(np.arange(len(n_atoms)), n_atoms)[~_within(forces, FORCE)]] = False
+    usable &= _within(arrays["stress"].reshape(-1, 9), STRESS)
+    for i in np.flatnonzero(~usable).tolist():
+        first, last = arrays["source_offsets"][i : i + 2].tolist()
+        check_labels(
+            arrays["sources"][first:last].tobytes().decode(errors="surrogateescape"),
+            int(n_atoms[i]),
+            float(arrays["energy"][i]),
+            forces[offsets[i] : offsets[i + 1]],
+            arrays["stress"][i],
+        )
+
+
+def _within(values: NDArray[np.float64], limits: Range) -> NDArray[np.bool_]:
+    """[n] whether all of values [n, k] are in the range; NaN is not."""
+    inside: NDArray[np.bool_] = (np.abs(values) <= limits.maximum).all(axis=1)
+    return inside
 
 
 def _sums_of_head(

@@ -55,3 +55,22 @@ def check_values(
         f"{source}: {what} is {value:g}{place}, it must be {limits}; correct the file or remove "
         "this structure",
     )
+
+
+def check_labels(
+    source: str,
+    n_atoms: int,
+    energy: float | None,
+    forces: NDArray[np.float64] | None,
+    stress: NDArray[np.float64] | None,
+) -> None:
+    """InvalidStructureError for labels of a shard (eV, [n_atoms, 3] eV/Å, [3, 3] eV/Å^3).
+
+    Files are checked when they are read; shards may be of an earlier version, or of another tool.
+    """
+    if energy is not None:
+        check_values(np.array(energy), energy_range(n_atoms), "the energy", source)
+    if forces is not None:
+        check_values(forces, FORCE, "a force [atom, component]", source)
+    if stress is not None:
+        check_values(stress, STRESS, "the stress", source)

@@ -80,7 +80,13 @@ def draw_parity(
     order = np.argsort(density, kind="stable")  # the densest on top
     reference, predicted = pairs[order].T
     return axes.scatter(
-        reference, predicted, c=density[order], s=10, linewidths=0, cmap=cmap, norm=LogNorm()
+        reference,
+        predicted,
+        c=density[order],
+        s=10,
+        linewidths=0,
+        cmap=cmap,
+        norm=LogNorm(1, max(2.0, float(density.max()))),  # a scale, though all are alone
     )
 
 

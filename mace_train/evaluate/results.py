@@ -123,7 +123,7 @@ def parity_figure(
     """
     energies = energy_pairs(structures, predicted, E0s)
     panels = [
-        ("energy", "energy per atom, relative to isolated atoms (eV)", energies),
+        ("energy", "energy per atom,\nrelative to isolated atoms (eV)", energies),
         ("forces", "force components (eV/Å)", force_pairs(structures, predicted)),
         ("stress", "stress components (eV/Å³)", stress_pairs(structures, predicted)),
     ]

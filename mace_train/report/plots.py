@@ -171,7 +171,7 @@ def _parity(
     def draw(axes: Axes, theme: Theme) -> None:
         drawn = draw_parity(axes, pairs, label, theme.cmap)
         bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02)
-        bar.ax.set_title("points", fontsize=9, pad=6, loc="left")
+        bar.ax.set_title("points", fontsize=9, pad=6)
         bar.formatter = FuncFormatter(lambda value, _: f"{value:,.6g}")
         bar.minorformatter = NullFormatter()
         bar.outline.set_visible(False)

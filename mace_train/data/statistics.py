@@ -126,9 +126,10 @@ def sums_of_shard(arrays: Arrays, E0s: Mapping[str, Mapping[int, float]]) -> Sum
 def _check_labels(arrays: Arrays, n_atoms: NDArray[np.int64]) -> None:
     """InputError that names the first structure whose labels are so large that sums overflow."""
     offsets, forces = arrays["atom_offsets"], arrays["forces"]
-    usable = _within(arrays["energy"][:, None] / n_atoms[:, None], energy_range(1))
+    usable = np.ones(len(n_atoms), dtype=bool)
+    usable[~_within(arrays["energy"][:, None] / n_atoms[:, None], energy_range(1))] = False
     usable[np.repeat(np.arange(len(n_atoms)), n_atoms)[~_within(forces, FORCE)]] = False
-    usable &= _within(arrays["stress"].reshape(-1, 9), STRESS)
+    usable[~_within(arrays["stress"].reshape(-1, 9), STRESS)] = False
     for i in np.flatnonzero(~usable).tolist():
         first, last = arrays["source_offsets"][i : i + 2].tolist()
         check_labels(
@@ -142,8 +143,7 @@ def _check_labels(arrays: Arrays, n_atoms: NDArray[np.int64]) -> None:
 
 def _within(values: NDArray[np.float64], limits: Range) -> NDArray[np.bool_]:
     """[n] whether all of values [n, k] are in the range; NaN is not."""
-    inside: NDArray[np.bool_] = (np.abs(values) <= limits.maximum).all(axis=1)
-    return inside
+    return np.asarray(np.all(np.abs(values) <= limits.maximum, axis=1))
 
 
 def _sums_of_head(

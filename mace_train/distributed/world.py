@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
+from mace_train.checks import check_cores
 from mace_train.distributed.heartbeat import Heartbeat
 from mace_train.distributed.launcher import Launch, detect, job_gpus
 from mace_train.distributed.rendezvous import open_store
@@ -154,6 +155,8 @@ class World:
 @contextmanager
 def open_world(settings: ClusterSettings) -> Iterator[World]:
     """Join the run that the launcher started; all ranks leave it together at the end."""
+    check_cores("cluster.num_threads", settings.num_threads)
+    check_cores("cluster.num_workers", settings.num_workers)
     launch = detect()
     device = _device(settings, launch)
     torch.set_num_threads(_threads(settings, launch))

@@ -24,7 +24,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from mace_train.checks import files_by_head
+from mace_train.checks import check_cores, files_by_head
 from mace_train.data.e0s import E0Sources, fit_E0s
 from mace_train.data.labels import LabelCounts
 from mace_train.data.preprocess.assemble import (
@@ -71,6 +71,7 @@ def preprocess(settings: PreprocessSettings) -> Path:
     Raises:
         InputError: anything wrong with files, labels, E0s, split or output; no output is written.
     """
+    check_cores("workers", settings.workers)
     with open_task_pool(settings.workers) as pool:
         if pool is None:  # an MPI rank other than 0, whose work is done
             return Path(settings.output)

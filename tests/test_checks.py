@@ -46,9 +46,7 @@ def test_threads_and_processes_for_the_cores_of_this_host(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     check_cores("workers", None)
     check_cores("workers", 128)
-    with pytest.raises(
-        InputError, match=r"^workers=129 .* at most 128 here .this host has 8"
-    ):
+    with pytest.raises(InputError, match=r"^workers=129 .* at most 128 here .this host has 8"):
         check_cores("workers", 129)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     check_cores("workers", 64)

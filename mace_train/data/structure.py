@@ -242,8 +242,8 @@ class _Labels:
             raise InvalidStructureError(
                 "no energy",
                 f"{self.source}: no energy under {self.keys.energy!r} and none that ASE parsed; "
-                f"found {self._found()}; name the right one with data.energy_key in preprocess, "
-                "energy_key in evaluate",
+                f"found {self._found()}; name the right one with data.energy_key, or train on "
+                "forces and stress alone with data.require_energy=false",
             )
         array = self._numbers(value, self.keys.energy, energy_range(len(self.atoms)))
         if array.size != 1:

@@ -49,6 +49,8 @@ class DataSettings:
     'foundation' takes those of foundation_model; or a mapping of heads to these."""
     foundation_model: str | None = None
     """A .model file of mace-torch, or the output folder of a training."""
+    require_energy: bool = True
+    """Refuse structures without an energy; false trains on what other labels they have."""
     keep_isolated_atoms: bool = False
     """Train on the isolated-atom structures too, instead of using them for E0s only."""
     skip_invalid: bool = False

@@ -55,7 +55,7 @@ def survey(files: Sequence[InputFile], settings: PreprocessSettings, pool: TaskP
         keys = LabelKeys.of(settings.data)
         with ProgressBar("scanning", len(blocks), counted="structures", log=True) as bar:
             found = pool.map(
-                partial(summarise_block, keys=keys),
+                partial(summarise_block, keys=keys, require_energy=settings.data.require_energy),
                 blocks,
                 lambda result: bar.advance(1, result.n_structures),
             )
@@ -69,7 +69,9 @@ def survey(files: Sequence[InputFile], settings: PreprocessSettings, pool: TaskP
         _print(console, split, names, total)
 
 
-def summarise_block(block: FileBlock, keys: LabelKeys) -> FileSummary:
+def summarise_block(
+    block: FileBlock, keys: LabelKeys, *, require_energy: bool = True
+) -> FileSummary:
     """Parse a block and count what is in it."""
     found, notes = FileSummary(), Notes(silent=True)
     for part in block.parts:
@@ -84,7 +86,9 @@ def summarise_block(block: FileBlock, keys: LabelKeys) -> FileSummary:
                 found.elements.update(set(np.asarray(atoms.numbers).tolist()))
                 found.names.update(names_in(atoms))
                 found.n_periodic += bool(np.all(atoms.pbc))
-                structure = structure_from_atoms(atoms, keys, source, notes, head=block.head)
+                structure = structure_from_atoms(
+                    atoms, keys, source, notes, require_energy=require_energy, head=block.head
+                )
             except InputError as error:
                 kind = error.kind if isinstance(error, InvalidStructureError) else "unreadable"
                 found.invalid[kind] += 1

@@ -184,6 +184,7 @@ class _Preprocess:
             structures_per_part=settings.structures_per_shard,
             float32=tuple(settings.float32),
             skip_invalid=settings.data.skip_invalid,
+            require_energy=settings.data.require_energy,
             given=self.E0_sources.given(heads),
             trained=trained,
         )

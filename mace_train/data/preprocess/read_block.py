@@ -47,12 +47,14 @@ class ReadSettings:
     structures_per_part: int
     float32: tuple[str, ...]
     skip_invalid: bool
+    require_energy: bool = True
     given: dict[str, dict[int, float]] = field(default_factory=dict)  # E0s of heads that have them
     trained: frozenset[int] | None = None  # elements of training, known when the others are read
 
     def key(self, block: FileBlock) -> str:
         """The name of a block's files."""
-        return block.key(asdict(self.keys), self.r_max, self.structures_per_part, self.float32)
+        made_from = [asdict(self.keys), self.r_max, self.structures_per_part, self.float32]
+        return block.key(*made_from, *([] if self.require_energy else ["energies are optional"]))
 
 
 @dataclass
@@ -205,7 +207,12 @@ class _Reader:
             with read_errors(shown, index):
                 atoms = parse()
             structure = structure_from_atoms(
-                atoms, self.reading.keys, source, self.notes, head=self.block.head
+                atoms,
+                self.reading.keys,
+                source,
+                self.notes,
+                require_energy=self.reading.require_energy,
+                head=self.block.head,
             )
             sample = sample_of(rounded(structure, self.reading.float32), self.reading.r_max)
         except InputError as error:

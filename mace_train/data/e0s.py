@@ -198,6 +198,12 @@ def fit_E0s(
     ``triangles`` are those of ``triangle_of``, [k, n_elements + 1] each.
     """
     n_elements = len(elements)
+    if n_structures == 0:
+        LOGGER.warning(
+            "data.E0s=average: no structure has an energy, so all E0s are 0; energies of a model "
+            "of these data have no meaning, forces and stress have"
+        )
+        return dict.fromkeys(elements, 0.0)
     triangle = np.zeros((0, n_elements + 1))
     for part in triangles:
         stacked = np.concatenate([triangle, part])

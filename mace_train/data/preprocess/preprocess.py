@@ -321,7 +321,7 @@ def _log_result(settings: PreprocessSettings) -> None:
     """Log what was written."""
     output = Path(settings.output)
     statistics = Statistics.read(output / FILE_NAME)
-    force = "no forces"
+    energy, force = "no energies", "no forces"
     for name, split in statistics.splits.items():
         shards = ShardSet(output / name)
         labels = LabelCounts.of_shards(shards.rows(k) for k in range(shards.n_shards))
@@ -333,17 +333,16 @@ def _log_result(settings: PreprocessSettings) -> None:
             split.n_edges,
             labels.summary(),
         )
+        if name == "train" and labels.energy:
+            energy = (
+                f"mean energy per atom {statistics.mean_energy_per_atom:.6f} eV "
+                f"(std {statistics.std_energy_per_atom:.6f})"
+            )
         if name == "train" and labels.forces:
             force = f"RMS force {statistics.rms_forces:.6f} eV/Å"
     for head, of_head in statistics.heads.items():
         E0s = ", ".join(f"{chemical_symbols[z]} {E0:.6f}" for z, E0 in of_head.E0s.items())
         label = "" if list(statistics.heads) == ["Default"] else f"{head}: "
         LOGGER.info("%sE0s (%s, eV): %s", label, of_head.E0s_source, E0s)
-    LOGGER.info(
-        "avg_num_neighbors %.4f, mean energy per atom %.6f eV (std %.6f), %s",
-        statistics.avg_num_neighbors,
-        statistics.mean_energy_per_atom,
-        statistics.std_energy_per_atom,
-        force,
-    )
+    LOGGER.info("avg_num_neighbors %.4f, %s, %s", statistics.avg_num_neighbors, energy, force)
     LOGGER.info("written to %s", settings.output)

@@ -123,3 +123,8 @@ def test_what_is_not_determined_is_logged(caplog):
     assert "determine only 1 of 2 E0s" in caplog.text
     assert "Single E0s are not meaningful" in caplog.text
     assert "only their sums over compositions seen in training" in caplog.text
+
+
+def test_E0s_without_any_energy_are_zero(caplog):
+    assert fit_E0s([np.zeros((0, 3))], 0, [1, 8]) == {1: 0.0, 8: 0.0}
+    assert "no structure has an energy" in caplog.text

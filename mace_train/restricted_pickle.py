@@ -2,11 +2,12 @@
 
 A pickle is a program: it may name any function of any module and call it. Here a name is looked up
 in one table of exact (module, name) pairs, all of them made in this file; every other class is a
-``Shell`` that keeps its name, arguments and state and has none of the class's code. Names with dots, which reach
-attributes of attributes, are refused, and so is the format before PyTorch 1.6, which is a bare
-pickle. Only opcodes that ``torch.save`` needs are taken, keys are text or numbers (hashing a nested
-tuple may take forever), and tensors exist only when the pickle has ended: before, they are holders
-without torch's code. Storages are read from the zip file here, sizes are checked against them.
+``Shell`` that keeps its name, arguments and state and has none of the class's code. Names with
+dots, which reach attributes of attributes, are refused, and so is the format before PyTorch 1.6,
+which is a bare pickle. Only opcodes that ``torch.save`` needs are taken, keys are text or numbers
+(hashing a nested tuple may take forever), and tensors exist only when the pickle has ended: before,
+they are holders without torch's code. Storages are read from the zip file here, sizes are checked
+against them.
 """
 
 import io

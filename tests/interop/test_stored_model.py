@@ -89,9 +89,7 @@ def test_what_a_model_hides_is_not_run(tmp_path, monkeypatch):
     marker, model = tmp_path / "ran", small_model()
     model.hidden = Runs(marker)
     torch.save(model, tmp_path / "a.model")
-    import_model(
-        ImportSettings(model_file=str(tmp_path / "a.model"), output=str(tmp_path / "b"))
-    )
+    import_model(ImportSettings(model_file=str(tmp_path / "a.model"), output=str(tmp_path / "b")))
     assert not marker.exists()
     del model.hidden
     script = with_pickle(pickle.dumps(Runs(marker), protocol=2), io.BytesIO()).getvalue()

@@ -49,7 +49,9 @@ def test_no_pickle_is_loaded(suffix, tmp_path):
     marker, path = tmp_path / "ran", tmp_path / f"a.{suffix}"
     for beginning in (b"", b"PickleTrajectory"):
         path.write_bytes(beginning + pickle.dumps(Runs(marker)))
-        with pytest.raises(InputError, match=r"would run what is in it|cannot be read|not installed"):
+        with pytest.raises(
+            InputError, match=r"would run what is in it|cannot be read|not installed"
+        ):
             read(path)
         assert not marker.exists()
 
@@ -120,8 +122,8 @@ def calls_and_imports(path):
             is_dangerous = name in DANGEROUS if not module else name in DANGEROUS_IN.get(module, ())
             calls |= {name} if is_dangerous else set()
         elif isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
-            if function.attr in DANGEROUS_IN.get(function.value.id, ()):
-                calls.add(f"{function.value.id}.{function.attr}")
+            owner, name = function.value.id, function.attr
+            calls |= {f"{owner}.{name}"} if name in DANGEROUS_IN.get(owner, ()) else set()
     return calls, {name for name in modules if name.partition(".")[0] == "ase"}
 
 
@@ -153,7 +155,9 @@ def test_every_dangerous_call_in_reach_of_ases_readers_is_judged():
     found = in_reach_of_readers()
     print(found)
     new = {module: calls for module, calls in found.items() if module not in CALLS}
-    assert not new, f"ASE {ase.__version__}: judge these and add them to CALLS, or refuse the format"
+    assert not new, (
+        f"ASE {ase.__version__}: judge these and add them to CALLS, or refuse the format"
+    )
     assert {"ase.io.pickletrajectory", "ase.calculators.castep"} <= found.keys()  # the scan finds
 
 
@@ -197,7 +201,9 @@ def test_members_stay_in_the_folder(kind, name, text, tmp_path):
     assert [p for p in tmp_path.rglob("escaped.xyz") if folder not in p.parents] == []
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+)
 def test_links_and_devices_are_not_taken(kind, tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         info = tarfile.TarInfo("passwd.xyz")
@@ -219,7 +225,11 @@ def test_bombs_are_refused(text, tmp_path, monkeypatch):
         unpack.unpack(str(tmp_path / "a.zip"), "a.zip", tmp_path / "in")
     data = text
     for depth in range(5):
-        data = gzip.compress(data) if depth == 0 else zipped("a.xyz.gz" if depth == 1 else "a.zip", data)
+        data = (
+            gzip.compress(data)
+            if depth == 0
+            else zipped("a.xyz.gz" if depth == 1 else "a.zip", data)
+        )
     (tmp_path / "b.zip").write_bytes(data)
     with pytest.raises(InputError, match="archives in archives, 4 deep"):
         unpack.unpack(str(tmp_path / "b.zip"), "b.zip", tmp_path / "in")
@@ -252,7 +262,9 @@ def external_link(group):
 
 def external_storage(group):
     Path(f"{group.file.filename}.raw").write_bytes(bytes(24))
-    group.create_dataset("positions", (1, 3), "f8", external=[(f"{group.file.filename}.raw", 0, 24)])
+    group.create_dataset(
+        "positions", (1, 3), "f8", external=[(f"{group.file.filename}.raw", 0, 24)]
+    )
 
 
 def declared(group):

@@ -37,6 +37,7 @@ from mace_train.console import printable
 from mace_train.distributed.launcher import launched_tasks, rank_of_process
 from mace_train.distributed.signals import exit_code
 from mace_train.errors import InputError
+from mace_train.settings_files import check_settings_files
 from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
 
@@ -140,6 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         try:
             words = _hydra_words(COMMANDS[command], arguments[1:])
+            check_settings_files(words)
         except (InputError, HydraException) as error:
             _fail(str(error))
         _run(command, words, is_job="--job" in arguments)

@@ -22,7 +22,7 @@ from mace_train.restricted_pickle import RestrictedPickleError
 from mace_train.settings import ImportSettings
 from mace_train.train.checkpoint import load_model
 from tests.conftest import run_command
-from tests.interop.test_matrix import CHANGES, NUMBERS, SMALL, VARIANTS
+from tests.interop.variants import CHANGES, NUMBERS, SMALL, VARIANTS
 from tests.model.mace_torch import mace_torch_model
 
 

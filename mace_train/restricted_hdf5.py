@@ -61,6 +61,8 @@ def own_dataset(group: h5py.Group, name: str) -> h5py.Dataset:
 
 
 def _own(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    if name.encode() not in group.id:
+        raise KeyError(f"{name} is not in {group.name}")
     link = group.id.links.get_info(name.encode())
     if link.type != h5py.h5l.TYPE_HARD:
         raise ForeignError(_message(group, f"has a link {name} instead of an array"))

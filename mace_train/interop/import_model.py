@@ -35,7 +35,7 @@ from mace_train.train.checkpoint import model_header, save, with_prefix
 
 LOGGER = logging.getLogger("mace_train")
 SAFE_WAYS = (
-    "give its state dict (.safetensors or .pt) with header=FILE, or, if you trust whoever made it, "
+    "give its state dict (.safetensors or .pt) with header=FILE, or, if you trust its author, "
     "trust=true, with which mace-torch loads it"
 )
 

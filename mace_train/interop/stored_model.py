@@ -113,7 +113,7 @@ class _Attributes:
 
 
 def _plain(value: Any) -> Any:
-    """What a shell stands for, as far as a header needs it."""
+    """What a shell represents, as far as a header needs it."""
     if isinstance(value, type) and issubclass(value, Shell):  # a class or function
         return SimpleNamespace(__name__=value.name)
     if _is_module(value):

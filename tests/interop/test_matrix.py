@@ -19,7 +19,7 @@ from mace_train.interop.import_model import import_model
 from mace_train.interop.mace_torch import double_precision, predictions_of
 from mace_train.interop.probe_structures import graph_of
 from mace_train.settings import ExportSettings, ImportSettings
-from tests.interop.variants import CHANGES, NUMBERS, SMALL, VARIANTS
+from tests.interop.variants import CHANGES, HEADS, NUMBERS, SMALL, VARIANTS
 from tests.model.mace_torch import mace_torch_model
 
 pytestmark = [

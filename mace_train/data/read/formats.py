@@ -116,7 +116,7 @@ def _refuse_programs(path: str, suffix: str) -> None:
         how = "python -m ase.io.trajectory FILE" if is_old else "ase.io.write of extended XYZ"
         raise InputError(
             f"{path} is {what}: reading it would run what is in it, and is refused; if you trust "
-            f"whoever made it, convert it yourself first ({how})"
+            f"its author, convert it yourself first ({how})"
         )
 
 

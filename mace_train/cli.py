@@ -33,9 +33,11 @@ from yaml import YAMLError
 from mace_train import __version__, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
+from mace_train.console import printable
 from mace_train.distributed.launcher import launched_tasks, rank_of_process
 from mace_train.distributed.signals import exit_code
 from mace_train.errors import InputError
+from mace_train.settings_files import check_settings_files
 from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
 
@@ -139,6 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         try:
             words = _hydra_words(COMMANDS[command], arguments[1:])
+            check_settings_files(words)
         except (InputError, HydraException) as error:
             _fail(str(error))
         _run(command, words, is_job="--job" in arguments)
@@ -353,7 +356,7 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line of text."""
         mark = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return mark + super().format(record)
+        return printable(mark + super().format(record))
 
 
 def _rank() -> int:
@@ -376,6 +379,7 @@ def _try_later(number: int, frame: object) -> None:
 def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
     """Say what is wrong and exit."""
     who = f"[rank {_rank()}] " if _rank() else ""
-    sys.stderr.write(f"mace-train: {who}error: {message}\n")  # one write: ranks do not mix
+    text = printable(f"mace-train: {who}error: {message}\n")
+    sys.stderr.write(text)  # one write: ranks do not mix
     sys.stderr.flush()
     raise SystemExit(code)

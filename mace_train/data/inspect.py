@@ -16,10 +16,10 @@ import matplotlib
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mace_train.console import Console
 from mace_train.data.labels import LabelCounts
 from mace_train.data.shards.arrays import Arrays, names_of
 from mace_train.data.shards.shard_set import ShardSet
@@ -111,7 +111,7 @@ def _print(console: Console, name: str, shards: ShardSet, contents: Contents) ->
     header = shards.headers[0]
     bytes_ = sum(h.path.stat().st_size for h in shards.headers)
     console.print(
-        f"[bold]{name}[/bold]: {len(shards)} structures in {shards.n_shards} shards, "
+        f"{name}: {len(shards)} structures in {shards.n_shards} shards, "
         f"{bytes_ / 1e6:.1f} MB, r_max {shards.r_max} Å, edges "
         f"{'stored' if header.stores_edges else 'found when read'}"
     )

@@ -5,9 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from mace_train.console import Console
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.settings import CompareSettings

@@ -10,9 +10,9 @@ from ase import Atoms
 from ase.io import write as ase_write
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
+from mace_train.console import Console
 from mace_train.data.loading.loader import SampleSource
 from mace_train.data.structure import Structure
 from mace_train.evaluate.parity_plot import (

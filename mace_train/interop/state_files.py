@@ -1,25 +1,27 @@
 """State dicts in files: tensors with mace-torch's names, and the header as JSON beside them."""
 
 import json
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mace_train.errors import InputError
 from mace_train.interop.header import Header
+from mace_train.restricted_pickle import Shell, load_tensors
 
 
-def read_tensors(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a state dict; None for a file that holds objects (a whole model).
+def read_file(path: Path) -> dict[str, Tensor] | Shell:
+    """The tensors of a state dict, or the whole model that the file holds, as a shell.
 
     Runs no code of the file. The ``model`` part of a checkpoint of mace-torch is a state dict too.
+
+    Raises:
+        RestrictedPickleError: a pickle that cannot be read in this way.
+        InputError: damaged, TorchScript, or neither a state dict nor a model.
     """
     if path.suffix == ".safetensors":
         try:
@@ -28,21 +30,20 @@ def read_tensors(path: Path) -> dict[str, Tensor] | None:
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: not a readable safetensors file ({error})") from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # how the file was pickled does not matter
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        return None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a file of torch.save ({error}); it may be truncated, or a TorchScript "
-            "model: import the .model file that it was made from"
-        ) from error
+        loaded = load_tensors(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if isinstance(loaded, Shell) and not loaded.module.startswith("__torch__"):
+        return loaded
     if isinstance(loaded, Mapping) and isinstance(loaded.get("model"), Mapping):
         loaded = loaded["model"]
     if isinstance(loaded, Mapping) and all(isinstance(t, Tensor) for t in loaded.values()):
         return dict(loaded)
-    raise InputError(f"{path}: holds a {type(loaded).__name__}, neither a state dict nor a model")
+    what = "a TorchScript model" if isinstance(loaded, Shell) else f"a {type(loaded).__name__}"
+    raise InputError(
+        f"{path}: holds {what}, neither a state dict nor a model; import the .model file that "
+        "mace_run_train writes, not a compiled one"
+    )
 
 
 def read_header(path: Path, given: str | None) -> Header:

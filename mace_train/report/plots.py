@@ -14,6 +14,7 @@ from matplotlib.ticker import (
 )
 from numpy.typing import NDArray
 
+from mace_train.console import plot_label
 from mace_train.evaluate.parity_plot import draw_parity, energy_pairs, force_pairs, stress_pairs
 from mace_train.report.error_tables import Errors, number
 from mace_train.report.pictures import Picture, Theme, picture
@@ -60,7 +61,7 @@ def _label(key: str, ending: str) -> str:
 
 def _curve(epochs: list[Record], key: str, label: str, factor: float = 1.0) -> Curve:
     points = [(r["epoch"] + 1.0, factor * r[key]) for r in epochs if r.get(key) is not None]
-    return label, [x for x, _ in points], [y for _, y in points]
+    return plot_label(label), [x for x, _ in points], [y for _, y in points]
 
 
 def _learning(
@@ -247,7 +248,7 @@ def _by_size(
                 mew=0,
                 alpha=0.65,
                 color=colour,
-                label=label_of_type,
+                label=plot_label(label_of_type),
             )
         axes.set(xlabel="atoms of a structure", ylabel=label)
         if known.any():

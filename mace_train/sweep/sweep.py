@@ -10,9 +10,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from mace_train.console import Console
 from mace_train.errors import InputError
 from mace_train.evaluate.compare import best_epoch, read_metrics
 from mace_train.folders import existing_folder, is_locked

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from mace_train.console import plot_label
+
 Record = dict[str, Any]
 Value = Callable[[Record], float | None]
 
@@ -76,7 +78,8 @@ def _draw_panel(
             positive = positive or any(b > 0 for _, b in known)
             first, second = zip(*known, strict=True)
             mark = "." if len(known) == 1 else None
-            axis.plot(first, second, style, color=f"C{number % 10}", label=name, marker=mark)
+            label, colour = plot_label(name), f"C{number % 10}"
+            axis.plot(first, second, style, color=colour, label=label, marker=mark)
     if positive:
         axis.set_yscale("log")
         for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from ase.data import chemical_symbols
-from rich.console import Console
 from rich.table import Table
 
+from mace_train.console import Console
 from mace_train.data.preprocess.file_blocks import FileBlock, InputFile, make_blocks
 from mace_train.data.preprocess.work_folder import UNPACKED
 from mace_train.data.read.formats import parse_fns_of, read_errors
@@ -101,7 +101,7 @@ def summarise_block(
 
 def _print(console: Console, split: str, files: list[str], found: FileSummary) -> None:
     shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    console.print(f"[bold]{split}[/bold]: {found.n_structures} structures in {shown}")
+    console.print(f"{split}: {found.n_structures} structures in {shown}")
     table = Table()
     table.add_column("what")
     table.add_column("found", overflow="fold")

@@ -37,6 +37,7 @@ from mace_train.data.shards.arrays import (
 )
 from mace_train.data.structure import Structure
 from mace_train.errors import InputError
+from mace_train.restricted_hdf5 import own_dataset
 
 FORMAT = "mace-train shard"
 FORMAT_VERSION = 2
@@ -199,7 +200,7 @@ def read_header(path: Path) -> ShardHeader:
             attributes = _attributes(file)
             _check_format(path, attributes)
             header = _header(path, file, attributes)
-            arrays = {name: file[name][()] for name in _HEADER_ARRAYS}
+            arrays = {name: own_dataset(file, name)[()] for name in _HEADER_ARRAYS}
             if _header_checksum(attributes, arrays) != attributes["header_checksum"]:
                 raise damaged(path, "its header does not match its checksum")
     except InputError:
@@ -266,9 +267,10 @@ def _check_format(path: Path, attributes: dict[str, Any]) -> None:
 def _array_layout(
     path: Path, file: h5py.File, name: str
 ) -> tuple[int | None, np.dtype[Any], tuple[int, ...]]:
-    dataset = file.get(name)
-    if not isinstance(dataset, h5py.Dataset):
-        raise damaged(path, f"array {name} is missing")
+    try:
+        dataset = own_dataset(file, name)
+    except KeyError:
+        raise damaged(path, f"array {name} is missing") from None
     offset = dataset.id.get_offset()
     if offset is None and dataset.size and name not in OF_ATOMS + OF_EDGES:
         raise damaged(path, f"array {name} is not contiguous")
@@ -300,6 +302,6 @@ def read_arrays(header: ShardHeader) -> dict[str, NDArray[Any]]:
     """All arrays of a shard in memory, through HDF5 (for any storage)."""
     try:
         with h5py.File(header.path, "r", locking=False) as file:
-            return {name: file[name][()] for name in header.layout}
+            return {name: own_dataset(file, name)[()] for name in header.layout}
     except (OSError, RuntimeError, LookupError, ValueError, MemoryError) as error:
         raise damaged(header.path, f"HDF5 cannot read it: {error}") from error

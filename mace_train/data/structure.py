@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.raw_structure import AtomsLike
+from mace_train.data.stress_components import stress_mask
 from mace_train.errors import InvalidStructureError
 from mace_train.settings import DataSettings, PredictionSettings
 
@@ -273,14 +274,17 @@ class _Labels:
         if value is None:
             return None
         matrix = self._matrix(value, name)
-        if not pbc.all():
+        mask = stress_mask(cell, pbc)
+        if not mask.any():
             self.notes.once(
                 "stress without volume",
                 self.source,
-                f"{name!r} is not used where a structure is not periodic in all three directions",
+                f"{name!r} is not used where a structure is not periodic, has no cell vector along "
+                "a direction that is not, or is periodic along others than x, y and z",
             )
             return None
-        return -matrix / abs(np.linalg.det(cell)) if is_virials else matrix
+        stress = -matrix / abs(np.linalg.det(cell)) if is_virials else matrix
+        return np.where(mask, stress, 0.0)
 
     def weight(self, key: str) -> float:
         if "config_virials_weight" in self.atoms.info:

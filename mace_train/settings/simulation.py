@@ -85,9 +85,9 @@ class RelaxSettings(SimulationSettings):
     algorithm: str = "fire"
     """fire or lbfgs."""
     relax_cell: bool = False
-    """Relax the cell too; needs periodicity in all three directions."""
+    """Relax the cell too, along its periodic directions; all directions need lattice vectors."""
     pressure_GPa: float = 0.0
-    """External pressure on a cell that relaxes."""
+    """External pressure on a cell that relaxes and is periodic in all three directions."""
     fmax: float = 0.01
     """Largest force at which it has converged, eV/Å (with relax_cell of the cell too)."""
     max_steps: int = 1000

@@ -7,6 +7,7 @@ from ase.build import bulk, molecule
 
 from mace_train.calculators import MACETrainCalculator
 from mace_train.errors import InputError
+from tests.calculators.systems import slab, wire
 from tests.model.systems import mixed, model_of, rattled
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch-sim and what it imports
@@ -30,7 +31,11 @@ def molecules():
     return [mixed((1, 8)), rattled(molecule("H2O"), 3), molecule("O")]
 
 
-@pytest.mark.parametrize("make", [crystals, molecules])
+def slabs_and_others():
+    return [slab(), bulk("Al", cubic=True), wire(), molecule("H2O")]
+
+
+@pytest.mark.parametrize("make", [crystals, molecules, slabs_and_others])
 def test_a_batch_of_systems(make):
     model, systems = model_of(ELEMENTS), make()
     state = ts.io.atoms_to_state(systems, CPU, torch.float64)
@@ -40,7 +45,7 @@ def test_a_batch_of_systems(make):
     for i, atoms in enumerate(systems):
         assert found["energy"][i].item() == pytest.approx(calc.get_potential_energy(atoms))
         np.testing.assert_allclose(forces[i], calc.get_forces(atoms), atol=1e-12)
-        if atoms.pbc.all():
+        if atoms.pbc.any():
             atoms.calc = calc
             expected = atoms.get_stress(voigt=False)
             np.testing.assert_allclose(found["stress"][i].numpy(), expected, atol=1e-13)

@@ -185,3 +185,4 @@ def report_labels(summaries: Sequence[BlockSummary], data: DataSettings, split: 
     if split == "train":
         labels.check_given_keys("data.train_file")
     labels.warn_missing(f"data.{split}_file")
+    labels.log_partial_stress(f"data.{split}_file")

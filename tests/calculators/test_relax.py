@@ -48,6 +48,7 @@ def test_not_converged_says_what_to_do(trained, crystal, tmp_path, capsys):
 def relax_slab(trained, tmp_path, *arguments, vacuum=5.0):
     atoms = fcc111("Al", (1, 1, 2), vacuum=vacuum)
     atoms.rattle(0.02, seed=1)
+    atoms.info.clear()  # of sites to adsorb, which a file does not keep
     path = tmp_path / "slab.xyz"
     write(path, atoms)
     command = ["relax", f"checkpoint={trained}", f"structure={path}", f"output={tmp_path}/out"]

@@ -13,6 +13,7 @@ from ase.optimize import FIRE, LBFGS
 from matplotlib.figure import Figure
 
 from mace_train.calculators.simulation import Frames, committee_std, plain, prepared_atoms
+from mace_train.data.stress_components import has_stress
 from mace_train.errors import InputError, InvalidStructureError
 from mace_train.folders import make_folder
 from mace_train.progress import ProgressBar, Stopwatch
@@ -25,11 +26,8 @@ ALGORITHMS = {"fire": FIRE, "lbfgs": LBFGS}
 def relax(settings: RelaxSettings) -> dict[str, Any]:
     """Relax the structure; writes relaxed.extxyz, trajectory, relax.json and relax.png."""
     atoms = prepared_atoms(settings)
-    if settings.relax_cell and not atoms.pbc.all():
-        raise InputError(
-            f"relax_cell=true: {settings.structure} is periodic along {atoms.pbc.tolist()}; only "
-            "cells that are periodic in all three directions can relax"
-        )
+    if settings.relax_cell:
+        _check_cell(atoms, settings)
     output = Path(settings.output)
     make_folder("output", output)
     frames, clock = Frames(output, settings.trajectory), Stopwatch()
@@ -50,6 +48,21 @@ def relax(settings: RelaxSettings) -> dict[str, Any]:
     _draw(result["records"], settings.fmax, len(atoms), output / "relax.png")
     _report(settings, result, frames)
     return result
+
+
+def _check_cell(atoms: Atoms, settings: RelaxSettings) -> None:
+    """InputError for a cell that cannot relax; of slabs and wires the periodic directions do."""
+    periodic = f"relax_cell=true: {settings.structure} is periodic along {atoms.pbc.tolist()}"
+    if not has_stress(atoms.cell[:], atoms.pbc):
+        raise InputError(
+            f"{periodic} and its cell has no volume, so there is no stress to relax it by; give "
+            "lattice vectors in all directions and pbc T in those that are to relax"
+        )
+    if settings.pressure_GPa and not atoms.pbc.all():
+        raise InputError(
+            f"{periodic}: pressure_GPa={settings.pressure_GPa} acts on cells that are periodic in "
+            "all three directions; set it to 0"
+        )
 
 
 def _run(atoms: Atoms, settings: RelaxSettings, frames: Frames) -> list[dict[str, float]]:

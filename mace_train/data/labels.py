@@ -3,7 +3,7 @@
 A label that is missing is not trained on, which is right where it was never computed and wrong
 where its key is misspelt. So the labels are counted while structures are read, a missing one is
 logged with the names in the files that look like it, and a key that the user gave but that no
-structure has is an error. Stress counts relative to structures periodic in all three directions.
+structure has is an error. Stress counts relative to periodic structures that can have it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.raw_structure import AtomsLike
+from mace_train.data.stress_components import stress_mask
 from mace_train.data.structure import LOGGER, LabelKeys, Structure, names_in
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings
@@ -36,10 +37,11 @@ class LabelCounts:
     """How many structures have each label."""
 
     n_structures: int = 0
-    n_periodic: int = 0  # in all three directions: those that can have a stress
+    n_periodic: int = 0  # those that can have a stress, see stress_components.py
     energy: int = 0
     forces: int = 0
     stress: int = 0
+    partial_stress: int = 0  # of structures that are periodic in one or two directions
 
     @classmethod
     def of_shards(cls, shards: Iterable[Mapping[str, NDArray[Any]]]) -> Self:
@@ -47,10 +49,12 @@ class LabelCounts:
         counts = cls()
         for arrays in shards:
             counts.n_structures += len(arrays["has_energy"])
-            counts.n_periodic += int(np.all(arrays["pbc"], axis=1).sum())
+            counts.n_periodic += _n_periodic(arrays)
             counts.energy += int(np.count_nonzero(arrays["has_energy"]))
             counts.forces += int(np.count_nonzero(arrays["has_forces"]))
             counts.stress += int(np.count_nonzero(arrays["has_stress"]))
+            partial = ~np.all(arrays["pbc"], axis=1)
+            counts.partial_stress += int(np.count_nonzero(arrays["has_stress"][partial]))
         return counts
 
     def __add__(self, other: Self) -> Self:
@@ -59,10 +63,11 @@ class LabelCounts:
     def add(self, structure: Structure) -> None:
         """Count one more structure."""
         self.n_structures += 1
-        self.n_periodic += bool(structure.pbc.all())
+        self.n_periodic += bool(stress_mask(structure.cell, structure.pbc).any())
         self.energy += structure.energy is not None
         self.forces += structure.forces is not None
         self.stress += structure.stress is not None
+        self.partial_stress += structure.stress is not None and not structure.pbc.all()
 
     def summary(self) -> str:
         """One line of text.
@@ -76,6 +81,14 @@ class LabelCounts:
             some = "" if self.n_periodic == n else " periodic"
             parts.append(f"stress {self.stress}/{self.n_periodic}{some}")
         return "labels: " + ", ".join(parts)
+
+
+def _n_periodic(arrays: Mapping[str, NDArray[Any]]) -> int:
+    """The number of structures in a shard that can have a stress."""
+    pbc = arrays["pbc"].astype(bool)
+    partial = np.flatnonzero(pbc.any(1) & ~pbc.all(1))
+    n = sum(bool(stress_mask(arrays["cell"][i].astype(float), pbc[i]).any()) for i in partial)
+    return int(pbc.all(1).sum()) + n
 
 
 class LabelReport:
@@ -95,7 +108,7 @@ class LabelReport:
         """InputError for a key that is not the default and that no structure of ``where`` has.
 
         Of stress_key and virials_key one is enough, and neither matters without a structure that
-        is periodic in all three directions.
+        can have a stress.
         """
         for label in _SETTINGS:
             if label == "stress" and self.counts.n_periodic == 0:
@@ -133,6 +146,16 @@ class LabelReport:
                 label,
                 keys,
                 f"; similar names found: {', '.join(similar)}" if similar else "",
+            )
+
+    def log_partial_stress(self, where: str) -> None:
+        """Log how many slabs and wires have a stress, of which only a part is used."""
+        if self.counts.partial_stress:
+            LOGGER.info(
+                "%s: %d structures with a stress are periodic in one or two directions; of these "
+                "only components along periodic directions are used",
+                where,
+                self.counts.partial_stress,
             )
 
     def _keys(self, label: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from mace_train.data.values import (
     check_values,
     energy_range,
 )
+from mace_train.data.stress_components import stress_mask
 from mace_train.errors import InvalidStructureError
 from mace_train.settings import DataSettings, PredictionSettings
 from mace_train.settings.ranges import Range
@@ -279,18 +280,19 @@ class _Labels:
             return None
         limits = energy_range(len(self.atoms)) if is_virials else STRESS
         matrix = self._matrix(value, name, limits)
-        if not pbc.all():
+        mask = stress_mask(cell, pbc)
+        if not mask.any():
             self.notes.once(
                 "stress without volume",
                 self.source,
-                f"{name!r} is not used where a structure is not periodic in all three directions",
+                f"{name!r} is not used where a structure is not periodic, has no cell vector along "
+                "a direction that is not, or is periodic along others than x, y and z",
             )
             return None
-        if not is_virials:
-            return matrix
-        stress: NDArray[np.float64] = -matrix / abs(np.linalg.det(cell))
-        check_values(stress, STRESS, f"the stress of {name!r} / volume", self.source)
-        return stress
+        if is_virials:
+            matrix = -matrix / abs(np.linalg.det(cell))
+            check_values(matrix, STRESS, f"the stress of {name!r} / volume", self.source)
+        return np.where(mask, matrix, 0.0)
 
     def weight(self, key: str) -> float:
         if "config_virials_weight" in self.atoms.info:

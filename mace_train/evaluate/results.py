@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mace_train.console import Console
 from mace_train.data.loading.loader import SampleSource
+from mace_train.data.stress_components import stress_mask
 from mace_train.data.structure import Structure
 from mace_train.evaluate.parity_plot import (
     Predicted,
@@ -151,7 +152,7 @@ def _atoms(structure: Structure, predicted: Predicted) -> Atoms:
     atoms.info["source"] = structure.source
     atoms.info["MACE_energy"] = predicted.energy
     atoms.arrays["MACE_forces"] = predicted.forces
-    if structure.pbc.all():
+    if stress_mask(structure.cell, structure.pbc).any():
         atoms.info["MACE_stress"] = predicted.stress
     if structure.energy is not None:
         atoms.info["REF_energy"] = structure.energy

@@ -33,6 +33,11 @@ class DataSettings:
         0.1, Range(0, 1, exclude_maximum=True, reason="a share; training needs the rest")
     )
     """Share of train_file that is split off for validation when valid_file is not given."""
+    group_key: str | None = None
+    """Name of a value in the files (system, trajectory): structures with equal ones are a group,
+    which that split does not divide."""
+    structures_per_group: int = bounded(1, COUNT)
+    """So many neighbouring structures of a file are such a group, for frames of a trajectory."""
     energy_key: str = "REF_energy"
     """Name of the energy (eV) in the files; without it, ASE's own energy is used, with a notice."""
     forces_key: str = "REF_forces"
@@ -61,6 +66,11 @@ class DataSettings:
             if getattr(self, name) != MISSING:
                 files_by_head(f"data.{name}", getattr(self, name))
         check_ranges(self, "data.")
+        if self.group_key is not None and self.structures_per_group > 1:
+            raise InputError(
+                "data.group_key and data.structures_per_group are both set; a structure has one "
+                "group, set one of the two"
+            )
         if self.E0s is not None and not isinstance(self.E0s, (str, dict)):
             raise InputError(
                 f"data.E0s={self.E0s!r} must be null, 'average', 'foundation', a JSON file or a "

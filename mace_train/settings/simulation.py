@@ -86,11 +86,11 @@ class RelaxSettings(SimulationSettings):
     algorithm: str = "fire"
     """fire or lbfgs."""
     relax_cell: bool = False
-    """Relax the cell too; needs periodicity in all three directions."""
+    """Relax the cell too, along its periodic directions; all directions need lattice vectors."""
     pressure_GPa: float = bounded(
         0.0, Range(-1e6, 1e6, reason="GPa; the centre of Jupiter has some 7000")
     )
-    """External pressure on a cell that relaxes."""
+    """External pressure on a cell that relaxes and is periodic in all three directions."""
     fmax: float = bounded(
         0.01, Range(0, 1000, exclude_minimum=True, reason="eV/Å; any structure has smaller forces")
     )

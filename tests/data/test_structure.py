@@ -1,6 +1,7 @@
 """structure: units, signs, shapes, fallbacks and refusals."""
 
 import logging
+from itertools import product
 
 import numpy as np
 import pytest
@@ -104,12 +105,38 @@ def test_rounding_makes_a_stress_symmetric():
     np.testing.assert_allclose(stress, STRESS, atol=1e-4)
 
 
-def test_stress_needs_three_periodic_directions(caplog):
-    atoms, notes = crystal(), Notes()
+@pytest.mark.parametrize("pbc", [p for p in product([True, False], repeat=3) if any(p)])
+@pytest.mark.parametrize("key", ["REF_stress", "REF_virials"])
+def test_stress_along_periodic_directions(pbc, key):
+    atoms = crystal()
+    atoms.pbc = pbc
+    del atoms.info["REF_stress"]
+    atoms.info[key] = STRESS
+    stress = read(atoms).stress
+    expected = STRESS if key == "REF_stress" else -STRESS / atoms.get_volume()
+    for i, j in product(range(3), range(3)):
+        assert stress[i, j] == pytest.approx(expected[i, j] if pbc[i] and pbc[j] else 0.0)
+
+
+def tilted() -> Atoms:
+    atoms = crystal()
+    atoms.rotate(30, "x", rotate_cell=True)
+    return atoms
+
+
+def flat() -> Atoms:
+    atoms = crystal()
+    atoms.cell[2] = 0.0
+    return atoms
+
+
+@pytest.mark.parametrize("make", [tilted, flat])
+def test_a_stress_that_says_nothing_is_not_used(caplog, make):
+    atoms, notes = make(), Notes()
     atoms.pbc = [True, True, False]
     for _ in range(2):
         assert read(atoms, notes).stress is None
-    assert caplog.text.count("not periodic in all three directions") == 1
+    assert caplog.text.count("'REF_stress' is not used where a structure") == 1
 
 
 def test_fallback_to_what_ase_parsed_is_logged_once(caplog):

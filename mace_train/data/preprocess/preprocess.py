@@ -5,7 +5,7 @@
 Every stage is a list of tasks that a pool shares: unpack and cut the files into blocks
 (file_blocks.py); read blocks, check structures, find neighbours, write part files (read_block.py);
 then, with the split known, join parts to shards and take the sums of the statistics (assemble.py).
-Memory: one block or one shard per process, and on rank 0 about 40 bytes per structure. The result
+Memory: one block or one shard per process, and on rank 0 about 150 bytes per structure. The result
 depends neither on the number of processes nor on interruptions: what is finished stays in the work
 folder, from which the next run continues (work_folder.py), and the output folder appears when it is
 complete.
@@ -38,6 +38,7 @@ from mace_train.data.preprocess.assemble import (
 from mace_train.data.preprocess.dry_run import survey
 from mace_train.data.preprocess.duplicates import warn_of_duplicates
 from mace_train.data.preprocess.file_blocks import FileBlock, InputFile, make_blocks
+from mace_train.data.preprocess.groups import Grouping
 from mace_train.data.preprocess.read_block import BlockSummary, ReadSettings, read_block
 from mace_train.data.preprocess.selection import (
     Selection,
@@ -47,6 +48,7 @@ from mace_train.data.preprocess.selection import (
 )
 from mace_train.data.preprocess.work_folder import (
     RESULT,
+    checksum_of,
     fingerprint,
     work_folder,
     write_json,
@@ -143,7 +145,15 @@ class _Preprocess:
         blocks = make_blocks(self.files, self.folder, self.pool, settings.structures_per_shard)
         training = [block for block in blocks if block.split == "train"]
         others = {split: [b for b in blocks if b.split == split] for split in SPLITS[1:]}
-        reading = self._reading()
+        splits_off = data.valid_fraction > 0 and not others["valid"]
+        grouping = Grouping.of(data)
+        if grouping.setting and not splits_off:
+            LOGGER.warning(
+                "%s has no effect: it is about splitting train_file, which is not split",
+                grouping.setting,
+            )
+            grouping = Grouping()
+        reading = self._reading(grouping=grouping)
         summaries = {"train": self._read(training, reading)}
         report_labels(summaries["train"], data, "train")
         drop = not data.keep_isolated_atoms
@@ -172,9 +182,12 @@ class _Preprocess:
         statistics.write(result / FILE_NAME)
         if n_rejects:
             _log_rejects(summaries)
-        warn_of_duplicates(splits, self.pool)
+        geometries = {name: s.geometries[numbers] for name, (s, numbers) in selected.items()}
+        warn_of_duplicates(splits, geometries)
 
-    def _reading(self, trained: frozenset[int] | None = None) -> ReadSettings:
+    def _reading(
+        self, trained: frozenset[int] | None = None, grouping: Grouping | None = None
+    ) -> ReadSettings:
         settings = self.settings
         heads = [*files_by_head("data.train_file", settings.data.train_file)]
         return ReadSettings(
@@ -187,6 +200,7 @@ class _Preprocess:
             require_energy=settings.data.require_energy,
             given=self.E0_sources.given(heads),
             trained=trained,
+            grouping=grouping or Grouping(),
         )
 
     def _read(self, blocks: Sequence[FileBlock], reading: ReadSettings) -> list[BlockSummary]:
@@ -226,16 +240,10 @@ class _Preprocess:
         """Write the shards of all splits, in the folder that becomes the output."""
         settings, result = self.settings, self.folder / RESULT
         keys = [
-            (s, [path.name for path in chosen.part_files]) for s, (chosen, _) in selected.items()
+            (s, [path.name for path in chosen.part_files], checksum_of(numbers))
+            for s, (chosen, numbers) in selected.items()
         ]
-        data = settings.data
-        plan = fingerprint(
-            keys,
-            settings.seed,
-            settings.structures_per_shard,
-            [data.valid_fraction, data.keep_isolated_atoms],
-            asdict(self.storage),
-        )
+        plan = fingerprint(keys, settings.structures_per_shard, asdict(self.storage))
         marker = self.folder / "plan.json"
         if not marker.exists() or json.loads(marker.read_text()) != plan:
             shutil.rmtree(result, ignore_errors=True)

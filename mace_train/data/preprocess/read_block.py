@@ -18,7 +18,9 @@ from ase.io import write
 
 from mace_train.data.e0s import check_covered
 from mace_train.data.labels import LabelCounts
+from mace_train.data.preprocess.duplicates import KEY_BYTES, geometry_key
 from mace_train.data.preprocess.file_blocks import FileBlock
+from mace_train.data.preprocess.groups import Grouping
 from mace_train.data.preprocess.work_folder import BLOCKS, write_json
 from mace_train.data.raw_structure import AtomsLike, ParseFn, as_atoms
 from mace_train.data.read.extxyz import text_of
@@ -50,11 +52,13 @@ class ReadSettings:
     require_energy: bool = True
     given: dict[str, dict[int, float]] = field(default_factory=dict)  # E0s of heads that have them
     trained: frozenset[int] | None = None  # elements of training, known when the others are read
+    grouping: Grouping = field(default_factory=Grouping)
 
     def key(self, block: FileBlock) -> str:
         """The name of a block's files."""
         made_from = [asdict(self.keys), self.r_max, self.structures_per_part, self.float32]
-        return block.key(*made_from, *([] if self.require_energy else ["energies are optional"]))
+        optional = [] if self.require_energy else ["energies are optional"]
+        return block.key(*made_from, self.grouping.setting, *optional)
 
 
 @dataclass
@@ -68,6 +72,8 @@ class BlockSummary:
     element_set: list[int] = field(default_factory=list)  # of every structure
     heads: list[str] = field(default_factory=list)
     head: list[int] = field(default_factory=list)  # of every structure
+    geometries: str = ""  # keys of all structures as hexadecimal digits, see duplicates.py
+    groups: str = ""  # the same of their groups if they are set, see groups.py
     isolated: list[int] = field(default_factory=list)  # which structures are isolated atoms
     # (head, atomic number, energy or None, source) of these
     isolated_atoms: list[tuple[str, int, float | None, str]] = field(default_factory=list)
@@ -128,6 +134,8 @@ def _finished(reading: ReadSettings, key: str, block: FileBlock) -> BlockSummary
         headers = [read_header(part) for part in parts]
         if [header.checksum for header in headers] != summary.checksums:
             return None
+        if len(summary.geometries) != 2 * KEY_BYTES * summary.n_structures:
+            return None
         for header in headers:  # the disk may have lost some of it with the power
             ShardReader(header).check(0, header.n_structures)
         for head, set_index in {*zip(summary.head, summary.element_set, strict=True)}:
@@ -168,6 +176,7 @@ class _Reader:
         self.names: set[str] = set()
         self.sets: dict[tuple[int, ...], int] = {}
         self.heads: dict[str, int] = {}
+        self.geometries, self.groups = bytearray(), bytearray()
 
     def run(self) -> BlockSummary:
         """Write the part files, then the summary."""
@@ -181,6 +190,7 @@ class _Reader:
             summary.checksums.append(read_header(path).checksum)
         summary.element_sets = [list(elements) for elements in self.sets]
         summary.heads = list(self.heads)
+        summary.geometries, summary.groups = self.geometries.hex(), self.groups.hex()
         summary.labels = asdict(self.counts)
         summary.names = sorted(self.names)
         summary.notes = self.notes.collected
@@ -201,7 +211,7 @@ class _Reader:
 
     def sample(self, parse: ParseFn, shown: str, index: int) -> Sample | None:
         """One structure with its neighbours; None for a reject."""
-        source = f"{shown}, structure {index}"
+        source, group = f"{shown}, structure {index}", b""
         atoms: AtomsLike | None = None
         try:
             with read_errors(shown, index):
@@ -214,6 +224,9 @@ class _Reader:
                 require_energy=self.reading.require_energy,
                 head=self.block.head,
             )
+            if self.reading.grouping.setting:
+                isolated = is_isolated(structure)
+                group = self.reading.grouping.group_key(atoms, shown, index, isolated=isolated)
             sample = sample_of(rounded(structure, self.reading.float32), self.reading.r_max)
         except InputError as error:
             kind = error.kind if isinstance(error, InvalidStructureError) else "unreadable"
@@ -227,6 +240,7 @@ class _Reader:
         elements = np.unique(structure.numbers).tolist()
         check_elements(self.reading, structure.head, elements, source, self.block.split)
         self.note(atoms, sample)
+        self.groups += group
         return sample
 
     def note(self, atoms: AtomsLike, sample: Sample) -> None:
@@ -239,6 +253,7 @@ class _Reader:
             summary.isolated_atoms.append(isolated_atom)
         summary.element_set.append(self.sets.setdefault(elements, len(self.sets)))
         summary.head.append(self.heads.setdefault(structure.head, len(self.heads)))
+        self.geometries += geometry_key(structure)
         summary.n_atoms += structure.n_atoms
         summary.n_edges += sample.edges.n_edges
         self.counts.add(structure)

@@ -40,6 +40,7 @@ from mace_train.balance.simulate import (
 )
 from mace_train.data.statistics import open_split
 from mace_train.errors import InputError
+from mace_train.files import written_together
 from mace_train.folders import existing_folder, make_folder
 from mace_train.settings import BalanceSettings, BatchingSettings
 
@@ -266,10 +267,10 @@ def report_on(costs: Costs, settings: BalanceSettings, show: Callable[..., None]
     for table in tables.all_tables(report):
         show(table)
     if settings.output is not None:
-        output = Path(settings.output)
-        (output / "balance.json").write_text(json.dumps(report, indent=2) + "\n")
         plans = {result.packer: result.plan for result in results}
-        plots.bins_and_ranks(plans, capacity).savefig(output / "balance.png", dpi=150)
-        if settings.scaling:
-            plots.scaling(report["scaling"]).savefig(output / "scaling.png", dpi=150)
+        with written_together(Path(settings.output)) as new:
+            (new / "balance.json").write_text(json.dumps(report, indent=2) + "\n")
+            plots.bins_and_ranks(plans, capacity).savefig(new / "balance.png", dpi=150)
+            if settings.scaling:
+                plots.scaling(report["scaling"]).savefig(new / "scaling.png", dpi=150)
     return report

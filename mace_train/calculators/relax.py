@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from mace_train.calculators.simulation import Frames, committee_std, plain, prepared_atoms
 from mace_train.errors import InputError, InvalidStructureError
+from mace_train.files import written_together
 from mace_train.folders import make_folder
 from mace_train.progress import ProgressBar, Stopwatch
 from mace_train.settings import RelaxSettings
@@ -45,9 +46,10 @@ def relax(settings: RelaxSettings) -> dict[str, Any]:
         "seconds": clock.seconds(),
         "records": {name: [record[name] for record in records] for name in last},
     }
-    write(output / "relaxed.extxyz", plain(atoms), format="extxyz")
-    (output / "relax.json").write_text(json.dumps(result, indent=1) + "\n")
-    _draw(result["records"], settings.fmax, len(atoms), output / "relax.png")
+    with written_together(output) as new:
+        write(new / "relaxed.extxyz", plain(atoms), format="extxyz")
+        (new / "relax.json").write_text(json.dumps(result, indent=1) + "\n")
+        _draw(result["records"], settings.fmax, len(atoms), new / "relax.png")
     _report(settings, result, frames)
     return result
 

@@ -10,6 +10,7 @@ Python. Neither needs mace_train or its kernels where it runs.
 """
 
 import copy
+import io
 import json
 import logging
 import warnings
@@ -25,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mace_train.calculators.models import Checkpoint, load_single
 from mace_train.checks import check_choice
 from mace_train.errors import InputError
+from mace_train.files import written_together
 from mace_train.folders import make_folder
 from mace_train.model.compiled import ModelEnergies, energies_and_gradient
 from mace_train.model.mace import MACE
@@ -98,15 +100,18 @@ def export_program(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of its own pytrees
         program = program_of(model)
-        if format == "export":
-            torch.export.save(program, path, extra_files={"mace_train.json": text})
-        else:
-            metadata = {name: str(description[name]) for name in ("r_max", "atomic_numbers")}
-            configs = {"aot_inductor.metadata": metadata}
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=configs
-            )
-    path.with_name(f"{path.name}.json").write_text(text + "\n")
+        with written_together(path.parent) as new:
+            if format == "export":
+                content = io.BytesIO()  # on a full disk PyTorch's writer aborts the process
+                torch.export.save(program, content, extra_files={"mace_train.json": text})
+                (new / path.name).write_bytes(content.getbuffer())
+            else:
+                metadata = {name: str(description[name]) for name in ("r_max", "atomic_numbers")}
+                configs = {"aot_inductor.metadata": metadata}
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(new / path.name), inductor_configs=configs
+                )
+            (new / f"{path.name}.json").write_text(text + "\n")
     return description
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from mace_train.data.shards.arrays import Arrays, names_of, offsets_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.errors import InputError
+from mace_train.files import write_text
 
 FORMAT = "mace-train statistics"
 FORMAT_VERSION = 2
@@ -233,7 +234,7 @@ class Statistics:
     def write(self, path: Path) -> None:
         """Write statistics.json."""
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:

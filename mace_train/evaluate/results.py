@@ -22,6 +22,7 @@ from mace_train.evaluate.parity_plot import (
     force_pairs,
     stress_pairs,
 )
+from mace_train.files import written_together
 from mace_train.model.mace import ModelData
 from mace_train.settings import EvaluateSettings
 
@@ -49,6 +50,21 @@ def write_report(
 ) -> None:
     """Write the report to ``settings.output`` and print the table; ``heads`` [n_structures]."""
     output = Path(settings.output)
+    with written_together(output) as new:
+        written = _write(table, predicted, source, heads, settings, model, new)
+    LOGGER.info("wrote %s to %s", ", ".join(written), output)
+
+
+def _write(
+    table: list[dict[str, Any]],
+    predicted: dict[int, Predicted],
+    source: SampleSource,
+    heads: NDArray[np.int64],
+    settings: EvaluateSettings,
+    model: ModelData,
+    output: Path,
+) -> list[str]:
+    """Write the files to ``output``; their names."""
     origin = (
         settings.test_file if settings.data_dir is None else f"{settings.data_dir}/{settings.split}"
     )
@@ -79,7 +95,7 @@ def write_report(
         atoms = [_atoms(structure, predicted[i]) for i, structure in enumerate(structures)]
         ase_write(output / "predictions.extxyz", atoms, format="extxyz", write_results=False)
         written.append("predictions.extxyz")
-    LOGGER.info("wrote %s to %s", ", ".join(written), output)
+    return written
 
 
 def _energies_of_atoms(

@@ -20,6 +20,7 @@ from mace_train.distributed.world import World, open_world
 from mace_train.errors import InputError
 from mace_train.evaluate.evaluate import evaluated
 from mace_train.evaluate.parity_plot import Predicted
+from mace_train.files import written_together
 from mace_train.folders import existing_folder, make_folder
 from mace_train.report import plots
 from mace_train.report.error_tables import Errors
@@ -104,10 +105,11 @@ def _write(run: RunFolder, sets: list[Errors], output: Path, n_worst: int) -> Pa
         for errors, prefix in zip(sets, _prefixes(len(sets)), strict=True)
     ]
     page = Page(run, sections, plots.learning(run), plots.balance(run, fill), plots.time(run), fill)
-    for picture in page.pictures:
-        (output / f"{picture.name}.png").write_bytes(picture.light)
+    with written_together(output) as new:
+        for picture in page.pictures:
+            (new / f"{picture.name}.png").write_bytes(picture.light)
+        (new / "report.html").write_text(rendered(page), encoding="utf-8")
     path = output / "report.html"
-    path.write_text(rendered(page), encoding="utf-8")
     LOGGER.info("wrote %s and %d figures beside it", path, len(page.pictures))
     return path
 

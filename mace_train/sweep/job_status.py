@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mace_train.errors import InputError
+from mace_train.files import write_text
 from mace_train.folders import make_folder
 
 FILE = "job.json"
@@ -76,9 +77,7 @@ def job_folders(sweep: Path) -> list[Path]:
 
 
 def _write(folder: Path, record: dict[str, Any]) -> None:
-    temporary = folder / f".{FILE}.tmp"
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, folder / FILE)
+    write_text(folder / FILE, json.dumps(record, indent=1) + "\n")
 
 
 def _log() -> str | None:

@@ -15,6 +15,7 @@ from mace_train.balance.sampler import BinSampler
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
+from mace_train.files import remove_leftovers
 from mace_train.folders import existing_folder, lock_folder, make_folder
 from mace_train.model.mace import MACE
 from mace_train.settings import TrainSettings
@@ -131,5 +132,7 @@ def start_output(run: Run) -> IO[str]:
     """Make the output folder with the resolved settings, locked for this run (rank 0)."""
     make_folder("output", run.output / "checkpoints")
     lock = lock_folder("output", run.output)
+    remove_leftovers(run.output, locked=True)
+    run.checkpoint_manager.tidy(run.progress.to_header())
     write_record(run)
     return lock

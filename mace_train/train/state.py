@@ -30,7 +30,7 @@ from mace_train.settings import LossSettings
 from mace_train.train import checkpoint
 from mace_train.train.loss import LossSums
 from mace_train.train.provenance import provenance
-from mace_train.train.run import EpochTotals, Progress, Run
+from mace_train.train.run import EpochTotals, Progress, Run, on_main
 
 LOGGER = logging.getLogger("mace_train")
 _TOTALS = ("tally.numerators", "tally.counts", "tally.seen")  # of EpochTotals, [n_ranks, ...]
@@ -44,8 +44,11 @@ def save_state(run: Run, epoch_plan: EpochPlan | None = None) -> None:
     totals = run.epoch_totals
     own = (totals.sums.numerators, totals.sums.counts, totals.seen)
     of_ranks = run.world.gather([value.cpu() for value in own])
-    if not run.world.is_main:
-        return
+    on_main(run.world, lambda: _save(run, epoch_plan, of_ranks))
+
+
+def _save(run: Run, epoch_plan: EpochPlan | None, of_ranks: list[list[Tensor]]) -> None:
+    """Write the checkpoint, with the totals of all ranks."""
     tensors = checkpoint.with_prefix("model.", dict(run.model.named_parameters()))
     updater_tensors, updater_header = run.updater.state()
     tensors |= updater_tensors
@@ -66,9 +69,11 @@ def _bits(ids: StructureIds, epoch_plan: EpochPlan) -> Tensor:
 
 
 def save_best(run: Run) -> None:
-    """Write the weights that were just validated, on rank 0."""
-    if not run.world.is_main:
-        return
+    """Write the weights that were just validated; called by all ranks together."""
+    on_main(run.world, lambda: _save_best(run))
+
+
+def _save_best(run: Run) -> None:
     tensors = run.updater.weights_to_use() or dict(run.model.named_parameters())
     names = ["best"]
     if run.stage.name == "one" and len(run.stages) > 1:
@@ -94,6 +99,12 @@ def resume(run: Run) -> None:
     Raises ``InputError`` when none is, or if it is of another model or other training data.
     """
     tensors, header, path = run.world.broadcast_result(run.checkpoint_manager.newest)
+    with checkpoint.reading(path):
+        _load(run, tensors, header, path)
+
+
+def _load(run: Run, tensors: dict[str, Tensor], header: dict[str, Any], path: Path) -> None:
+    """Give a run the state of a checkpoint."""
     _check_same_origin(run, header, path)
     checkpoint.load_parameters(run.model, tensors, "model.", path)
     run.progress = Progress.from_header(header["progress"])

@@ -92,7 +92,8 @@ def append_text(path: Path, text: str, *, durable: bool = True) -> None:
                 if durable:
                     os.fsync(handle.fileno())
             except OSError:
-                handle.truncate(size)
+                with suppress(OSError):  # such as a device
+                    handle.truncate(size)
                 raise
     except OSError as error:
         _raise(error, path)

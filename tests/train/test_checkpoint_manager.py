@@ -54,7 +54,9 @@ def test_best_weights_of_a_lost_future_are_forgotten(tmp_path):
     manager.save({"w": torch.ones(1)}, header(10, best_step=10))
     manager.save_best({"w": torch.zeros(1)}, header(20, best_step=20), ["best"])  # then it died
     manager.close()
-    _, resumed, _ = CheckpointManager(tmp_path).newest()
+    manager = CheckpointManager(tmp_path)
+    _, resumed, _ = manager.newest()
+    manager.tidy(resumed["progress"])
     assert resumed["progress"]["best_step"] == 10
     assert checkpoint.read(manager.path("best"))[0]["w"].tolist() == [1.0]
     assert not manager.path("best-0000000020").exists()

@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from mace_train.atomic_files import written_together
 from mace_train.balance import plots, tables
 from mace_train.balance.bounds import least_steps
 from mace_train.balance.cost_model import read_cost_model, with_cost_model
@@ -40,7 +41,6 @@ from mace_train.balance.simulate import (
 )
 from mace_train.data.statistics import open_split
 from mace_train.errors import InputError
-from mace_train.files import written_together
 from mace_train.folders import existing_folder, make_folder
 from mace_train.settings import BalanceSettings, BatchingSettings
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mace_train.atomic_files import write_text
 from mace_train.balance.costs import EDGES_PER_ATOM, MEMORY_UNIT, Costs
 from mace_train.errors import InputError
-from mace_train.files import write_text
 from mace_train.settings import BatchingSettings
 
 Floats = NDArray[np.float64]

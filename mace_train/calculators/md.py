@@ -12,10 +12,10 @@ from ase.md.md import MolecularDynamics
 from ase.md.velocitydistribution import Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
 
+from mace_train.atomic_files import written_together
 from mace_train.calculators.drift import draw_energies, energy_drift
 from mace_train.calculators.simulation import Frames, committee_std, prepared_atoms
 from mace_train.errors import InputError, InvalidStructureError
-from mace_train.files import written_together
 from mace_train.folders import make_folder
 from mace_train.progress import ProgressBar, Stopwatch
 from mace_train.settings import MDSettings

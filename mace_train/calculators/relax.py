@@ -12,9 +12,9 @@ from ase.io import write
 from ase.optimize import FIRE, LBFGS
 from matplotlib.figure import Figure
 
+from mace_train.atomic_files import written_together
 from mace_train.calculators.simulation import Frames, committee_std, plain, prepared_atoms
 from mace_train.errors import InputError, InvalidStructureError
-from mace_train.files import written_together
 from mace_train.folders import make_folder
 from mace_train.progress import ProgressBar, Stopwatch
 from mace_train.settings import RelaxSettings

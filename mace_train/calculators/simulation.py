@@ -11,11 +11,11 @@ from ase import Atoms
 from ase.io import read, write
 from ase.io.trajectory import Trajectory
 
+from mace_train.atomic_files import append_text
 from mace_train.calculators.calculator import MACETrainCalculator
 from mace_train.calculators.models import sample_from
 from mace_train.checks import as_files
 from mace_train.errors import InputError, system_error
-from mace_train.files import append_text
 from mace_train.settings import SimulationSettings
 
 

@@ -23,10 +23,10 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mace_train.atomic_files import written_together
 from mace_train.calculators.models import Checkpoint, load_single
 from mace_train.checks import check_choice
 from mace_train.errors import InputError
-from mace_train.files import written_together
 from mace_train.folders import make_folder
 from mace_train.model.compiled import ModelEnergies, energies_and_gradient
 from mace_train.model.mace import MACE

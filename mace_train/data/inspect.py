@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mace_train.atomic_files import replaced
 from mace_train.data.labels import LabelCounts
 from mace_train.data.shards.arrays import Arrays, names_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import FILE_NAME, Statistics, open_split
-from mace_train.files import replaced
 from mace_train.folders import existing_folder, make_folder
 from mace_train.settings import InspectSettings
 

@@ -22,10 +22,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mace_train.atomic_files import write_text
 from mace_train.data.shards.arrays import Arrays, names_of, offsets_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.errors import InputError
-from mace_train.files import write_text
 
 FORMAT = "mace-train statistics"
 FORMAT_VERSION = 2

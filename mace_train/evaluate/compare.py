@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mace_train.atomic_files import written_together
 from mace_train.errors import InputError
-from mace_train.files import written_together
 from mace_train.folders import make_folder
 from mace_train.settings import CompareSettings
 from mace_train.train.learning_curves import draw_learning

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from mace_train.atomic_files import written_together
 from mace_train.data.loading.loader import SampleSource
 from mace_train.data.structure import Structure
 from mace_train.evaluate.parity_plot import (
@@ -22,7 +23,6 @@ from mace_train.evaluate.parity_plot import (
     force_pairs,
     stress_pairs,
 )
-from mace_train.files import written_together
 from mace_train.model.mace import ModelData
 from mace_train.settings import EvaluateSettings
 

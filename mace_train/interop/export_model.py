@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from mace_train.atomic_files import replaced
 from mace_train.errors import InputError
-from mace_train.files import replaced
 from mace_train.folders import make_folder
 from mace_train.interop.equivalence import check_equivalence, predictions
 from mace_train.interop.probe_structures import probes

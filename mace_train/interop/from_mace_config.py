@@ -13,8 +13,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mace_train.atomic_files import write_text
 from mace_train.errors import InputError
-from mace_train.files import write_text
 from mace_train.folders import make_folder
 from mace_train.interop.arguments import ARGUMENTS, parser
 from mace_train.interop.fine_tuning_arguments import Equal, Values, fine_tuning, with_its_changes

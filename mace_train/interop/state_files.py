@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mace_train.atomic_files import written_together
 from mace_train.errors import InputError
-from mace_train.files import written_together
 from mace_train.interop.header import Header
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from ase.io import read as ase_read
 
+from mace_train.atomic_files import written_together
 from mace_train.checks import as_files
 from mace_train.data.structure import LabelKeys, structure_from_atoms
 from mace_train.distributed.world import World, open_world
 from mace_train.errors import InputError
 from mace_train.evaluate.evaluate import evaluated
 from mace_train.evaluate.parity_plot import Predicted
-from mace_train.files import written_together
 from mace_train.folders import existing_folder, make_folder
 from mace_train.report import plots
 from mace_train.report.error_tables import Errors

@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mace_train.atomic_files import written_together
 from mace_train.errors import InputError
 from mace_train.evaluate.compare import best_epoch, read_metrics
-from mace_train.files import written_together
 from mace_train.folders import existing_folder, is_locked
 from mace_train.settings import SweepSettings
 from mace_train.sweep.effects import draw_effects

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mace_train import __version__
+from mace_train.atomic_files import replaced, write_text
 from mace_train.errors import InputError, system_error
-from mace_train.files import replaced, write_text
 from mace_train.model.lora import merged
 from mace_train.model.mace import MACE, ModelData
 from mace_train.settings import ModelSettings

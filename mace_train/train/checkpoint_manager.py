@@ -26,8 +26,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mace_train.atomic_files import remove_leftovers, replaced, sync_folder
 from mace_train.errors import InputError, system_error
-from mace_train.files import remove_leftovers, replaced, sync_folder
 from mace_train.train import checkpoint
 
 LOGGER = logging.getLogger("mace_train")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from mace_train.files import replaced
+from mace_train.atomic_files import replaced
 
 Record = dict[str, Any]
 Value = Callable[[Record], float | None]

@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+from mace_train.atomic_files import append_text, write_text
 from mace_train.errors import InputError, system_error
-from mace_train.files import append_text, write_text
 from mace_train.settings import LoggerSettings
 
 LOGGER = logging.getLogger("mace_train")

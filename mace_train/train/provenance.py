@@ -23,7 +23,7 @@ import torch
 from omegaconf import OmegaConf
 
 from mace_train import __version__
-from mace_train.files import write_text
+from mace_train.atomic_files import write_text
 from mace_train.train.run import Run
 
 LOGGER = logging.getLogger("mace_train")

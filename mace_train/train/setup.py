@@ -10,12 +10,12 @@ from typing import IO
 
 from torch import Tensor
 
+from mace_train.atomic_files import remove_leftovers
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.sampler import BinSampler
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
-from mace_train.files import remove_leftovers
 from mace_train.folders import existing_folder, lock_folder, make_folder
 from mace_train.model.mace import MACE
 from mace_train.settings import TrainSettings

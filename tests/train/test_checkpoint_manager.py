@@ -8,11 +8,7 @@ import torch
 from mace_train.errors import InputError
 from mace_train.train import checkpoint
 from mace_train.train.checkpoint_manager import CheckpointManager, also_called
-
-
-def header(step: int, epoch: int = 0, best_step: int = 0, part_step: int = 0) -> dict[str, object]:
-    progress = {"step": step, "epoch": epoch, "best_step": best_step, "part_step": part_step}
-    return {"progress": progress}
+from tests.train.headers import header
 
 
 def names(manager: CheckpointManager) -> list[str]:

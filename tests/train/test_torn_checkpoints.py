@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from mace_train.atomic_files import remove_leftovers
 from mace_train.errors import InputError
-from mace_train.files import remove_leftovers
 from mace_train.train import checkpoint
 from mace_train.train.checkpoint_manager import CheckpointManager
 from tests.interrupted import events, killed_at
-from tests.train.test_checkpoint_manager import header
+from tests.train.headers import header
 
 BEFORE, AFTER = 20, 30  # steps
 

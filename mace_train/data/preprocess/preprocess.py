@@ -24,6 +24,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from mace_train.atomic_files import write_text
 from mace_train.checks import files_by_head
 from mace_train.data.e0s import E0Sources, fit_E0s
 from mace_train.data.labels import LabelCounts
@@ -58,7 +59,6 @@ from mace_train.data.statistics import FILE_NAME, Statistics, merge, statistics_
 from mace_train.data.structure import LOGGER, LabelKeys
 from mace_train.distributed.tasks.task_pool import TaskPool, open_task_pool
 from mace_train.errors import InputError, system_error
-from mace_train.files import write_text
 from mace_train.progress import ProgressBar
 from mace_train.settings import MISSING, PreprocessSettings
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train import __version__
+from mace_train.atomic_files import sync_folder
 from mace_train.data.neighbors import neighbor_list
 from mace_train.data.shards.arrays import (
     LAYOUT,
@@ -38,7 +39,6 @@ from mace_train.data.shards.arrays import (
 )
 from mace_train.data.structure import Structure
 from mace_train.errors import InputError, system_error
-from mace_train.files import sync_folder
 
 FORMAT = "mace-train shard"
 FORMAT_VERSION = 2

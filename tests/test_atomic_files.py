@@ -4,14 +4,22 @@ import errno
 import os
 import resource
 import signal
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
+from mace_train.atomic_files import (
+    append_text,
+    remove_leftovers,
+    replaced,
+    write_text,
+    written_together,
+)
 from mace_train.errors import InputError, StorageError, system_error
-from mace_train.files import append_text, remove_leftovers, replaced, write_text, written_together
+from mace_train.folders import lock_folder, make_folder
 from tests.interrupted import events, killed_at, limited_files
 
 
@@ -111,6 +119,37 @@ def test_errors_of_the_system_are_named_with_a_remedy(error, kind, words):
 @pytest.mark.parametrize("error", [ValueError("x"), OSError("x"), ConnectionRefusedError(111, "x")])
 def test_other_errors_are_not_explained_away(error):
     assert system_error(error) is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody else")
+def test_the_folder_of_somebody_else_is_one_message(tmp_path):
+    def write_as_nobody(action: Callable[[], object]) -> str:
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+            try:
+                action()
+            except InputError as error:
+                os.write(write, str(error).encode())
+            finally:
+                os._exit(0)
+        os.wait()
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            return pipe.read()
+
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)  # pytest's folders are for their user alone
+    (tmp_path / ".lock").touch()
+    words = "permission denied; change its permissions, or choose another place"
+    assert words in write_as_nobody(lambda: write_text(tmp_path / "a", "x"))
+    assert words in write_as_nobody(lambda: append_text(tmp_path / "a", "x"))
+    assert words in write_as_nobody(lambda: lock_folder("output", tmp_path))
+    text = write_as_nobody(lambda: make_folder("output", tmp_path))
+    assert "no permission to write here; choose another output" in text
+    assert os.listdir(tmp_path) == [".lock"]
 
 
 def test_killed_processes_of_these_tests_are_killed(tmp_path):

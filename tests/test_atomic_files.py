@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from safetensors import SafetensorError
@@ -122,34 +123,38 @@ def test_other_errors_are_not_explained_away(error):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody else")
-def test_the_folder_of_somebody_else_is_one_message(tmp_path):
-    def write_as_nobody(action: Callable[[], object]) -> str:
-        read, write = os.pipe()
-        if os.fork() == 0:
-            os.setgid(65534)
-            os.setuid(65534)
-            try:
-                action()
-            except InputError as error:
-                os.write(write, str(error).encode())
-            finally:
-                os._exit(0)
-        os.wait()
-        os.close(write)
-        with os.fdopen(read) as pipe:
-            return pipe.read()
-
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)  # pytest's folders are for their user alone
-    (tmp_path / ".lock").touch()
+def test_the_folder_of_somebody_else_is_one_message():
     words = "permission denied; change its permissions, or choose another place"
-    assert words in write_as_nobody(lambda: write_text(tmp_path / "a", "x"))
-    assert words in write_as_nobody(lambda: append_text(tmp_path / "a", "x"))
-    assert words in write_as_nobody(lambda: lock_folder("output", tmp_path))
-    text = write_as_nobody(lambda: make_folder("output", tmp_path))
-    assert "no permission to write here; choose another output" in text
-    assert os.listdir(tmp_path) == [".lock"]
+    with TemporaryDirectory() as name:  # pytest's folders are for their user alone
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / ".lock").touch()
+        assert words in said_by_nobody(lambda: write_text(folder / "a", "x"))
+        assert words in said_by_nobody(lambda: append_text(folder / "a", "x"))
+        assert words in said_by_nobody(lambda: lock_folder("output", folder))
+        text = said_by_nobody(lambda: make_folder("output", folder))
+        assert "no permission to write here; choose another output" in text
+        assert os.listdir(folder) == [".lock"]
+
+
+def said_by_nobody(action: Callable[[], object]) -> str:
+    """The message of the error of ``action`` in a process of another user."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            action()
+        except InputError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return text
 
 
 def test_killed_processes_of_these_tests_are_killed(tmp_path):

@@ -8,7 +8,6 @@ run killed while writing, or a loss of power, keeps the one before.
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -196,8 +195,10 @@ def _described(header: dict[str, Any]) -> tuple[ModelSettings, ModelData]:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of a header is a finite number."""
-    return type(value) in (int, float) and math.isfinite(float(value))  # type: ignore[arg-type]
+    """Whether a value of a header is a finite number of the size of an int64."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -(2**63) < value < 2**63
 
 
 def _model_header(settings: ModelSettings, data: ModelData) -> dict[str, Any]:

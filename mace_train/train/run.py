@@ -55,6 +55,8 @@ class Progress:
 
         Raises ``TypeError`` or ``ValueError`` for anything else.
         """
+        if not {"epoch", "step"} <= entries.keys():
+            raise ValueError("progress has no epoch or step")
         progress = cls(
             **{"plan_step" if name == "part_step" else name: entries[name] for name in entries}
         )

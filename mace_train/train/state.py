@@ -33,6 +33,7 @@ from mace_train.train.provenance import provenance
 from mace_train.train.run import EpochTotals, Progress, Run, on_main
 
 LOGGER = logging.getLogger("mace_train")
+_LIKE_WEIGHTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "z")  # of the state of optimizers
 _TOTALS = ("tally.numerators", "tally.counts", "tally.seen")  # of EpochTotals, [n_ranks, ...]
 
 
@@ -107,6 +108,7 @@ def _load(run: Run, tensors: dict[str, Tensor], header: dict[str, Any], path: Pa
     """Give a run the state of a checkpoint."""
     _check_same_origin(run, header, path)
     checkpoint.load_parameters(run.model, tensors, "model.", path)
+    _check_state(run, tensors, header)
     run.progress = Progress.from_header(header["progress"])
     run.progress.stage = min(run.progress.stage, len(run.stages) - 1)
     run.updater.load_state(tensors, header, run.stage.optimizer)
@@ -117,6 +119,23 @@ def _load(run: Run, tensors: dict[str, Tensor], header: dict[str, Any], path: Pa
     if run.epoch_plan is not None:
         time = run.epoch_plan.time(run.progress.plan_step)
     LOGGER.info("resumed from %s after step %d, %.2f epochs", path, run.progress.step, time)
+
+
+def _check_state(run: Run, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """``ValueError`` for a state that would only fail, or be wrong, some steps later."""
+    parameters = dict(run.model.named_parameters())
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        weight, _, key = rest.rpartition(".")
+        of = parameters.get(rest if kind == "average" else weight)
+        is_like_it = kind == "average" or (kind == "optimizer" and key in _LIKE_WEIGHTS)
+        if of is not None and is_like_it and of.shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, needed: {tuple(of.shape)}")
+    numbers = {"average_updates": header["average_updates"], **header["schedule"]}
+    for name, value in numbers.items():
+        if not checkpoint.is_number(value):
+            raise TypeError(f"{name} is {value!r}")
+    dict(header["sampler"])
 
 
 def _load_capacity(run: Run, header: dict[str, Any]) -> None:

@@ -107,8 +107,11 @@ def test_tensors_that_do_not_fit_are_one_message(best):
 
 
 PROGRESS = ("epoch", "step", "best_step", "seconds", "n_skipped")
-PARTS = ("progress", "optimizer.state", "optimizer.groups", "schedule", "sampler", "settings")
-DEFAULTS = ("progress.seconds", "progress.n_skipped", "progress.epoch")  # of earlier versions
+PARTS = (
+    *("progress", "optimizer.state", "optimizer.groups", "schedule", "schedule.factor", "sampler"),
+    *("settings", "average_updates"),
+)
+DEFAULTS = ("progress.seconds", "progress.n_skipped", "progress.best_step")  # of earlier versions
 
 
 def test_a_run_with_a_junk_header_is_one_message(prepared, tmp_path):
@@ -125,5 +128,10 @@ def test_a_run_with_a_junk_header_is_one_message(prepared, tmp_path):
             with pytest.raises(InputError, match=re.escape(str(path))) as error:
                 set_up(settings, World())
             assert len(str(error.value).splitlines()) == 1, (name, value)
+    for start in ("model.", "average.", "optimizer."):
+        name = max((n for n in tensors if n.startswith(start)), key=lambda n: tensors[n].numel())
+        rewrite(path, tensors | {name: tensors[name].flatten()[:-1].contiguous()}, header)
+        with pytest.raises(InputError, match=re.escape(str(path))):
+            set_up(settings, World())
     rewrite(path, tensors, header)
     assert set_up(settings, World()).progress.epoch == 0

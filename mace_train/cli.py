@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -36,7 +37,7 @@ from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
 from mace_train.console import printable
 from mace_train.distributed.launcher import launched_tasks, rank_of_process
 from mace_train.distributed.signals import exit_code
-from mace_train.errors import InputError
+from mace_train.errors import InputError, system_error
 from mace_train.settings_files import check_settings_files
 from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
@@ -123,7 +124,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> None:
     """Run one command.
 
-    Exit code 0, 2 after a message about bad input, 130 when interrupted, 143 when terminated.
+    Exit code 0, 2 after a message about bad input, 69 when a rank is lost, 74 when a file system is
+    full or fails, 75 when asked to stop, 130 when interrupted, 143 when terminated.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
@@ -195,6 +197,11 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
         _fail(explain(error, command, schema, CONFIGS))
     except YAMLError as error:
         _fail(f"a YAML file cannot be read: {error}")
+    except OSError as error:
+        explained = system_error(error)
+        if explained is None:
+            raise
+        _fail(str(explained), explained.exit_code)
     except ValueError as error:
         if task.started:
             raise  # a fault of ours, not of the command line
@@ -224,14 +231,16 @@ class _Task:
                 self._record(config)
             else:
                 self._act(config)
-        except InputError as error:
-            if not in_sweep:
-                _fail(str(error), error.exit_code)
-            logging.getLogger("mace_train").error("%s", error)
-        except Exception:
-            if not in_sweep:
+        except Exception as error:
+            explained = system_error(error)  # an InputError as it is
+            if explained is not None:
+                if not in_sweep:
+                    _fail(str(explained), explained.exit_code)
+                logging.getLogger("mace_train").error("%s", explained)
+            elif not in_sweep:
                 raise
-            traceback.print_exc()
+            else:
+                traceback.print_exc()
 
     def _act(self, config: DictConfig) -> None:
         command = COMMANDS[self.command]
@@ -380,6 +389,7 @@ def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
     """Say what is wrong and exit."""
     who = f"[rank {_rank()}] " if _rank() else ""
     text = printable(f"mace-train: {who}error: {message}\n")
-    sys.stderr.write(text)  # one write: ranks do not mix
-    sys.stderr.flush()
+    with suppress(OSError):  # where the disk is full, stderr may be a file on it
+        sys.stderr.write(text)  # one write: ranks do not mix
+        sys.stderr.flush()
     raise SystemExit(code)

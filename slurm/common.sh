@@ -53,7 +53,8 @@ setting() {
 }
 
 # run COMMAND...: start it on all tasks; again after a fault; back to the queue when it was asked to
-# stop. Exit codes of mace-train: 0 done, 2 bad input, 75 stopped with everything saved.
+# stop. Exit codes of mace-train: 0 done, 2 bad input, 69 a rank was
+# lost, 74 the disk is full or fails, 75 stopped with everything saved.
 run() {
   local failures=0 began code
   say "$SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST), $SLURM_NTASKS tasks: $*"

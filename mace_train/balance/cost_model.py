@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mace_train.atomic_files import write_text
 from mace_train.balance.costs import EDGES_PER_ATOM, MEMORY_UNIT, Costs
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings
@@ -115,7 +116,7 @@ def fit_memory(
 
 def write_cost_model(path: Path, model: CostModel) -> None:
     """Write the JSON file that ``read_cost_model`` reads."""
-    path.write_text(json.dumps(asdict(model), indent=2) + "\n")
+    write_text(path, json.dumps(asdict(model), indent=2) + "\n")
 
 
 def read_cost_model(path: str) -> CostModel:

@@ -12,6 +12,7 @@ from ase.io import write
 from ase.optimize import FIRE, LBFGS
 from matplotlib.figure import Figure
 
+from mace_train.atomic_files import written_together
 from mace_train.calculators.simulation import Frames, committee_std, plain, prepared_atoms
 from mace_train.data.stress_components import has_stress
 from mace_train.errors import InputError, InvalidStructureError
@@ -43,9 +44,10 @@ def relax(settings: RelaxSettings) -> dict[str, Any]:
         "seconds": clock.seconds(),
         "records": {name: [record[name] for record in records] for name in last},
     }
-    write(output / "relaxed.extxyz", plain(atoms), format="extxyz")
-    (output / "relax.json").write_text(json.dumps(result, indent=1) + "\n")
-    _draw(result["records"], settings.fmax, len(atoms), output / "relax.png")
+    with written_together(output) as new:
+        write(new / "relaxed.extxyz", plain(atoms), format="extxyz")
+        (new / "relax.json").write_text(json.dumps(result, indent=1) + "\n")
+        _draw(result["records"], settings.fmax, len(atoms), new / "relax.png")
     _report(settings, result, frames)
     return result
 

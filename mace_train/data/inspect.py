@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from rich.progress import track
 from rich.table import Table
 
+from mace_train.atomic_files import replaced
 from mace_train.console import Console
 from mace_train.data.labels import LabelCounts
 from mace_train.data.shards.arrays import Arrays, names_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import FILE_NAME, Statistics, open_split
-from mace_train.errors import InputError
 from mace_train.folders import existing_folder, make_folder
 from mace_train.settings import InspectSettings
 
@@ -158,8 +158,7 @@ def _plot(found: dict[str, Contents], path: Path) -> None:
     axes[-1].set_xticklabels([chemical_symbols[z] for z in elements[::step]])
     axes[-1].set(xlabel="element", yscale="log", ylabel="atoms")
     try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); set output") from error
+        with replaced(path) as temporary:
+            figure.savefig(temporary, dpi=120)
     finally:
         plt.close(figure)

@@ -22,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mace_train.atomic_files import write_text
 from mace_train.data.shards.arrays import Arrays, names_of, offsets_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.values import FORCE, STRESS, check_labels, energy_range
@@ -259,7 +260,7 @@ class Statistics:
     def write(self, path: Path) -> None:
         """Write statistics.json."""
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.raw_structure import AtomsLike
+from mace_train.data.stress_components import stress_mask
 from mace_train.data.values import (
     FORCE,
     POSITION,
@@ -23,7 +24,6 @@ from mace_train.data.values import (
     check_values,
     energy_range,
 )
-from mace_train.data.stress_components import stress_mask
 from mace_train.errors import InvalidStructureError
 from mace_train.settings import DataSettings, PredictionSettings
 from mace_train.settings.ranges import Range

@@ -7,11 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
+from mace_train.atomic_files import written_together
 from mace_train.console import Console
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.settings import CompareSettings
 from mace_train.train.learning_curves import draw_learning
+from mace_train.train.log import read_records
 
 LOGGER = logging.getLogger("mace_train")
 _NOT_COMPARED = ("output", "name", "restart_latest", "logger.", "cluster.", "checkpoints.")
@@ -28,8 +30,9 @@ def compare(settings: CompareSettings) -> list[dict[str, Any]]:
         folder = Path(settings.output)
         make_folder("output", folder)
         content = {"runs": rows, "different_settings": different}
-        (folder / "compare.json").write_text(json.dumps(content, indent=1) + "\n")
-        draw_learning(records, folder / "compare.png")
+        with written_together(folder) as new:
+            (new / "compare.json").write_text(json.dumps(content, indent=1) + "\n")
+            draw_learning(records, new / "compare.png")
         LOGGER.info("wrote %s and compare.json beside it", folder / "compare.png")
     return rows
 
@@ -48,8 +51,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     file = path / "metrics.jsonl"
     if not file.is_file():
         raise InputError(f"{path}: no metrics.jsonl; give the output folder of a training")
-    lines = file.read_text().splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    records = read_records(file)
     if not records:
         raise InputError(f"{path}: metrics.jsonl holds no epoch yet")
     return records

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
 
+from mace_train.atomic_files import written_together
 from mace_train.console import Console
 from mace_train.data.loading.loader import SampleSource
 from mace_train.data.stress_components import stress_mask
@@ -50,6 +51,21 @@ def write_report(
 ) -> None:
     """Write the report to ``settings.output`` and print the table; ``heads`` [n_structures]."""
     output = Path(settings.output)
+    with written_together(output) as new:
+        written = _write(table, predicted, source, heads, settings, model, new)
+    LOGGER.info("wrote %s to %s", ", ".join(written), output)
+
+
+def _write(
+    table: list[dict[str, Any]],
+    predicted: dict[int, Predicted],
+    source: SampleSource,
+    heads: NDArray[np.int64],
+    settings: EvaluateSettings,
+    model: ModelData,
+    output: Path,
+) -> list[str]:
+    """Write the files to ``output``; their names."""
     origin = (
         settings.test_file if settings.data_dir is None else f"{settings.data_dir}/{settings.split}"
     )
@@ -80,7 +96,7 @@ def write_report(
         atoms = [_atoms(structure, predicted[i]) for i, structure in enumerate(structures)]
         ase_write(output / "predictions.extxyz", atoms, format="extxyz", write_results=False)
         written.append("predictions.extxyz")
-    LOGGER.info("wrote %s to %s", ", ".join(written), output)
+    return written
 
 
 def _energies_of_atoms(

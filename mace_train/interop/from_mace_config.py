@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mace_train.atomic_files import write_text
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.interop.arguments import ARGUMENTS, parser
@@ -60,7 +61,7 @@ def print_settings(settings: FromMaceConfigSettings) -> None:
         for command, values in equal.items():
             name = f"{command}-from-mace"  # not the name of a file of ours
             file = Path(settings.output) / f"{name}.yaml"
-            file.write_text(as_yaml(command, values))
+            write_text(file, as_yaml(command, values))
             options = f"--config-dir {settings.output} --config-name {name}"
             LOGGER.info("wrote %s; use it with mace-train %s %s", file, command, options)
 

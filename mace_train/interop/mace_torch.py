@@ -4,6 +4,7 @@ Elsewhere in the package mace-torch is imported only for its reader of ASE-LMDB
 (``data.read.databases``) and its graphs for data sets (``data.adapters.mace_torch``).
 """
 
+import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -136,7 +137,9 @@ def save_model(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
     E0s = block.get_buffer("atomic_energies").double()
     model = model.to(dtype)
     block.register_buffer("atomic_energies", E0s)
-    torch.save(model, path)
+    content = io.BytesIO()  # on a full disk PyTorch's own writer may abort the process
+    torch.save(model, content)
+    path.write_bytes(content.getbuffer())
 
 
 def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mace_train.atomic_files import written_together
 from mace_train.errors import InputError
 from mace_train.interop.header import Header
 from mace_train.restricted_pickle import Shell, load_tensors
@@ -67,5 +68,7 @@ def read_header(path: Path, given: str | None) -> Header:
 def write_state(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
     """Tensors as safetensors, and the header beside them."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
-    path.with_suffix(".json").write_text(json.dumps(header, indent=1) + "\n")
+    text = json.dumps(header, indent=1) + "\n"
+    with written_together(path.parent) as new:
+        save_file(contiguous, new / path.name, metadata={"format": "pt"})
+        (new / path.with_suffix(".json").name).write_text(text)

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mace_train.errors import InputError
+from mace_train.errors import InputError, system_error
 from mace_train.interop.header import Header
 
 
@@ -80,4 +80,6 @@ def run_worker(folder: Path) -> None:
     if done.returncode != 0:
         path = json.loads((folder / "request.json").read_text())["path"]
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"{path}: the process that runs mace-torch ended with an error: {last}")
+        raise system_error(OSError(last), Path(path)) or InputError(
+            f"{path}: the process that runs mace-torch ended with an error: {last}"
+        )

@@ -14,6 +14,7 @@ from typing import Any
 
 from ase.io import read as ase_read
 
+from mace_train.atomic_files import written_together
 from mace_train.checks import as_files
 from mace_train.data.structure import LabelKeys, structure_from_atoms
 from mace_train.distributed.world import World, open_world
@@ -104,10 +105,11 @@ def _write(run: RunFolder, sets: list[Errors], output: Path, n_worst: int) -> Pa
         for errors, prefix in zip(sets, _prefixes(len(sets)), strict=True)
     ]
     page = Page(run, sections, plots.learning(run), plots.balance(run, fill), plots.time(run), fill)
-    for picture in page.pictures:
-        (output / f"{picture.name}.png").write_bytes(picture.light)
+    with written_together(output) as new:
+        for picture in page.pictures:
+            (new / f"{picture.name}.png").write_bytes(picture.light)
+        (new / "report.html").write_text(rendered(page), encoding="utf-8")
     path = output / "report.html"
-    path.write_text(rendered(page), encoding="utf-8")
     LOGGER.info("wrote %s and %d figures beside it", path, len(page.pictures))
     return path
 

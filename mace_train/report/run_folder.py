@@ -90,10 +90,10 @@ class BinFill:
 
 def fill_of_bins(run: RunFolder) -> BinFill | None:
     """The bins of the last epoch, planned again as training did; None where its data are gone."""
-    last = run.path / "checkpoints" / "last.json"
+    last = run.path / "checkpoints" / "last.safetensors"
     if not last.is_file() or not (run.data_dir / "train").is_dir():
         return None
-    origin = json.loads(last.read_text())["sampler"]
+    origin = checkpoint.read_header(last)["sampler"]
     shards = open_split(run.data_dir, "train")
     costs = Costs(shards.n_atoms.astype(np.int64), shards.n_edges.astype(np.int64))
     if costs.fingerprint != origin["dataset"]:

@@ -11,10 +11,11 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from mace_train.atomic_files import write_text
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
 
@@ -58,7 +59,9 @@ def recorded(folder: Path, overrides: list[str], log: Path | None = None) -> Ite
         raise
     finally:
         record["ended"] = time.time()
-        _write(folder, record)
+        failed = record["state"] != "done"  # its error is the one to show, not that of the record
+        with suppress(InputError) if failed else nullcontext():
+            _write(folder, record)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -67,6 +70,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return dict(json.loads((folder / FILE).read_text()))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{folder / FILE}: not the record of a job ({error}); remove this file, or its folder"
+        ) from None
 
 
 def job_folders(sweep: Path) -> list[Path]:
@@ -76,9 +83,7 @@ def job_folders(sweep: Path) -> list[Path]:
 
 
 def _write(folder: Path, record: dict[str, Any]) -> None:
-    temporary = folder / f".{FILE}.tmp"
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, folder / FILE)
+    write_text(folder / FILE, json.dumps(record, indent=1) + "\n")
 
 
 def _log() -> str | None:

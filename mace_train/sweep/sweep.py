@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from mace_train.atomic_files import written_together
 from mace_train.console import Console
 from mace_train.errors import InputError
 from mace_train.evaluate.compare import best_epoch, read_metrics
@@ -37,12 +38,13 @@ def summarise(settings: SweepSettings) -> list[dict[str, Any]]:
     jobs.sort(key=lambda job: (math.inf if job["error"] is None else job["error"], job["job"]))
     _print(jobs, names, settings.by)
     rows = [job | {"settings": {name: job["settings"].get(name) for name in names}} for job in jobs]
-    (folder / "sweep.json").write_text(json.dumps({"by": settings.by, "jobs": rows}, indent=1))
-    _write_csv(folder / "sweep.csv", rows, names, settings.by)
     written = ["sweep.json", "sweep.csv"]
-    if names and any(job["error"] is not None for job in jobs):
-        draw_effects(rows, names, settings.by, folder / "sweep.png")
-        written.append("sweep.png")
+    with written_together(folder) as new:
+        (new / "sweep.json").write_text(json.dumps({"by": settings.by, "jobs": rows}, indent=1))
+        _write_csv(new / "sweep.csv", rows, names, settings.by)
+        if names and any(job["error"] is not None for job in jobs):
+            draw_effects(rows, names, settings.by, new / "sweep.png")
+            written.append("sweep.png")
     LOGGER.info("wrote %s to %s", ", ".join(written), folder)
     return rows
 

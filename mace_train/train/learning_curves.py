@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from mace_train.atomic_files import replaced
 from mace_train.console import plot_label
 
 Record = dict[str, Any]
@@ -60,9 +61,8 @@ def draw_learning(runs: dict[str, list[Record]], path: Path) -> None:
         axis.set_xlabel(along)
     if len(runs) > 1:
         axes[-1].legend(fontsize=7)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(path)
+    with replaced(path, durable=False) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _draw_panel(

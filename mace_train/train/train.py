@@ -24,7 +24,7 @@ from mace_train.train.epoch import EpochLoop
 from mace_train.train.failed_steps import where_to_continue
 from mace_train.train.lbfgs import LbfgsLoop
 from mace_train.train.log import MetricsLog, epoch_line, rmse_text
-from mace_train.train.run import Run
+from mace_train.train.run import Run, on_main
 from mace_train.train.setup import set_up, start_output
 from mace_train.train.stages import stage_of
 from mace_train.train.state import save_best, save_state
@@ -62,7 +62,7 @@ def fit(run: Run, interruption: Interruption | None = None) -> dict[str, Any]:
         code = 1
         try:
             record, interrupted = _epochs(run, log, caught)
-            run.checkpoint_manager.close()
+            on_main(run.world, run.checkpoint_manager.close)
             code = 0
         finally:
             if log is not None:
@@ -91,15 +91,20 @@ def _epochs(
         record["time_to_go_s"] = (
             watch.seconds() / done * (settings.max_num_epochs - progress.epoch - 1)
         )
+        # before the checkpoint: a run that is killed in between writes this record again
+        on_main(run.world, lambda: _log_epoch(run, log, record))  # noqa: B023 (called at once)
         save_state(run)
-        if log is not None:
-            log.write(record)
-            LOGGER.info("%s", epoch_line(record, settings.max_num_epochs))
         flags = run.world.all_reduce_async(torch.tensor([int(interruption.signal is not None)]))()
         if flags.item() and progress.epoch + 1 < settings.max_num_epochs:
             return record, _log_interruption(run, interruption)
     _log_end(run, record)
     return record, False
+
+
+def _log_epoch(run: Run, log: MetricsLog | None, record: dict[str, Any]) -> None:
+    if log is not None:
+        log.write(record)
+        LOGGER.info("%s", epoch_line(record, run.settings.max_num_epochs))
 
 
 def _log_interruption(run: Run, interruption: Interruption) -> bool:
@@ -113,8 +118,12 @@ def _log_interruption(run: Run, interruption: Interruption) -> bool:
 
 def _start_log(run: Run) -> MetricsLog | None:
     """Log what the run is and open its metrics, on rank 0."""
-    if not run.world.is_main:
-        return None
+    opened: list[MetricsLog] = []
+    on_main(run.world, lambda: opened.append(_open_log(run)))
+    return opened[0] if opened else None
+
+
+def _open_log(run: Run) -> MetricsLog:
     lock = start_output(run)
     log = MetricsLog(run.settings.logger, run.output, run.settings.name, asdict(run.settings))
     log.on_close(lock.close)

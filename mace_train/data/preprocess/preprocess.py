@@ -24,6 +24,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from mace_train.atomic_files import write_text
 from mace_train.checks import check_cores, files_by_head
 from mace_train.data.e0s import E0Sources, fit_E0s
 from mace_train.data.labels import LabelCounts
@@ -59,7 +60,7 @@ from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import FILE_NAME, Statistics, merge, statistics_from
 from mace_train.data.structure import LOGGER, LabelKeys
 from mace_train.distributed.tasks.task_pool import TaskPool, open_task_pool
-from mace_train.errors import InputError
+from mace_train.errors import InputError, system_error
 from mace_train.progress import ProgressBar
 from mace_train.settings import MISSING, PreprocessSettings
 
@@ -88,7 +89,8 @@ def preprocess(settings: PreprocessSettings) -> Path:
             with work_folder(output, expected, overwrite=settings.overwrite) as folder:
                 _Preprocess(settings, files, folder, E0_sources, pool).run()
         except OSError as error:
-            raise InputError(
+            kind = type(system_error(error) or InputError())
+            raise kind(
                 f"output={output}: {error.strerror or error} ({error.filename or output}); make "
                 "room or choose another folder, the same command then continues"
             ) from error
@@ -296,7 +298,7 @@ def _write_rejects(path: Path, summaries: dict[str, list[BlockSummary]]) -> int:
         for reject in summary.rejects
     ]
     if lines:
-        path.write_text("\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
     else:
         path.unlink(missing_ok=True)
     return len(lines)

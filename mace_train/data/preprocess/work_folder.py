@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.structure import LOGGER
-from mace_train.errors import InputError
+from mace_train.errors import InputError, system_error
 from mace_train.folders import lock_folder
 
 RESULT, BLOCKS, UNPACKED = "result", "blocks", "unpacked"
@@ -78,7 +78,8 @@ def _make(folder: Path, output: Path) -> None:
         for name in (BLOCKS, UNPACKED):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
+        kind = type(system_error(error) or InputError())
+        raise kind(
             f"output={output}: cannot write there ({error.strerror}); choose another folder"
         ) from error
     n_finished = _n_finished(folder)

@@ -21,7 +21,7 @@ from ase.io.formats import UnknownFileTypeError, filetype
 from mace_train.data.raw_structure import ParseFn, already_parsed
 from mace_train.data.read import databases, extxyz
 from mace_train.data.read.file_range import ChunkLimit, FileRange
-from mace_train.errors import InputError
+from mace_train.errors import InputError, StorageError, system_error
 
 # what readers raise on files that are damaged or of another format than they look
 _READ_ERRORS = (
@@ -169,6 +169,9 @@ def read_errors(shown: str, index: int) -> Iterator[None]:
     except InputError:
         raise
     except _READ_ERRORS as error:
+        explained = system_error(error)
+        if isinstance(explained, StorageError):
+            raise explained from error  # not the file: the disk on which it is unpacked, or limits
         raise InputError(
             f"{shown}, structure {index}: cannot be read ({type(error).__name__}: {error}); check "
             "that the file is complete and that its name ends in what ASE calls its format"

@@ -219,8 +219,8 @@ def _predict_all(
         _add(errors, prediction, graph, config_types)
         predicted |= _split(prediction, graph.ids.tolist(), graph.n_atoms_of_graph.tolist())
     errors.sums = world.sum(errors.sums)
-    gathered = world.gather(predicted)
-    return errors, {key: value for part in gathered for key, value in part.items()}
+    gathered = world.gather({i: (p.energy, p.forces, p.stress) for i, p in predicted.items()})
+    return errors, {i: Predicted(*value) for part in gathered for i, value in part.items()}
 
 
 def _add(errors: ErrorSums, prediction: Prediction, graph: Any, config_types: ConfigTypes) -> None:

@@ -88,7 +88,7 @@ def _described(value: Any, buffers: list[bytes]) -> Any:
         return {"path": str(value)}
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1)
-        buffers.append(flat.view(torch.uint8).numpy().tobytes())
+        buffers.append(flat.view(torch.uint8).numpy().tobytes() if len(flat) else b"")
         return {"tensor": [_known(str(value.dtype).removeprefix("torch.")), [*value.shape]]}
     if isinstance(value, np.ndarray):
         buffers.append(value.astype(value.dtype.newbyteorder("="), copy=False).tobytes())
@@ -124,8 +124,11 @@ class _Reader:
         if kind == "tensor":
             name, shape = content
             dtype = _TORCH_DTYPES[name]
-            data = torch.from_numpy(self._bytes(shape, dtype.itemsize))
-            return data.view(dtype).reshape(shape)
+            found = self._bytes(shape, dtype.itemsize)
+            value = torch.empty(shape, dtype=dtype)
+            if len(found):  # PyTorch does not change the type of empty tensors
+                value = torch.from_numpy(found).view(dtype).reshape(shape)
+            return value
         if kind == "array" and content[0] in _DTYPES:
             name, shape = content
             return self._bytes(shape, np.dtype(name).itemsize).view(name).reshape(shape)

@@ -213,6 +213,6 @@ def _refuse(store: Any, asks: dict[int, tuple[str, bool]], others: list[int]) ->
 def _refusal(n_ranks: int, first: int) -> str:
     more = f" (and {n_ranks - 1} ranks more)" if n_ranks > 1 else ""
     return (
-        f"rank {first}{more} has another {JOB_TOKEN} in its environment than rank 0, or only one of "
-        "them has any; export the same to all ranks, or unset it everywhere"
+        f"rank {first}{more} has another {JOB_TOKEN} in the environment than rank 0, or only one "
+        "of them has any; export the same to all ranks, or unset it everywhere"
     )

@@ -163,10 +163,8 @@ def hosts_of_file(name: str, variables: Variables = PROCESS) -> list[str] | None
         hosts = content.decode().split()
     except UnicodeDecodeError:
         raise _error(name, variables, "is a file that is not UTF-8", remedy) from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise _error(name, variables, f"cannot be read ({error})", remedy) from None
+    except OSError as error:
+        raise _error(name, variables, f"cannot be read ({error.strerror})", remedy) from None
     if not hosts or len(content) > _MOST_BYTES or not all(map(_is_host, hosts)):
         raise _error(name, variables, "is a file that does not list hosts", remedy)
     return hosts

@@ -61,6 +61,8 @@ def check_environment(variables: Variables = PROCESS) -> None:
     launched_tasks(variables)
     _rank_below("RANK", "WORLD_SIZE", variables)
     _rank_below("LOCAL_RANK", "LOCAL_WORLD_SIZE", variables)
+    number("TORCHELASTIC_RESTART_COUNT", variables)
+    number("SLURM_ARRAY_TASK_ID", variables)
     environment_variables.threads(variables)
     environment_variables.check_devices(variables)
     environment_variables.folder("XDG_CACHE_HOME", variables)

@@ -38,12 +38,11 @@ def decode(message: bytes | bytearray | memoryview) -> Any:
     end = _PREFIX + int.from_bytes(view[:_PREFIX], "little")
     if not _PREFIX < end <= len(view):
         raise ValueError("a message that ends before its text does")
+    reader = _Reader(view[end:])
     try:
-        described = json.loads(bytes(view[_PREFIX:end]))
-        reader = _Reader(view[end:])
-        value = reader.value(described)
-    except (TypeError, KeyError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"a message that holds no value ({type(error).__name__})") from None
+        value = reader.value(json.loads(bytes(view[_PREFIX:end])))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"a message that holds no value ({_kind(error)})") from None
     if reader.rest:
         raise ValueError("a message that is longer than its value")
     return value
@@ -60,13 +59,17 @@ def decode_record(data: bytes, **types: type) -> dict[str, Any]:
         raise ValueError(f"a record of {len(data)} bytes, at most {_LONGEST_RECORD} are possible")
     try:
         record = json.loads(data)
-    except (UnicodeDecodeError, RecursionError):
-        raise ValueError("a record that is no JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"a record that is no JSON ({_kind(error)})") from None
     if not isinstance(record, dict) or {k: type(v) for k, v in record.items()} != types:
         raise ValueError(f"a record without {', '.join(types)}")
     if not all(value.isprintable() for value in record.values() if isinstance(value, str)):
         raise ValueError("a record with control characters")
     return record
+
+
+def _kind(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:100]}"
 
 
 def _described(value: Any, buffers: list[bytes]) -> Any:
@@ -137,9 +140,9 @@ class _Reader:
     def _bytes(self, shape: list[int], itemsize: int) -> NDArray[np.uint8]:
         """A copy of the bytes of the next array."""
         if not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError("an array whose shape is no list of lengths")
+            raise ValueError("a shape that is no list of lengths")
         n_bytes = math.prod(shape) * itemsize
         if n_bytes > len(self.rest):
-            raise ValueError("a message that ends before its arrays do")
+            raise ValueError("ends before its arrays do")
         found, self.rest = self.rest[:n_bytes], self.rest[n_bytes:]
         return np.frombuffer(found, np.uint8).copy()

@@ -3,6 +3,10 @@
 The only module that imports mpi4py. A thread of rank 0 answers the others while its main thread
 works; it is the only one that calls MPI meanwhile. Waiting is by polling every millisecond, not by
 MPI's busy loops, so ranks that wait leave their cores to those that work.
+
+Tasks and results are pickled (mpi4py's lower-case methods): a task is a function of the package and
+its argument, and both ends are processes that the launcher started as this user. MPI connects no
+others; what guards its connections on the network is the MPI library's, as for every MPI program.
 """
 
 import logging

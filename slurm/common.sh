@@ -38,7 +38,7 @@ STAGE=${LOCAL_SCRATCH:+cluster.stage_to=$LOCAL_SCRATCH}
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
 # The log of this job, for the records of a sweep
-MACE_TRAIN_LOG=$(readlink "/proc/$$/fd/1") && export MACE_TRAIN_LOG || unset MACE_TRAIN_LOG
+if MACE_TRAIN_LOG=$(readlink "/proc/$$/fd/1"); then export MACE_TRAIN_LOG; else unset MACE_TRAIN_LOG; fi
 
 # ---- faults
 # Attempts in a row that may fail within ten minutes before the job gives up.

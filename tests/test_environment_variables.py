@@ -57,7 +57,7 @@ def test_numbers():
 
 @pytest.mark.parametrize("value", ["", " ", "+1", "-1", "1.0", "1e3", "0x1", "1_0", "²", "٣", "१"])
 def test_what_is_no_number(value):
-    with pytest.raises(InputError, match="MASTER_PORT=.* is not a number from 1 to 65535; set it"):
+    with pytest.raises(InputError, match=r"MASTER_PORT=.* is not a number from 1 to 65535; set it"):
         variables.number("MASTER_PORT", {"MASTER_PORT": value})
 
 

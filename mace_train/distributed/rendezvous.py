@@ -72,6 +72,7 @@ def _connect(launch: Launch, timeout: timedelta) -> Any:
             is_master=is_keeper,
             timeout=timeout,
             wait_for_workers=False,
+            multi_tenant=True,  # a store that this process keeps there already is used again
             master_listen_fd=None if listener is None else listener.detach(),
         )
     except socket.gaierror as error:
@@ -115,11 +116,9 @@ def _listener(launch: Launch, found: list[Any]) -> socket.socket | None:
             listener.bind(where)
             listener.listen(_QUEUE)
             return listener
-        except OSError as error:
+        except OSError:
             listener.close()
-            if "in use" in str(error):
-                raise
-    return None  # the address is not one of this host's own, as behind a translating router
+    return None  # not an address of this host's own, as behind a translating router; or in use
 
 
 def _proof(token: bytes, *words: str) -> str:

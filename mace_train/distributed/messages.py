@@ -73,7 +73,7 @@ def _kind(error: Exception) -> str:
 
 
 def _described(value: Any, buffers: list[bytes]) -> Any:
-    """``value`` as JSON: plain values stand for themselves, all others are {kind: ...}."""
+    """``value`` as JSON: plain values are themselves, all others are {kind: ...}."""
     if isinstance(value, np.generic):
         value = value.item()
     kind = type(value)

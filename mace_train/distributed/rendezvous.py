@@ -6,7 +6,7 @@ ranks would read the addresses that the old ones left there, and every restart w
 answer can only come from the rank 0 that runs now, and only to a rank that runs now. All further
 keys have that prefix. Cost: a few requests per rank, once.
 
-Whoever reaches the store's port can read and write all of it: PyTorch's store knows no password.
+Any program that reaches the port of the store can read and write all of it: it knows no password.
 So it listens on the address of the job alone where that is possible (``_listener``), which for
 ranks on one host is the loopback interface; torchrun's own store listens on all addresses. With
 MACE_TRAIN_JOB_TOKEN in the environment of all ranks, each proves that it knows the token before it
@@ -62,14 +62,14 @@ def _connect(launch: Launch, timeout: timedelta) -> Any:
     """The launcher's store, hosted by torchrun, or by rank 0 where there is no torchrun."""
     address = f"{launch.host}:{launch.port}"
     by_torchrun = environment_variables.text("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    is_keeper = launch.rank == 0 and not by_torchrun
+    is_server = launch.rank == 0 and not by_torchrun
     try:
         found = socket.getaddrinfo(launch.host, launch.port, type=socket.SOCK_STREAM)
-        listener = _listener(launch, found) if is_keeper else None
+        listener = _listener(launch, found) if is_server else None
         return TCPStore(
             launch.host,
             launch.port,
-            is_master=is_keeper,
+            is_master=is_server,
             timeout=timeout,
             wait_for_workers=False,
             multi_tenant=True,  # a store that this process keeps there already is used again
@@ -83,7 +83,7 @@ def _connect(launch: Launch, timeout: timedelta) -> Any:
         ) from None
     except (OSError, dist.DistError) as error:
         text = _first_line(error)
-        if is_keeper and "in use" in str(error):
+        if is_server and "in use" in str(error):
             raise InputError(
                 f"rank 0 cannot listen at {address}: the port is taken ({text}); set MASTER_PORT "
                 "to another one, the same for all ranks"

@@ -117,7 +117,7 @@ def run(commands: list[tuple[list[str], Environment]], folder: Path) -> list[tup
 
 @pytest.fixture(scope="module")
 def node_files(tmp_path_factory) -> dict[str, str]:
-    """Wrong PBS_NODEFILEs, and what is said of each."""
+    """Wrong PBS_NODEFILEs, and the message about each."""
     folder = tmp_path_factory.mktemp("nodes")
     (folder / "empty").write_text("\n")
     (folder / "latin").write_bytes(b"n\xf6de1\n")

@@ -7,7 +7,6 @@ a user can get wrong ends in one message on stderr and exit code 2.
 
 import dataclasses
 import logging
-import os
 import pkgutil
 import re
 import signal
@@ -35,8 +34,9 @@ from mace_train import __version__, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
 from mace_train.console import printable
-from mace_train.distributed.launcher import launched_tasks, rank_of_process
+from mace_train.distributed import launcher
 from mace_train.distributed.signals import exit_code
+from mace_train.environment_variables import number, set_default
 from mace_train.errors import InputError, system_error
 from mace_train.settings_files import check_settings_files
 from mace_train.sweep.job_status import job_folders, read_record, recorded
@@ -119,6 +119,7 @@ COMMANDS = {
     ),
     "doctor": Command(settings.DoctorSettings, "mace_train.doctor.doctor:examine"),
 }
+_IN_RANKS = ("train", "evaluate")  # doctor reports a wrong launch itself
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -190,7 +191,7 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     if "dry_run=true" in overrides and not any(word.startswith("output=") for word in overrides):
         overrides.append("output=dry-run")  # which is not written
     sys.argv = [f"mace-train {command}", *overrides]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
+    set_default("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -293,21 +294,28 @@ def _report_failures(overrides: list[str], schema: type, begin: float) -> None:
 
 
 def _check_launch(command: str, overrides: list[str]) -> None:
-    """Refuse what several ranks cannot do."""
-    n_ranks = int(os.environ.get("WORLD_SIZE") or "1")
+    """Refuse wrong environment variables, and what several ranks cannot do."""
+    in_sweep = bool({"-m", "--multirun"} & set(overrides))
+    try:
+        launcher.check_environment()
+        n_ranks = number("WORLD_SIZE") or 1
+        if command in _IN_RANKS and not in_sweep:
+            launcher.detect()
+    except InputError as error:
+        _fail(str(error))
     if n_ranks > 1 and command == "preprocess":
         _fail(
             f"preprocess is one process, but {n_ranks} were started: run it without torchrun; use "
             "workers=N for several processes, or mpiexec or srun for several nodes"
         )
-    tasks = launched_tasks()
+    tasks = launcher.launched_tasks()
     n_ranks = max(n_ranks, 1 if tasks is None else tasks.size)
     if n_ranks > 1 and COMMANDS[command].one_process:
         _fail(
             f"{command} is one process, but {n_ranks} were started: run it without torchrun, "
             "mpiexec or srun"
         )
-    if n_ranks > 1 and {"-m", "--multirun"} & set(overrides):
+    if n_ranks > 1 and in_sweep:
         _fail(
             f"--multirun in {n_ranks} ranks: a sweep starts its jobs one after the other in one "
             "process; start each job on its own with --job 0, --job 1, ..."
@@ -370,7 +378,7 @@ class _Formatter(logging.Formatter):
 
 def _rank() -> int:
     """This process's rank, before the world is opened."""
-    return rank_of_process()
+    return launcher.rank_of_process()
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -11,6 +11,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from mace_train.environment_variables import is_set
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -39,4 +41,4 @@ class Interruption:
 
 def exit_code() -> int:
     """The exit code after a signal and its checkpoint."""
-    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else os.EX_TEMPFAIL
+    return 0 if is_set("TORCHELASTIC_RUN_ID") else os.EX_TEMPFAIL

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from mace_train import environment_variables
 from mace_train.atomic_files import write_text
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
@@ -31,7 +32,7 @@ def recorded(folder: Path, overrides: list[str], log: Path | None = None) -> Ite
     raised again.
     """
     make_folder("output", folder)
-    job = os.environ.get("SLURM_JOB_ID")
+    job = environment_variables.text("SLURM_JOB_ID")
     record: dict[str, Any] = {
         "state": "running",
         "overrides": overrides,
@@ -88,8 +89,9 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
 
 def _log() -> str | None:
     """The file that the messages of this process go to, if it is one."""
-    if "MACE_TRAIN_LOG" in os.environ:  # from slurm/common.sh: under srun they go through a pipe
-        return os.environ["MACE_TRAIN_LOG"]
+    log = environment_variables.text("MACE_TRAIN_LOG")
+    if log is not None:  # from slurm/common.sh: under srun they go through a pipe
+        return log
     try:
         path = os.readlink("/proc/self/fd/2")
     except OSError:

@@ -17,6 +17,7 @@ from typing import IO, Any
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from mace_train.checks import as_files
+from mace_train.environment_variables import number
 from mace_train.errors import InputError, StorageError
 from mace_train.evaluate.compare import best_epoch, read_metrics
 from mace_train.folders import lock_folder, make_folder
@@ -76,7 +77,7 @@ def _study(output: Path, seed: int) -> Any:
     storage = JournalStorage(JournalFileBackend(str(output / "search.journal")))
     study = optuna.create_study(storage=storage, study_name="tune", load_if_exists=True)
     # commands that share a search, and later ones that continue it, draw other numbers
-    worker = int(os.environ.get("SLURM_ARRAY_TASK_ID") or "0")
+    worker = number("SLURM_ARRAY_TASK_ID") or 0
     seed += len(study.get_trials(deepcopy=False)) + 1000 * worker
     study.sampler = optuna.samplers.TPESampler(seed=seed)
     return study

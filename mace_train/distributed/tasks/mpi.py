@@ -3,9 +3,14 @@
 The only module that imports mpi4py. A thread of rank 0 answers the others while its main thread
 works; it is the only one that calls MPI meanwhile. Waiting is by polling every millisecond, not by
 MPI's busy loops, so ranks that wait leave their cores to those that work.
+
+Tasks and results are pickled (mpi4py's lower-case methods): a task is a function of the package and
+its argument, and both ends are processes that the launcher started as this user. MPI connects no
+others; what guards its connections on the network is the MPI library's, as for every MPI program.
 """
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -13,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -22,6 +28,8 @@ from mace_train.errors import InputError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _POLL = 1e-3  # s
+_PATIENCE_S = 10.0  # for the tasks of the others, when a fault ends the run
+_FORWARDED_S = 1.0  # in which mpiexec forwards what was written: it drops the rest after Abort
 
 
 def connect(tasks: Tasks) -> Any:
@@ -102,15 +110,28 @@ class Ranks:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None and issubclass(kind, Exception) and not issubclass(kind, InputError):
-            traceback.print_exception(error)
-            sys.stderr.flush()
-            self._communicator.Abort(1)
-        while len(self._waiting) < self.size - 1:  # the others end their tasks first
+        if kind is None or not issubclass(kind, Exception) or issubclass(kind, InputError):
+            self._dismiss()
+            return
+        with suppress(Exception):  # MPI itself may be at fault
+            if self._dismiss(_PATIENCE_S):
+                return  # all ranks end by themselves, and this one with the error
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        time.sleep(_FORWARDED_S)
+        self._communicator.Abort(1)
+
+    def _dismiss(self, patience_s: float = math.inf) -> bool:
+        """Let the others end when they have ended their tasks; False if they do not in time."""
+        end = time.monotonic() + patience_s
+        while len(self._waiting) < self.size - 1:
+            if time.monotonic() > end:
+                return False
             self._collect(_TaskQueue([], lambda result: None))
             time.sleep(_POLL)
         for rank in self._waiting:
             self._communicator.send(None, dest=rank)
+        return True
 
     def map(
         self,

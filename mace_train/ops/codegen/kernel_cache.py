@@ -26,6 +26,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from mace_train import environment_variables
 from mace_train._paths import KERNELS
 
 LOGGER = logging.getLogger("mace_train")
@@ -36,8 +37,8 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 def cache_folder() -> Path:
     """Where compiled kernels are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mace-train" / "kernels"
+    base = environment_variables.folder("XDG_CACHE_HOME") or environment_variables.home() / ".cache"
+    return base / "mace-train" / "kernels"
 
 
 def built(identity: str, suffix: str, folder: Path, make: Callable[[Path], None]) -> Path:

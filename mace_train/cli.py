@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -30,11 +31,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mace_train import __version__, settings
+from mace_train import __version__, interrupts, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
 from mace_train.distributed.launcher import launched_tasks, rank_of_process
-from mace_train.distributed.signals import exit_code
+from mace_train.distributed.signals import catch, exit_code
 from mace_train.errors import InputError
 from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
@@ -121,11 +122,15 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> None:
     """Run one command.
 
-    Exit code 0, 2 after a message about bad input, 130 when interrupted, 143 when terminated.
+    Exit codes: 0; 2 after a message about bad input; 69 when another rank, its host or the network
+    failed; 75 when asked to stop (SIGTERM, SIGUSR1, SIGHUP), after a checkpoint; 130 when
+    interrupted (SIGINT, see ``interrupts``); 129 and 143 after SIGHUP and SIGTERM where there was
+    nothing to save; 141 when the reader of the output ended, such as ``| head``.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
-        signal.signal(signal.SIGUSR1, _try_later)
+        catch(signal.SIGTERM, _terminate)
+        catch(signal.SIGHUP, _terminate)
+        catch(signal.SIGUSR1, _try_later)
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else "--help"
     if command in ("--version", "-V"):
@@ -196,9 +201,6 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
         if task.started:
             raise  # a fault of ours, not of the command line
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
     _report_failures(overrides, schema, begin)
 
 
@@ -225,6 +227,8 @@ class _Task:
             if not in_sweep:
                 _fail(str(error), error.exit_code)
             logging.getLogger("mace_train").error("%s", error)
+        except BrokenPipeError:
+            raise  # the reader of the output has ended
         except Exception:
             if not in_sweep:
                 raise
@@ -234,6 +238,7 @@ class _Task:
         command = COMMANDS[self.command]
         checked = _checked(config, self.command, command.schema)
         action: Callable[[Any], Any] = pkgutil.resolve_name(command.target)
+        interrupts.begin_work()
         action(checked)
 
     def _record(self, config: DictConfig) -> None:
@@ -245,6 +250,7 @@ class _Task:
             return
         folder = _sweep_folder() or Path(str(config.output))
         logging.getLogger("mace_train").info("job in %s: %s", folder, " ".join(words))
+        interrupts.begin_work()
         with recorded(folder, [word for word in words if not word.startswith("output=")]):
             self._act(config)
 
@@ -364,7 +370,8 @@ def _rank() -> int:
 def _terminate(number: int, frame: object) -> None:
     """End like an exception would, so that files and loggers are closed."""
     if _rank() == 0:
-        sys.stderr.write("mace-train: terminated\n")
+        with suppress(OSError):  # the terminal may be gone
+            sys.stderr.write("mace-train: terminated\n")
     raise SystemExit(128 + number)
 
 
@@ -375,6 +382,8 @@ def _try_later(number: int, frame: object) -> None:
 
 def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
     """Say what is wrong and exit."""
+    if interrupts.received():
+        raise KeyboardInterrupt  # what it was interrupted in has failed
     who = f"[rank {_rank()}] " if _rank() else ""
     sys.stderr.write(f"mace-train: {who}error: {message}\n")  # one write: ranks do not mix
     sys.stderr.flush()

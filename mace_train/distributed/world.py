@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
+from mace_train import interrupts
 from mace_train.distributed.heartbeat import Heartbeat
 from mace_train.distributed.launcher import Launch, detect, job_gpus
 from mace_train.distributed.rendezvous import open_store
@@ -191,7 +192,7 @@ def _joined(world: World, launch: Launch, settings: ClusterSettings) -> Iterator
         yield replace(world, restarted=bool(attempts.item()))
         _barrier_at_exit(world)
     except SystemExit as end:
-        if end.code in (0, os.EX_TEMPFAIL):
+        if end.code in (0, os.EX_TEMPFAIL, interrupts.EXIT_CODE):
             _barrier_at_exit(world)
         raise
     finally:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from mace_train import interrupts
 from mace_train.errors import InputError
 from mace_train.settings import LoggerSettings
 
@@ -122,7 +123,8 @@ class MetricsLog:
 
     def close(self, exit_code: int = 0) -> None:
         """Flush and finish; a non-zero ``exit_code`` marks the wandb run as failed."""
-        self._draw()
+        if not interrupts.received():  # it must end within a second
+            self._draw()
         LOGGER.removeHandler(self._text)
         self._text.close()
         if self._wandb is not None:

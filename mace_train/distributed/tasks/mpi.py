@@ -3,8 +3,11 @@
 The only module that imports mpi4py. A thread of rank 0 answers the others while its main thread
 works; it is the only one that calls MPI meanwhile. Waiting is by polling every millisecond, not by
 MPI's busy loops, so ranks that wait leave their cores to those that work.
+
+SIGINT may reach rank 0, all ranks or any of them: rank 0 tidies up and ends all, the others tell it.
 """
 
+import _thread
 import logging
 import os
 import signal
@@ -16,12 +19,14 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from mace_train import interrupts
 from mace_train.distributed.launcher import Tasks
 from mace_train.errors import InputError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _POLL = 1e-3  # s
+_INTERRUPTED = "interrupted"
 
 
 def connect(tasks: Tasks) -> Any:
@@ -55,8 +60,18 @@ def connect(tasks: Tasks) -> Any:
 
 
 def serve(communicator: Any) -> None:
-    """Run the tasks that rank 0 sends, until there are no more."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # rank 0 reports, the launcher ends the others
+    """Run the tasks that rank 0 sends, until there are no more, or SIGINT."""
+    try:
+        _serve(communicator)
+    except KeyboardInterrupt:
+        communicator.isend(_INTERRUPTED, dest=0)
+        time.sleep(interrupts.GRACE_S)  # in which rank 0 ends all, if it has not left
+        communicator.Abort(interrupts.EXIT_CODE)
+
+
+def _serve(communicator: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # rank 0 reports, the launcher ends the others
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # rank 0 ends all of them in order
     logging.getLogger("mace_train").setLevel(logging.ERROR)
     answer: Any = None
@@ -102,6 +117,9 @@ class Ranks:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            interrupts.say()
+            self._communicator.Abort(interrupts.EXIT_CODE)
         if kind is not None and issubclass(kind, Exception) and not issubclass(kind, InputError):
             traceback.print_exception(error)
             sys.stderr.flush()
@@ -127,7 +145,8 @@ class Ranks:
                 queue.put(index, *_run_task(function, tasks[index]))
         finally:
             queue.close()
-            server.join()
+            if not interrupts.received():  # else all ranks are ended in the middle of their tasks
+                server.join()
         return queue.results()
 
     def _serve(self, queue: "_TaskQueue", function: Callable[[Any], Any]) -> None:
@@ -149,6 +168,9 @@ class Ranks:
         for rank in range(1, self.size):
             while rank not in self._waiting and self._communicator.iprobe(source=rank):
                 answer = self._communicator.recv(source=rank)
+                if answer == _INTERRUPTED:
+                    _thread.interrupt_main()
+                    return
                 self._waiting.append(rank)
                 if answer is not None:
                     queue.put(*answer)

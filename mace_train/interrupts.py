@@ -43,8 +43,10 @@ class _State:
     raised = False  # KeyboardInterrupt
     overdue = False  # the time of ``deferred`` is over
     said = False
+    finished = False  # the work
     n_own = 0  # signals of this program to itself that are under way
     deferred: Callable[[], None] | None = None
+    announce: Callable[[], None] | None = None
     exit_code = EXIT_CODE
     ending = threading.Lock()
     unfinished: dict[str, None] = {}  # noqa: RUF012 (there is one state)
@@ -73,8 +75,13 @@ def begin_work() -> None:
 
 def end_work(exit_code: int) -> None:
     """From now on there is nothing to tidy any more, and nothing to say."""
-    _State.exit_code, _State.said = exit_code, True
+    _State.exit_code, _State.said, _State.finished = exit_code, True, True
     _State.working = _State.received
+
+
+def announce_by(tell_ranks: Callable[[], None]) -> None:
+    """Call this, in a thread, when SIGINT comes: it may have come to this rank alone."""
+    _State.announce = tell_ranks
 
 
 def received() -> bool:
@@ -115,6 +122,11 @@ def say() -> None:
         os.write(2, before + b"mace-train: interrupted\n")
 
 
+def told() -> None:
+    """The user has been told in other words."""
+    _State.said = True
+
+
 def leave() -> None:
     """End at once: no ``finally`` block runs any more."""
     if not _State.ending.acquire(blocking=False):
@@ -128,7 +140,21 @@ def leave() -> None:
             rmtree(name, ignore_errors=True)
         with suppress(OSError):
             os.unlink(name)
+    if _State.exit_code == EXIT_CODE and any(name in os.environ for name in _RANKS[1:]):
+        _die()
     os._exit(_State.exit_code)
+
+
+def _die() -> None:
+    """Of SIGINT, in any thread: an mpiexec ends all ranks then, but not after an exit code.
+
+    A shell shows the same exit code.
+    """
+    import ctypes
+
+    ctypes.CDLL(None).signal(int(signal.SIGINT), None)  # SIG_DFL is 0
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
 
 
 def descendants(process: int) -> list[int]:
@@ -175,6 +201,8 @@ def _watch(reader: int) -> None:
         elif first is None:
             first = time.monotonic()
             threading.Thread(target=_end_after_grace, daemon=True).start()
+            if _State.announce is not None:
+                threading.Thread(target=_State.announce, daemon=True).start()
         elif time.monotonic() - first > SAME_S:
             leave()
 
@@ -215,10 +243,15 @@ def _of_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _at_exit() -> None:
-    """The last of the exit functions: what follows needs no tidying, and is over in a moment."""
+    """The last of the exit functions: only modules are left to take down, for a second."""
     if received():
         leave()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if _State.finished and "mpi4py.MPI" not in sys.modules:  # which MPI has to be told
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_State.exit_code)
 
 
 def _in_child() -> None:

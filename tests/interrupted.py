@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,21 +30,21 @@ class Outcome:
     litter: list[str] = field(default_factory=list)
 
     def problems(self, *, by_launcher: bool = False) -> list[str]:
-        """What is wrong with it; ``by_launcher``: code and messages are also those of a launcher."""
+        """What is wrong with it; a launcher has messages and exit codes of its own."""
         if not self.sent:
             return [] if self.code == 0 else [f"code {self.code} though not interrupted"]
         found = []
-        # -2: before the program began, or in the interpreter's own last moments
         if self.code not in (128 + signal.SIGINT, 0) and not by_launcher:
             found.append(f"code {self.code}")
         n_said = self.errors.count("interrupted")
-        if n_said > 1 or (n_said == 0 and self.code != 0):
+        if n_said > 1 or (n_said == 0 and self.code != 0 and not by_launcher):
             found.append(f"said {n_said} times")
         if self.seconds > SECONDS * max(1.0, self.stretch):
             found.append(f"{self.seconds:.2f} s (stretch {self.stretch:.1f})")
-        own = [text for text in _own_traces(self.errors)] if by_launcher else [self.errors]
+        own = list(_own_traces(self.errors)) if by_launcher else [self.errors]
         found += [mark for mark in _TRACES if any(mark in text for text in own)]
-        return found + [f"orphan {who}" for who in self.orphans] + [f"left {p}" for p in self.litter]
+        found += [f"orphan {who}" for who in self.orphans]
+        return found + [f"left {path}" for path in self.litter]
 
 
 def _own_traces(errors: str) -> Iterator[str]:
@@ -62,8 +62,11 @@ def interrupted(
     to: str = "group",
     allowed: tuple[str, ...] = (),
     number: int = signal.SIGINT,
+    after: Callable[[], bool] | None = None,
 ) -> Outcome:
     """Run ``command`` in ``folder`` and interrupt it ``delay`` seconds after it handles signals.
+
+    Or after ``after()`` holds, if it is given.
 
     ``to`` is "group" (a terminal), "process" (the command alone) or "child" (the last rank that has
     started). ``allowed`` are names of files that may stay.
@@ -90,15 +93,20 @@ def interrupted(
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
         )
         try:
-            sent = _wait(process, mark, delay)
+            ready = after or (lambda: any(map(_handles_signals, _marked(mark))))
+            sent = _wait(process, ready, delay)
             begin, spare = time.monotonic(), _Spare()
+            programs = [pid for pid in _marked(mark) if _handles_signals(pid)]
+            seconds: float | None = None
             if sent:
                 _send(process, mark, to, number)
             while process.poll() is None:
                 spare.measure()
+                if seconds is None and not any(os.path.exists(f"/proc/{p}/exe") for p in programs):
+                    seconds = time.monotonic() - begin  # a launcher takes longer
                 if time.monotonic() - begin > 60:
                     break
-            seconds = time.monotonic() - begin
+            seconds = seconds or time.monotonic() - begin
             orphans = _orphans(mark)
         finally:
             for pid in _marked(mark):
@@ -108,7 +116,9 @@ def interrupted(
         errors.seek(0)
         text = errors.read()
     litter = sorted({p for pattern in _LITTER for p in folder.rglob(pattern)})
-    litter += sorted((folder / "tmp").iterdir())
+    # torch's cache, logs of torchrun
+    theirs = ("torchinductor_*", "torchelastic_*")
+    litter += [p for p in (folder / "tmp").iterdir() if not any(map(p.match, theirs))]
     left = [str(p.relative_to(folder)) for p in litter if not any(map(p.match, allowed))]
     return Outcome(process.returncode, seconds, spare.stretch, text, sent, orphans, left)
 
@@ -120,13 +130,13 @@ class _Spare:
         self._wall = self._cpu = 0.0
 
     def measure(self) -> None:
-        """A few milliseconds of work, then a rest."""
+        """A little work, then a rest."""
         wall, cpu = time.monotonic(), time.process_time()
-        while time.process_time() - cpu < 2e-3:
+        while time.process_time() - cpu < 2e-2:  # less would be given precedence
             pass
         self._wall += time.monotonic() - wall
         self._cpu += time.process_time() - cpu
-        time.sleep(0.01)
+        time.sleep(0.02)
 
     @property
     def stretch(self) -> float:
@@ -134,12 +144,9 @@ class _Spare:
         return self._wall / self._cpu if self._cpu else 1.0
 
 
-def _wait(process: "subprocess.Popen[bytes]", mark: str, delay: float) -> bool:
-    """Wait until the program, or a rank of it, handles signals, and ``delay`` longer.
-
-    Before, the interpreter starts, whose tracebacks are its own. False if it ends meanwhile.
-    """
-    while process.poll() is None and not any(map(_handles_signals, _marked(mark))):
+def _wait(process: "subprocess.Popen[bytes]", ready: Callable[[], bool], delay: float) -> bool:
+    """Wait until it is ready, and ``delay`` longer; False if it ends meanwhile."""
+    while process.poll() is None and not ready():
         time.sleep(2e-3)
     with suppress(subprocess.TimeoutExpired):
         process.wait(delay)
@@ -147,7 +154,10 @@ def _wait(process: "subprocess.Popen[bytes]", mark: str, delay: float) -> bool:
 
 
 def _handles_signals(pid: int) -> bool:
-    """Whether a process is the program behind its first lines, in which it catches SIGINT."""
+    """Whether a process is the program behind its first lines, in which it catches SIGINT.
+
+    Before, the interpreter starts, whose tracebacks are its own.
+    """
     with suppress(OSError, StopIteration):
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
         if b"torch.distributed.run" in command or b"mpiexec" in command.split(b"\0")[0]:

@@ -134,11 +134,16 @@ class World:
             self.heartbeat.step, self.heartbeat.phase = step, phase
 
     def explain(self, error: Exception) -> InputError | None:
-        """The error to raise when a collective failed; None if ``error`` is of another sort."""
+        """The error to raise when a collective failed; None if ``error`` is of another sort.
+
+        Raises ``KeyboardInterrupt`` where it failed because a rank was interrupted.
+        """
         text = str(error)
         if self.size == 1 or not any(mark in text for mark in _COLLECTIVE_ERRORS):
             return None
         assert self.heartbeat is not None
+        if self.heartbeat.is_interrupted():
+            raise KeyboardInterrupt from error
         waited = "timed out" in text.lower()
         what = f"no answer within cluster.timeout_s={self.timeout_s}" if waited else "a rank died"
         return LostRankError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mace_train import interrupts
 from mace_train.distributed.signals import Interruption, exit_code
 from mace_train.distributed.staging import staged
 from mace_train.distributed.world import open_world
@@ -106,6 +107,8 @@ def _log_interruption(run: Run, interruption: Interruption) -> int:
     """Log why and where the run ends; its exit code, the same on all ranks."""
     flags = run.world.all_reduce_async(torch.tensor([int(interruption.is_interrupt)]))()
     interrupted = bool(flags.item())
+    if interrupted:
+        interrupts.told()
     LOGGER.warning(
         "%s after step %d; restart_latest=true continues from here",
         "interrupted"

@@ -31,7 +31,7 @@ TORCHRUN = [
     *("-m", "mace_train"),
 ]
 MPIEXEC = [shutil.which("mpiexec") or "mpiexec"]
-_KEPT = (".out.partial", ".out.partial/*", ".out.partial/*/*", ".out.partial/*/*/*", "*/.out.partial/*/*/*/*")
+_KEPT = (".out.partial", *(".out.partial" + n * "/*" for n in range(1, 5)))
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Case:
     """A command line that is interrupted."""
 
     command: list[str]
-    allowed: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()  # files that may stay
     compiles: bool = False
     targets: tuple[str, ...] = ("group", "process")
     by_launcher: bool = False
@@ -60,6 +60,7 @@ def cases(work: Path) -> dict[str, Case]:
     small = f"{work}/small.xyz"
     two = ("group", "process", "child")
     reference = "cluster.kernels=reference"
+    evaluate = ["evaluate", f"checkpoint={run}", f"data_dir={data}", "output=out", reference]
     exchange = work / "run" / "checkpoints" / "best.safetensors"
     return {
         "help": Case([*PROGRAM, "train", "--help"]),
@@ -78,16 +79,10 @@ def cases(work: Path) -> dict[str, Case]:
         "train mpiexec": Case(
             [*MPIEXEC, "-n", "2", *PROGRAM, *plain], targets=two, by_launcher=True, again=resume
         ),
-        "evaluate": Case(
-            [*PROGRAM, "evaluate", f"checkpoint={run}", f"data_dir={data}", "output=out", reference]
-        ),
-        "evaluate torchrun": Case(
-            [*TORCHRUN, "evaluate", f"checkpoint={run}", f"data_dir={data}", "output=out", reference],
-            targets=two,
-            by_launcher=True,
-        ),
+        "evaluate": Case([*PROGRAM, *evaluate]),
+        "evaluate torchrun": Case([*TORCHRUN, *evaluate], targets=two, by_launcher=True),
         "report": Case([*PROGRAM, "report", str(run), "output=out", reference]),
-        "compare": Case([*PROGRAM, "compare", str(run), str(work / "run2"), "output=out", reference]),
+        "compare": Case([*PROGRAM, "compare", str(run), f"{run}2", "output=out", reference]),
         "sweep": Case([*PROGRAM, "sweep", str(work / "sweep")]),
         "tune": Case(
             [*PROGRAM, "tune", "trials=3", "output=out", "--", *plain[1:2], *plain[3:], "seed=1,2"],
@@ -96,9 +91,7 @@ def cases(work: Path) -> dict[str, Case]:
         "md": Case(
             [*PROGRAM, "md", f"checkpoint={run}", f"structure={small}", "steps=200", "output=out"]
         ),
-        "relax": Case(
-            [*PROGRAM, "relax", f"checkpoint={run}", f"structure={small}", "output=out"]
-        ),
+        "relax": Case([*PROGRAM, "relax", f"checkpoint={run}", f"structure={small}", "output=out"]),
         "export": Case([*PROGRAM, "export", str(exchange), "output=out.model"]),
         "import": Case([*PROGRAM, "import", str(work / "theirs.model"), "output=out.safetensors"]),
         "from-mace-config": Case([*PROGRAM, "from-mace-config", "--", "--r_max=5"]),
@@ -144,7 +137,8 @@ def _prepare(work: Path) -> None:
     run_command(*words, f"output={work}/run")
     run_command(*words, f"output={work}/run2", "seed=2")
     run_command("train", "--multirun", *words[1:], f"output={work}/sweep", "seed=1,2")
-    run_command("export", str(work / "run/checkpoints/best.safetensors"), f"output={work}/theirs.model")
+    best = work / "run" / "checkpoints" / "best.safetensors"
+    run_command("export", best, f"output={work}/theirs.model")
 
 
 def _campaign(name: str, case: Case, work: Path, n_draws: int, seed: int) -> dict[str, object]:
@@ -178,8 +172,8 @@ def _campaign(name: str, case: Case, work: Path, n_draws: int, seed: int) -> dic
         "stretch": max((outcome.stretch for outcome in sent), default=1.0),
     }
     print(
-        f"{name}: {len(sent)} of {n_draws} interrupted ({duration:.1f} s), {problems} with problems, "
-        f"median {result['median_s']:.2f} s, longest {seconds[-1]:.2f} s",
+        f"{name}: {len(sent)} of {n_draws} interrupted ({duration:.1f} s), {problems} with "
+        f"problems, median {result['median_s']:.2f} s, longest {seconds[-1]:.2f} s",
         flush=True,
     )
     return result
@@ -197,9 +191,15 @@ def _duration(case: Case, folder: Path) -> float:
 def _continued(case: Case, folder: Path) -> list[str]:
     """Whether the same command then goes on to its end."""
     done = subprocess.run(
-        [*case.command, *(case.again or [])], cwd=folder, capture_output=True, text=True, check=False
+        [*case.command, *(case.again or [])],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return [] if done.returncode == 0 else [f"does not continue: {done.stderr[-300:]}"]
+    if done.returncode == 0 or "already holds data" in done.stderr:  # it had just finished
+        return []
+    return [f"does not continue: {done.stderr[-300:]}"]
 
 
 if __name__ == "__main__":

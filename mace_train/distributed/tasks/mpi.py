@@ -4,7 +4,7 @@ The only module that imports mpi4py. A thread of rank 0 answers the others while
 works; it is the only one that calls MPI meanwhile. Waiting is by polling every millisecond, not by
 MPI's busy loops, so ranks that wait leave their cores to those that work.
 
-SIGINT may reach rank 0, all ranks or any of them: rank 0 tidies up and ends all, the others tell it.
+SIGINT may reach all ranks or any of them: rank 0 tidies up and ends all, the others tell it.
 """
 
 import _thread

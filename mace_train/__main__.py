@@ -19,7 +19,8 @@ def run() -> None:
     except KeyboardInterrupt:
         interrupted = True
     except SystemExit as end:
-        code, interrupted = end.code, False
+        reader_ended = isinstance(end.__context__, BrokenPipeError)  # rich's way
+        code, interrupted = _READER_ENDED if reader_ended else end.code, False
     except BrokenPipeError:  # the reader of the output has ended, such as `| head`
         code, interrupted = _READER_ENDED, False
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -44,6 +44,7 @@ class _State:
     overdue = False  # the time of ``deferred`` is over
     said = False
     finished = False  # the work
+    together = False  # all ranks end
     n_own = 0  # signals of this program to itself that are under way
     deferred: Callable[[], None] | None = None
     announce: Callable[[], None] | None = None
@@ -123,8 +124,8 @@ def say() -> None:
 
 
 def told() -> None:
-    """The user has been told in other words."""
-    _State.said = True
+    """The user has been told in other words, and all ranks end together."""
+    _State.said = _State.together = True
 
 
 def leave() -> None:
@@ -140,7 +141,8 @@ def leave() -> None:
             rmtree(name, ignore_errors=True)
         with suppress(OSError):
             os.unlink(name)
-    if _State.exit_code == EXIT_CODE and any(name in os.environ for name in _RANKS[1:]):
+    is_rank = any(name in os.environ for name in _RANKS[1:])
+    if is_rank and not _State.together and _State.exit_code == EXIT_CODE:
         _die()
     os._exit(_State.exit_code)
 

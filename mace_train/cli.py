@@ -30,12 +30,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mace_train import __version__, settings
+from mace_train import __version__, interrupts, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
 from mace_train.console import printable
 from mace_train.distributed import launcher
-from mace_train.distributed.signals import exit_code
+from mace_train.distributed.signals import catch, exit_code
 from mace_train.environment_variables import number, set_default
 from mace_train.errors import InputError, system_error
 from mace_train.settings_files import check_settings_files
@@ -125,12 +125,16 @@ _IN_RANKS = ("train", "evaluate")  # doctor reports a wrong launch itself
 def main(arguments: list[str] | None = None) -> None:
     """Run one command.
 
-    Exit code 0, 2 after a message about bad input, 69 when a rank is lost, 74 when a file system is
-    full or fails, 75 when asked to stop, 130 when interrupted, 143 when terminated.
+    Exit codes: 0; 2 after a message about bad input; 69 when another rank, its host or the network
+    failed; 74 when a file system is full or fails; 75 when asked to stop (SIGTERM, SIGUSR1,
+    SIGHUP), after a checkpoint; 130 when interrupted (SIGINT, see ``interrupts``); 129 and 143
+    after SIGHUP and SIGTERM where there was nothing to save; 141 when the reader of the output
+    ended, such as ``| head``.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
-        signal.signal(signal.SIGUSR1, _try_later)
+        catch(signal.SIGTERM, _terminate)
+        catch(signal.SIGHUP, _terminate)
+        catch(signal.SIGUSR1, _try_later)
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else "--help"
     if command in ("--version", "-V"):
@@ -207,9 +211,6 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
         if task.started:
             raise  # a fault of ours, not of the command line
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
     _report_failures(overrides, schema, begin)
 
 
@@ -232,6 +233,8 @@ class _Task:
                 self._record(config)
             else:
                 self._act(config)
+        except BrokenPipeError:
+            raise  # the reader of the output has ended
         except Exception as error:
             explained = system_error(error)  # an InputError as it is
             if explained is not None:
@@ -247,6 +250,7 @@ class _Task:
         command = COMMANDS[self.command]
         checked = _checked(config, self.command, command.schema)
         action: Callable[[Any], Any] = pkgutil.resolve_name(command.target)
+        interrupts.begin_work()
         action(checked)
 
     def _record(self, config: DictConfig) -> None:
@@ -258,6 +262,7 @@ class _Task:
             return
         folder = _sweep_folder() or Path(str(config.output))
         logging.getLogger("mace_train").info("job in %s: %s", folder, " ".join(words))
+        interrupts.begin_work()
         with recorded(folder, [word for word in words if not word.startswith("output=")]):
             self._act(config)
 
@@ -384,7 +389,8 @@ def _rank() -> int:
 def _terminate(number: int, frame: object) -> None:
     """End like an exception would, so that files and loggers are closed."""
     if _rank() == 0:
-        sys.stderr.write("mace-train: terminated\n")
+        with suppress(OSError):  # the terminal may be gone
+            sys.stderr.write("mace-train: terminated\n")
     raise SystemExit(128 + number)
 
 
@@ -395,6 +401,8 @@ def _try_later(number: int, frame: object) -> None:
 
 def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
     """Say what is wrong and exit."""
+    if interrupts.received():
+        raise KeyboardInterrupt  # what it was interrupted in has failed
     who = f"[rank {_rank()}] " if _rank() else ""
     text = printable(f"mace-train: {who}error: {message}\n")
     with suppress(OSError):  # where the disk is full, stderr may be a file on it

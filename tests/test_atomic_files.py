@@ -21,7 +21,7 @@ from mace_train.atomic_files import (
 )
 from mace_train.errors import InputError, StorageError, system_error
 from mace_train.folders import lock_folder, make_folder
-from tests.interrupted import events, killed_at, limited_files
+from tests.killed import events, killed_at, limited_files
 
 
 def half(place: AbstractContextManager[Path], name: str) -> None:

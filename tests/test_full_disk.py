@@ -21,7 +21,7 @@ from mace_train.train import checkpoint
 from mace_train.train.setup import set_up
 from mace_train.train.train import fit
 from tests.conftest import TINY_MODEL, run_command
-from tests.interrupted import limited_files
+from tests.killed import limited_files
 from tests.train.ranks import run_ranks
 from tests.train.training import assert_same_end, settings_for
 

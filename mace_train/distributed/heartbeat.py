@@ -8,9 +8,11 @@ or dead, one whose count increases but whose step is behind is stuck in its own 
 import os
 import socket
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+from mace_train import interrupts
 from mace_train.distributed.messages import decode_record, encode_record
 
 INTERVAL_S = 1.0
@@ -25,6 +27,7 @@ class Heartbeat:
         self._store, self._rank, self._size = store, rank, size
         self._count = 0
         self._stopped = threading.Event()
+        interrupts.announce_by(self._announce_interrupt)
         self._beat()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
@@ -46,6 +49,25 @@ class Heartbeat:
             pid=os.getpid(),
         )
         self._store.set(f"beat/{self._rank}", beat)
+
+    def _announce_interrupt(self) -> None:
+        """Tell ranks that lose the connection to this one why."""
+        with suppress(RuntimeError):
+            self._store.set("interrupted", str(self._rank))
+
+    def is_interrupted(self) -> bool:
+        """Whether a rank was interrupted (SIGINT), as far as the store still answers."""
+        box: list[bool] = []
+        reader = threading.Thread(target=lambda: box.append(self._check_interrupted()), daemon=True)
+        reader.start()
+        reader.join(timeout=INTERVAL_S)
+        return interrupts.received() or any(box)
+
+    def _check_interrupted(self) -> bool:
+        try:
+            return bool(self._store.check(["interrupted"]))
+        except RuntimeError:
+            return False
 
     def stop(self) -> None:
         """Stop the thread."""

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
-from mace_train import environment_variables
+from mace_train import environment_variables, interrupts
 from mace_train.checks import check_cores
 from mace_train.distributed.heartbeat import Heartbeat
 from mace_train.distributed.launcher import Launch, detect, job_gpus
@@ -158,11 +158,16 @@ class World:
             self.heartbeat.step, self.heartbeat.phase = step, phase
 
     def explain(self, error: Exception) -> InputError | None:
-        """The error to raise when a collective failed; None if ``error`` is of another sort."""
+        """The error to raise when a collective failed; None if ``error`` is of another sort.
+
+        Raises ``KeyboardInterrupt`` where it failed because a rank was interrupted.
+        """
         text = str(error)
         if self.size == 1 or not any(mark in text for mark in _COLLECTIVE_ERRORS):
             return None
         assert self.heartbeat is not None
+        if self.heartbeat.is_interrupted():
+            raise KeyboardInterrupt from error
         waited = "timed out" in text.lower()
         what = f"no answer within cluster.timeout_s={self.timeout_s}" if waited else "a rank died"
         return LostRankError(
@@ -238,7 +243,7 @@ def _joined(world: World, launch: Launch, settings: ClusterSettings) -> Iterator
         yield replace(world, restarted=bool(attempts.item()))
         _barrier_at_exit(world)
     except SystemExit as end:
-        if end.code in (0, os.EX_TEMPFAIL):
+        if end.code in (0, os.EX_TEMPFAIL, interrupts.EXIT_CODE):
             _barrier_at_exit(world)
         raise
     finally:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mace_train.child_process import run_child
 from mace_train.errors import InputError, system_error
 from mace_train.interop.header import Header
 
@@ -76,7 +76,7 @@ def _run(request: dict[str, Any], folder: Path) -> None:
 def run_worker(folder: Path) -> None:
     """Start the worker on a folder with a request, and wait for it."""
     command = [sys.executable, "-m", "mace_train.interop.subprocess_worker", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_child(command, capture_output=True)
     if done.returncode != 0:
         path = json.loads((folder / "request.json").read_text())["path"]
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

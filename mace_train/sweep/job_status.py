@@ -21,7 +21,10 @@ from mace_train.errors import InputError
 from mace_train.folders import make_folder
 
 FILE = "job.json"
-_STOPPED = (0, os.EX_TEMPFAIL, 128 + signal.SIGTERM)  # exit codes after a signal
+_STOPPED = (  # exit codes after a signal
+    *(0, os.EX_TEMPFAIL),
+    *(128 + number for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)),
+)
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from typing import IO, Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
+from mace_train import interrupts
 from mace_train.checks import as_files
+from mace_train.child_process import run_child
 from mace_train.environment_variables import number
 from mace_train.errors import InputError, StorageError
 from mace_train.evaluate.compare import best_epoch, read_metrics
@@ -177,11 +179,15 @@ def _train(words: list[str], settings: TuneSettings, folder: Path) -> None:
     command = [*launch, *program, "-m", "mace_train", "train", *words]
     log = folder / "log.txt"
     with open(log, "a") as handle:
-        code = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT).returncode
+        code = run_child(
+            command, stdout=handle, stderr=subprocess.STDOUT, is_training=True
+        ).returncode
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if code == os.EX_TEMPFAIL or (is_torchrun and any("stopped by" in s for s in lines[-3:])):
         raise SystemExit(os.EX_TEMPFAIL)
     if code == StorageError.exit_code:
         raise StorageError(f"trial in {folder}: {lines[-1] if lines else 'the disk is full'}")
+    if code == interrupts.EXIT_CODE:
+        raise KeyboardInterrupt
     if code != 0:
         raise InputError(lines[-1] if lines else f"the training ended with code {code}")

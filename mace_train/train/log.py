@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+from mace_train import interrupts
 from mace_train.atomic_files import append_text, write_text
 from mace_train.errors import InputError, system_error
 from mace_train.settings import LoggerSettings
@@ -123,7 +124,8 @@ class MetricsLog:
 
     def close(self, exit_code: int = 0) -> None:
         """Flush and finish; a non-zero ``exit_code`` marks the wandb run as failed."""
-        self._draw()
+        if not interrupts.received():  # it must end within a second
+            self._draw()
         LOGGER.removeHandler(self._text)
         self._text.close()
         if self._wandb is not None:

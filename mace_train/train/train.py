@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mace_train import interrupts
 from mace_train.distributed.signals import Interruption, exit_code
 from mace_train.distributed.staging import staged
 from mace_train.distributed.world import open_world
@@ -68,14 +69,14 @@ def fit(run: Run, interruption: Interruption | None = None) -> dict[str, Any]:
             if log is not None:
                 log.close(code)
     if interrupted:
-        raise SystemExit(exit_code())
+        raise SystemExit(interrupted)
     return record
 
 
 def _epochs(
     run: Run, log: MetricsLog | None, interruption: Interruption
-) -> tuple[dict[str, Any], bool]:
-    """(last record, whether a signal ended it) of all epochs that are not done yet."""
+) -> tuple[dict[str, Any], int | None]:
+    """(last record, exit code if a signal ended it) of all epochs that are not done yet."""
     settings, progress = run.settings, run.progress
     record: dict[str, Any] = {}
     watch, first_epoch = Stopwatch(), progress.epoch + 1
@@ -98,7 +99,7 @@ def _epochs(
         if flags.item() and progress.epoch + 1 < settings.max_num_epochs:
             return record, _log_interruption(run, interruption)
     _log_end(run, record)
-    return record, False
+    return record, None
 
 
 def _log_epoch(run: Run, log: MetricsLog | None, record: dict[str, Any]) -> None:
@@ -107,13 +108,20 @@ def _log_epoch(run: Run, log: MetricsLog | None, record: dict[str, Any]) -> None
         LOGGER.info("%s", epoch_line(record, run.settings.max_num_epochs))
 
 
-def _log_interruption(run: Run, interruption: Interruption) -> bool:
+def _log_interruption(run: Run, interruption: Interruption) -> int:
+    """Log why and where the run ends; its exit code, the same on all ranks."""
+    flags = run.world.all_reduce_async(torch.tensor([int(interruption.is_interrupt)]))()
+    interrupted = bool(flags.item())
+    if interrupted:
+        interrupts.told()
     LOGGER.warning(
-        "stopped by signal %s after step %d; restart_latest=true continues from here",
-        interruption.signal or "of another rank",
+        "%s after step %d; restart_latest=true continues from here",
+        "interrupted"
+        if interrupted
+        else f"stopped by signal {interruption.signal or 'of another rank'}",
         run.progress.step,
     )
-    return True
+    return exit_code(interrupted=interrupted)
 
 
 def _start_log(run: Run) -> MetricsLog | None:
@@ -221,7 +229,8 @@ def _end_stage_early(run: Run) -> None:
 def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
     """Train one epoch, validate, and keep the result in ``run.progress``; its record."""
     settings, progress = run.settings, run.progress
-    sums = loop.train()
+    with loop.interruption.within_step():
+        sums = loop.train()
     if loop.interrupted:
         return {}
     epoch = progress.epoch = progress.epoch + 1

@@ -11,7 +11,7 @@ from mace_train.atomic_files import remove_leftovers
 from mace_train.errors import InputError
 from mace_train.train import checkpoint
 from mace_train.train.checkpoint_manager import CheckpointManager
-from tests.interrupted import events, killed_at
+from tests.killed import events, killed_at
 from tests.train.headers import header
 
 BEFORE, AFTER = 20, 30  # steps

@@ -7,8 +7,11 @@ MPI's busy loops, so ranks that wait leave their cores to those that work.
 Tasks and results are pickled (mpi4py's lower-case methods): a task is a function of the package and
 its argument, and both ends are processes that the launcher started as this user. MPI connects no
 others; what guards its connections on the network is the MPI library's, as for every MPI program.
+
+SIGINT may reach all ranks or any of them: rank 0 tidies up and ends all, the others tell it.
 """
 
+import _thread
 import logging
 import math
 import os
@@ -22,6 +25,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from mace_train import interrupts
 from mace_train.distributed.launcher import Tasks
 from mace_train.errors import InputError
 
@@ -30,6 +34,7 @@ Result = TypeVar("Result")
 _POLL = 1e-3  # s
 _PATIENCE_S = 10.0  # for the tasks of the others, when a fault ends the run
 _FORWARDED_S = 1.0  # in which mpiexec forwards what was written: it drops the rest after Abort
+_INTERRUPTED = "interrupted"
 
 
 def connect(tasks: Tasks) -> Any:
@@ -63,8 +68,18 @@ def connect(tasks: Tasks) -> Any:
 
 
 def serve(communicator: Any) -> None:
-    """Run the tasks that rank 0 sends, until there are no more."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # rank 0 reports, the launcher ends the others
+    """Run the tasks that rank 0 sends, until there are no more, or SIGINT."""
+    try:
+        _serve(communicator)
+    except KeyboardInterrupt:
+        communicator.isend(_INTERRUPTED, dest=0)
+        time.sleep(interrupts.GRACE_S)  # in which rank 0 ends all, if it has not left
+        communicator.Abort(interrupts.EXIT_CODE)
+
+
+def _serve(communicator: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # rank 0 reports, the launcher ends the others
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # rank 0 ends all of them in order
     logging.getLogger("mace_train").setLevel(logging.ERROR)
     answer: Any = None
@@ -110,6 +125,9 @@ class Ranks:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            interrupts.say()
+            self._communicator.Abort(interrupts.EXIT_CODE)
         if kind is None or not issubclass(kind, Exception) or issubclass(kind, InputError):
             self._dismiss()
             return
@@ -148,7 +166,8 @@ class Ranks:
                 queue.put(index, *_run_task(function, tasks[index]))
         finally:
             queue.close()
-            server.join()
+            if not interrupts.received():  # else all ranks are ended in the middle of their tasks
+                server.join()
         return queue.results()
 
     def _serve(self, queue: "_TaskQueue", function: Callable[[Any], Any]) -> None:
@@ -170,6 +189,9 @@ class Ranks:
         for rank in range(1, self.size):
             while rank not in self._waiting and self._communicator.iprobe(source=rank):
                 answer = self._communicator.recv(source=rank)
+                if answer == _INTERRUPTED:
+                    _thread.interrupt_main()
+                    return
                 self._waiting.append(rank)
                 if answer is not None:
                     queue.put(*answer)

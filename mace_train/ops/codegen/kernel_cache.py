@@ -28,6 +28,7 @@ from pathlib import Path
 
 from mace_train import environment_variables
 from mace_train._paths import KERNELS
+from mace_train.interrupts import unfinished
 
 LOGGER = logging.getLogger("mace_train")
 _LAST_LINE = b"\nmace-train sha256 "
@@ -59,9 +60,10 @@ def built(identity: str, suffix: str, folder: Path, make: Callable[[Path], None]
             path.unlink()
         temporary = path.with_suffix(f".{os.getpid()}.part")
         try:
-            make(temporary)
-            _seal(temporary)
-            os.replace(temporary, path)
+            with unfinished(temporary):
+                make(temporary)
+                _seal(temporary)
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     return path

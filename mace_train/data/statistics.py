@@ -22,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mace_train.data.labels import LabelKeyCounts
 from mace_train.data.shards.arrays import Arrays, names_of, offsets_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.errors import InputError
@@ -224,6 +225,8 @@ class Statistics:
     element_counts: dict[int, int]  # atoms of the training structures by atomic number
     splits: dict[str, SplitCounts]
     heads: dict[str, HeadStatistics]
+    label_keys: dict[str, LabelKeyCounts] = field(default_factory=dict)
+    """Structures by setting (such as train_file), head, label and key; older files have none."""
 
     @property
     def dataset_hash(self) -> str:

@@ -16,7 +16,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from mace_train.checks import files_by_head
 from mace_train.data.e0s import E0Sources, fit_E0s
-from mace_train.data.labels import LabelCounts
+from mace_train.data.labels import LabelCounts, warn_of_other_keys
 from mace_train.data.preprocess.assemble import (
     FitTask,
     MeasureTask,
@@ -144,7 +144,7 @@ class _Preprocess:
         others = {split: [b for b in blocks if b.split == split] for split in SPLITS[1:]}
         reading = self._reading()
         summaries = {"train": self._read(training, reading)}
-        report_labels(summaries["train"], data, "train")
+        labels = {"train": report_labels(summaries["train"], data, "train")}
         drop = not data.keep_isolated_atoms
         selection = Selection(training, summaries["train"], reading, drop_isolated=drop)
         n_single = self._n_single(selection) if data.E0s is None else 0
@@ -155,7 +155,7 @@ class _Preprocess:
         for split, split_blocks in others.items():
             if split_blocks:
                 summaries[split] = self._read(split_blocks, reading)
-                report_labels(summaries[split], data, split)
+                labels[split] = report_labels(summaries[split], data, split)
                 own_selection = Selection(
                     split_blocks, summaries[split], reading, drop_isolated=False
                 )
@@ -163,10 +163,12 @@ class _Preprocess:
                     n = own_selection.n_isolated
                     LOGGER.info("%s_file: %d isolated atoms stay in the %s set", split, n, split)
                 selected[split] = (own_selection, np.arange(len(own_selection)))
+        warn_of_other_keys({f"data.{split}_file": found for split, found in labels.items()})
         result = self._assemble(selected)
         splits = {name: ShardSet(result / name) for name in SPLITS if (result / name).is_dir()}
         _check_edges(splits["train"])
-        statistics = self._statistics(splits, selection)
+        by_key = {f"{split}_file": found.numbers_by_key() for split, found in labels.items()}
+        statistics = replace(self._statistics(splits, selection), label_keys=by_key)
         n_rejects = _write_rejects(result / REJECTS, summaries)
         statistics.write(result / FILE_NAME)
         if n_rejects:
@@ -335,7 +337,8 @@ def _log_result(settings: PreprocessSettings) -> None:
         label = "" if list(statistics.heads) == ["Default"] else f"{head}: "
         LOGGER.info("%sE0s (%s, eV): %s", label, of_head.E0s_source, E0s)
     LOGGER.info(
-        "avg_num_neighbors %.4f, mean energy per atom %.6f eV (std %.6f), RMS force %.6f eV/Å",
+        "avg_num_neighbors %.4f, mean interaction energy per atom %.6f eV (energy less E0s over "
+        "atoms, mean of the structures; std %.6f), RMS force %.6f eV/Å",
         statistics.avg_num_neighbors,
         statistics.mean_energy_per_atom,
         statistics.std_energy_per_atom,

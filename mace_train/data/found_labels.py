@@ -16,6 +16,7 @@ from mace_train.settings import DataSettings, PredictionSettings
 
 # values that differ by less than this share of the largest, or this much, differ by rounding
 _ROUNDING = {"energy": (1e-7, 1e-5), "forces": (1e-3, 1e-4), "stress": (1e-3, 1e-6)}
+_OTHER_QUANTITIES = {"free_energy"}  # ASE's names of what is not the same as its energy
 _UNITS = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3"}
 
 
@@ -91,7 +92,7 @@ def difference(
         found: The ``candidates``.
         as_read: Makes of a candidate what ``read`` is; None where it cannot.
     """
-    for other in found[1:]:
+    for other in [] if found[0].key in _OTHER_QUANTITIES else found[1:]:
         array = as_read(other)
         if array is None or array.shape != read.shape or not np.isfinite(array).all():
             continue
@@ -111,6 +112,6 @@ def difference(
             f"{label} of {found[0].key} and {other.key}",
             f"two values of the {label} differ{place}: {of_virials[0]}{found[0].key!r} is "
             f"{read[where]:.8g} {_UNITS[label]} and is read, {of_virials[1]}{other.key!r} is "
-            f"{array[where]:.8g} and is not",
+            f"{array[where]:.8g} and is not read",
         )
     return None

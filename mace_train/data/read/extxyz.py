@@ -30,6 +30,7 @@ from mace_train.data.read.extxyz_errors import (
     FrameError,
     explain,
     fault_of_count,
+    has_lone_return,
     properties_fault,
 )
 from mace_train.data.read.extxyz_header import read_header
@@ -122,6 +123,8 @@ def parse(lines: list[bytes], first: int = 1) -> RawStructure:
 
 
 def _parse(lines: list[bytes]) -> RawStructure:
+    if has_lone_return(lines):
+        raise ValueError("a carriage return inside a line, where ASE begins another")
     info, remarks = read_header(lines[1].decode().strip())
     properties = str(info.pop("Properties", DEFAULT_PROPERTIES))
     columns = _columns(properties)

@@ -86,6 +86,12 @@ def explain(lines: list[bytes], first: int, error: Exception) -> FrameError:
     )
 
 
+def has_lone_return(lines: list[bytes]) -> bool:
+    """Whether a line holds a carriage return before its end."""
+    marked = [line for line in lines if b"\r" in line]
+    return any(b"\r" in line.rstrip() for line in marked)
+
+
 def properties_fault(text: str) -> str | None:
     """What is wrong with the value of Properties; None if it can be read."""
     fields = text.strip().split(":")
@@ -125,6 +131,11 @@ def _fault_of_bytes(line: bytes) -> str | None:
         return (
             f"column {line.index(0) + 1}: a byte of zero; the file is damaged: copy it again, or "
             "remove this structure"
+        )
+    if has_lone_return([line]):
+        return (
+            f"column {line.index(13) + 1}: a carriage return inside the line, where ASE begins "
+            "another; remove it, or convert such line ends with tr '\\r' '\\n'"
         )
     try:
         line.decode()

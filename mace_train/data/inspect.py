@@ -21,7 +21,7 @@ from rich.table import Table
 
 from mace_train.atomic_files import replaced
 from mace_train.console import Console
-from mace_train.data.labels import LabelCounts
+from mace_train.data.labels import LabelCounts, LabelKeyCounts, keys_in_words
 from mace_train.data.shards.arrays import Arrays, names_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import FILE_NAME, Statistics, open_split
@@ -87,6 +87,8 @@ def inspect(settings: InspectSettings) -> dict[str, Contents]:
                 shards.verify_shard(k)
             contents.add(shards.arrays(k))
         _print(console, name, shards, contents)
+    for name, counts in _label_keys(folder).items():
+        console.print(f"labels by key, {name}: {keys_in_words(counts)}", highlight=False)
     if settings.verify:
         console.print(f"checksums of {len(found)} splits: ok")
     output = folder if settings.output is None else Path(settings.output)
@@ -105,6 +107,12 @@ def _splits(folder: Path) -> Iterator[tuple[str, ShardSet]]:
         return
     for name in Statistics.read(folder / FILE_NAME).splits:
         yield name, open_split(folder, name)
+
+
+def _label_keys(folder: Path) -> dict[str, LabelKeyCounts]:
+    """Of a preprocessed folder; the shards do not hold them."""
+    path = folder / FILE_NAME
+    return Statistics.read(path).label_keys if path.exists() else {}
 
 
 def _print(console: Console, name: str, shards: ShardSet, contents: Contents) -> None:

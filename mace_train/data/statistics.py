@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.atomic_files import write_text
+from mace_train.data.labels import LabelKeyCounts
 from mace_train.data.shards.arrays import Arrays, names_of, offsets_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.values import FORCE, STRESS, check_labels, energy_range
@@ -251,6 +252,8 @@ class Statistics:
     element_counts: dict[int, int]  # atoms of the training structures by atomic number
     splits: dict[str, SplitCounts]
     heads: dict[str, HeadStatistics]
+    label_keys: dict[str, LabelKeyCounts] = field(default_factory=dict)
+    """Structures by setting (such as train_file), head, label and key; older files have none."""
 
     @property
     def dataset_hash(self) -> str:

@@ -8,13 +8,17 @@ stress = -virials / volume. Six numbers are in Voigt order xx, yy, zz, yz, xz, x
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mace_train.data.found_labels import FoundLabel, LabelKeys, candidates, difference
+from mace_train.data.notes import Notes
 from mace_train.data.raw_structure import AtomsLike
 from mace_train.data.stress_components import stress_mask
+from mace_train.data.tokens import number_fault
 from mace_train.data.values import (
     FORCE,
     POSITION,
@@ -25,8 +29,20 @@ from mace_train.data.values import (
     energy_range,
 )
 from mace_train.errors import InvalidStructureError
-from mace_train.settings import DataSettings, PredictionSettings
 from mace_train.settings.ranges import Range
+
+__all__ = [
+    "HIGHEST_ATOMIC_NUMBER",
+    "ISOLATED_TYPES",
+    "LOGGER",
+    "LabelKeys",
+    "Structure",
+    "fallback_kind",
+    "is_asymmetric",
+    "is_isolated",
+    "names_in",
+    "structure_from_atoms",
+]
 
 LOGGER = logging.getLogger("mace_train")
 ISOLATED_TYPES = ("IsolatedAtom", "isolated_atom")
@@ -79,48 +95,26 @@ class Structure:
         return len(self.numbers)
 
 
-@dataclass(frozen=True)
-class LabelKeys:
-    """Names of the labels in the files."""
-
-    energy: str
-    forces: str
-    stress: str
-    virials: str
-    head: str = "head"
-
-    @classmethod
-    def of(cls, settings: DataSettings | PredictionSettings) -> Self:
-        """The names that the settings give."""
-        return cls(
-            energy=settings.energy_key,
-            forces=settings.forces_key,
-            stress=settings.stress_key,
-            virials=settings.virials_key,
-            head=settings.head_key if isinstance(settings, DataSettings) else "head",
-        )
-
-
-class Notes:
-    """Warnings about a set of files: each kind is logged once, at its first structure."""
-
-    def __init__(self, *, silent: bool = False) -> None:
-        self._logged: set[str] = set()
-        self._silent = silent
-
-    def once(self, kind: str, source: str, message: str) -> None:
-        """Log ``message`` as a warning, unless one of its ``kind`` was logged before."""
-        if kind not in self._logged:
-            self._logged.add(kind)
-            if self._silent:
-                return
-            LOGGER.warning("%s: %s (logged once for these files)", source, message)
-
-
 def is_isolated(structure: Structure) -> bool:
     """Whether this is one atom alone: without periodicity, or with config_type IsolatedAtom."""
     alone = not structure.pbc.any() or structure.config_type in ISOLATED_TYPES
     return structure.n_atoms == 1 and bool(alone)
+
+
+def _is_name(text: str) -> bool:
+    """Whether there is no control character in it."""
+    return text.isprintable() or not any(c < " " or c == "\x7f" for c in text)
+
+
+def is_asymmetric(stress: NDArray[Any]) -> bool:
+    """Whether ``stress`` [3, 3] differs from its transpose by more than rounding."""
+    asymmetry = float(np.abs(stress - stress.T).max())
+    return asymmetry > max(STRESS_ASYMMETRY_FLOOR, STRESS_ASYMMETRY * float(np.abs(stress).max()))
+
+
+def fallback_kind(label: str) -> str:
+    """Kind of the note that a ``label`` is one that ASE parsed."""
+    return f"fallback {label}"
 
 
 def names_in(atoms: AtomsLike) -> set[str]:
@@ -145,7 +139,8 @@ def structure_from_atoms(
         keys: Names of the labels; for a missing one the label ASE parsed is used, with
             a notice.
         source: File and index, to begin messages with.
-        notes: Collects warnings over many structures, so that each is logged once.
+        notes: Collects remarks over many structures, so that each is logged once with its count;
+            without it they are logged here.
         require_energy: Refuse a structure without energy; else its energy is None.
         head: Of a structure that does not name its own.
 
@@ -154,7 +149,8 @@ def structure_from_atoms(
             in its range (values.py) or has a wrong shape; an unknown element; a cell that cannot
             be repeated along its periodic directions.
     """
-    reader = _Labels(atoms, keys, source, notes or Notes())
+    found_notes = Notes() if notes is None else notes
+    reader = _Labels(atoms, keys, source, found_notes)
     numbers = np.array(atoms.numbers, dtype=np.int64)
     positions = np.array(atoms.positions, dtype=np.float64)
     pbc = np.array(atoms.pbc, dtype=bool)
@@ -172,10 +168,13 @@ def structure_from_atoms(
         energy_weight=reader.weight("config_energy_weight"),
         forces_weight=reader.weight("config_forces_weight"),
         stress_weight=reader.weight("config_stress_weight"),
-        config_type=str(atoms.info.get("config_type", "Default")),
-        head=str(atoms.info.get(keys.head, head)),
+        config_type=reader.name("config_type", "Default"),
+        head=reader.name(keys.head, head),
         source=source,
     )
+    reader.note_differences(structure)
+    if notes is None:
+        found_notes.log()
     if structure.forces is None and is_isolated(structure):
         return _with_zero_forces(structure)
     return structure
@@ -202,8 +201,9 @@ def _check_geometry(
         atom = int(np.argmax((numbers < 1) | (numbers > HIGHEST_ATOMIC_NUMBER)))
         raise InvalidStructureError(
             "unknown element",
-            f"{source}: atom {atom} has atomic number {numbers[atom]}; "
-            f"real elements have 1 to {HIGHEST_ATOMIC_NUMBER}, correct the file",
+            f"{source}: atom {atom} has atomic number {numbers[atom]}"
+            f"{' (X, a dummy atom)' if numbers[atom] == 0 else ''}; real elements have 1 to "
+            f"{HIGHEST_ATOMIC_NUMBER}, correct the file or remove the atom",
         )
     check_values(positions, POSITION, "position", source, "position")
     if pbc.any():
@@ -233,38 +233,38 @@ class _Labels:
 
     def __init__(self, atoms: AtomsLike, keys: LabelKeys, source: str, notes: Notes) -> None:
         self.atoms, self.keys, self.source, self.notes = atoms, keys, source, notes
-        self.results: Mapping[str, Any] = getattr(atoms.calc, "results", {})
+        self.others: dict[str, list[FoundLabel]] = {}  # labels for which there are several values
 
     def energy(self, required: bool) -> float | None:
-        value = self._find("energy", self.keys.energy)
-        if value is None and not required:
+        found = self._find("energy")
+        if found is None and not required:
             return None
-        if value is None:
+        if found is None:
             raise InvalidStructureError(
                 "no energy",
                 f"{self.source}: no energy under {self.keys.energy!r} and none that ASE parsed; "
                 f"found {self._found()}; name the right one with data.energy_key, or train on "
                 "forces and stress alone with data.require_energy=false",
             )
-        array = self._numbers(value, self.keys.energy, energy_range(len(self.atoms)))
+        array = self._numbers(found.value, found.key, self._range_of(found))
         if array.size != 1:
             raise InvalidStructureError(
                 "shape of a label",
-                f"{self.source}: energy {self.keys.energy!r} has shape {array.shape}; "
+                f"{self.source}: energy {found.key!r} has shape {array.shape}; "
                 "one number (total energy, eV) is needed, correct the file",
             )
         return float(array.reshape(()))
 
     def forces(self) -> NDArray[np.float64] | None:
-        value = self._find("forces", self.keys.forces)
-        if value is None:
+        found = self._find("forces")
+        if found is None:
             return None
-        array = self._numbers(value, self.keys.forces, FORCE)
+        array = self._numbers(found.value, found.key, self._range_of(found))
         n_atoms = len(self.atoms)
         if array.shape != (n_atoms, 3):
             raise InvalidStructureError(
                 "shape of a label",
-                f"{self.source}: forces {self.keys.forces!r} have shape {array.shape} for "
+                f"{self.source}: forces {found.key!r} have shape {array.shape} for "
                 f"{n_atoms} atoms, which need ({n_atoms}, 3); correct the file or remove them",
             )
         return array
@@ -272,31 +272,33 @@ class _Labels:
     def stress(
         self, cell: NDArray[np.float64], pbc: NDArray[np.bool_]
     ) -> NDArray[np.float64] | None:
-        name, value = self.keys.stress, self._find("stress", self.keys.stress)
-        is_virials = value is None
-        if is_virials:
-            name, value = self.keys.virials, self._find("virials", self.keys.virials)
-        if value is None:
+        found = self._find("stress")
+        if found is None:
             return None
-        limits = energy_range(len(self.atoms)) if is_virials else STRESS
-        matrix = self._matrix(value, name, limits)
+        matrix = self._matrix(found.value, found.key, self._range_of(found))
         mask = stress_mask(cell, pbc)
         if not mask.any():
-            self.notes.once(
+            self.notes.add(
                 "stress without volume",
                 self.source,
-                f"{name!r} is not used where a structure is not periodic, has no cell vector along "
-                "a direction that is not, or is periodic along others than x, y and z",
+                f"{found.key!r} is not used where a structure is not periodic, has no cell vector "
+                "along a direction that is not, or is periodic along others than x, y and z",
             )
             return None
-        if is_virials:
+        if found.kind == "virials":
             matrix = -matrix / abs(np.linalg.det(cell))
-            check_values(matrix, STRESS, f"the stress of {name!r} / volume", self.source)
+            what = f"the stress of {found.key!r} / volume"
+            check_values(matrix, STRESS, what, self.source)
         return np.where(mask, matrix, 0.0)
+
+    def _range_of(self, found: FoundLabel) -> Range:
+        """What the numbers of a label are held to."""
+        ranges = {"forces": FORCE, "stress": STRESS}
+        return ranges.get(found.kind) or energy_range(len(self.atoms))
 
     def weight(self, key: str) -> float:
         if "config_virials_weight" in self.atoms.info:
-            self.notes.once(
+            self.notes.add(
                 "virials weight",
                 self.source,
                 "config_virials_weight is not used, config_stress_weight covers virials too",
@@ -313,30 +315,78 @@ class _Labels:
             )
         return float(array.reshape(()))
 
-    def _find(self, name: str, key: str) -> Any:
-        """The raw label: under its key, else as ASE parsed it (with a notice), else None."""
-        for values in (self.atoms.info, self.atoms.arrays, self.results):
-            if values.get(key) is not None:
-                return values[key]
-        value = self.results.get(name)
-        if value is not None:
-            self.notes.once(
-                f"fallback {name}",
+    def _find(self, label: str) -> FoundLabel | None:
+        """The raw label: under its key, else as ASE parsed it (with a remark), else None."""
+        found = list(candidates(self.atoms, self.keys.wanted(label)))
+        if not found:
+            return None
+        if found[0].parsed:
+            keys = " or ".join(repr(key) for _, key in self.keys.wanted(label))
+            self.notes.add(
+                fallback_kind(label),
                 self.source,
-                f"no {name} under {key!r}; taking the {name} that ASE parsed",
+                f"no {label} under {keys}; taking the {label} that ASE parsed ({found[0].key!r})",
             )
-        return value
+        if len(found) > 1:
+            self.others[label] = found
+        return found[0]
+
+    def note_differences(self, structure: Structure) -> None:
+        """Note labels that the file gives twice, with values that differ."""
+        for kind, message in getattr(self.atoms, "remarks", ()):
+            self.notes.add(kind, self.source, message)
+        for label, found in self.others.items():
+            read = getattr(structure, label)
+            if read is not None:
+                as_read = partial(self._as_read, structure=structure)
+                differs = difference(label, np.asarray(read), found, as_read)
+                if differs is not None:
+                    self.notes.add(differs[0], self.source, differs[1])
+
+    def _as_read(self, found: FoundLabel, structure: Structure) -> NDArray[np.float64] | None:
+        """A value that is not read, as the label would be; None where it is not valid."""
+        limits = self._range_of(found)
+        try:
+            if found.kind not in ("stress", "virials"):
+                return self._numbers(found.value, found.key, limits)
+            matrix = self._matrix(found.value, found.key, limits)
+        except InvalidStructureError:
+            return None
+        if found.kind == "virials":
+            matrix = -matrix / abs(np.linalg.det(structure.cell))
+        return np.where(stress_mask(structure.cell, structure.pbc), matrix, 0.0)
+
+    def name(self, key: str, default: str) -> str:
+        """A name such as config_type; ``default`` where there is none."""
+        value = self.atoms.info.get(key)
+        if value is None or (not isinstance(value, str) and np.size(value) == 0):
+            return default
+        if isinstance(value, str) or np.ndim(value) != 1:
+            text = str(value)
+        else:
+            text = " ".join(map(str, value))
+        is_truth = isinstance(value, (bool, np.bool_))
+        if (is_truth and key == self.keys.head) or not _is_name(text):
+            raise InvalidStructureError(
+                "not a name",
+                f"{self.source}: {key}={value!r} is not a name; write one, such as {key}=pbe, or "
+                "leave it out",
+            )
+        return text
 
     def _numbers(self, value: Any, name: str, limits: Range) -> NDArray[np.float64]:
         """``value`` as float64 numbers in their range."""
         try:
-            if isinstance(value, bool):  # a key without a value in an extxyz header
+            given = np.array(value)
+            if given.dtype.kind == "b":  # T, F or a key without a value
                 raise TypeError
-            array = np.array(value, dtype=np.float64)
+            array = given.astype(np.float64, copy=False)
         except (TypeError, ValueError):
+            faults = [number_fault(token) for token in str(value).split()]
+            fault = next((f"; it {fault}" for fault in faults if fault), "; correct the file")
             raise InvalidStructureError(
                 "label is not a number",
-                f"{self.source}: {name!r} is {value!r}, not a number; correct the file",
+                f"{self.source}: {name!r} is {value!r}, not a number{fault}",
             ) from None
         check_values(array, limits, repr(name), self.source)
         return array
@@ -353,8 +403,8 @@ class _Labels:
                 "(xx, yy, zz, yz, xz, xy) 6 numbers, correct the file",
             )
         matrix = array.reshape(3, 3)
-        asymmetry = float(np.abs(matrix - matrix.T).max())
-        if asymmetry > max(STRESS_ASYMMETRY_FLOOR, STRESS_ASYMMETRY * float(np.abs(matrix).max())):
+        if is_asymmetric(matrix):
+            asymmetry = float(np.abs(matrix - matrix.T).max())
             raise InvalidStructureError(
                 "asymmetric stress",
                 f"{self.source}: {name!r} is {matrix.tolist()}, not symmetric "

@@ -169,7 +169,7 @@ def open_source(settings: PredictionSettings, r_max: float) -> SampleSource:
     if not structures:
         raise InputError(f"test_file={', '.join(files)} holds no structures")
     labels.check_given_keys("test_file")
-    labels.warn_missing("test_file")
+    labels.warn("test_file")
     labels.log_partial_stress("test_file")
     LOGGER.info("test_file: %d structures; %s", len(structures), labels.counts.summary())
     n_single = sum(is_isolated(structure) for structure in structures)

@@ -178,6 +178,43 @@ def singular_cell(place):
     return place.preprocess(place.file([atoms]))
 
 
+def rewritten(place, *changes):
+    """Preprocess the good file with ``changes``: (old text, new text)."""
+    content = place.xyz.read_bytes()
+    for old, new in changes:
+        assert old in content
+        content = content.replace(old, new, 1)
+    path = place.folder / "bad.xyz"
+    path.write_bytes(content)
+    return place.preprocess(path)
+
+
+def labels_for_symbols(place):
+    return rewritten(place, (b"\nO ", b"\nO1 "))
+
+
+def atomic_numbers_for_symbols(place):
+    return rewritten(place, (b"\nO ", b"\n8 "))
+
+
+def latin_1_comment(place):
+    return rewritten(place, (b"config_type=", b"name=M\xfcller config_type="))
+
+
+def utf_16(place):
+    path = place.folder / "bad.xyz"
+    path.write_text(place.xyz.read_text(), encoding="utf-16")
+    return place.preprocess(path)
+
+
+def fortran_exponent(place):
+    return rewritten(place, (b"\nO ", b"\nO 1.0D+00 "))
+
+
+def periodicity_in_words(place):
+    return rewritten(place, (b'pbc="T T T"', b'pbc="yes yes no"'))
+
+
 def output_is_already_there(place):
     place.output.mkdir()
     (place.output / "mine.txt").write_text("keep")
@@ -229,6 +266,12 @@ CASES = {
     everything_goes_to_validation: ("valid_fraction",),
     atoms_on_top_of_each_other: ("bad.xyz",),
     singular_cell: ("bad.xyz", "cell"),
+    labels_for_symbols: ("bad.xyz, structure", "line", "(species): 'O1' is a label", "write 'O'"),
+    atomic_numbers_for_symbols: ("(species): '8' is an atomic number", "write 'O'"),
+    latin_1_comment: ("bad.xyz, structure", "0xfc is not UTF-8", "iconv -f LATIN1"),
+    utf_16: ("bad.xyz, structure 0", "UTF-16", "iconv"),
+    fortran_exponent: ("(pos): '1.0D+00' has a Fortran exponent", "write E"),
+    periodicity_in_words: ('pbc="yes yes no" is not understood', "write T or F"),
     output_is_already_there: ("output", "mine.txt", "choose a new folder"),
     output_holds_shards: ("output", "overwrite=true"),
     validation_has_a_new_element: ("Cu",),

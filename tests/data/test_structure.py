@@ -9,7 +9,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from mace_train.data.structure import LabelKeys, Notes, is_isolated, structure_from_atoms
+from mace_train.data.notes import Notes
+from mace_train.data.structure import LabelKeys, is_isolated, structure_from_atoms
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings
 from tests.data.factories import KEYS, crystal, isolated, molecule
@@ -136,6 +137,8 @@ def test_a_stress_that_says_nothing_is_not_used(caplog, make):
     atoms.pbc = [True, True, False]
     for _ in range(2):
         assert read(atoms, notes).stress is None
+    notes.log()
+    assert "(first of 2 structures)" in caplog.text
     assert caplog.text.count("'REF_stress' is not used where a structure") == 1
 
 
@@ -149,6 +152,7 @@ def test_fallback_to_what_ase_parsed_is_logged_once(caplog):
     with caplog.at_level(logging.WARNING, logger="mace_train"):
         structure = read(atoms, notes)
         read(atoms, notes)
+        notes.log()
     assert structure.energy == -3.0
     np.testing.assert_array_equal(structure.forces, forces)
     np.testing.assert_array_equal(structure.stress, STRESS)

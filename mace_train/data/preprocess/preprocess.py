@@ -16,7 +16,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from mace_train.atomic_files import write_text
 from mace_train.checks import check_cores, files_by_head
 from mace_train.data.e0s import E0Sources, fit_E0s
-from mace_train.data.labels import LabelCounts
+from mace_train.data.labels import LabelCounts, warn_of_other_keys
 from mace_train.data.preprocess.assemble import (
     FitTask,
     MeasureTask,
@@ -157,7 +157,7 @@ class _Preprocess:
             grouping = Grouping()
         reading = self._reading(grouping=grouping)
         summaries = {"train": self._read(training, reading)}
-        report_labels(summaries["train"], data, "train")
+        labels = {"train": report_labels(summaries["train"], data, "train")}
         drop = not data.keep_isolated_atoms
         selection = Selection(training, summaries["train"], reading, drop_isolated=drop)
         n_single = self._n_single(selection) if data.E0s is None else 0
@@ -168,7 +168,7 @@ class _Preprocess:
         for split, split_blocks in others.items():
             if split_blocks:
                 summaries[split] = self._read(split_blocks, reading)
-                report_labels(summaries[split], data, split)
+                labels[split] = report_labels(summaries[split], data, split)
                 own_selection = Selection(
                     split_blocks, summaries[split], reading, drop_isolated=False
                 )
@@ -176,10 +176,12 @@ class _Preprocess:
                     n = own_selection.n_isolated
                     LOGGER.info("%s_file: %d isolated atoms stay in the %s set", split, n, split)
                 selected[split] = (own_selection, np.arange(len(own_selection)))
+        warn_of_other_keys({f"data.{split}_file": found for split, found in labels.items()})
         result = self._assemble(selected)
         splits = {name: ShardSet(result / name) for name in SPLITS if (result / name).is_dir()}
         _check_edges(splits["train"])
-        statistics = self._statistics(splits, selection)
+        by_key = {f"{split}_file": found.numbers_by_key() for split, found in labels.items()}
+        statistics = replace(self._statistics(splits, selection), label_keys=by_key)
         n_rejects = _write_rejects(result / REJECTS, summaries)
         statistics.write(result / FILE_NAME)
         if n_rejects:
@@ -345,8 +347,9 @@ def _log_result(settings: PreprocessSettings) -> None:
         )
         if name == "train" and labels.energy:
             energy = (
-                f"mean energy per atom {statistics.mean_energy_per_atom:.6f} eV "
-                f"(std {statistics.std_energy_per_atom:.6f})"
+                f"mean interaction energy per atom {statistics.mean_energy_per_atom:.6f} eV "
+                "(energy less E0s over atoms, mean of the structures; std "
+                f"{statistics.std_energy_per_atom:.6f})"
             )
         if name == "train" and labels.forces:
             force = f"RMS force {statistics.rms_forces:.6f} eV/Å"

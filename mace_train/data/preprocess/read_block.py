@@ -17,7 +17,8 @@ from ase.data import chemical_symbols
 from ase.io import write
 
 from mace_train.data.e0s import check_covered
-from mace_train.data.labels import LabelCounts
+from mace_train.data.labels import LabelReport
+from mace_train.data.notes import Notes
 from mace_train.data.preprocess.duplicates import KEY_BYTES, geometry_key
 from mace_train.data.preprocess.file_blocks import FileBlock
 from mace_train.data.preprocess.groups import Grouping
@@ -30,10 +31,8 @@ from mace_train.data.shards.hdf5 import read_header, sample_of, write_shard
 from mace_train.data.shards.reader import ShardReader
 from mace_train.data.structure import (
     LabelKeys,
-    Notes,
     Structure,
     is_isolated,
-    names_in,
     structure_from_atoms,
 )
 from mace_train.errors import InputError, InvalidStructureError
@@ -77,36 +76,20 @@ class BlockSummary:
     isolated: list[int] = field(default_factory=list)  # which structures are isolated atoms
     # (head, atomic number, energy or None, source) of these
     isolated_atoms: list[tuple[str, int, float | None, str]] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
-    notes: list[tuple[str, str, str]] = field(default_factory=list)
+    labels: dict[str, Any] = field(default_factory=dict)  # LabelReport.content
     rejects: list[dict[str, str | None]] = field(default_factory=list)
     checksums: list[str] = field(default_factory=list)  # of the part files
 
     @classmethod
     def of_json(cls, content: dict[str, Any]) -> Self:
         """The inverse of ``asdict``."""
-        for name in ("isolated_atoms", "notes"):
-            content[name] = [tuple(item) for item in content[name]]
+        content["isolated_atoms"] = [tuple(item) for item in content["isolated_atoms"]]
         return cls(**content)
 
     @property
     def n_structures(self) -> int:
         """Structures that are kept."""
         return sum(self.sizes)
-
-
-class _CollectedNotes(Notes):
-    """Warnings, collected for the process that logs them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.collected: list[tuple[str, str, str]] = []
-
-    def once(self, kind: str, source: str, message: str) -> None:
-        if kind not in self._logged:
-            self._logged.add(kind)
-            self.collected.append((kind, source, message))
 
 
 def part_paths(folder: Path, key: str, n_parts: int) -> list[Path]:
@@ -171,9 +154,7 @@ class _Reader:
     def __init__(self, block: FileBlock, reading: ReadSettings, key: str) -> None:
         self.block, self.reading, self.key = block, reading, key
         self.summary = BlockSummary()
-        self.notes = _CollectedNotes()
-        self.counts = LabelCounts()
-        self.names: set[str] = set()
+        self.labels = LabelReport(reading.keys)
         self.sets: dict[tuple[int, ...], int] = {}
         self.heads: dict[str, int] = {}
         self.geometries, self.groups = bytearray(), bytearray()
@@ -191,9 +172,7 @@ class _Reader:
         summary.element_sets = [list(elements) for elements in self.sets]
         summary.heads = list(self.heads)
         summary.geometries, summary.groups = self.geometries.hex(), self.groups.hex()
-        summary.labels = asdict(self.counts)
-        summary.names = sorted(self.names)
-        summary.notes = self.notes.collected
+        summary.labels = self.labels.content()
         write_json(folder / BLOCKS / f"{self.key}.json", asdict(summary))
         return summary
 
@@ -213,6 +192,7 @@ class _Reader:
         """One structure with its neighbours; None for a reject."""
         source, group = f"{shown}, structure {index}", b""
         atoms: AtomsLike | None = None
+        notes = Notes()  # of a structure that is kept
         try:
             with read_errors(shown, index):
                 atoms = parse()
@@ -220,7 +200,7 @@ class _Reader:
                 atoms,
                 self.reading.keys,
                 source,
-                self.notes,
+                notes,
                 require_energy=self.reading.require_energy,
                 head=self.block.head,
             )
@@ -239,6 +219,7 @@ class _Reader:
             return None
         elements = np.unique(structure.numbers).tolist()
         check_elements(self.reading, structure.head, elements, source, self.block.split)
+        self.labels.notes.merge(notes)
         self.note(atoms, sample)
         self.groups += group
         return sample
@@ -256,8 +237,7 @@ class _Reader:
         self.geometries += geometry_key(structure)
         summary.n_atoms += structure.n_atoms
         summary.n_edges += sample.edges.n_edges
-        self.counts.add(structure)
-        self.names |= names_in(atoms)
+        self.labels.add(atoms, structure)
 
 
 def rounded(structure: Structure, float32: tuple[str, ...]) -> Structure:

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.e0s import REMEDY, E0Sources, IsolatedAtoms, check_covered
-from mace_train.data.labels import LabelReport
+from mace_train.data.labels import LabelReport, keys_in_words
 from mace_train.data.preprocess.file_blocks import FileBlock
 from mace_train.data.preprocess.groups import groups_of, keys_of_hex, log_groups
 from mace_train.data.preprocess.read_block import BlockSummary, ReadSettings, part_paths
 from mace_train.data.preprocess.split import ElementSets, split_heads
-from mace_train.data.structure import LOGGER, LabelKeys, Notes
+from mace_train.data.structure import LOGGER, LabelKeys
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings
 
@@ -173,16 +173,16 @@ def known_E0s(
     return check_covered(isolated, elements, "isolated atoms of data.train_file")
 
 
-def report_labels(summaries: Sequence[BlockSummary], data: DataSettings, split: str) -> None:
-    """Log fallbacks and missing labels of one split; InputError for a key that no structure has."""
-    labels, notes = LabelReport(LabelKeys.of(data)), Notes()
+def report_labels(summaries: Sequence[BlockSummary], data: DataSettings, split: str) -> LabelReport:
+    """The labels of one split, logged; InputError for a key that no structure of train has."""
+    keys = LabelKeys.of(data)
+    labels = LabelReport(keys)
     for summary in summaries:
-        for kind, source, message in summary.notes:
-            notes.once(kind, source, message)
-        for name, count in summary.labels.items():
-            setattr(labels.counts, name, getattr(labels.counts, name) + count)
-        labels.names |= set(summary.names)
+        labels.merge(LabelReport.of_content(keys, summary.labels))
+    where = f"data.{split}_file"
     if split == "train":
-        labels.check_given_keys("data.train_file")
-    labels.warn_missing(f"data.{split}_file")
-    labels.log_partial_stress(f"data.{split}_file")
+        labels.check_given_keys(where)
+    LOGGER.info("%s: labels by key: %s", where, keys_in_words(labels.numbers_by_key()))
+    labels.warn(where)
+    labels.log_partial_stress(where)
+    return labels

@@ -20,6 +20,7 @@ from ase.io.formats import UnknownFileTypeError, filetype
 
 from mace_train.data.raw_structure import ParseFn, already_parsed
 from mace_train.data.read import databases, extxyz
+from mace_train.data.read.extxyz_errors import FrameError
 from mace_train.data.read.file_range import ChunkLimit, FileRange
 from mace_train.errors import InputError, StorageError, system_error
 
@@ -168,6 +169,8 @@ def read_errors(shown: str, index: int) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except FrameError as error:
+        raise InputError(f"{shown}, structure {index}: {error}") from error
     except _READ_ERRORS as error:
         explained = system_error(error)
         if isinstance(explained, StorageError):

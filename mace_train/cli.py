@@ -32,7 +32,14 @@ from yaml import YAMLError
 
 from mace_train import __version__, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
-from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
+from mace_train.cli_errors import (
+    check_options,
+    explain,
+    explain_yaml,
+    shortened,
+    unknown_key_message,
+)
+from mace_train.cli_help import HELP, command_help
 from mace_train.distributed.launcher import launched_tasks, rank_of_process
 from mace_train.distributed.signals import exit_code
 from mace_train.errors import InputError
@@ -133,14 +140,14 @@ def main(arguments: list[str] | None = None) -> None:
     elif command in ("--help", "-h", "help"):
         print(HELP)
     elif command not in COMMANDS:
-        _fail(f"unknown command {command!r}; commands are: {', '.join(COMMANDS)}")
+        _fail(f"unknown command {command!r}; give one of: {', '.join(COMMANDS)}")
     elif {"--help", "-h"} & set(arguments[1:]):
         print(command_help(command, COMMANDS[command].schema, CONFIGS))
     else:
         try:
             words = _hydra_words(COMMANDS[command], arguments[1:])
         except (InputError, HydraException) as error:
-            _fail(str(error))
+            _fail(explain(error, command, COMMANDS[command].schema, CONFIGS, arguments[1:]))
         _run(command, words, is_job="--job" in arguments)
 
 
@@ -187,15 +194,16 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     sys.argv = [f"mace-train {command}", *overrides]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
+        check_options(overrides)
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(explain(error, command, schema, CONFIGS))
+        _fail(explain(error, command, schema, CONFIGS, overrides))
     except YAMLError as error:
-        _fail(f"a YAML file cannot be read: {error}")
-    except ValueError as error:
+        _fail(f"a YAML file cannot be read: {explain_yaml(error)}; correct it")
+    except Exception as error:
         if task.started:
             raise  # a fault of ours, not of the command line
-        _fail(str(error))
+        _fail(explain(error, command, schema, CONFIGS, overrides))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -307,16 +315,16 @@ def _checked(config: DictConfig, command: str, schema: type) -> Any:
     unknown = _unknown_keys(config, schema)
     if unknown:  # Hydra lets `+key=value` add keys that the schema does not have
         raise InputError(unknown_key_message(unknown[0], command, schema))
-    missing = sorted(OmegaConf.missing_keys(config))
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        checked: Any = None if missing else OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error, command, schema, CONFIGS)) from None
     if missing:
         raise InputError(
             f"{command} needs {', '.join(missing)}: give {missing[0]}=..., "
             f"see `mace-train {command} --help`"
         )
-    try:
-        checked: Any = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise InputError(explain(error, command, schema, CONFIGS)) from None
     folder = _sweep_folder()
     if folder is not None:
         checked = dataclasses.replace(checked, output=str(folder))  # one folder per job of a sweep
@@ -376,6 +384,8 @@ def _try_later(number: int, frame: object) -> None:
 def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
     """Say what is wrong and exit."""
     who = f"[rank {_rank()}] " if _rank() else ""
-    sys.stderr.write(f"mace-train: {who}error: {message}\n")  # one write: ranks do not mix
+    sys.stderr.write(
+        f"mace-train: {who}error: {shortened(message)}\n"
+    )  # one write: ranks do not mix
     sys.stderr.flush()
     raise SystemExit(code)

@@ -10,7 +10,9 @@ from rich.table import Table
 
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
+from mace_train.json_files import read_json
 from mace_train.settings import CompareSettings
+from mace_train.train.epoch_records import read_epoch_records
 from mace_train.train.learning_curves import draw_learning
 
 LOGGER = logging.getLogger("mace_train")
@@ -48,8 +50,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     file = path / "metrics.jsonl"
     if not file.is_file():
         raise InputError(f"{path}: no metrics.jsonl; give the output folder of a training")
-    lines = file.read_text().splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    records = read_epoch_records(file)
     if not records:
         raise InputError(f"{path}: metrics.jsonl holds no epoch yet")
     return records
@@ -57,7 +58,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _settings(path: Path) -> dict[str, Any]:
     file = path / "settings.json"
-    return flat(json.loads(file.read_text())) if file.is_file() else {}
+    remedy = "remove or restore it"
+    return flat(read_json(file, dict, remedy)) if file.is_file() else {}
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,6 +96,7 @@ def _row(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = sum(record["epoch_s"] for record in records)
     n_structures = sum(record["structures"] for record in records)
     errors = {key: value for key, value in best.items() if key.startswith("valid_")}
+    stragglers = [r["straggler"] for r in records if isinstance(r.get("straggler"), float)]
     return {
         "name": name,
         "epochs": len(records),
@@ -101,8 +104,8 @@ def _row(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
         "best_epoch": best["epoch"] + 1,
         "train_loss": best["train_loss"],
         **errors,
-        "structures_per_s": n_structures / seconds,
-        "straggler": sum(record["straggler"] for record in records) / len(records),
+        "structures_per_s": n_structures / max(seconds, 1e-9),
+        "straggler": sum(stragglers) / len(stragglers) if stragglers else None,
         "total_s": records[-1]["total_s"],
     }
 

@@ -6,7 +6,6 @@ run's own validation structures, or on others that the settings name, or from th
 and the figures (light) as PNG; the page works offline, on a phone, in light and dark.
 """
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from mace_train.errors import InputError
 from mace_train.evaluate.evaluate import evaluated
 from mace_train.evaluate.parity_plot import Predicted
 from mace_train.folders import existing_folder, make_folder
+from mace_train.json_files import read_json
 from mace_train.report import plots
 from mace_train.report.error_tables import Errors
 from mace_train.report.page import ErrorSection, Page, rendered
@@ -86,8 +86,9 @@ def _read_evaluation(folder: Path) -> Errors:
         structures.append(structure_from_atoms(atoms, keys, source, require_energy=False))
         stress: Any = atoms.info.get("MACE_stress", structures[-1].cell * 0)
         predicted[i] = Predicted(atoms.info["MACE_energy"], atoms.arrays["MACE_forces"], stress)
-    record = json.loads((folder / "errors.json").read_text())
-    return Errors(str(record["data"]), structures, predicted)
+    remedy = "give the output folder of `mace-train evaluate`"
+    record = read_json(folder / "errors.json", dict, remedy)
+    return Errors(str(record.get("data", folder)), structures, predicted)
 
 
 def _write(run: RunFolder, sets: list[Errors], output: Path, n_worst: int) -> Path:

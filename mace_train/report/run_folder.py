@@ -1,6 +1,5 @@
 """The output folder of a training: epochs, settings, sessions, model, bins."""
 
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mace_train.balance.plan import Plan, make_plan
 from mace_train.data.statistics import open_split
 from mace_train.errors import InputError
 from mace_train.evaluate.compare import best_epoch, flat, read_metrics
+from mace_train.json_files import converted, read_json
 from mace_train.settings import MISSING, TrainSettings
 from mace_train.train import checkpoint
 
@@ -40,7 +40,7 @@ class RunFolder:
         given = Path(self.settings["data_dir"])
         repeat = self.path / "repeat.yaml"
         if not given.is_dir() and repeat.is_file():
-            return Path(yaml.safe_load(repeat.read_text())["data_dir"])
+            return _data_dir_of(repeat)
         return given
 
     def changed_settings(self) -> dict[str, tuple[Any, Any]]:
@@ -60,15 +60,37 @@ def read_run(path: Path) -> RunFolder:
     if not best.is_file():
         raise InputError(f"{path}: no checkpoints/best.safetensors yet; wait for a validation")
     tensors, header = checkpoint.read(best)
-    sessions = path / "provenance.json"
     return RunFolder(
         path,
         epochs,
         header["settings"],
-        json.loads(sessions.read_text()) if sessions.is_file() else [],
+        _sessions(path / "provenance.json"),
         header,
         sum(tensor.numel() for tensor in tensors.values()),
     )
+
+
+def _sessions(path: Path) -> list[dict[str, Any]]:
+    """The sessions of provenance.json; none where there is no file."""
+    if not path.is_file():
+        return []
+    remedy = "remove or restore it"
+    sessions = read_json(path, list, remedy)
+    if not all(isinstance(session, dict) for session in sessions):
+        raise InputError(f"{path} is no list of sessions; {remedy}")
+    return sessions
+
+
+def _data_dir_of(repeat: Path) -> Path:
+    """The data_dir that repeat.yaml names."""
+    try:
+        content = yaml.safe_load(repeat.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{repeat} cannot be read ({reason}); restore or remove it") from None
+    if not isinstance(content, dict) or not isinstance(content.get("data_dir"), str):
+        raise InputError(f"{repeat} names no data_dir; restore or remove it")
+    return Path(content["data_dir"])
 
 
 def _defaults() -> dict[str, Any]:
@@ -76,6 +98,28 @@ def _defaults() -> dict[str, Any]:
     made = asdict(TrainSettings())
     required = {f.name for f in fields(TrainSettings) if f.default == MISSING}
     return {name: value for name, value in made.items() if name not in required}
+
+
+_CAPACITY = ("max_atoms", "max_edges", "batch_size", "max_memory")
+_SAMPLER: dict[str, Any] = {
+    "dataset": str,
+    "packer": str,
+    "world_size": int,
+    "seed": int,
+    **dict.fromkeys(_CAPACITY, int | None),
+}
+
+
+def _sampler_of(last: Path) -> dict[str, Any]:
+    """What last.json says about the bins."""
+    remedy = "remove it to leave the bins out of the report"
+    origin = read_json(last, dict, remedy).get("sampler")
+    if not isinstance(origin, dict) or not _SAMPLER.keys() <= origin.keys():
+        raise InputError(f"{last} does not say how bins were made; {remedy}")
+    try:
+        return {name: converted(kind, origin[name], name) for name, kind in _SAMPLER.items()}
+    except ValueError as error:
+        raise InputError(f"{last}: sampler.{error}; {remedy}") from None
 
 
 @dataclass(frozen=True)
@@ -93,13 +137,12 @@ def fill_of_bins(run: RunFolder) -> BinFill | None:
     last = run.path / "checkpoints" / "last.json"
     if not last.is_file() or not (run.data_dir / "train").is_dir():
         return None
-    origin = json.loads(last.read_text())["sampler"]
+    origin = _sampler_of(last)
     shards = open_split(run.data_dir, "train")
     costs = Costs(shards.n_atoms.astype(np.int64), shards.n_edges.astype(np.int64))
     if costs.fingerprint != origin["dataset"]:
         return None  # other data, or bins that were limited by a model of memory
-    names = ("max_atoms", "max_edges", "batch_size", "max_memory")
-    capacity = Capacity(**{name: origin[name] for name in names})
+    capacity = Capacity(**{name: origin[name] for name in _CAPACITY})
     plan = make_plan(
         costs,
         origin["packer"],

@@ -320,6 +320,8 @@ def _checked(config: DictConfig, command: str, schema: type) -> Any:
         checked: Any = None if missing else OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise InputError(explain(error, command, schema, CONFIGS)) from None
+    if not missing and not isinstance(checked, schema):
+        raise InputError(f"the YAML file must begin with `defaults: [{command}, _self_]`")
     if missing:
         raise InputError(
             f"{command} needs {', '.join(missing)}: give {missing[0]}=..., "

@@ -34,7 +34,11 @@ def check_options(words: list[str]) -> None:
     parser = get_args_parser()
 
     def fail(message: str) -> NoReturn:
-        raise InputError(f"{message}; `mace-train --help` shows how options are written")
+        unknown = re.fullmatch("unrecognized arguments: (.*)", message, re.DOTALL)
+        if unknown:
+            names = [word for word in unknown[1].split() if word.startswith("-")]
+            message = f"unknown option {' '.join(names) or unknown[1]}"
+        raise InputError(f"{message}; give options as `mace-train --help` shows them")
 
     parser.error = fail  # type: ignore[method-assign]
     found = parser.parse_args(words)

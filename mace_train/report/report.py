@@ -37,21 +37,21 @@ def report(settings: ReportSettings) -> Path | None:
     """
     path = existing_folder("run", settings.run)
     run = read_run(path)
+    sets = [_read_evaluation(Path(p)) for p in as_files("evaluation", settings.evaluation)]
+    if settings.test_file is None and settings.data_dir is None and not sets:
+        settings = replace(settings, data_dir=str(_own_data(run, settings.split)))
     output = path / "report" if settings.output is None else Path(settings.output)
     with open_world(settings.cluster) as world:
         if world.is_main:
             make_folder("output", output)
-        sets = [_read_evaluation(Path(p)) for p in as_files("evaluation", settings.evaluation)]
         if not sets or settings.test_file is not None or settings.data_dir is not None:
-            errors = _evaluate(settings, run, world)
+            errors = _evaluate(settings, world)
             sets += [] if errors is None else [errors]
         return _write(run, sets, output, settings.worst) if world.is_main else None
 
 
-def _evaluate(settings: ReportSettings, run: RunFolder, world: World) -> Errors | None:
+def _evaluate(settings: ReportSettings, world: World) -> Errors | None:
     """Errors on the structures that the settings name; None on other ranks than 0."""
-    if settings.test_file is None and settings.data_dir is None:
-        settings = replace(settings, data_dir=str(_own_data(run, settings.split)))
     done = evaluated(settings.run, settings, world)
     if not world.is_main:
         return None

@@ -70,14 +70,31 @@ def read_run(path: Path) -> RunFolder:
     )
 
 
+_SESSION: dict[str, Any] = {  # what the page shows
+    "mace_train": str,
+    "python": str,
+    "libraries": dict[str, Any],
+    "dataset_hash": str,
+    "time": str,
+    "from_step": int,
+    "ranks": int,
+    "host": str,
+    "command": list[str],
+}
+
+
 def _sessions(path: Path) -> list[dict[str, Any]]:
     """The sessions of provenance.json; none where there is no file."""
     if not path.is_file():
         return []
     remedy = "remove or restore it"
     sessions = read_json(path, list, remedy)
-    if not all(isinstance(session, dict) for session in sessions):
-        raise InputError(f"{path} is no list of sessions; {remedy}")
+    try:
+        for i, session in enumerate(converted(list[dict[str, Any]], sessions, "session")):
+            for name, kind in _SESSION.items():
+                converted(kind, session.get(name), f"session[{i}].{name}")
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; {remedy}") from None
     return sessions
 
 

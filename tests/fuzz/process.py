@@ -44,14 +44,15 @@ class Running:
     start: float = field(default_factory=time.monotonic)
     fate: str = ""
     interrupted_at: float = 0.0
+    waited: dict[int, float] = field(default_factory=dict)  # seconds by process
 
     def fair_seconds(self) -> float:
-        """Seconds since the start, without those that it waited for a core."""
-        try:
-            waited = int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
-        except (OSError, IndexError, ValueError):
-            waited = 0.0
-        return time.monotonic() - self.start - waited
+        """Seconds since the start, without those that its processes waited for a core."""
+        for pid in (self.pid, *_members(self.pid)):
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                text = Path(f"/proc/{pid}/schedstat").read_text()
+                self.waited[pid] = int(text.split()[1]) / 1e9
+        return time.monotonic() - self.start - sum(self.waited.values())
 
     def poll(self) -> Result | None:
         """The result, if it has ended; stops it where a limit is passed."""
@@ -59,6 +60,8 @@ class Running:
         if pid:
             end_session(self.pid)
             return self._result(os.waitstatus_to_exitcode(status))
+        if time.monotonic() < self.start + 0.5:
+            return None
         seconds = self.fair_seconds()
         if count_tasks(self.pid) > MOST_TASKS:
             self.kill("tasks")

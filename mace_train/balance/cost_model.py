@@ -10,7 +10,7 @@ reward large bins.
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -121,13 +121,19 @@ def write_cost_model(path: Path, model: CostModel) -> None:
     path.write_text(json.dumps(asdict(model), indent=2) + "\n")
 
 
+_OPTIONAL = [field.name for field in fields(CostModel) if field.default is not MISSING]
+
+
 def read_cost_model(path: str) -> CostModel:
     """The model of a file; ``InputError`` when it is not one."""
     remedy = "scripts/measure_costs.py writes such a file"
     try:
         model: CostModel = converted(CostModel, read_json(Path(path), dict, remedy))
     except ValueError as error:
-        raise InputError(f"batching.cost_model={path}: {error}; {remedy}") from None
+        raise InputError(
+            f"batching.cost_model={path} must hold fixed_s, atom_s, edge_s and may hold "
+            f"{', '.join(_OPTIONAL)}, but {error}; {remedy}"
+        ) from None
     for name, value in asdict(model).items():
         if name != "source" and not 0 <= value <= MOST_COST:
             raise InputError(

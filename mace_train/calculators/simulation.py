@@ -47,7 +47,7 @@ def _read(path: str, index: int) -> Atoms:
         atoms = read(path, index=index)
     except (IndexError, StopIteration):
         raise InputError(
-            f"structure={path}: no structure has index={index}; give another, or -1"
+            f"structure={path}: no structure with index={index}; give another, or -1"
         ) from None
     except Exception as error:  # ASE's readers raise whatever they meet
         raise InputError(

@@ -159,20 +159,20 @@ def _typed(name: str, value: Any) -> Any:
     try:
         return kind(value)
     except (ValueError, OverflowError):
-        what = "a whole number" if kind is int else "a number"
+        what = "a number without fraction" if kind is int else "a number"
         raise InputError(f"--{name}={value}: mace_run_train takes {what}; give one") from None
 
 
 def _literal(name: str, value: Any, kind: type[T]) -> T:
     """A list or mapping, which may be written as text."""
-    what = "a mapping such as {'a': 1}" if kind is dict else "a list such as [64, 64]"
+    what, such = ("a mapping", "{'a': 1}") if kind is dict else ("a list", "[64, 64]")
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise InputError(f"--{name}={value}: cannot be read; give {what}") from None
+            raise InputError(f"--{name}={value}: cannot be read as {what}; give {such}") from None
     if not isinstance(value, kind):
-        raise InputError(f"--{name}={value!r}: give {what}")
+        raise InputError(f"--{name}={value!r}: give {what}, such as {such}")
     return value
 
 

@@ -85,7 +85,7 @@ def one_head(model: MACE, name: str | None = None) -> MACE:
     if name is None and len(names) > 1:
         raise InputError(f"the model has the heads {', '.join(names)}; name one of them")
     if name is not None and name not in names:
-        raise InputError(f"no head {name!r}; give one of the model's heads: {', '.join(names)}")
+        raise InputError(f"no head {name!r}; the model's heads are {', '.join(names)}")
     if len(names) == 1:
         return model
     head, n_heads = names.index(name or ""), len(names)

@@ -69,9 +69,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "use another checkpoint or train again"
         ) from None
     if header.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: a safetensors file, but not a checkpoint of mace-train; give one"
-        )
+        raise InputError(f"{path}: a safetensors file, but not a mace-train checkpoint; give one")
     if header["format_version"] != FORMAT_VERSION:
         raise InputError(
             f"{path}: checkpoint format {header['format_version']}, this version of mace-train "

@@ -14,8 +14,9 @@ LINE = 120  # characters of a terminal's line
 REMEDY = re.compile(  # words that say what to do, or what is allowed
     r"\b(give|use|set|must|choose|run|write|writes|such as|see|did you mean|valid|needs?|check"
     r"|install|remove|rename|name|quote|quoted|at least|at most|greater than|correct|one of|again"
-    r"|wait|start|add|change|for example|instead|make|another|start|leave|quoted|is not key=value"
-    r"|no such [\w ]*(file|folder)|lists the settings|they have|found|supported|once|restore|or)\b"
+    r"|wait|start|add|change|for example|instead|make|another|leave|is not key=value|or|once"
+    r"|no such [\w ]*(file|folder)|lists the settings|they have|found|supported|heads are|restore"
+    r"|lower|point)\b"
 )
 ERROR = re.compile(r"^mace-train: (\[rank \d+\] )?error: ", re.M)
 TEMPORARY = re.compile(r"(\.partial|\.tmp|~)$|^\.\./")

@@ -12,7 +12,7 @@ from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.json_files import read_json
 from mace_train.settings import CompareSettings
-from mace_train.train.epoch_records import read_epoch_records
+from mace_train.train.epoch_records import checked_epoch_record
 from mace_train.train.learning_curves import draw_learning
 
 LOGGER = logging.getLogger("mace_train")
@@ -50,7 +50,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     file = path / "metrics.jsonl"
     if not file.is_file():
         raise InputError(f"{path}: no metrics.jsonl; give the output folder of a training")
-    records = read_epoch_records(file)
+    lines = file.read_bytes().splitlines(keepends=True)
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.endswith(b"\n"):
+                records.append(checked_epoch_record(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{file}, line {number}: {error}; remove or restore it") from None
     if not records:
         raise InputError(f"{path}: metrics.jsonl holds no epoch yet")
     return records

@@ -1,5 +1,6 @@
 """The output folder of a training: epochs, settings, sessions, model, bins."""
 
+import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -117,28 +118,6 @@ def _defaults() -> dict[str, Any]:
     return {name: value for name, value in made.items() if name not in required}
 
 
-_CAPACITY = ("max_atoms", "max_edges", "batch_size", "max_memory")
-_SAMPLER: dict[str, Any] = {
-    "dataset": str,
-    "packer": str,
-    "world_size": int,
-    "seed": int,
-    **dict.fromkeys(_CAPACITY, int | None),
-}
-
-
-def _sampler_of(last: Path) -> dict[str, Any]:
-    """What last.json says about the bins."""
-    remedy = "remove it to leave the bins out of the report"
-    origin = read_json(last, dict, remedy).get("sampler")
-    if not isinstance(origin, dict) or not _SAMPLER.keys() <= origin.keys():
-        raise InputError(f"{last} does not say how bins were made; {remedy}")
-    try:
-        return {name: converted(kind, origin[name], name) for name, kind in _SAMPLER.items()}
-    except ValueError as error:
-        raise InputError(f"{last}: sampler.{error}; {remedy}") from None
-
-
 @dataclass(frozen=True)
 class BinFill:
     """How full the bins of an epoch were, relative to the capacity."""
@@ -154,12 +133,13 @@ def fill_of_bins(run: RunFolder) -> BinFill | None:
     last = run.path / "checkpoints" / "last.json"
     if not last.is_file() or not (run.data_dir / "train").is_dir():
         return None
-    origin = _sampler_of(last)
+    origin = json.loads(last.read_text())["sampler"]
     shards = open_split(run.data_dir, "train")
     costs = Costs(shards.n_atoms.astype(np.int64), shards.n_edges.astype(np.int64))
     if costs.fingerprint != origin["dataset"]:
         return None  # other data, or bins that were limited by a model of memory
-    capacity = Capacity(**{name: origin[name] for name in _CAPACITY})
+    names = ("max_atoms", "max_edges", "batch_size", "max_memory")
+    capacity = Capacity(**{name: origin[name] for name in names})
     plan = make_plan(
         costs,
         origin["packer"],

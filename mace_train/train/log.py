@@ -18,7 +18,6 @@ from typing import Any, cast
 
 from mace_train.errors import InputError
 from mace_train.settings import LoggerSettings
-from mace_train.train.epoch_records import read_epoch_records
 
 LOGGER = logging.getLogger("mace_train")
 CSV_COLUMNS = (
@@ -87,7 +86,8 @@ class MetricsLog:
         """All records so far; an incomplete last line, after a kill, is skipped."""
         if not self._json.exists():
             return []
-        return read_epoch_records(self._json)
+        lines = self._json.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; its values are numbers or strings."""

@@ -114,6 +114,7 @@ def _interpolation(chain: list[BaseException], text: str) -> str:
     else:
         of_ours = [e for e in chain if isinstance(e, InterpolationResolutionError)]
         what = str(of_ours[-1]).splitlines()[0]
+        what = what.rpartition("raised while resolving interpolation: ")[2].strip('"')
     return (
         f"{where}{what}; ${{seed}} inserts the value of the setting seed, ${{oc.env:HOME}} an "
         "environment variable; write \\${ for the characters alone"

@@ -88,6 +88,8 @@ def explain(
     key = _unknown_key(text)
     if key is not None:
         return unknown_key_message(key, command, schema)
+    if "Invalid loaded object type" in text:
+        return f"a YAML file must map settings to values, and begin `defaults: [{command}, _self_]`"
     return (
         _type_error(text, schema)
         or _missing_file(text, configs)

@@ -64,7 +64,7 @@ def message_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("a: [1, 2\n", "line 2, column 1"),
         ("a: 'b\n", "line 2, column 1"),
         ("seed: 1\n", "must begin with `defaults: [train, _self_]`"),
-        ("1.5\n", "1"),
+        ("1.5\n", "must map settings to values"),
         ("defaults: [nope]\n", "nope"),
         ("defaults: [train, _self_]\nseed: x\n", "give a whole number, such as 123"),
         ("defaults: [train, _self_]\na: !!python/object/apply:os.system [id]\n", "python/object"),

@@ -113,7 +113,8 @@ class Campaign:
 
     def _judge(self, case: Case, result: Result, place: Path, before: dict[str, str]) -> Verdict:
         left = litter_of(before, contents(place / "work")) if result.code == 2 else []
-        beside = [p.name for p in place.iterdir() if p.name not in ("work", "stdout", "stderr")]
+        usual = ("work", "stdout", "stderr", "torchinductor_root")  # the last is PyTorch's
+        beside = [p.name for p in place.iterdir() if p.name not in usual]
         return judge(case, result, left + [f"../{name}" for name in beside])
 
 

@@ -78,6 +78,7 @@ def make(folder: Path) -> Fixtures:
     (job / "job.json").write_text(json.dumps(record))
     state = folder / "state.safetensors"
     run_command("export", f"checkpoint={run}", "format=state_dict", f"output={state}")
+    run_command("import", f"model_file={state}", f"output={folder}/imported")
     words = [f"checkpoint={run}", f"test_file={folder}/test.xyz", f"output={folder}/evaluation"]
     run_command("evaluate", *words)
     (folder / "mace.yaml").write_text(yaml.safe_dump(MACE_YAML))

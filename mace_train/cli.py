@@ -33,6 +33,7 @@ from yaml import YAMLError
 from mace_train import __version__, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_errors import (
+    HYDRA_QUIET,
     check_options,
     explain,
     explain_yaml,
@@ -191,6 +192,8 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     overrides = ["dry_run=true" if word == "--dry-run" else word for word in overrides]
     if "dry_run=true" in overrides and not any(word.startswith("output=") for word in overrides):
         overrides.append("output=dry-run")  # which is not written
+    if any(word.startswith(("--config-name", "-cn")) for word in overrides):
+        overrides += HYDRA_QUIET  # for a YAML file of the user that leaves our defaults out
     sys.argv = [f"mace-train {command}", *overrides]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:

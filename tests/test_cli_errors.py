@@ -70,12 +70,14 @@ def message_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("defaults: [train, _self_]\na: !!python/object/apply:os.system [id]\n", "python/object"),
     ],
 )
-def test_wrong_yaml_files(content, part, tmp_path, capsys):
+def test_wrong_yaml_files(content, part, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "exp.yaml").write_text(content)
     words = ["train", "--config-dir", str(tmp_path), "--config-name", "exp"]
     message = message_of(words, capsys)
     assert part in message
     assert message.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["exp.yaml"]
 
 
 def test_long_words_are_shortened():

@@ -4,7 +4,7 @@ from typing import Any
 
 from mace_train.json_files import converted
 
-_KINDS: dict[str, Any] = {  # in every record; what is not finite is null
+_TYPES: dict[str, Any] = {  # in every record; what is not finite is null
     "epoch": int,
     "step": int,
     "stage": str,
@@ -20,10 +20,10 @@ def checked_epoch_record(record: Any) -> dict[str, Any]:
     """The record that a line of metrics.jsonl holds; ValueError, which names why it is none."""
     if not isinstance(record, dict):
         raise ValueError(f"{str(record)[:40]} is no record of an epoch")
-    missing = [name for name in _KINDS if name not in record]
+    missing = [name for name in _TYPES if name not in record]
     if missing:
         raise ValueError(f"{', '.join(missing)} is missing")
     for name, value in record.items():
         if not isinstance(value, float):  # which may be NaN
-            converted(_KINDS.get(name, _OTHER), value, name)
+            converted(_TYPES.get(name, _OTHER), value, name)
     return record

@@ -19,7 +19,7 @@ REMEDY = re.compile(  # words that say what to do, or what is allowed
     r"|lower|point)\b"
 )
 ERROR = re.compile(r"^mace-train: (\[rank \d+\] )?error: ", re.M)
-TEMPORARY = re.compile(r"(\.partial|\.tmp|~)$|^\.\./")
+TEMPORARY = re.compile(r"(\.partial|\.tmp|~)$|^\.\./|^(outputs|multirun)\b")
 CONTINUED = ".out.partial"  # what preprocess continues from (data/README.md)
 
 

@@ -35,10 +35,10 @@ from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_errors import (
     HYDRA_QUIET,
     check_options,
+    checked_settings,
     explain,
     explain_yaml,
     shortened,
-    unknown_key_message,
 )
 from mace_train.cli_help import HELP, command_help
 from mace_train.distributed.launcher import launched_tasks, rank_of_process
@@ -315,38 +315,11 @@ def _check_launch(command: str, overrides: list[str]) -> None:
 
 def _checked(config: DictConfig, command: str, schema: type) -> Any:
     """The settings as a dataclass: complete, known and in range."""
-    unknown = _unknown_keys(config, schema)
-    if unknown:  # Hydra lets `+key=value` add keys that the schema does not have
-        raise InputError(unknown_key_message(unknown[0], command, schema))
-    try:
-        missing = sorted(OmegaConf.missing_keys(config))
-        checked: Any = None if missing else OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise InputError(explain(error, command, schema, CONFIGS)) from None
-    if not missing and not isinstance(checked, schema):
-        raise InputError(f"the YAML file must begin with `defaults: [{command}, _self_]`")
-    if missing:
-        raise InputError(
-            f"{command} needs {', '.join(missing)}: give {missing[0]}=..., "
-            f"see `mace-train {command} --help`"
-        )
+    checked = checked_settings(config, command, schema, CONFIGS)
     folder = _sweep_folder()
     if folder is not None:
         checked = dataclasses.replace(checked, output=str(folder))  # one folder per job of a sweep
     return checked
-
-
-def _unknown_keys(config: DictConfig, schema: type, prefix: str = "") -> list[str]:
-    """Dotted names of the keys of ``config`` that ``schema`` has no field for."""
-    kinds = {field.name: field.type for field in dataclasses.fields(schema)}
-    unknown = []
-    for key in map(str, config):
-        kind = kinds.get(key)
-        if kind is None:
-            unknown.append(f"{prefix}{key}")
-        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            unknown += _unknown_keys(config[key], kind, f"{prefix}{key}.")
-    return unknown
 
 
 def _configure_logging() -> None:

@@ -1,14 +1,20 @@
 """Errors of the command line and of YAML files: Hydra's, as one message with the remedy."""
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.errors import OverrideParseException
-from omegaconf.errors import GrammarParseError, InterpolationResolutionError
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 from yaml import MarkedYAMLError
 
 from mace_train.cli_help import all_settings, groups_of, valid_names
@@ -50,6 +56,39 @@ def check_options(words: list[str]) -> None:
     for name, instead in _UNSUPPORTED.items():
         if getattr(found, name, None):
             raise InputError(f"--{name.replace('_', '-')} cannot be used here; {instead}")
+
+
+def checked_settings(config: DictConfig, command: str, schema: type, configs: Path) -> Any:
+    """The settings as the dataclass ``schema``; InputError unless complete, known and in range."""
+    unknown = _unknown_keys(config, schema)
+    if unknown:  # Hydra lets `+key=value` add keys that the schema does not have
+        raise InputError(unknown_key_message(unknown[0], command, schema))
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        checked: Any = None if missing else OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error, command, schema, configs)) from None
+    if missing:
+        raise InputError(
+            f"{command} needs {', '.join(missing)}: give {missing[0]}=..., "
+            f"see `mace-train {command} --help`"
+        )
+    if not isinstance(checked, schema):
+        raise InputError(f"the YAML file must begin with `defaults: [{command}, _self_]`")
+    return checked
+
+
+def _unknown_keys(config: DictConfig, schema: type, prefix: str = "") -> list[str]:
+    """Dotted names of the keys of ``config`` that ``schema`` has no field for."""
+    types = {field.name: field.type for field in dataclasses.fields(schema)}
+    unknown = []
+    for key in map(str, config):
+        of_key = types.get(key)
+        if of_key is None:
+            unknown.append(f"{prefix}{key}")
+        elif isinstance(of_key, type) and dataclasses.is_dataclass(of_key):
+            unknown += _unknown_keys(config[key], of_key, f"{prefix}{key}.")
+    return unknown
 
 
 def shortened(message: str) -> str:

@@ -32,7 +32,15 @@ from yaml import YAMLError
 
 from mace_train import __version__, interrupts, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
-from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
+from mace_train.cli_errors import (
+    HYDRA_QUIET,
+    check_options,
+    checked_settings,
+    explain,
+    explain_yaml,
+    shortened,
+)
+from mace_train.cli_help import HELP, command_help
 from mace_train.console import printable
 from mace_train.distributed import launcher
 from mace_train.distributed.signals import catch, exit_code
@@ -142,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif command in ("--help", "-h", "help"):
         print(HELP)
     elif command not in COMMANDS:
-        _fail(f"unknown command {command!r}; commands are: {', '.join(COMMANDS)}")
+        _fail(f"unknown command {command!r}; give one of: {', '.join(COMMANDS)}")
     elif {"--help", "-h"} & set(arguments[1:]):
         print(command_help(command, COMMANDS[command].schema, CONFIGS))
     else:
@@ -150,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
             words = _hydra_words(COMMANDS[command], arguments[1:])
             check_settings_files(words)
         except (InputError, HydraException) as error:
-            _fail(str(error))
+            _fail(explain(error, command, COMMANDS[command].schema, CONFIGS, arguments[1:]))
         _run(command, words, is_job="--job" in arguments)
 
 
@@ -194,23 +202,24 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     overrides = ["dry_run=true" if word == "--dry-run" else word for word in overrides]
     if "dry_run=true" in overrides and not any(word.startswith("output=") for word in overrides):
         overrides.append("output=dry-run")  # which is not written
+    if any(word.startswith(("--config-name", "-cn")) for word in overrides):
+        overrides += HYDRA_QUIET  # for a YAML file of the user that leaves our defaults out
     sys.argv = [f"mace-train {command}", *overrides]
     set_default("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
+        check_options(overrides)
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(explain(error, command, schema, CONFIGS))
+        _fail(explain(error, command, schema, CONFIGS, overrides))
     except YAMLError as error:
-        _fail(f"a YAML file cannot be read: {error}")
-    except OSError as error:
-        explained = system_error(error)
-        if explained is None:
-            raise
-        _fail(str(explained), explained.exit_code)
-    except ValueError as error:
+        _fail(f"a YAML file cannot be read: {explain_yaml(error)}; correct it")
+    except Exception as error:
+        explained = system_error(error) if isinstance(error, OSError) else None
+        if explained is not None:
+            _fail(str(explained), explained.exit_code)
         if task.started:
             raise  # a fault of ours, not of the command line
-        _fail(str(error))
+        _fail(explain(error, command, schema, CONFIGS, overrides))
     _report_failures(overrides, schema, begin)
 
 
@@ -329,36 +338,11 @@ def _check_launch(command: str, overrides: list[str]) -> None:
 
 def _checked(config: DictConfig, command: str, schema: type) -> Any:
     """The settings as a dataclass: complete, known and in range."""
-    unknown = _unknown_keys(config, schema)
-    if unknown:  # Hydra lets `+key=value` add keys that the schema does not have
-        raise InputError(unknown_key_message(unknown[0], command, schema))
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise InputError(
-            f"{command} needs {', '.join(missing)}: give {missing[0]}=..., "
-            f"see `mace-train {command} --help`"
-        )
-    try:
-        checked: Any = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise InputError(explain(error, command, schema, CONFIGS)) from None
+    checked = checked_settings(config, command, schema, CONFIGS)
     folder = _sweep_folder()
     if folder is not None:
         checked = dataclasses.replace(checked, output=str(folder))  # one folder per job of a sweep
     return checked
-
-
-def _unknown_keys(config: DictConfig, schema: type, prefix: str = "") -> list[str]:
-    """Dotted names of the keys of ``config`` that ``schema`` has no field for."""
-    kinds = {field.name: field.type for field in dataclasses.fields(schema)}
-    unknown = []
-    for key in map(str, config):
-        kind = kinds.get(key)
-        if kind is None:
-            unknown.append(f"{prefix}{key}")
-        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            unknown += _unknown_keys(config[key], kind, f"{prefix}{key}.")
-    return unknown
 
 
 def _configure_logging() -> None:
@@ -404,7 +388,7 @@ def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
     if interrupts.received():
         raise KeyboardInterrupt  # what it was interrupted in has failed
     who = f"[rank {_rank()}] " if _rank() else ""
-    text = printable(f"mace-train: {who}error: {message}\n")
+    text = printable(f"mace-train: {who}error: {shortened(message)}\n")
     with suppress(OSError):  # where the disk is full, stderr may be a file on it
         sys.stderr.write(text)  # one write: ranks do not mix
         sys.stderr.flush()

@@ -21,7 +21,7 @@ from mace_train.errors import InputError
 Variables = Mapping[str, str]
 PROCESS: Variables = os.environ  # of this process, as they are now
 
-JOB_TOKEN = "MACE_TRAIN_JOB_TOKEN"
+JOB_TOKEN = "MACE_TRAIN_JOB_TOKEN"  # noqa: S105 - the name of the variable, not a token
 _MOST_TASKS = 1 << 20  # more than any machine has
 _LONGEST_SHOWN = 60  # characters of a value in a message
 _MOST_BYTES = 1 << 24  # of a file of host names

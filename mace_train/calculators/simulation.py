@@ -50,7 +50,9 @@ def _read(path: str, index: int) -> Atoms:
     try:
         atoms = read(path, index=index)
     except (IndexError, StopIteration):
-        raise InputError(f"structure={path}: no structure with index={index}") from None
+        raise InputError(
+            f"structure={path}: no structure with index={index}; give another, or -1"
+        ) from None
     except Exception as error:  # ASE's readers raise whatever they meet
         raise InputError(
             f"structure={path}: ASE cannot read this file ({type(error).__name__}: {error}); "

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from mace_train.atomic_files import write_text
@@ -28,6 +29,7 @@ from mace_train.data.shards.arrays import Arrays, names_of, offsets_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.values import FORCE, STRESS, check_labels, energy_range
 from mace_train.errors import InputError
+from mace_train.json_files import converted, read_json
 from mace_train.settings.ranges import Range
 
 FORMAT = "mace-train statistics"
@@ -272,16 +274,9 @@ class Statistics:
         Raises:
             InputError: no such file, not one of ours, or of another format version.
         """
-        try:
-            content = json.loads(path.read_text())
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be read ({error.strerror}); data_dir must be a folder written by "
-                "`mace-train preprocess`"
-            ) from error
-        except ValueError as error:
-            raise _not_statistics(path, f"not JSON: {error}") from error
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        remedy = "data_dir must be a folder written by `mace-train preprocess`; run it again"
+        content = read_json(path, dict, remedy)
+        if content.pop("format", None) != FORMAT:
             raise _not_statistics(path, "it is another file")
         version = content.pop("format_version", None)
         if version != FORMAT_VERSION:
@@ -290,15 +285,33 @@ class Statistics:
                 f"{FORMAT_VERSION}; run preprocess again"
             )
         try:
-            for name in ("E0s", "element_counts"):
-                content[name] = {int(z): value for z, value in content[name].items()}
-            for head in content["heads"].values():
-                head["E0s"] = {int(z): value for z, value in head["E0s"].items()}
-            content["heads"] = {k: HeadStatistics(**v) for k, v in content["heads"].items()}
-            content["splits"] = {k: SplitCounts(**v) for k, v in content["splits"].items()}
-            return cls(**content)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise _not_statistics(path, f"{type(error).__name__}: {error}") from error
+            found: Self = converted(cls, content)
+            found._check()
+        except ValueError as error:
+            raise _not_statistics(path, str(error)) from None
+        return found
+
+    def _check(self) -> None:
+        """ValueError for numbers that no data has."""
+        z = self.atomic_numbers
+        if z != sorted(set(z)) or not z or not 1 <= z[0] <= z[-1] < len(chemical_symbols):
+            raise ValueError(f"atomic_numbers={z} are not ascending atomic numbers")
+        for name in ("avg_num_neighbors", "std_energy_per_atom", "rms_forces"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is below 0")
+        if self.r_max <= 0:
+            raise ValueError(f"r_max={self.r_max} is not above 0")
+        if not self.heads or "train" not in self.splits:
+            raise ValueError("heads or splits are missing")
+        for split, counts in self.splits.items():
+            if min(counts.n_structures, counts.n_atoms, counts.n_edges) < 0:
+                raise ValueError(f"splits.{split} has a count below 0")
+        for head, of_head in self.heads.items():
+            if min(of_head.n_structures, of_head.std_energy_per_atom, of_head.rms_forces) < 0:
+                raise ValueError(f"heads.{head} has a number below 0")
+            missing = [chemical_symbols[n] for n in z if n not in of_head.E0s]
+            if missing and self.element_counts and len(self.heads) == 1:
+                raise ValueError(f"heads.{head}.E0s has none of {', '.join(missing)}")
 
 
 def _not_statistics(path: Path, what: str) -> InputError:

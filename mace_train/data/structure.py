@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.found_labels import FoundLabel, LabelKeys, candidates, difference
+from mace_train.data.label_values import is_asymmetric, numbers_in, symmetric_matrix_in
 from mace_train.data.notes import Notes
 from mace_train.data.raw_structure import AtomsLike
 from mace_train.data.stress_components import stress_mask
-from mace_train.data.tokens import number_fault
 from mace_train.data.values import (
     FORCE,
     POSITION,
@@ -48,13 +48,8 @@ LOGGER = logging.getLogger("mace_train")
 ISOLATED_TYPES = ("IsolatedAtom", "isolated_atom")
 HIGHEST_ATOMIC_NUMBER = 118
 
-# an asymmetry of a stress up to this share of its largest component is rounding in the file
-STRESS_ASYMMETRY = 1e-3
-STRESS_ASYMMETRY_FLOOR = 1e-6  # eV/Å^3
 # periodic vectors whose volume is below this share of the product of their lengths are singular
 SINGULAR_CELL = 1e-6
-
-_VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +99,6 @@ def is_isolated(structure: Structure) -> bool:
 def _is_name(text: str) -> bool:
     """Whether there is no control character in it."""
     return text.isprintable() or not any(c < " " or c == "\x7f" for c in text)
-
-
-def is_asymmetric(stress: NDArray[Any]) -> bool:
-    """Whether ``stress`` [3, 3] differs from its transpose by more than rounding."""
-    asymmetry = float(np.abs(stress - stress.T).max())
-    return asymmetry > max(STRESS_ASYMMETRY_FLOOR, STRESS_ASYMMETRY * float(np.abs(stress).max()))
 
 
 def fallback_kind(label: str) -> str:
@@ -246,7 +235,7 @@ class _Labels:
                 f"found {self._found()}; name the right one with data.energy_key, or train on "
                 "forces and stress alone with data.require_energy=false",
             )
-        array = self._numbers(found.value, found.key, self._range_of(found))
+        array = numbers_in(found.value, found.key, self._range_of(found), self.source)
         if array.size != 1:
             raise InvalidStructureError(
                 "shape of a label",
@@ -259,7 +248,7 @@ class _Labels:
         found = self._find("forces")
         if found is None:
             return None
-        array = self._numbers(found.value, found.key, self._range_of(found))
+        array = numbers_in(found.value, found.key, self._range_of(found), self.source)
         n_atoms = len(self.atoms)
         if array.shape != (n_atoms, 3):
             raise InvalidStructureError(
@@ -275,7 +264,7 @@ class _Labels:
         found = self._find("stress")
         if found is None:
             return None
-        matrix = self._matrix(found.value, found.key, self._range_of(found))
+        matrix = symmetric_matrix_in(found.value, found.key, self._range_of(found), self.source)
         mask = stress_mask(cell, pbc)
         if not mask.any():
             self.notes.add(
@@ -306,7 +295,7 @@ class _Labels:
         value = self.atoms.info.get(key)
         if value is None:
             return 1.0
-        array = self._numbers(value, key, WEIGHT)
+        array = numbers_in(value, key, WEIGHT, self.source)
         if array.size != 1:
             raise InvalidStructureError(
                 "weight",
@@ -348,8 +337,8 @@ class _Labels:
         limits = self._range_of(found)
         try:
             if found.kind not in ("stress", "virials"):
-                return self._numbers(found.value, found.key, limits)
-            matrix = self._matrix(found.value, found.key, limits)
+                return numbers_in(found.value, found.key, limits, self.source)
+            matrix = symmetric_matrix_in(found.value, found.key, limits, self.source)
         except InvalidStructureError:
             return None
         if found.kind == "virials":
@@ -373,44 +362,6 @@ class _Labels:
                 "leave it out",
             )
         return text
-
-    def _numbers(self, value: Any, name: str, limits: Range) -> NDArray[np.float64]:
-        """``value`` as float64 numbers in their range."""
-        try:
-            given = np.array(value)
-            if given.dtype.kind == "b":  # T, F or a key without a value
-                raise TypeError
-            array = given.astype(np.float64, copy=False)
-        except (TypeError, ValueError):
-            faults = [number_fault(token) for token in str(value).split()]
-            fault = next((f"; it {fault}" for fault in faults if fault), "; correct the file")
-            raise InvalidStructureError(
-                "label is not a number",
-                f"{self.source}: {name!r} is {value!r}, not a number{fault}",
-            ) from None
-        check_values(array, limits, repr(name), self.source)
-        return array
-
-    def _matrix(self, value: Any, name: str, limits: Range) -> NDArray[np.float64]:
-        """``value`` of 3x3, 9 or (Voigt) 6 numbers as a symmetric matrix [3, 3]."""
-        array = self._numbers(value, name, limits)
-        if array.shape == (6,):
-            return array[_VOIGT]
-        if array.shape not in ((9,), (3, 3)):
-            raise InvalidStructureError(
-                "shape of a label",
-                f"{self.source}: {name!r} has shape {array.shape}; it must have 3x3, 9 or "
-                "(xx, yy, zz, yz, xz, xy) 6 numbers, correct the file",
-            )
-        matrix = array.reshape(3, 3)
-        if is_asymmetric(matrix):
-            asymmetry = float(np.abs(matrix - matrix.T).max())
-            raise InvalidStructureError(
-                "asymmetric stress",
-                f"{self.source}: {name!r} is {matrix.tolist()}, not symmetric "
-                f"(by {asymmetry:.3g}); correct the file or remove it",
-            )
-        return 0.5 * (matrix + matrix.T)
 
     def _found(self) -> str:
         """The names that are there, to help with a missing one."""

@@ -11,7 +11,9 @@ from mace_train.atomic_files import written_together
 from mace_train.console import Console
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
+from mace_train.json_files import read_json
 from mace_train.settings import CompareSettings
+from mace_train.train.epoch_records import checked_epoch_record
 from mace_train.train.learning_curves import draw_learning
 from mace_train.train.log import read_records
 
@@ -51,7 +53,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     file = path / "metrics.jsonl"
     if not file.is_file():
         raise InputError(f"{path}: no metrics.jsonl; give the output folder of a training")
-    records = read_records(file)
+    records = []
+    for number, record in enumerate(read_records(file), 1):
+        try:
+            records.append(checked_epoch_record(record))
+        except ValueError as error:
+            raise InputError(f"{file}, line {number}: {error}; remove or restore it") from None
     if not records:
         raise InputError(f"{path}: metrics.jsonl holds no epoch yet")
     return records
@@ -59,7 +66,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _settings(path: Path) -> dict[str, Any]:
     file = path / "settings.json"
-    return flat(json.loads(file.read_text())) if file.is_file() else {}
+    remedy = "remove or restore it"
+    return flat(read_json(file, dict, remedy)) if file.is_file() else {}
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -96,6 +104,7 @@ def _row(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = sum(record["epoch_s"] for record in records)
     n_structures = sum(record["structures"] for record in records)
     errors = {key: value for key, value in best.items() if key.startswith("valid_")}
+    stragglers = [r["straggler"] for r in records if isinstance(r.get("straggler"), float)]
     return {
         "name": name,
         "epochs": len(records),
@@ -103,8 +112,8 @@ def _row(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
         "best_epoch": best["epoch"] + 1,
         "train_loss": best["train_loss"],
         **errors,
-        "structures_per_s": n_structures / seconds,
-        "straggler": sum(record["straggler"] for record in records) / len(records),
+        "structures_per_s": n_structures / max(seconds, 1e-9),
+        "straggler": sum(stragglers) / len(stragglers) if stragglers else None,
         "total_s": records[-1]["total_s"],
     }
 

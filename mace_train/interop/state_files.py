@@ -29,7 +29,9 @@ def read_file(path: Path) -> dict[str, Tensor] | Shell:
             with safe_open(path, framework="pt") as handle:
                 return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+            raise InputError(
+                f"{path}: not a readable safetensors file ({error}); write it again"
+            ) from None
     try:
         loaded = load_tensors(path)
     except OSError as error:
@@ -59,7 +61,7 @@ def read_header(path: Path, given: str | None) -> Header:
             "json.dumps(mace_train.interop.header.header_of(model)) from a whole model"
         ) from error
     except ValueError as error:
-        raise InputError(f"{beside}: not JSON ({error})") from error
+        raise InputError(f"{beside}: not JSON ({error}); write it again") from None
     if not isinstance(header, dict):
         raise InputError(f"{beside}: holds a {type(header).__name__}, not the header of a model")
     return header

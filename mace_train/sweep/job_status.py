@@ -19,12 +19,22 @@ from mace_train import environment_variables
 from mace_train.atomic_files import write_text
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
+from mace_train.json_files import converted, read_json
 
 FILE = "job.json"
 _STOPPED = (  # exit codes after a signal
     *(0, os.EX_TEMPFAIL),
     *(128 + number for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)),
 )
+_KINDS = {  # of what is read again
+    "state": str,
+    "overrides": list[str],
+    "host": str,
+    "process": int,
+    "started": float,
+    "log": str | None,
+    "error": str | None,
+}
 
 
 @contextmanager
@@ -69,15 +79,21 @@ def recorded(folder: Path, overrides: list[str], log: Path | None = None) -> Ite
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of the job in ``folder``; None if there is none."""
-    try:
-        return dict(json.loads((folder / FILE).read_text()))
-    except FileNotFoundError:
+    """The record of the job in ``folder``; None if there is none.
+
+    Raises ``InputError`` if the file is none of ours.
+    """
+    path = folder / FILE
+    if not path.exists():
         return None
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{folder / FILE}: not the record of a job ({error}); remove this file, or its folder"
-        ) from None
+    remedy = "remove or restore it"
+    record = read_json(path, dict, remedy)
+    try:
+        for name, kind in _KINDS.items():
+            converted(kind, record.get(name), name)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; {remedy}") from None
+    return record
 
 
 def job_folders(sweep: Path) -> list[Path]:

@@ -55,7 +55,7 @@ def _job(path: Path, by: str) -> dict[str, Any]:
     job: dict[str, Any] = {
         "job": path.name,
         "state": record["state"],
-        "settings": dict(word.split("=", 1) for word in record["overrides"]),
+        "settings": dict(word.split("=", 1) for word in record["overrides"] if "=" in word),
         "epochs": 0,
         "best_epoch": None,
         "error": None,
@@ -68,7 +68,7 @@ def _job(path: Path, by: str) -> dict[str, Any]:
         records = read_metrics(path)
         best = best_epoch(records)
         job |= {"epochs": len(records), "best_epoch": best["epoch"] + 1}
-        if by not in best:
+        if not isinstance(best.get(by), (int, float, type(None))) or by not in best:
             known = ", ".join(key for key in best if key.startswith("valid_"))
             raise InputError(f"by={by}: the jobs have no such error; they have: {known}")
         job["error"] = best[by]

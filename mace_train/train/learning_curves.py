@@ -19,7 +19,7 @@ _PANELS: list[tuple[str, str, list[tuple[str, Value]], Value]] = [
     (
         "loss (dashed: training)",
         "epoch",
-        [("--", lambda r: r["train_loss"]), ("-", lambda r: r["valid_loss"])],
+        [("--", lambda r: r["train_loss"]), ("-", lambda r: r.get("valid_loss"))],
         lambda r: r["epoch"] + 1,
     ),
     (

@@ -192,7 +192,7 @@ def test_file_round_trip(prepared_folder):
     ("change", "message"),
     [
         (lambda text: text[:-20], "not JSON"),
-        (lambda _: "[]", "another file"),
+        (lambda _: "[]", "not a mapping"),
         (lambda _: "{}", "another file"),
         (lambda text: text.replace('"format_version": 2', '"format_version": 7'), "version 7"),
         (lambda text: text.replace('"rms_forces"', '"force_rms"'), "force_rms"),

@@ -275,9 +275,15 @@ def _known_names() -> dict[tuple[str, str], Any]:
     def make_dict() -> dict[Any, Any]:
         return OrderedDict()
 
+    n_encoded = 0
+
     def encode(text: Any, encoding: Any) -> bytes:
+        nonlocal n_encoded
         if type(text) is not str or encoding != "latin1":
             raise RestrictedPickleError("text in another encoding than that of bytes")
+        n_encoded += len(text)
+        if n_encoded > _LARGEST_PICKLE:
+            raise RestrictedPickleError("more bytes than a pickle may have")
         return text.encode("latin1")
 
     def numpy_number(dtype: Any, data: Any) -> Any:

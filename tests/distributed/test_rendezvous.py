@@ -1,8 +1,11 @@
 """The ranks of one attempt share a store that an earlier attempt has not written to."""
 
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ from torch.distributed import HashStore, TCPStore
 from mace_train.distributed import rendezvous
 from mace_train.distributed.launcher import Launch
 from mace_train.distributed.rendezvous import open_store
+from mace_train.environment_variables import JOB_TOKEN
 from mace_train.errors import InputError, LostRankError
 from tests.train.ranks import free_port
 
@@ -103,6 +107,36 @@ def test_ranks_with_another_token_or_none_are_one_message_on_all(store, monkeypa
     assert re.match(rf"{who} has another MACE_TRAIN_JOB_TOKEN in the environment than rank 0, or "
                     r"only one of them has any; export the same", messages[0])  # fmt: skip
     assert SECRET not in messages[0]
+
+
+JOIN = """
+import sys
+from mace_train.distributed.world import open_world
+from mace_train.errors import InputError
+from mace_train.settings import ClusterSettings
+try:
+    with open_world(ClusterSettings(device="cpu", timeout_s=100)):
+        pass
+except InputError as error:
+    sys.exit(f"{error.exit_code} {error}")
+"""
+
+
+def test_processes_with_another_token_are_refused():
+    launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOIN],
+            env={**os.environ, **launched, "RANK": rank, "LOCAL_RANK": rank, JOB_TOKEN: token},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, token in (("0", SECRET), ("1", OTHER))
+    ]
+    for rank in ranks:
+        _, stderr = rank.communicate(timeout=200)
+        assert stderr.startswith(f"2 rank 1 has another {JOB_TOKEN} in the environment than rank 0")
+        assert rank.returncode == 1
 
 
 def test_an_answer_of_somebody_without_the_token_is_not_taken(store, monkeypatch):

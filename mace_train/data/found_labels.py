@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from mace_train.data.raw_structure import AtomsLike
 from mace_train.settings import DataSettings, PredictionSettings
 
+# an asymmetry of a stress up to this share of its largest component is rounding in the file
+STRESS_ASYMMETRY = 1e-3
+STRESS_ASYMMETRY_FLOOR = 1e-6  # eV/Å^3
 # values that differ by less than this share of the largest, or this much, differ by rounding
 _ROUNDING = {"energy": (1e-7, 1e-5), "forces": (1e-3, 1e-4), "stress": (1e-3, 1e-6)}
 _OTHER_QUANTITIES = {"free_energy"}  # ASE's names of what is not the same as its energy
@@ -115,3 +118,24 @@ def difference(
             f"{array[where]:.8g} and is not read",
         )
     return None
+
+
+def as_name(value: Any) -> str | None:
+    """``value`` as the text that stands in the file; None if it holds control characters."""
+    if isinstance(value, str) or np.ndim(value) != 1:
+        text = str(value)
+    else:
+        text = " ".join(map(str, value))
+    is_name = text.isprintable() or not any(c < " " or c == "\x7f" for c in text)
+    return text if is_name else None
+
+
+def is_asymmetric(stress: NDArray[Any]) -> bool:
+    """Whether ``stress`` [3, 3] differs from its transpose by more than rounding."""
+    asymmetry = float(np.abs(stress - stress.T).max())
+    return asymmetry > max(STRESS_ASYMMETRY_FLOOR, STRESS_ASYMMETRY * float(np.abs(stress).max()))
+
+
+def fallback_kind(label: str) -> str:
+    """Kind of the note that a ``label`` is one that ASE parsed."""
+    return f"fallback {label}"

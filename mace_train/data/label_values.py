@@ -5,22 +5,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mace_train.data.found_labels import is_asymmetric
 from mace_train.data.tokens import number_fault
 from mace_train.data.values import check_values
 from mace_train.errors import InvalidStructureError
 from mace_train.settings.ranges import Range
 
-# an asymmetry of a stress up to this share of its largest component is rounding in the file
-STRESS_ASYMMETRY = 1e-3
-STRESS_ASYMMETRY_FLOOR = 1e-6  # eV/Å^3
-
 _VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
-
-
-def is_asymmetric(stress: NDArray[Any]) -> bool:
-    """Whether ``stress`` [3, 3] differs from its transpose by more than rounding."""
-    asymmetry = float(np.abs(stress - stress.T).max())
-    return asymmetry > max(STRESS_ASYMMETRY_FLOOR, STRESS_ASYMMETRY * float(np.abs(stress).max()))
 
 
 def numbers_in(value: Any, name: str, limits: Range, source: str) -> NDArray[np.float64]:

@@ -14,11 +14,11 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.found_labels import candidates
+from mace_train.data.found_labels import candidates, fallback_kind
 from mace_train.data.notes import Notes
 from mace_train.data.raw_structure import AtomsLike
 from mace_train.data.stress_components import stress_mask
-from mace_train.data.structure import LOGGER, LabelKeys, Structure, fallback_kind, names_in
+from mace_train.data.structure import LOGGER, LabelKeys, Structure, names_in
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings
 

@@ -14,8 +14,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.found_labels import FoundLabel, LabelKeys, candidates, difference
-from mace_train.data.label_values import is_asymmetric, numbers_in, symmetric_matrix_in
+from mace_train.data.found_labels import (
+    FoundLabel,
+    LabelKeys,
+    as_name,
+    candidates,
+    difference,
+    fallback_kind,
+)
+from mace_train.data.label_values import numbers_in, symmetric_matrix_in
 from mace_train.data.notes import Notes
 from mace_train.data.raw_structure import AtomsLike
 from mace_train.data.stress_components import stress_mask
@@ -31,18 +38,7 @@ from mace_train.data.values import (
 from mace_train.errors import InvalidStructureError
 from mace_train.settings.ranges import Range
 
-__all__ = [
-    "HIGHEST_ATOMIC_NUMBER",
-    "ISOLATED_TYPES",
-    "LOGGER",
-    "LabelKeys",
-    "Structure",
-    "fallback_kind",
-    "is_asymmetric",
-    "is_isolated",
-    "names_in",
-    "structure_from_atoms",
-]
+__all__ = ["LOGGER", "LabelKeys", "Structure", "is_isolated", "names_in", "structure_from_atoms"]
 
 LOGGER = logging.getLogger("mace_train")
 ISOLATED_TYPES = ("IsolatedAtom", "isolated_atom")
@@ -94,16 +90,6 @@ def is_isolated(structure: Structure) -> bool:
     """Whether this is one atom alone: without periodicity, or with config_type IsolatedAtom."""
     alone = not structure.pbc.any() or structure.config_type in ISOLATED_TYPES
     return structure.n_atoms == 1 and bool(alone)
-
-
-def _is_name(text: str) -> bool:
-    """Whether there is no control character in it."""
-    return text.isprintable() or not any(c < " " or c == "\x7f" for c in text)
-
-
-def fallback_kind(label: str) -> str:
-    """Kind of the note that a ``label`` is one that ASE parsed."""
-    return f"fallback {label}"
 
 
 def names_in(atoms: AtomsLike) -> set[str]:
@@ -350,12 +336,9 @@ class _Labels:
         value = self.atoms.info.get(key)
         if value is None or (not isinstance(value, str) and np.size(value) == 0):
             return default
-        if isinstance(value, str) or np.ndim(value) != 1:
-            text = str(value)
-        else:
-            text = " ".join(map(str, value))
+        text = as_name(value)
         is_truth = isinstance(value, (bool, np.bool_))
-        if (is_truth and key == self.keys.head) or not _is_name(text):
+        if text is None or (is_truth and key == self.keys.head):
             raise InvalidStructureError(
                 "not a name",
                 f"{self.source}: {key}={value!r} is not a name; write one, such as {key}=pbe, or "

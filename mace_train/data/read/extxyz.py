@@ -24,6 +24,7 @@ from ase.data import atomic_numbers
 from ase.io.extxyz import per_config_properties, read_xyz
 from numpy.typing import NDArray
 
+from mace_train.data.found_labels import is_asymmetric
 from mace_train.data.raw_structure import ParseFn, RawStructure, Results
 from mace_train.data.read.extxyz_errors import (
     DEFAULT_PROPERTIES,
@@ -35,7 +36,6 @@ from mace_train.data.read.extxyz_errors import (
 )
 from mace_train.data.read.extxyz_header import read_header
 from mace_train.data.read.file_range import ChunkLimit, FileRange
-from mace_train.data.structure import is_asymmetric
 from mace_train.errors import InputError
 
 # what conversions and ASE raise for a frame that cannot be read

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mace_train.data.foundation_e0s import foundation_E0s
 from mace_train.data.structure import LOGGER
 from mace_train.errors import InputError
+from mace_train.settings.ranges import ATOMIC_ENERGY
 
 # energies of two isolated atoms of one element may differ by the rounding in the files
 SAME_ENERGY = 1e-6  # eV
@@ -132,6 +133,7 @@ def _element(key: Any, where: str) -> int:
 def _energy(key: Any, value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InputError(f"{where}: the energy of {key} is {value!r}, it must be a number in eV")
+    ATOMIC_ENERGY.check(f"{where}: E0 of {key}", value)
     return float(value)
 
 

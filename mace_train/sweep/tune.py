@@ -81,7 +81,7 @@ def _study(output: Path, seed: int) -> Any:
     # commands that share a search, and later ones that continue it, draw other numbers
     worker = number("SLURM_ARRAY_TASK_ID") or 0
     seed += len(study.get_trials(deepcopy=False)) + 1000 * worker
-    study.sampler = optuna.samplers.TPESampler(seed=seed)
+    study.sampler = optuna.samplers.TPESampler(seed=seed % 2**32)  # of numpy
     return study
 
 

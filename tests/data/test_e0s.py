@@ -61,6 +61,7 @@ def test_mapping_and_file(tmp_path, mapping):
         ({1: "much"}, "energy of 1 is 'much'"),
         ({1: float("nan")}, "energy of 1 is nan"),
         ({1: True}, "energy of 1 is True"),
+        ({1: 1e300}, r"E0 of 1=1e\+300 is out of range; .* 1e\+08 .eV"),
         ("missing.json", "E0s=missing.json: cannot read"),
     ],
 )

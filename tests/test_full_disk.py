@@ -7,7 +7,6 @@ can be mounted, the disk is really full. Afterwards the same command does its wo
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +18,12 @@ from mace_train.errors import InputError
 from mace_train.settings import TrainSettings
 from mace_train.train import checkpoint
 from mace_train.train.setup import set_up
-from mace_train.train.train import fit
+from mace_train.train.step import StepResult
+from mace_train.train.train import fit, train
 from tests.conftest import TINY_MODEL, run_command
 from tests.killed import limited_files
 from tests.train.ranks import run_ranks
-from tests.train.training import assert_same_end, settings_for
+from tests.train.training import after_steps, assert_same_end, settings_for
 
 REFERENCE = ("cluster=cpu", "cluster.kernels=reference")
 CPU = ("device=cpu", "kernels=reference")
@@ -155,22 +155,16 @@ def test_all_ranks_end_with_the_message_of_the_one_that_writes(prepared, tmp_pat
     assert "cannot write a checkpoint" in first[1]
 
 
-def test_a_folder_that_is_removed_during_the_run_is_one_line(prepared, tmp_path, monkeypatch):
-    """In a process of its own, whose folder is moved away when the first epoch is written."""
+def test_a_folder_that_is_removed_during_the_run_is_named(prepared, tmp_path):
     output = tmp_path / "run"
-    words = ["train", f"data_dir={prepared}", f"output={output}", "max_num_epochs=500"]
-    command = [sys.executable, "-m", "mace_train", *words, *REFERENCE, *TINY_MODEL]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch 1/"):
-            break
-    output.rename(tmp_path / "moved")
-    text = process.communicate(timeout=120)[1]
-    assert process.returncode == 2
-    assert "Traceback" not in text
-    assert text.count("error: ") == 1
-    assert "was removed" in text
+
+    def remove(_: StepResult) -> None:
+        if output.exists():
+            output.rename(tmp_path / "moved")
+
+    with after_steps(remove), pytest.raises(InputError, match=r"run/.* was removed") as error:
+        train(settings_for(prepared, output, max_num_epochs=2))
+    assert error.value.exit_code == 2
     assert not output.exists()
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: tensors as safetensors with a JSON header inside, never a pickle.
 
 The header names architecture, E0s, statistics, settings and progress; a readable copy is written
-beside each file, for people alone: what reads a checkpoint reads the header inside. A checksum over
+beside each file, human-readable: what reads a checkpoint reads the header inside. A checksum over
 header and tensors is verified at every load. A file is replaced in one atomic step and synced, so a
 run killed while writing, or a loss of power, keeps the one before.
 """
@@ -64,7 +64,7 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None
 
 
 def write_readable(path: Path) -> None:
-    """Write the JSON beside a checkpoint anew if it is missing, or is not of this checkpoint."""
+    """Write the JSON beside a checkpoint again if it is missing, or is not of this checkpoint."""
     text, readable = _metadata(path).get("header", "{}") + "\n", path.with_suffix(".json")
     try:
         if readable.read_text(encoding="utf-8") == text:

@@ -52,7 +52,7 @@ def main() -> int:
     data = arguments.data or _example_data(arguments.work / "prepared")
     os.environ["XDG_CACHE_HOME"] = ENVIRONMENT["XDG_CACHE_HOME"] = str(arguments.work / "cache")
     whole, log = arguments.work / "whole", arguments.work / "log.txt"
-    for name in ("whole", "disk", "cache"):
+    for name in ("whole", "cache"):
         shutil.rmtree(arguments.work / name, ignore_errors=True)
     with Disk(arguments.work / "disk") as disk:
         disturbed = disk.folder / "disturbed"
@@ -114,6 +114,9 @@ class Disk:
         self.folder, self.is_mounted = folder, False
 
     def __enter__(self) -> "Disk":
+        if os.path.ismount(self.folder):  # of a test that was killed
+            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self.folder)]
         done = subprocess.run(mount, capture_output=True, text=True, check=False)
@@ -278,7 +281,7 @@ class Soak:
             self.disk.free()
 
     def _bad_kernel(self) -> None:
-        """An empty, a cut or a foreign file in place of a compiled kernel; all load theirs anew."""
+        """An empty, a cut or a foreign file in place of a compiled kernel; all load theirs again."""
         kernels = sorted((self.arguments.work / "cache").rglob("*.so"))
         if kernels:
             path = self.random.choice(kernels)

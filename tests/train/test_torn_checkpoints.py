@@ -151,7 +151,7 @@ def test_when_all_are_damaged_the_message_names_them(tmp_path):
         CheckpointManager(tmp_path).newest()
 
 
-def test_a_missing_json_is_written_anew_from_the_header(tmp_path):
+def test_a_missing_json_is_written_again_from_the_header(tmp_path):
     begun(tmp_path)
     for path in tmp_path.glob("*.json"):
         path.unlink()

@@ -201,6 +201,9 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
         if task.started:
             raise  # a fault of ours, not of the command line
         _fail(str(error))
+    except KeyboardInterrupt:
+        interrupts.say()
+        raise SystemExit(interrupts.EXIT_CODE) from None
     _report_failures(overrides, schema, begin)
 
 

@@ -220,6 +220,9 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
         if task.started:
             raise  # a fault of ours, not of the command line
         _fail(explain(error, command, schema, CONFIGS, overrides))
+    except KeyboardInterrupt:
+        interrupts.say()
+        raise SystemExit(interrupts.EXIT_CODE) from None
     _report_failures(overrides, schema, begin)
 
 

@@ -47,7 +47,7 @@ class _State:
     together = False  # all ranks end
     n_own = 0  # signals of this program to itself that are under way
     deferred: Callable[[], None] | None = None
-    announce: Callable[[], None] | None = None
+    tell_ranks: Callable[[], None] | None = None
     exit_code = EXIT_CODE
     ending = threading.Lock()
     unfinished: dict[str, None] = {}  # noqa: RUF012 (there is one state)
@@ -80,9 +80,9 @@ def end_work(exit_code: int) -> None:
     _State.working = _State.received
 
 
-def announce_by(tell_ranks: Callable[[], None]) -> None:
+def tell_by(tell_ranks: Callable[[], None]) -> None:
     """Call this, in a thread, when SIGINT comes: it may have come to this rank alone."""
-    _State.announce = tell_ranks
+    _State.tell_ranks = tell_ranks
 
 
 def received() -> bool:
@@ -203,8 +203,8 @@ def _watch(reader: int) -> None:
         elif first is None:
             first = time.monotonic()
             threading.Thread(target=_end_after_grace, daemon=True).start()
-            if _State.announce is not None:
-                threading.Thread(target=_State.announce, daemon=True).start()
+            if _State.tell_ranks is not None:
+                threading.Thread(target=_State.tell_ranks, daemon=True).start()
         elif time.monotonic() - first > SAME_S:
             leave()
 
@@ -248,12 +248,12 @@ def _at_exit() -> None:
     """The last of the exit functions: only modules are left to take down, for a second."""
     if received():
         leave()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if _State.finished and "mpi4py.MPI" not in sys.modules:  # which MPI has to be told
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(_State.exit_code)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _in_child() -> None:

@@ -18,7 +18,7 @@ _LITTER = ("*.tmp", "*.partial", "*.part", "*.incomplete", ".mace-train-*")
 
 
 @dataclass
-class Outcome:
+class Ended:
     """How an interrupted command ended."""
 
     code: int
@@ -63,7 +63,7 @@ def interrupted(
     allowed: tuple[str, ...] = (),
     number: int = signal.SIGINT,
     after: Callable[[], bool] | None = None,
-) -> Outcome:
+) -> Ended:
     """Run ``command`` in ``folder`` and interrupt it ``delay`` seconds after it handles signals.
 
     Or after ``after()`` holds, if it is given.
@@ -120,7 +120,7 @@ def interrupted(
     theirs = ("torchinductor_*", "torchelastic_*")
     litter += [p for p in (folder / "tmp").iterdir() if not any(map(p.match, theirs))]
     left = [str(p.relative_to(folder)) for p in litter if not any(map(p.match, allowed))]
-    return Outcome(process.returncode, seconds, spare.stretch, text, sent, orphans, left)
+    return Ended(process.returncode, seconds, spare.stretch, text, sent, orphans, left)
 
 
 class _Spare:

@@ -27,7 +27,7 @@ class Heartbeat:
         self._store, self._rank, self._size = store, rank, size
         self._count = 0
         self._stopped = threading.Event()
-        interrupts.announce_by(self._announce_interrupt)
+        interrupts.tell_by(self._tell_interrupt)
         self._beat()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
@@ -50,7 +50,7 @@ class Heartbeat:
         )
         self._store.set(f"beat/{self._rank}", beat)
 
-    def _announce_interrupt(self) -> None:
+    def _tell_interrupt(self) -> None:
         """Tell ranks that lose the connection to this one why."""
         with suppress(RuntimeError):
             self._store.set("interrupted", str(self._rank))

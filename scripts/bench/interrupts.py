@@ -44,7 +44,7 @@ class Case:
     targets: tuple[str, ...] = ("group", "process")
     by_launcher: bool = False
     again: list[str] | None = None
-    """What the same command needs to continue; None if it only starts anew."""
+    """What the same command needs to continue; None if it only starts again."""
     prepare: Callable[[Path], None] = lambda folder: None
 
 

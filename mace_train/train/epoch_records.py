@@ -24,6 +24,7 @@ def checked_epoch_record(record: Any) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{', '.join(missing)} is missing")
     for name, value in record.items():
-        if not isinstance(value, float):  # which may be NaN
-            converted(_TYPES.get(name, _OTHER), value, name)
+        of_name = _TYPES.get(name, _OTHER)
+        if of_name in (int, str) or not isinstance(value, float):  # a float may be NaN
+            converted(of_name, value, name)
     return record

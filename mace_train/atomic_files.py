@@ -8,11 +8,13 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from mace_train import interrupts
 from mace_train.errors import system_error
 
 _TEMPORARY = re.compile(r"\.(?:.+\.)?(\d+)\.tmp")
@@ -58,10 +60,23 @@ def _temporary_folder(parent: Path, name: str) -> Iterator[Path]:
     temporary = parent / name
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that had this number
-        temporary.mkdir()
-        yield temporary
+        with interrupts.unfinished(temporary):
+            temporary.mkdir()
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A new folder that is removed at the end, however that comes; in the system's place for such.
+
+    With a ``parent`` it is hidden in that folder.
+    """
+    prefix = "mace-train-" if parent is None else ".mace-train-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as name:
+        with interrupts.unfinished(name):
+            yield Path(name)
 
 
 def _install(temporary: Path, names: list[str], durable: bool) -> None:

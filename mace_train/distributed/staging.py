@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mace_train import environment_variables
+from mace_train import environment_variables, interrupts
 from mace_train.distributed.world import World
 from mace_train.folders import existing_folder
 
@@ -73,7 +73,8 @@ def _copy(folder: Path, copy: Path) -> None:
         raise OSError(f"{size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free")
     incomplete = copy.with_name(f"{copy.name}.incomplete")
     shutil.rmtree(incomplete, ignore_errors=True)
-    shutil.copytree(folder, incomplete)
+    with interrupts.unfinished(incomplete):
+        shutil.copytree(folder, incomplete)
     os.replace(incomplete, copy)
     seconds = time.monotonic() - start
     LOGGER.info("copied %.3g GB to %s, %.3g MB/s", size / 1e9, copy, size / 1e6 / seconds)

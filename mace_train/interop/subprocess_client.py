@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mace_train.atomic_files import scratch_folder
 from mace_train.child_process import run_child
 from mace_train.errors import InputError, system_error
 from mace_train.interop.header import Header
@@ -36,8 +36,7 @@ def read_mace_torch(path: Path) -> LoadedModel:
 
     Raises InputError without mace-torch, or for a file that is no model we know.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         _run({"task": "read", "path": str(path.resolve())}, folder)
         header = json.loads((folder / "header.json").read_text())
         return LoadedModel(header, load_file(folder / "tensors.safetensors"), _predictions(folder))
@@ -51,8 +50,7 @@ def build_mace_torch(
     default_dtype: str = "float64",
 ) -> dict[str, Tensor]:
     """Predictions of mace-torch's model of these tensors, which is saved if a file is named."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "tensors.safetensors")
         (folder / "header.json").write_text(json.dumps(header))
         request: dict[str, Any] = {"task": "write", "path": what, "default_dtype": default_dtype}

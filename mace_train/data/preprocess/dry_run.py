@@ -1,7 +1,6 @@
 """``--dry-run``: print what the input files hold; nothing is written."""
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from rich.table import Table
 
+from mace_train.atomic_files import scratch_folder
 from mace_train.console import Console
 from mace_train.data.labels import LabelReport, keys_in_words, warn_of_other_keys
 from mace_train.data.notes import Notes
@@ -58,9 +58,9 @@ def survey(files: Sequence[InputFile], settings: PreprocessSettings, pool: TaskP
     """
     parent = Path.cwd() if settings.output == MISSING else Path(settings.output).resolve().parent
     keys = LabelKeys.of(settings.data)
-    with tempfile.TemporaryDirectory(prefix=".mace-train-", dir=parent) as folder:
-        (Path(folder) / UNPACKED).mkdir()
-        blocks = make_blocks(files, Path(folder), pool, settings.structures_per_shard)
+    with scratch_folder(parent) as folder:
+        (folder / UNPACKED).mkdir()
+        blocks = make_blocks(files, folder, pool, settings.structures_per_shard)
         with ProgressBar("scanning", len(blocks), counted="structures", log=True) as bar:
             found = pool.map(
                 partial(summarise_block, keys=keys, require_energy=settings.data.require_energy),

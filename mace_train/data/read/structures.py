@@ -1,9 +1,8 @@
 """Structures from files, one at a time, checked."""
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
+from mace_train.atomic_files import scratch_folder
 from mace_train.data.labels import LabelReport
 from mace_train.data.notes import Notes
 from mace_train.data.read.file_range import ChunkLimit
@@ -64,7 +63,7 @@ def _plain(file: str) -> Iterator[tuple[str, str]]:
     if not is_packed(file):
         yield file, file
         return
-    with tempfile.TemporaryDirectory(prefix="mace-train-") as folder:
+    with scratch_folder() as folder:
         with read_errors(file, 0):
-            plain = unpack(file, file, Path(folder))
+            plain = unpack(file, file, folder)
         yield from plain

@@ -74,9 +74,11 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     With a ``parent`` it is hidden in that folder.
     """
     prefix = "mace-train-" if parent is None else ".mace-train-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as name:
-        with interrupts.unfinished(name):
-            yield Path(name)
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as name,
+        interrupts.unfinished(name),
+    ):
+        yield Path(name)
 
 
 def _install(temporary: Path, names: list[str], durable: bool) -> None:

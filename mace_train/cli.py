@@ -33,11 +33,11 @@ from yaml import YAMLError
 from mace_train import __version__, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
-from mace_train.console import printable
 from mace_train.distributed.launcher import launched_tasks, rank_of_process
 from mace_train.distributed.signals import exit_code
 from mace_train.errors import InputError
 from mace_train.settings_files import check_settings_files
+from mace_train.shown_text import printable
 from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
 

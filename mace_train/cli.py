@@ -41,12 +41,12 @@ from mace_train.cli_errors import (
     shortened,
 )
 from mace_train.cli_help import HELP, command_help
-from mace_train.console import printable
 from mace_train.distributed import launcher
 from mace_train.distributed.signals import catch, exit_code
 from mace_train.environment_variables import number, set_default
 from mace_train.errors import InputError, system_error
 from mace_train.settings_files import check_settings_files
+from mace_train.shown_text import printable
 from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
 

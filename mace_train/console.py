@@ -1,38 +1,11 @@
-"""Names from files in what is printed and drawn: as they are, without power over where they are.
-
-A name in a data set may hold control characters, which move the cursor or set the title of a
-window, what rich takes for its markup or Matplotlib for a formula. All are shown as text.
-"""
+"""The console on which commands print: names from files are text, not markup of rich."""
 
 from typing import Any
 
 from rich.console import Console as _Console
 from rich.text import Text
 
-
-def printable(text: str) -> str:
-    r"""The text with control characters, and others that are invisible, written as escapes.
-
-    >>> printable("a\x1b[2Jb\n")
-    'a\\x1b[2Jb\n'
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else _escape(c) for c in text)
-
-
-def plot_label(text: str) -> str:
-    r"""The text for a legend of Matplotlib, which takes $ for a formula and hides names after _.
-
-    >>> plot_label("_cu $x$")
-    ' _cu \\$x\\$'
-    """
-    shown = printable(text).replace("$", r"\$")
-    return f" {shown}" if shown.startswith("_") else shown
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+from mace_train.shown_text import printable
 
 
 class Console(_Console):

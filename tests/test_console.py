@@ -8,7 +8,8 @@ import pytest
 from rich.table import Table
 
 from mace_train import cli
-from mace_train.console import Console, plot_label, printable
+from mace_train.console import Console
+from mace_train.shown_text import plot_label, printable
 
 HARMFUL = "\x1b]0;title\x07\x1b[2J[/] [link=http://x]y :smile: \x9b\u202e$\\frac{"
 

@@ -14,11 +14,11 @@ from matplotlib.ticker import (
 )
 from numpy.typing import NDArray
 
-from mace_train.console import plot_label
 from mace_train.evaluate.parity_plot import draw_parity, energy_pairs, force_pairs, stress_pairs
 from mace_train.report.error_tables import Errors, number
 from mace_train.report.pictures import Picture, Theme, picture
 from mace_train.report.run_folder import BinFill, RunFolder
+from mace_train.shown_text import plot_label
 from mace_train.train.timing import PHASES
 
 Record = dict[str, Any]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from mace_train.atomic_files import replaced
-from mace_train.console import plot_label
+from mace_train.shown_text import plot_label
 
 Record = dict[str, Any]
 Value = Callable[[Record], float | None]

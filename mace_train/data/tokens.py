@@ -1,4 +1,4 @@
-"""What is wrong with a piece of text that should be a number or the symbol of an element."""
+"""What is wrong with text that should be a number or the symbol of an element."""
 
 import re
 

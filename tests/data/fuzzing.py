@@ -87,8 +87,8 @@ def scribble(content: bytearray, rng: random.Random) -> None:
     )
 
 
-# pieces of text as programs and editors write them: units, labels, Fortran, other encodings
-PIECES = (
+# text as programs and editors write them: units, labels, Fortran, other encodings
+SNIPPETS = (
     b"1.0D+02", b"-0.123-102", b"1.5-2.5", b"*****", b"0,5", b"1.0eV", b"T", b"29", b"Cu1", b"D",
     b"X", b"\xe9", b"\xef\xbb\xbf", b"\xc2\xa0", b"\xe2\x88\x921", b"\r", b"\r\n", b"\t\t", b"=",
     b"{", b"_JSON [", b"REF_energy=-1 ", b'pbc="T T" ', b'pbc="F F F" ', b'Lattice="1 2 3" ',
@@ -97,11 +97,11 @@ PIECES = (
 
 
 def paste(content: bytearray, rng: random.Random) -> None:
-    """Put one of the PIECES between or in the place of words."""
+    """Put one of the SNIPPETS between or in the place of words."""
     words = [i for i, byte in enumerate(content) if byte in b" \n="]
     place = rng.choice(words) + 1
     following = next((i for i in words if i >= place), len(content))
-    content[place : following if rng.random() < 0.7 else place] = rng.choice(PIECES)
+    content[place : following if rng.random() < 0.7 else place] = rng.choice(SNIPPETS)
 
 
 def mark(content: bytearray, rng: random.Random) -> None:

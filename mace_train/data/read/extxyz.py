@@ -110,7 +110,7 @@ def parse(lines: list[bytes], first: int = 1) -> RawStructure:
     """One structure from its lines: number of atoms, header, atoms.
 
     Args:
-        lines: As they stand in the file.
+        lines: Unchanged, with their ends.
         first: Number of the first line, for messages.
 
     Raises:

@@ -1,7 +1,7 @@
 """What is wrong with an extended XYZ file: line, column, what stands there, and the remedy.
 
 Parsers fail with what a conversion says (``KeyError: 'Cu1'``). Here a frame that failed is read
-once more, piece by piece, for the place and the cause.
+once more, value by value, for the place and the cause.
 """
 
 import re
@@ -172,20 +172,20 @@ def _fault_of_comment(text: str) -> str | None:
     return f'{words[0]} has no value; write {words[0]}="9 numbers"' if words else None
 
 
-class _Column(NamedTuple):
+class _NamedColumn(NamedTuple):
     """One of the columns of an atom."""
 
     name: str
     kind: str
 
 
-def _columns(properties: str) -> Iterator[_Column]:
+def _columns(properties: str) -> Iterator[_NamedColumn]:
     fields = properties.strip().split(":")
     for name, kind, width in zip(fields[::3], fields[1::3], fields[2::3], strict=False):
-        yield from [_Column(name, kind)] * int(width)
+        yield from [_NamedColumn(name, kind)] * int(width)
 
 
-def _fault_of_row(tokens: list[str], columns: list[_Column]) -> str | None:
+def _fault_of_row(tokens: list[str], columns: list[_NamedColumn]) -> str | None:
     """Of the line of one atom, to be read after its number."""
     if len(tokens) < len(columns):
         for place, token in enumerate(tokens, start=1):
@@ -204,7 +204,7 @@ def _fault_of_row(tokens: list[str], columns: list[_Column]) -> str | None:
     return None
 
 
-def _fault_of_cell(token: str, column: _Column) -> str | None:
+def _fault_of_cell(token: str, column: _NamedColumn) -> str | None:
     if column.name in _ELEMENTS and column.kind == "S":
         return None if token.capitalize() in atomic_numbers else element_fault(token)
     if column.kind == "R" and not _is_number(token):

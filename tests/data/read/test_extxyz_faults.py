@@ -33,7 +33,7 @@ def with_header(header):
     return WHOLE + frame(f"REF_energy=-1 {header}")
 
 
-# content of the file -> what the message says of structure 1 (or the one named)
+# content of the file -> words of the message about structure 1 (or the one named)
 REFUSED = {
     with_row("Cu1 0 0 0"): "line 7 (atom 0), column 1 (species): 'Cu1' is a label, not",
     with_row("Cu+ 0 0 0"): "'Cu+' is a label, not an element: write 'Cu'",

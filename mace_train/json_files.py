@@ -77,13 +77,12 @@ def _one_of(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
 
 def _dataclass(kind: Any, value: dict[str, Any], name: str) -> Any:
     hints, fields = get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
-    for key, field in fields.items():
-        missing = (dataclasses.MISSING, dataclasses.MISSING)
-        if key not in value and (field.default, field.default_factory) == missing:
-            raise ValueError(f"{_below(name, key)} is missing")
-    for key in value:
-        if key not in fields:
-            raise ValueError(f"{_below(name, key)} is not known")
+    none = dataclasses.MISSING
+    required = [k for k, f in fields.items() if f.default is none and f.default_factory is none]
+    wrong = [f"{_below(name, key)} is missing" for key in required if key not in value]
+    wrong += [f"{_below(name, key)} is not known" for key in value if key not in fields]
+    if wrong:
+        raise ValueError(", ".join(wrong[:4]))
     return kind(**{key: converted(hints[key], v, _below(name, key)) for key, v in value.items()})
 
 

@@ -281,7 +281,7 @@ class Soak:
             self.disk.free()
 
     def _bad_kernel(self) -> None:
-        """An empty, a cut or a foreign file in place of a compiled kernel; all load theirs again."""
+        """An empty, a cut or a foreign file in place of a kernel; all ranks load theirs again."""
         kernels = sorted((self.arguments.work / "cache").rglob("*.so"))
         if kernels:
             path = self.random.choice(kernels)

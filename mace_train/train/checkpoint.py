@@ -1,9 +1,9 @@
 """Checkpoints: tensors as safetensors with a JSON header inside, never a pickle.
 
-The header names architecture, E0s, statistics, settings and progress; a readable copy is written
-beside each file, human-readable: what reads a checkpoint reads the header inside. A checksum over
-header and tensors is verified at every load. A file is replaced in one atomic step and synced, so a
-run killed while writing, or a loss of power, keeps the one before.
+The header names architecture, E0s, statistics, settings and progress; a human-readable copy is
+written beside each file, which no command reads. A checksum over header and tensors is verified at
+every load. A file is replaced in one atomic step and synced, so a run killed while writing, or a
+loss of power, keeps the one before.
 """
 
 import hashlib

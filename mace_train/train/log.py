@@ -175,9 +175,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records, broken = [], []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            record = json.loads(line)
-            records.append({**record, "epoch": int(record["epoch"])})
-        except (ValueError, TypeError, KeyError):
+            records.append(checked_epoch_record(json.loads(line)))
+        except (ValueError, RecursionError):
             broken.append(number)
     if broken:
         LOGGER.warning("%s: line %d is damaged and skipped (%d such)", path, broken[0], len(broken))

@@ -34,10 +34,10 @@ from mace_train import __version__, interrupts, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
 from mace_train.cli_errors import (
     HYDRA_QUIET,
-    check_options,
     checked_settings,
     explain,
     explain_yaml,
+    options_first,
     shortened,
 )
 from mace_train.cli_help import HELP, command_help
@@ -204,10 +204,9 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
         overrides.append("output=dry-run")  # which is not written
     if any(word.startswith(("--config-name", "-cn")) for word in overrides):
         overrides += HYDRA_QUIET  # for a YAML file of the user that leaves our defaults out
-    sys.argv = [f"mace-train {command}", *overrides]
     set_default("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
-        check_options(overrides)
+        sys.argv = [f"mace-train {command}", *options_first(overrides)]
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error, command, schema, CONFIGS, overrides))

@@ -37,8 +37,11 @@ _UNSUPPORTED = {  # option of Hydra -> what to do instead
 }
 
 
-def check_options(words: list[str]) -> None:
-    """InputError if Hydra does not know the options among ``words``, or we do not have them."""
+def options_first(words: list[str]) -> list[str]:
+    """The words with all settings at the end, the only order that Hydra reads.
+
+    Raises InputError if Hydra does not know the options among them, or we do not have them.
+    """
     parser = get_args_parser()
 
     def fail(message: str) -> NoReturn:
@@ -49,13 +52,17 @@ def check_options(words: list[str]) -> None:
         raise InputError(f"{message}; give options as `mace-train --help` shows them")
 
     parser.error = fail  # type: ignore[method-assign]
-    found = parser.parse_args(words)
+    found = parser.parse_intermixed_args(words)
     for word in found.overrides:
         if word.startswith("="):
             raise InputError(f"{word!r} names no setting; write key=value, such as seed=1")
     for name, instead in _UNSUPPORTED.items():
         if getattr(found, name, None):
             raise InputError(f"--{name.replace('_', '-')} cannot be used here; {instead}")
+    options = list(words)
+    for word in found.overrides:
+        options.remove(word)
+    return [*options, *found.overrides]
 
 
 def checked_settings(config: DictConfig, command: str, schema: type, configs: Path) -> Any:

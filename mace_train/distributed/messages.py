@@ -38,7 +38,7 @@ def decode(message: bytes | bytearray | memoryview) -> Any:
     end = _PREFIX + int.from_bytes(view[:_PREFIX], "little")
     if not _PREFIX < end <= len(view):
         raise ValueError("a message that ends before its text does")
-    reader = _Reader(view[end:])
+    reader = _MessageReader(view[end:])
     try:
         value = reader.value(json.loads(bytes(view[_PREFIX:end])))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -105,7 +105,7 @@ def _known(dtype: str) -> str:
     return dtype
 
 
-class _Reader:
+class _MessageReader:
     """Makes values from their descriptions, in the order in which their bytes follow."""
 
     def __init__(self, buffers: memoryview) -> None:

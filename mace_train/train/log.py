@@ -22,6 +22,7 @@ from mace_train import interrupts
 from mace_train.atomic_files import append_text, write_text
 from mace_train.errors import InputError, system_error
 from mace_train.settings import LoggerSettings
+from mace_train.train.epoch_records import checked_epoch_record
 
 LOGGER = logging.getLogger("mace_train")
 CSV_COLUMNS = (

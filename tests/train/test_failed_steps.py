@@ -1,4 +1,4 @@
-"""What the message about a step that cannot be made says of its structures."""
+"""What the message about a step that cannot be made says about its structures."""
 
 import numpy as np
 

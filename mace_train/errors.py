@@ -25,6 +25,12 @@ class StorageError(InputError):
     exit_code: ClassVar[int] = os.EX_IOERR  # 74
 
 
+def with_exit_code(message: str, exit_code: int) -> InputError:
+    """The error of another process, of which its message and exit code are known."""
+    kinds = {kind.exit_code: kind for kind in (LostRankError, StorageError)}
+    return kinds.get(exit_code, InputError)(message)
+
+
 class InvalidStructureError(InputError):
     """One structure cannot be used, the others can; ``skip_invalid=true`` leaves it out."""
 

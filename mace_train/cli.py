@@ -300,13 +300,15 @@ def _report_failures(overrides: list[str], schema: type, begin: float) -> None:
     outputs = [word.partition("=")[2] for word in overrides if word.startswith("output=")]
     sweep = Path([_default_output(schema), *outputs][-1].strip("'\""))
     records = {folder.name: read_record(folder) or {} for folder in job_folders(sweep)}
-    failures = [
-        f"job {k}: {record['error']}"
-        for k, record in records.items()
+    failed = {
+        job: record
+        for job, record in records.items()
         if record["state"] == "failed" and record["started"] >= begin
-    ]
-    if failures:
-        _fail("; ".join(failures))
+    }
+    if failed:
+        codes = {record.get("exit_code") or InputError.exit_code for record in failed.values()}
+        message = "; ".join(f"job {job}: {record['error']}" for job, record in failed.items())
+        _fail(message, codes.pop() if len(codes) == 1 else InputError.exit_code)
 
 
 def _check_launch(command: str, overrides: list[str]) -> None:

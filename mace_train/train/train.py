@@ -6,6 +6,7 @@ rank 0 and broadcast, so ranks cannot diverge.
 
 import logging
 import math
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,13 @@ def _start_log(run: Run) -> MetricsLog | None:
 
 
 def _open_log(run: Run) -> MetricsLog:
-    lock = start_output(run)
-    log = MetricsLog(run.settings.logger, run.output, run.settings.name, asdict(run.settings))
-    log.on_close(lock.close)
-    log.keep_until(run.progress.epoch, run.progress.step)
+    with ExitStack() as opened:
+        lock = opened.enter_context(start_output(run))
+        log = MetricsLog(run.settings.logger, run.output, run.settings.name, asdict(run.settings))
+        opened.callback(log.close, 1)
+        log.on_close(lock.close)
+        log.keep_until(run.progress.epoch, run.progress.step)
+        opened.pop_all()  # no error: it stays open
     n_weights = sum(parameter.numel() for parameter in run.model.parameters())
     n_frozen = n_weights - sum(parameter.numel() for parameter in run.updater.parameters)
     LOGGER.info(

@@ -227,7 +227,7 @@ def test_names_in_figures_are_no_formulas(monkeypatch):
     monkeypatch.setattr(pictures, "DPI", 40)
     structures = emt_structures(6, 4)
     for i, atoms in enumerate(structures):
-        atoms.info["config_type"] = (r"$\frac{", "_a", "\x1b[2J$")[i % 3]
+        atoms.info["config_type"] = (r"$\frac{", "_a", "[2J$")[i % 3]
     assert plots.distribution(errors_of(structures), "")
 
 

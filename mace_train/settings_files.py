@@ -7,12 +7,14 @@ are the exception.
 """
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mace_train.errors import InputError
+from mace_train.cli_errors import explain_yaml
+from mace_train.errors import InputError, system_error
 
 _FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")
 _SEARCH_PATH = "searchpath"
@@ -48,7 +50,7 @@ def check_settings_files(words: list[str]) -> None:
 
 
 def _named(words: list[str]) -> Iterator[Path]:
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip_longest(words, words[1:], fillvalue=""):
         option, equals, value = word.partition("=")
         if option in _FOLDERS:
             yield Path(value if equals else after)
@@ -60,8 +62,14 @@ def _named(words: list[str]) -> Iterator[Path]:
 def _content(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: not a YAML file that can be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not a YAML file: {explain_yaml(error)}; correct it") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply for a YAML file; correct it") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
+    except OSError as error:
+        raise system_error(error, path) or error from error
 
 
 def _entries(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -49,7 +49,7 @@ def test_ordinary_settings_pass(tmp_path):
     check_settings_files(["--config-dir", str(tmp_path), "--config-name=mine"])
     check_settings_files(["--config-dir", str(tmp_path / "not there")])
     (tmp_path / "tag.yaml").write_text("a: !!python/object/apply:os.system ['touch ran']\n")
-    with pytest.raises(InputError, match="not a YAML file that can be read"):
+    with pytest.raises(InputError, match="not a YAML file"):
         check_settings_files(["--config-dir", str(tmp_path)])
 
 
@@ -62,3 +62,23 @@ def test_the_command_calls_nothing(tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert "hydra.callbacks.x._target_='os.system' would be called" in done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+NOT_YAML = {
+    "syntax": (b"scaling: false data_dir: x\n", r"line 1, column \d+: mapping values"),
+    "encoding": (b"a: \xff\n", "save it as UTF-8"),
+    "depth": (b"[" * 5000, "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_YAML)
+def test_what_is_no_yaml_is_named_in_one_line(name, tmp_path):
+    content, words = NOT_YAML[name]
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=words) as raised:
+        check_settings_files(["--config-dir", str(tmp_path)])
+    assert "\n" not in str(raised.value)
+
+
+def test_no_words_at_all():
+    check_settings_files([])

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,9 +99,10 @@ def fork(words: list[str], environment: Mapping[str, str], folder: Path, box: fl
     code = 70
     try:
         _enter(folder, environment)
-        from mace_train.cli import main
+        from mace_train.__main__ import run
 
-        code = _exit_code(main, words)
+        sys.argv = ["mace-train", *words]
+        code = _exit_code(run)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -113,10 +114,10 @@ def fork(words: list[str], environment: Mapping[str, str], folder: Path, box: fl
         os._exit(code)
 
 
-def _exit_code(main, words: list[str]) -> int:
+def _exit_code(run: Callable[[], None]) -> int:
     """What the interpreter would exit with."""
     try:
-        main(words)
+        run()
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return (end.code or 0) & 0xFF

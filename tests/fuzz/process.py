@@ -45,6 +45,7 @@ class Running:
     fate: str = ""
     interrupted_at: float = 0.0
     waited: dict[int, float] = field(default_factory=dict)  # seconds by process
+    look_at: float = field(default_factory=lambda: time.monotonic() + 0.5)  # reads all of /proc
 
     def fair_seconds(self) -> float:
         """Seconds since the start, without those that its processes waited for a core."""
@@ -60,8 +61,9 @@ class Running:
         if pid:
             end_session(self.pid)
             return self._result(os.waitstatus_to_exitcode(status))
-        if time.monotonic() < self.start + 0.5:
+        if time.monotonic() < self.look_at:
             return None
+        self.look_at = time.monotonic() + 0.5
         seconds = self.fair_seconds()
         if count_tasks(self.pid) > MOST_TASKS:
             self.kill("tasks")

@@ -36,7 +36,6 @@ from mace_train.cli_errors import (
     HYDRA_QUIET,
     checked_settings,
     explain,
-    explain_yaml,
     options_first,
     shortened,
 )
@@ -49,6 +48,7 @@ from mace_train.settings_files import check_settings_files
 from mace_train.shown_text import printable
 from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
+from mace_train.yaml_files import explain_yaml
 
 
 @dataclass(frozen=True)

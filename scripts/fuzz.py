@@ -35,7 +35,7 @@ def main() -> int:
                         help="share of the inputs that get a process of their own")  # fmt: skip
     parser.add_argument("--json", type=Path, help="write counts and failures here")
     parser.add_argument("--fixtures", type=Path,
-                        help="make the undamaged files here, or use those that are here")  # fmt: skip
+                        help="undamaged files: made here, or used from here")  # fmt: skip
     arguments = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), MPLBACKEND="agg")
     from tests.fuzz.campaign import Campaign, failures, table, write

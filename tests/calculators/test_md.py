@@ -81,7 +81,7 @@ def test_nvt_of_a_committee_keeps_the_temperature(trained, crystal, tmp_path):
         (["md", "structure={start}", "ensemble=npt"], "valid choices are: nve, nvt"),
         (["md", "structure={start}", "ensemble=nvt", "temperature_K=null"], "needs a temperature"),
         (["md", "structure={start}", "timestep_fs=0"], "must be greater than 0"),
-        (["md", "structure={junk}"], "junk.xyz, structure 0: line 1 is 'three'"),
+        (["md", "structure={junk}"], "junk.xyz, structure 0: line 1 is b'three'"),
         (["md", "structure={cut}"], "the file ends after 1 of 99999999 atoms"),
         (["md", "structure={carbon}"], "does not know C (6), only H, N, O, Al"),
         (["md"], "md needs structure"),

@@ -36,19 +36,19 @@ from mace_train.cli_errors import (
     HYDRA_QUIET,
     checked_settings,
     explain,
-    explain_yaml,
     options_first,
     shortened,
 )
 from mace_train.cli_help import HELP, command_help
 from mace_train.distributed import launcher
 from mace_train.distributed.signals import catch, exit_code
-from mace_train.environment_variables import number, set_default
+from mace_train.environment_variables import number, overrule, set_default
 from mace_train.errors import InputError, system_error
 from mace_train.settings_files import check_settings_files
 from mace_train.shown_text import printable
 from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
+from mace_train.yaml_files import explain_yaml
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,7 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
         overrides.append("output=dry-run")  # which is not written
     if any(word.startswith(("--config-name", "-cn")) for word in overrides):
         overrides += HYDRA_QUIET  # for a YAML file of the user that leaves our defaults out
+    overrule("MPLBACKEND", "agg")  # figures are files; notebooks leave what Matplotlib cannot load
     set_default("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
         sys.argv = [f"mace-train {command}", *options_first(overrides)]

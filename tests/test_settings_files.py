@@ -49,7 +49,7 @@ def test_ordinary_settings_pass(tmp_path):
     check_settings_files(["--config-dir", str(tmp_path), "--config-name=mine"])
     check_settings_files(["--config-dir", str(tmp_path / "not there")])
     (tmp_path / "tag.yaml").write_text("a: !!python/object/apply:os.system ['touch ran']\n")
-    with pytest.raises(InputError, match="not a YAML file that can be read"):
+    with pytest.raises(InputError, match="not YAML"):
         check_settings_files(["--config-dir", str(tmp_path)])
 
 
@@ -62,3 +62,15 @@ def test_the_command_calls_nothing(tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert "hydra.callbacks.x._target_='os.system' would be called" in done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_no_words_at_all():
+    check_settings_files([])
+
+
+def test_what_aliases_name_again_is_looked_at_once(tmp_path):
+    lines = ["x0: &x0 [1, 1]"]
+    lines += [f"x{k + 1}: &x{k + 1} [*x{k}, *x{k}]" for k in range(200)]
+    (tmp_path / "many.yaml").write_text("\n".join(lines))
+    (tmp_path / "itself.yaml").write_text("a: &a [*a]")
+    check_settings_files(["--config-dir", str(tmp_path)])

@@ -82,7 +82,7 @@ def cases(work: Path) -> dict[str, Case]:
         "evaluate": Case([*PROGRAM, *evaluate]),
         "evaluate torchrun": Case([*TORCHRUN, *evaluate], targets=two, by_launcher=True),
         "report": Case([*PROGRAM, "report", str(run), "output=out", reference]),
-        "compare": Case([*PROGRAM, "compare", str(run), f"{run}2", "output=out", reference]),
+        "compare": Case([*PROGRAM, "compare", str(run), f"{run}2", "output=out"]),
         "sweep": Case([*PROGRAM, "sweep", str(work / "sweep")]),
         "tune": Case(
             [*PROGRAM, "tune", "trials=3", "output=out", "--", *plain[1:2], *plain[3:], "seed=1,2"],

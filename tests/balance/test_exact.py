@@ -52,7 +52,8 @@ except KeyboardInterrupt:
 """
     begin = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = [sys.executable, "-c", begin + code]
-    assert subprocess.run(command, capture_output=True, text=True, check=False).stdout == "arrived\n"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "arrived\n"
 
 
 def test_balanced_is_near_the_optimum_of_small_instances():

@@ -48,7 +48,7 @@ def check_settings_files(words: list[str]) -> None:
 
 
 def _named(words: list[str]) -> Iterator[Path]:
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words, ""][1:], strict=True):
         option, equals, value = word.partition("=")
         if option in _FOLDERS:
             yield Path(value if equals else after)

@@ -43,6 +43,7 @@ def options_first(words: list[str]) -> list[str]:
     Raises InputError if Hydra does not know the options among them, or we do not have them.
     """
     parser = get_args_parser()
+    parser.allow_abbrev = False  # whatever else reads the words knows whole names only
 
     def fail(message: str) -> NoReturn:
         unknown = re.fullmatch("unrecognized arguments: (.*)", message, re.DOTALL)

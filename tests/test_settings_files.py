@@ -31,6 +31,21 @@ def test_what_would_be_called_is_refused(name, option, tmp_path):
         check_settings_files(["max_num_epochs=1", *words])
 
 
+@pytest.mark.parametrize("words", [[], ["--multirun"], ["--config-dir"]])
+def test_a_command_line_without_folders(words):
+    check_settings_files(words)
+
+
+def test_an_option_is_not_shortened(tmp_path):
+    (tmp_path / "evil.yaml").write_text(yaml.safe_dump(HARMFUL["callback"]))
+    words = ["inspect", "nowhere", "--config-di", str(tmp_path), "--config-name", "evil"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mace_train", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "unknown option --config-di" in done.stderr
+
+
 def test_folders_that_files_name_are_looked_at(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

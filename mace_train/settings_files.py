@@ -7,7 +7,7 @@ are the exception.
 """
 
 from collections.abc import Iterator
-from itertools import zip_longest
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def check_settings_files(words: list[str]) -> None:
 
 
 def _named(words: list[str]) -> Iterator[Path]:
-    for word, after in zip_longest(words, words[1:], fillvalue=""):
+    for word, after in pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         if option in _FOLDERS:
             yield Path(value if equals else after)

@@ -7,6 +7,7 @@ can be mounted, the disk is really full. Afterwards the same command does its wo
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,3 +204,20 @@ def test_a_file_system_that_is_read_only(name, commands, tmp_path, capsys):
         code, message = fails(with_output(name, commands[name], tmp_path / "disk" / "o"), capsys)
     assert code == 2
     assert "Read-only file system" in message or "no permission" in message
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("words", "unbuffered"), [("--help", ""), ("inspect", ""), ("inspect", "1"), ("tune --cfg", "")]
+)
+def test_output_to_a_full_disk_is_one_line(words, unbuffered, prepared, tmp_path):
+    command = [sys.executable, "-m", "mace_train", *words.split()]
+    command += {"inspect": [str(prepared)], "tune --cfg": ["job"]}.get(words, [])
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+        )
+    assert done.returncode == FULL, done.stderr
+    assert "the standard output: no space left on device; free space there" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -63,6 +63,8 @@ def test_ordinary_settings_pass(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     check_settings_files(["--config-dir", str(tmp_path), "--config-name=mine"])
     check_settings_files(["--config-dir", str(tmp_path / "not there")])
+    check_settings_files(["max_num_epochs=1", "--config-dir"])
+    check_settings_files([])
     (tmp_path / "tag.yaml").write_text("a: !!python/object/apply:os.system ['touch ran']\n")
     with pytest.raises(InputError, match="not YAML"):
         check_settings_files(["--config-dir", str(tmp_path)])

@@ -116,12 +116,11 @@ def _check_same_on_all_ranks(run: Run) -> None:
     }
     of_main = run.world.broadcast(facts)
     different = [name for name, value in facts.items() if of_main[name] != value]
-    run.world.raise_on_all_ranks(
+    error = InputError(
         f"rank {run.world.rank} has another {', '.join(different)} than rank 0; data_dir and "
         "output must lie on a file system that all nodes share, or be the same copy on each"
-        if different
-        else None
     )
+    run.world.raise_on_all_ranks(error if different else None)
 
 
 def _on_host(model: MACE) -> dict[str, Tensor]:

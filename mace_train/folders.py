@@ -35,12 +35,14 @@ def lock_folder(name: str, path: Path) -> IO[str]:
 
     Raises ``InputError`` when another process holds it, or the file system cannot lock.
     """
+    handle: IO[str] | None = None
     try:
         handle = open(path / ".lock", "a+")  # noqa: SIM115 (held until the run ends)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(handle.fileno(), 0)
         os.write(handle.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
     except BlockingIOError:
+        assert handle is not None
         handle.seek(0)
         holder = handle.read().strip() or "another process"
         handle.close()
@@ -48,6 +50,8 @@ def lock_folder(name: str, path: Path) -> IO[str]:
             f"{name}={path} is in use by {holder}; wait for it to end or choose another {name}"
         ) from None
     except OSError as error:
+        if handle is not None:
+            handle.close()
         raise system_error(error, path / ".lock") or InputError(
             f"{name}={path}: this file system cannot lock files ({error.strerror}); choose another "
             f"{name}"

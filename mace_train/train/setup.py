@@ -4,6 +4,7 @@ shards and statistics -> model -> updater and bins -> (newest checkpoint) -> run
 """
 
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -130,8 +131,10 @@ def _on_host(model: MACE) -> dict[str, Tensor]:
 def start_output(run: Run) -> IO[str]:
     """Make the output folder with the resolved settings, locked for this run (rank 0)."""
     make_folder("output", run.output / "checkpoints")
-    lock = lock_folder("output", run.output)
-    remove_leftovers(run.output, locked=True)
-    run.checkpoint_manager.tidy(run.progress.to_header())
-    write_record(run)
+    with ExitStack() as stack:
+        lock = stack.enter_context(lock_folder("output", run.output))
+        remove_leftovers(run.output, locked=True)
+        run.checkpoint_manager.tidy(run.progress.to_header())
+        write_record(run)
+        stack.pop_all()  # held until the run ends
     return lock

@@ -6,6 +6,7 @@ rank 0 and broadcast, so ranks cannot diverge.
 
 import logging
 import math
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,10 @@ def _start_log(run: Run) -> MetricsLog | None:
 
 
 def _open_log(run: Run) -> MetricsLog:
-    lock = start_output(run)
-    log = MetricsLog(run.settings.logger, run.output, run.settings.name, asdict(run.settings))
+    with ExitStack() as stack:
+        lock = stack.enter_context(start_output(run))
+        log = MetricsLog(run.settings.logger, run.output, run.settings.name, asdict(run.settings))
+        stack.pop_all()  # of the log from now on
     log.on_close(lock.close)
     log.keep_until(run.progress.epoch, run.progress.step)
     n_weights = sum(parameter.numel() for parameter in run.model.parameters())

@@ -16,7 +16,7 @@ from tests.fuzz.process import Result
 from tests.fuzz.settings_cases import all_settings, at_limits, numeric
 
 ROOT = Path(__file__).parents[2]
-N_INPUTS = 100
+N_INPUTS = 80
 
 
 @pytest.mark.slow

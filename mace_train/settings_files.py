@@ -11,9 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mace_train.errors import InputError
+from mace_train.yaml_files import read_yaml
 
 _FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")
 _SEARCH_PATH = "searchpath"
@@ -42,7 +41,7 @@ def check_settings_files(words: list[str]) -> None:
             continue
         seen.add(folder)
         for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
-            for key, value in _entries(_content(path), ""):
+            for key, value in _entries(read_yaml(path), "", set()):
                 _check(path, key, value)
                 if key.rpartition(".")[2].startswith(_SEARCH_PATH):
                     todo.append(Path(str(value).removeprefix("file://")))
@@ -58,23 +57,18 @@ def _named(words: list[str]) -> Iterator[Path]:
                 yield Path(item.strip("'\" ").removeprefix("file://"))
 
 
-def _content(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: not a YAML file that can be read ({error})") from error
-
-
-def _entries(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, scalar) of all that is in a file."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _entries(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _entries(item, f"{key}[{number}]")
-    else:
+def _entries(value: Any, key: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """(dotted key, scalar) of all that is in a file; what aliases name again is ``seen``."""
+    if not isinstance(value, (dict, list)):
         yield key, value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield from _entries(item, f"{key}.{name}" if key else str(name), seen)
+        else:
+            for number, item in enumerate(value):
+                yield from _entries(item, f"{key}[{number}]", seen)
 
 
 def _check(path: Path, key: str, value: Any) -> None:

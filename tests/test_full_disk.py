@@ -36,7 +36,8 @@ def commands(xyz, prepared, trained, tmp_path) -> dict[str, list[str]]:
     """The words of every command that writes files, but for its output."""
     sweep = tmp_path / "sweep"
     (sweep / "0").mkdir(parents=True)
-    record = {"state": "done", "overrides": ["seed=1"], "started": 0.0, "ended": 1.0}
+    record = {"state": "done", "overrides": ["seed=1"], "host": "node1", "process": 1}
+    record |= {"started": 0.0, "ended": 1.0}
     (sweep / "0" / "job.json").write_text(json.dumps(record))
     (sweep / "0" / "metrics.jsonl").write_bytes((trained / "metrics.jsonl").read_bytes())
     model, data = f"checkpoint={trained}", f"data_dir={prepared}"
@@ -94,7 +95,7 @@ def test_no_space_is_one_line_and_the_command_works_afterwards(name, commands, t
     before = written(tmp_path)
     with limited_files(SOME):
         code, message = fails(words, capsys)
-    assert code == FULL
+    assert code == FULL, message
     assert "file too large; raise the limit" in message
     assert str(tmp_path) in message
     assert written(tmp_path) == before

@@ -124,7 +124,7 @@ def test_while_kernels_are_compiled(prepared, tmp_path, monkeypatch, to):
 
     real = shutil.which("c++") or shutil.which("g++")
     if real is None:
-        pytest.skip("there is no C++ compiler")
+        pytest.skip("no C++ compiler")
     (tmp_path / "bin").mkdir()
     compiler = tmp_path / "bin" / "c++"
     compiler.write_text(COMPILER.format(real=real, started=tmp_path / "started"))

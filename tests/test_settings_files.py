@@ -31,6 +31,21 @@ def test_what_would_be_called_is_refused(name, option, tmp_path):
         check_settings_files(["max_num_epochs=1", *words])
 
 
+@pytest.mark.parametrize("words", [[], ["--multirun"], ["--config-dir"]])
+def test_a_command_line_without_folders(words):
+    check_settings_files(words)
+
+
+def test_an_option_is_not_shortened(tmp_path):
+    (tmp_path / "evil.yaml").write_text(yaml.safe_dump(HARMFUL["callback"]))
+    words = ["inspect", "nowhere", "--config-di", str(tmp_path), "--config-name", "evil"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mace_train", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "unknown option --config-di" in done.stderr
+
+
 def test_folders_that_files_name_are_looked_at(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -51,7 +66,7 @@ def test_ordinary_settings_pass(tmp_path):
     check_settings_files(["max_num_epochs=1", "--config-dir"])
     check_settings_files([])
     (tmp_path / "tag.yaml").write_text("a: !!python/object/apply:os.system ['touch ran']\n")
-    with pytest.raises(InputError, match="not a YAML file that can be read"):
+    with pytest.raises(InputError, match="not YAML"):
         check_settings_files(["--config-dir", str(tmp_path)])
 
 
@@ -64,3 +79,15 @@ def test_the_command_calls_nothing(tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert "hydra.callbacks.x._target_='os.system' would be called" in done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_no_words_at_all():
+    check_settings_files([])
+
+
+def test_what_aliases_name_again_is_looked_at_once(tmp_path):
+    lines = ["x0: &x0 [1, 1]"]
+    lines += [f"x{k + 1}: &x{k + 1} [*x{k}, *x{k}]" for k in range(200)]
+    (tmp_path / "many.yaml").write_text("\n".join(lines))
+    (tmp_path / "itself.yaml").write_text("a: &a [*a]")
+    check_settings_files(["--config-dir", str(tmp_path)])

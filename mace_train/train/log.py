@@ -176,14 +176,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
-    records, broken = [], []
+    records, broken = [], []  # the latter as text
     for number, line in enumerate(lines[:-1], start=1):
         try:
             records.append(checked_epoch_record(json.loads(line)))
-        except (ValueError, RecursionError):
-            broken.append(number)
+        except (ValueError, RecursionError) as error:
+            broken.append(f"line {number} is damaged ({error})")
     if broken:
-        LOGGER.warning("%s: line %d is damaged and skipped (%d such)", path, broken[0], len(broken))
+        LOGGER.warning("%s: %s and skipped (%d such)", path, broken[0], len(broken))
     return records
 
 

@@ -131,10 +131,10 @@ def _on_host(model: MACE) -> dict[str, Tensor]:
 def start_output(run: Run) -> IO[str]:
     """Make the output folder with the resolved settings, locked for this run (rank 0)."""
     make_folder("output", run.output / "checkpoints")
-    with ExitStack() as opened:
-        lock = opened.enter_context(lock_folder("output", run.output))
+    with ExitStack() as stack:
+        lock = stack.enter_context(lock_folder("output", run.output))
         remove_leftovers(run.output, locked=True)
         run.checkpoint_manager.tidy(run.progress.to_header())
         write_record(run)
-        opened.pop_all()  # no error: it stays locked
+        stack.pop_all()  # held until the run ends
     return lock

@@ -160,7 +160,7 @@ def _fault_of_comment(text: str) -> str | None:
         tokens = re.findall(r"[^\s,]+", value)
         for token in tokens:
             if not _is_number(token):
-                return f"{key} holds {token!r}, which {number_fault(token) or 'is not a number'}"
+                return f"{key} holds {token!r}, which {_no_number(token)}"
         if len(tokens) != 9:
             voigt = (
                 "; six numbers (xx, yy, zz, yz, xz, xy) are read under another key, such as "
@@ -170,6 +170,10 @@ def _fault_of_comment(text: str) -> str | None:
             return f"{key} has {len(tokens)} numbers where 9 are needed{hint}; correct it"
     words = [word for word in text.split() if word in _MATRICES]
     return f'{words[0]} has no value; write {words[0]}="9 numbers"' if words else None
+
+
+def _no_number(token: str) -> str:
+    return number_fault(token) or "is not a number: correct it"
 
 
 class _NamedColumn(NamedTuple):
@@ -208,14 +212,14 @@ def _fault_of_cell(token: str, column: _NamedColumn) -> str | None:
     if column.name in _ELEMENTS and column.kind == "S":
         return None if token.capitalize() in atomic_numbers else element_fault(token)
     if column.kind == "R" and not _is_number(token):
-        return number_fault(token) or "is not a number"
+        return _no_number(token)
     if column.kind == "I":
         try:
             if abs(int(token)) > _LARGEST_INTEGER:
                 return "does not fit into an integer of 32 bits: name the column R"
         except ValueError:
             if not _is_number(token):
-                return number_fault(token) or "is not a number"
+                return _no_number(token)
             return "is no integer" + ("" if column.name in _ELEMENTS else ": name the column R")
     return None
 

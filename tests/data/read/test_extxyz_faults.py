@@ -55,7 +55,7 @@ REFUSED = {
     with_row("Cu 0,5 0,0 0,0"): "'0,5' has a decimal comma: write '0.5'",
     with_row("Cu 0 0 \u22121"): "has the typographic minus sign U+2212: write -",
     with_row("Cu 0 0\r0"): "line 7, column 7: a carriage return inside the line, where ASE begins",
-    with_row("Cu 0 0 one"): "column 4 (pos): 'one' is not a number",
+    with_row("Cu 0 0 one"): "column 4 (pos): 'one' is not a number: correct it",
     with_row("Cu 0 0 1.5eV"): "is not a number alone: write '1.5'",
     with_row("Cu 0 0 0 1.5", "species:S:1:pos:R:3:tags:I:1"): "'1.5' is no integer: name the col",
     with_row("Cu 0 0 0 9999999999", "species:S:1:pos:R:3:t:I:1"): "does not fit into an integer",

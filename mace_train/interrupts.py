@@ -242,15 +242,11 @@ def _of_thread(arguments: threading.ExceptHookArgs) -> None:
     """No traces of threads whose children were interrupted, or that met a full disk."""
     if _State.received:
         return
-    from mace_train.errors import system_error
-
-    error = arguments.exc_value
-    explained = system_error(error) if isinstance(error, OSError) else None
-    if explained is None:
+    if not isinstance(arguments.exc_value, OSError):
         threading.__excepthook__(arguments)
-    else:
-        with suppress(OSError):
-            sys.stderr.write(f"warning: {explained}\n")
+        return
+    with suppress(OSError):
+        sys.stderr.write(f"warning: a thread failed: {arguments.exc_value}\n")
 
 
 def _at_exit() -> None:

@@ -67,7 +67,7 @@ _NO_NEED = "no setting of mace-train needs that, so remove it"
 
 def check_what_hydra_reads() -> None:
     """From now on Hydra raises InputError for a file that would make it call something."""
-    hydra._internal.hydra.ConfigLoaderImpl = _Loader  # type: ignore[misc]
+    hydra._internal.hydra.ConfigLoaderImpl = _Loader  # type: ignore[attr-defined]
 
 
 @dataclass

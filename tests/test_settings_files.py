@@ -100,9 +100,8 @@ def test_places_of_a_file(name, words, place, capsys):
     write(place / "conf/hydra/b.yaml", content)
     (place / "conf/lnk").symlink_to("exp")
     message = refused(place, capsys, "--config-dir=conf", *words, "data_dir=x")
-    assert f"conf/hydra/b.yaml: hydra.{next(iter(content))}" in message or (
-        f"conf/exp/{words[-1][-1]}.yaml: hydra.{next(iter(content))}" in message
-    )
+    file = "hydra/b" if words == ["hydra=b"] else f"exp/{words[-1][-1]}"
+    assert f"conf/{file}.yaml: " in message
 
 
 PYTHONPATH = {"PYTHONPATH": "evil"}
@@ -212,9 +211,9 @@ def test_yaml_that_costs_much_or_is_none(content, message, place, capsys):
     ],
 )
 def test_text(text):
-    with pytest.raises(InputError, match="would be called|control character"):
+    with pytest.raises(InputError, match=r"would be called|control character"):
         check_content(Path("b.yaml"), {"a": [{"b": text}]})
-    with pytest.raises(InputError, match="would be called|control character"):
+    with pytest.raises(InputError, match=r"would be called|control character"):
         check_content(Path("b.yaml"), {text: 1})
 
 

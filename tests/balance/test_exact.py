@@ -1,5 +1,7 @@
 """The exact solver against brute force, and the packers against the exact solver."""
 
+import subprocess
+import sys
 from itertools import product
 
 import numpy as np
@@ -34,6 +36,25 @@ def test_the_optimum_is_that_of_brute_force(seed):
     optimum = smallest_largest_bin(costs, capacity, 3, 20.0)
     assert optimum.found == best
     assert best is None or optimum.proven
+
+
+INTERRUPTED = """
+import signal
+import numpy as np
+from mace_train.balance.costs import Capacity, Costs
+from mace_train.balance.exact import smallest_largest_bin
+smallest_largest_bin(Costs(np.array([1, 2]), np.array([3, 4])), Capacity(9, 9), 2, 1.0)
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("raised")
+"""
+
+
+def test_ctrl_c_is_python_s_after_a_search():
+    command = [sys.executable, "-c", INTERRUPTED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "raised\n")
 
 
 def test_balanced_is_near_the_optimum_of_small_instances():

@@ -301,13 +301,12 @@ def _report_failures(overrides: list[str], schema: type, begin: float) -> None:
     outputs = [word.partition("=")[2] for word in overrides if word.startswith("output=")]
     sweep = Path([_default_output(schema), *outputs][-1].strip("'\""))
     records = {folder.name: read_record(folder) or {} for folder in job_folders(sweep)}
-    failures = [
-        f"job {k}: {record['error']}"
-        for k, record in records.items()
-        if record["state"] == "failed" and record["started"] >= begin
-    ]
-    if failures:
-        _fail("; ".join(failures))
+    now = {job: record for job, record in records.items() if record["started"] >= begin}
+    failed = {job: record for job, record in now.items() if record["state"] == "failed"}
+    if failed:
+        codes = {record.get("exit_code") for record in failed.values()}
+        message = "; ".join(f"job {job}: {record['error']}" for job, record in failed.items())
+        _fail(message, codes.pop() if len(codes) == 1 else None)
 
 
 def _check_launch(command: str, overrides: list[str]) -> None:
@@ -386,8 +385,8 @@ def _try_later(number: int, frame: object) -> None:
     raise SystemExit(exit_code())
 
 
-def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
-    """Say what is wrong and exit."""
+def _fail(message: str, code: int | None = None) -> NoReturn:
+    """Say what is wrong and exit, by default with the code of ``InputError``."""
     if interrupts.received():
         raise KeyboardInterrupt  # what it was interrupted in has failed
     who = f"[rank {_rank()}] " if _rank() else ""
@@ -395,4 +394,4 @@ def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
     with suppress(OSError):  # where the disk is full, stderr may be a file on it
         sys.stderr.write(text)  # one write: ranks do not mix
         sys.stderr.flush()
-    raise SystemExit(code)
+    raise SystemExit(code or InputError.exit_code)

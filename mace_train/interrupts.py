@@ -239,9 +239,18 @@ def _raise_again() -> None:
 
 
 def _of_thread(arguments: threading.ExceptHookArgs) -> None:
-    """No traces of threads whose children were interrupted."""
-    if not _State.received:
+    """No traces of threads whose children were interrupted, or that met a full disk."""
+    if _State.received:
+        return
+    from mace_train.errors import system_error
+
+    error = arguments.exc_value
+    explained = system_error(error) if isinstance(error, OSError) else None
+    if explained is None:
         threading.__excepthook__(arguments)
+    else:
+        with suppress(OSError):
+            sys.stderr.write(f"warning: {explained}\n")
 
 
 def _at_exit() -> None:

@@ -10,18 +10,18 @@ import io
 import json
 import logging
 import math
-import secrets
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mace_train import interrupts
 from mace_train.atomic_files import append_text, write_text
-from mace_train.errors import InputError, system_error
+from mace_train.errors import system_error
 from mace_train.settings import LoggerSettings
+from mace_train.train.boards import Board, start_tensorboard, start_wandb
 
 LOGGER = logging.getLogger("mace_train")
 CSV_COLUMNS = (
@@ -66,11 +66,16 @@ class MetricsLog:
         self._at_close: list[Callable[[], None]] = []
         self._json = output / "metrics.jsonl"
         self._csv = output / "metrics.csv"
-        self._wandb = _start_wandb(settings, output, name, config) if settings.wandb else None
-        self._board: Any = None
+        self._boards: list[Board] = []
         self._name, self._drawn = name, time.monotonic()
         self._text = _LogFile(output / "train.log")
         LOGGER.addHandler(self._text)
+        if settings.wandb:
+            try:
+                self._boards.append(start_wandb(settings, output, name, config))
+            except BaseException:
+                self._close_text()
+                raise
 
     def on_close(self, action: Callable[[], None]) -> None:
         """Call ``action`` when the log is closed."""
@@ -82,7 +87,7 @@ class MetricsLog:
         write_text(self._json, "".join(_line(record) for record in kept))
         self._write_csv(kept)
         if self._settings.tensorboard:
-            self._board = _start_tensorboard(self._output, step + 1)
+            self._boards.append(start_tensorboard(self._output, step + 1))
 
     def records(self) -> list[dict[str, Any]]:
         """All records so far; see ``read_records``."""
@@ -96,11 +101,8 @@ class MetricsLog:
         else:
             self._write_csv(self.records())
         numbers = {k: v for k, v in record.items() if isinstance(v, (int, float))}
-        if self._wandb is not None:
-            self._wandb.log(numbers)
-        if self._board is not None:
-            for key, value in numbers.items():
-                self._board.add_scalar(key, value, record["step"])
+        for board in self._boards:
+            board.write(numbers)
         if time.monotonic() - self._drawn > _SECONDS_BETWEEN_PLOTS:
             self._draw()
 
@@ -126,14 +128,15 @@ class MetricsLog:
         """Flush and finish; a non-zero ``exit_code`` marks the wandb run as failed."""
         if not interrupts.received():  # it must end within a second
             self._draw()
-        LOGGER.removeHandler(self._text)
-        self._text.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=exit_code)
-        if self._board is not None:
-            self._board.close()
+        self._close_text()
+        for board in self._boards:
+            board.close(exit_code)
         for action in self._at_close:
             action()
+
+    def _close_text(self) -> None:
+        LOGGER.removeHandler(self._text)
+        self._text.close()
 
 
 class _LogFile(logging.FileHandler):
@@ -206,48 +209,6 @@ def _line(record: dict[str, Any]) -> str:
         for key, value in record.items()
     }
     return json.dumps(finite, allow_nan=False) + "\n"
-
-
-def _start_wandb(settings: LoggerSettings, output: Path, name: str, config: dict[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise InputError(
-            "logger.wandb=true but wandb is not installed; pip install wandb"
-        ) from None
-    remembered = output / "wandb_id"  # a resumed training continues the same wandb run
-    if not remembered.exists():
-        remembered.write_text(secrets.token_hex(4))
-    try:
-        run = wandb.init(
-            project=settings.wandb_project,
-            entity=settings.wandb_entity,
-            name=settings.wandb_name or name,
-            id=remembered.read_text().strip(),
-            resume="allow",
-            dir=str(output),
-            mode=cast(Any, settings.wandb_mode),
-            config=config,
-        )
-        run.define_metric("step")  # not wandb's own count, which a resumed run could not repeat
-        run.define_metric("*", step_metric="step")
-        return run
-    except wandb.Error as error:
-        raise InputError(
-            f"logger.wandb_mode={settings.wandb_mode}: wandb cannot start ({error}); run "
-            "`wandb login`, or use logger.wandb_mode=offline and `wandb sync` later"
-        ) from None
-
-
-def _start_tensorboard(output: Path, purge_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError(
-            "logger.tensorboard=true but tensorboard is not installed; "
-            "pip install 'mace-train[loggers]'"
-        ) from None
-    return SummaryWriter(str(output / "tensorboard"), purge_step=purge_step)
 
 
 def rmse_text(errors: dict[str, Any]) -> str:

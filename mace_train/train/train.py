@@ -136,12 +136,13 @@ def _start_log(run: Run) -> MetricsLog | None:
 
 
 def _open_log(run: Run) -> MetricsLog:
-    with ExitStack() as stack:
-        lock = stack.enter_context(start_output(run))
+    with ExitStack() as opened:
+        lock = opened.enter_context(start_output(run))
         log = MetricsLog(run.settings.logger, run.output, run.settings.name, asdict(run.settings))
-        stack.pop_all()  # of the log from now on
-    log.on_close(lock.close)
-    log.keep_until(run.progress.epoch, run.progress.step)
+        opened.callback(log.close, 1)
+        log.on_close(lock.close)
+        log.keep_until(run.progress.epoch, run.progress.step)
+        opened.pop_all()  # no error: it stays open
     n_weights = sum(parameter.numel() for parameter in run.model.parameters())
     n_frozen = n_weights - sum(parameter.numel() for parameter in run.updater.parameters)
     LOGGER.info(

@@ -143,7 +143,7 @@ def _check_opcodes(pickled: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(pickled):
         if not _OPCODES.fullmatch(opcode.name):
             raise RestrictedPickleError(f"the opcode {opcode.name}, not one of torch.save")
-        if opcode.name == "LONG1" and not -(2**63) <= argument < 2**63:
+        if opcode.name == "LONG1" and not -(2**63) <= int(argument or 0) < 2**63:
             raise RestrictedPickleError("a number of more than 8 bytes")
 
 

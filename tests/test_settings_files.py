@@ -71,8 +71,9 @@ def refused(place: Path, capsys, *words: str, command: str = "train") -> str:
     modules = set(sys.modules)
     with pytest.raises(SystemExit) as failed:
         run_command(command, *words)
-    os.environ.pop("HYDRA_FULL_ERROR", None)
-    environment.pop("HYDRA_FULL_ERROR", None)
+    for name in ("HYDRA_FULL_ERROR", "MPLBACKEND"):  # that the command line itself sets
+        os.environ.pop(name, None)
+        environment.pop(name, None)
     assert not (place / "ran").exists()
     assert dict(os.environ) == environment
     assert not {"evil", "e"} & (set(sys.modules) - modules)

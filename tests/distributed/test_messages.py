@@ -131,7 +131,7 @@ def test_a_wrong_description_is_a_value_error(described):
         decode(len(text).to_bytes(8, "little") + text + bytes(4))
 
 
-PIECES = ("[]", "{}", "-1", "1e400", "NaN", "null", '"float64"', "[[]]", str(1 << 70), '"path"')
+JUNK = ("[]", "{}", "-1", "1e400", "NaN", "null", '"float64"', "[[]]", str(1 << 70), '"path"')
 
 
 def test_mutated_messages_are_a_value_or_a_value_error():
@@ -154,7 +154,7 @@ def test_mutated_messages_are_a_value_or_a_value_error():
         changed = list(tokens)
         for _ in range(random.randint(1, 3)):
             i, j = random.randrange(len(changed)), random.randrange(len(tokens))
-            changed[i] = random.choice(["", changed[i] * 2, tokens[j], random.choice(PIECES)])
+            changed[i] = random.choice(["", changed[i] * 2, tokens[j], random.choice(JUNK)])
         text = bytearray("".join(changed).encode())
         if number % 4 == 0:
             text[random.randrange(len(text))] = random.randrange(256)

@@ -44,7 +44,7 @@ from mace_train.distributed import launcher
 from mace_train.distributed.signals import catch, exit_code
 from mace_train.environment_variables import number, overrule, set_default
 from mace_train.errors import InputError, system_error
-from mace_train.settings_files import check_settings_files
+from mace_train.settings_files import check_what_hydra_reads
 from mace_train.shown_text import printable
 from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
@@ -156,7 +156,6 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         try:
             words = _hydra_words(COMMANDS[command], arguments[1:])
-            check_settings_files(words)
         except (InputError, HydraException) as error:
             _fail(explain(error, command, COMMANDS[command].schema, CONFIGS, arguments[1:]))
         _run(command, words, is_job="--job" in arguments)
@@ -205,6 +204,7 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     if any(word.startswith(("--config-name", "-cn")) for word in overrides):
         overrides += HYDRA_QUIET  # for a YAML file of the user that leaves our defaults out
     overrule("MPLBACKEND", "agg")  # figures are files; notebooks leave what Matplotlib cannot load
+    check_what_hydra_reads()
     set_default("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
         sys.argv = [f"mace-train {command}", *options_first(overrides)]

@@ -22,7 +22,6 @@ from mace_train.atomic_files import append_text, write_text
 from mace_train.errors import system_error
 from mace_train.settings import LoggerSettings
 from mace_train.train.boards import Board, start_tensorboard, start_wandb
-from mace_train.train.epoch_records import checked_epoch_record
 
 LOGGER = logging.getLogger("mace_train")
 CSV_COLUMNS = (
@@ -166,8 +165,16 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, [] where there is none.
+def _with_epoch(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict) or type(record.get("epoch")) is not int:
+        raise ValueError(f"{str(record)[:40]} is no record of an epoch")
+    return record
+
+
+def read_records(
+    path: Path, checked: Callable[[Any], dict[str, Any]] = _with_epoch
+) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, [] where there is none; ``checked`` raises ValueError.
 
     An incomplete last line, after a kill, is skipped; other lines that are none, after a loss of
     power, are skipped with a warning.
@@ -179,7 +186,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records, broken = [], []  # the latter as text
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            records.append(checked_epoch_record(json.loads(line)))
+            records.append(checked(json.loads(line)))
         except (ValueError, RecursionError) as error:
             broken.append(f"line {number} is damaged ({error})")
     if broken:

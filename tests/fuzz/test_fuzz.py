@@ -16,7 +16,7 @@ from tests.fuzz.process import Result
 from tests.fuzz.settings_cases import all_settings, at_limits, numeric
 
 ROOT = Path(__file__).parents[2]
-N_INPUTS = 80
+N_INPUTS = 60
 
 
 @pytest.mark.slow

@@ -106,17 +106,26 @@ def test_places_of_a_file(name, words, place, capsys):
 
 
 PYTHONPATH = {"PYTHONPATH": "evil"}
+GLOBAL = "# @package _global_\n"
 PACKAGES = {
     "header": ("# @package hydra.job.env_set\n", PYTHONPATH, ["+exp=b"]),
     "of the command line": ("", PYTHONPATH, ["+exp@hydra.job.env_set=b"]),
     "with a name behind": ("", {"x": CALL}, ["+exp@hydra.callbacks:y=b"]),
     "behind _global_": ("# @package x_global_.hydra.job.env_set\n", PYTHONPATH, ["+exp=b"]),
-    "in a defaults list": ("", {"defaults": ["/exp/c@_global_.hydra.job.env_set"]}, ["+exp=b"]),
-    "of a group": ("", {"defaults": [{"/exp@_global_.hydra.job.env_set": "c"}]}, ["+exp=b"]),
-    "of another search path": ("", {"defaults": ["/other/d@_global_.hydra"]}, ["+exp=b"]),
-    "put together": ("", {"defaults": [{"/ra/job@hyd_group_.env_set": "c"}]}, ["+exp=b"]),
-    "of settings of ours": ("", {"defaults": ["/model/tiny@_global_.hydra.callbacks"]}, ["+exp=b"]),
-    "of Hydra's": ("", {"defaults": ["/hydra/launcher/basic@_global_.hydra.callbacks.x"]}, None),
+    "in a defaults list": (GLOBAL, {"defaults": ["/exp/c@_global_.hydra.job.env_set"]}, ["+exp=b"]),
+    "of a group": (GLOBAL, {"defaults": [{"/exp@_global_.hydra.job.env_set": "c"}]}, ["+exp=b"]),
+    "of another search path": (GLOBAL, {"defaults": ["/other/d@_global_.hydra"]}, ["+exp=b"]),
+    "put together": (GLOBAL, {"defaults": [{"/ra/job@hyd_group_.env_set": "c"}]}, ["+exp=b"]),
+    "of settings of ours": (
+        GLOBAL,
+        {"defaults": ["/model/tiny@_global_.hydra.callbacks"]},
+        ["+exp=b"],
+    ),
+    "of Hydra's": (
+        GLOBAL,
+        {"defaults": ["/hydra/launcher/basic@_global_.hydra.callbacks.x"]},
+        None,
+    ),
 }
 
 

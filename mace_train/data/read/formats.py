@@ -114,7 +114,8 @@ def format_of(path: str) -> str:
     if known is not None:
         return known
     _refuse_programs(path, suffix)
-    if suffix in _ASE_BY_SUFFIX and os.path.isfile(path):  # a folder is a trajectory of its own
+    # a folder is a trajectory of its own; an empty file, as of a damaged archive, is refused below
+    if suffix in _ASE_BY_SUFFIX and os.path.isfile(path) and os.path.getsize(path) > 0:
         return _ASE_BY_SUFFIX[suffix]
     name: str = filetype(path)
     return "db" if name == "json" else name

@@ -6,10 +6,10 @@ Per structure i, x_i = (E_i - sum over its atoms of E0) / n_atoms_i in eV. Then
     rms_forces           = sqrt(mean of squared force components where there are forces), eV/Å
     avg_num_neighbors    = n_edges / number of atoms that have a neighbour
 
-as in mace-torch 0.3.16 (whose std has 1e-6 added to n - 1, and whose RMS counts missing forces as
-zeros). Labels of weight 0, which no loss is of, are left out (mace-torch includes them). Counts merge as integers; means and sums of squared deviations by the update of Chan,
-Golub and LeVeque (1983), which is stable where |mean| >> std, unlike sums of squares. One pass,
-O(atoms + edges).
+as in mace-torch 0.3.16 (whose std has 1e-6 added to n - 1, whose RMS counts missing forces as
+zeros, and which includes labels of weight 0, left out here). Counts merge as integers; means and sums
+of squared deviations by the update of Chan, Golub and LeVeque (1983), which is stable where |mean| >>
+std, unlike sums of squares. One pass, O(atoms + edges).
 """
 
 import json
@@ -200,10 +200,7 @@ def _sums_of_parts(values: NDArray[np.float64], offsets: NDArray[np.int64]) -> N
 def compositions(
     arrays: Arrays, elements: list[int], head: str | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Atoms of each element [n, n_elements], and energies [n] eV, of one shard and head.
-
-    Energies of weight 0 are left out.
-    """
+    """Atoms of elements [n, n_elements] and energies [n] eV of one head, without weight 0."""
     column = np.zeros(256, dtype=np.int64)
     column[elements] = np.arange(len(elements))
     n_structures = len(arrays["energy"])

@@ -15,6 +15,7 @@ coordinates rounded to bins, have no borders that copies could lie on two sides 
 import hashlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ TOLERANCE = 1.5e-5
 # probability of 0.13, in all with 5e-6; a structure of another shape with less than 1e-20
 N_PROJECTIONS = 6
 GEOMETRY_KEY = np.dtype([("discrete", "<u8"), ("projections", "<f8", (N_PROJECTIONS,))])
+CELL = 1e-3  # Å, of two projections; wide next to the tolerance, so that few are in two cells
 KEY_VERSION = 2  # of what geometry_key makes, in the names of finished blocks
 
 
@@ -56,15 +58,14 @@ def _unit_vectors(n: int) -> NDArray[np.float64]:
 def geometries_of(keys: NDArray[np.void]) -> NDArray[np.int64]:
     """[n] number of the geometry of every structure, from its GEOMETRY_KEY [n].
 
-    Copies, and copies of these, have equal numbers. Sorted by hash and first projection, a key is
-    compared with those after it within the tolerance: O(n log n), and a step for each such pair.
+    Copies, and copies of these, have equal numbers. Keys of equal hash are put into cells by two
+    projections, and into the next cell, too, where they are close to it; in a cell, sorted by
+    another projection, each is compared with those after it within the tolerance: O(n log n),
+    and a step for each such pair.
     """
     columns = [keys["discrete"], *keys["projections"].T]
     order = np.lexsort(columns[::-1])
-    is_new = np.ones(len(keys), dtype=bool)  # other than the key before it
-    is_new[1:] = False
-    for column in columns:
-        is_new[1:] |= np.diff(column[order]) != 0
+    is_new = _changes([column[order] for column in columns])
     discrete, *projections = (column[order[is_new]] for column in columns)
     labels = np.arange(len(discrete))
     for links in _links(discrete, projections, labels):
@@ -77,6 +78,15 @@ def geometries_of(keys: NDArray[np.void]) -> NDArray[np.int64]:
     return found
 
 
+def _changes(columns: list[NDArray[Any]]) -> NDArray[np.bool_]:
+    """[n] which rows of ``columns`` [n] differ from the one before; the first does."""
+    changed = np.ones(len(columns[0]), dtype=bool)
+    changed[1:] = False
+    for column in columns:
+        changed[1:] |= column[1:] != column[:-1]
+    return changed
+
+
 def _links(
     discrete: NDArray[np.uint64], projections: list[NDArray[np.float64]], labels: NDArray[np.int64]
 ) -> Iterator[NDArray[np.int64]]:
@@ -84,17 +94,17 @@ def _links(
 
     A few times n at once, so that many copies in one window need no memory for every pair.
     """
+    key, cell = _cells(discrete, projections)
     pending: list[NDArray[np.int64]] = []
     n_pending, step = 0, 0
-    first = np.arange(len(discrete))  # those of which a key so many steps on is in the window
+    first = np.arange(len(key))  # those of which a key so many steps on is in the window
     while len(first):
         step += 1
-        first = first[first + step < len(discrete)]
-        second = first + step
-        inside = discrete[first] == discrete[second]
-        inside &= projections[0][second] - projections[0][first] <= TOLERANCE
-        first, second = first[inside], second[inside]
-        a, b = first, second
+        first = first[: np.searchsorted(first, len(key) - step)]
+        a, b = key[first], key[first + step]
+        inside = cell[first] == cell[first + step]
+        inside &= projections[0][b] - projections[0][a] <= TOLERANCE
+        first, a, b = first[inside], a[inside], b[inside]
         for projection in projections[1:]:
             close = np.abs(projection[b] - projection[a]) <= TOLERANCE
             a, b = a[close], b[close]
@@ -107,6 +117,25 @@ def _links(
             pending, n_pending = [], 0
     if pending:
         yield np.concatenate(pending)
+
+
+def _cells(
+    discrete: NDArray[np.uint64], projections: list[NDArray[np.float64]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number of a key, and of its cell, [m] each, by cell and first projection."""
+    key = np.arange(len(discrete))
+    of_projections: list[NDArray[np.float64]] = []
+    for projection in projections[1:3]:
+        cell = np.floor(projection[key] / CELL)
+        reached = np.floor((projection[key] + 2 * TOLERANCE) / CELL)
+        again = np.flatnonzero(reached > cell)
+        of_projections = [np.concatenate([other, other[again]]) for other in of_projections]
+        of_projections.append(np.concatenate([cell, reached[again]]))
+        key = np.concatenate([key, key[again]])
+    columns = [discrete[key], *of_projections]
+    order = np.lexsort([projections[0][key], *columns[::-1]])
+    cells = np.cumsum(_changes([column[order] for column in columns]))
+    return key[order], cells
 
 
 def warn_of_duplicates(

@@ -80,7 +80,7 @@ def _digest(*parts: str) -> bytes:
 def groups_of(
     geometries: NDArray[np.int64], groups: NDArray[np.uint64] | None
 ) -> NDArray[np.int64]:
-    """[n] number of the group of every structure, from its geometry [n] and the key of its group [n]."""
+    """[n] number of the group of every structure, from its geometry [n] and key of a group [n]."""
     geometry = np.unique(geometries, return_inverse=True)[1].reshape(-1)
     if groups is None:
         return geometry

@@ -5,7 +5,7 @@
 Every stage is a list of tasks that a pool shares: unpack and cut the files into blocks
 (file_blocks.py); read blocks, check structures, find neighbours, write part files (read_block.py);
 then, with the split known, join parts to shards and take the sums of the statistics (assemble.py).
-Memory: one block or one shard per process, and on rank 0 about 150 bytes per structure. The result
+Memory: one block or one shard per process, and on rank 0 about 250 bytes per structure. The result
 depends neither on the number of processes nor on interruptions: what is finished stays in the work
 folder, from which the next run continues (work_folder.py), and the output folder appears when it is
 complete.

@@ -7,9 +7,9 @@ Per structure i, x_i = (E_i - sum over its atoms of E0) / n_atoms_i in eV. Then
     avg_num_neighbors    = n_edges / number of atoms that have a neighbour
 
 as in mace-torch 0.3.16 (whose std has 1e-6 added to n - 1, whose RMS counts missing forces as
-zeros, and which includes labels of weight 0, left out here). Counts merge as integers; means and sums
-of squared deviations by the update of Chan, Golub and LeVeque (1983), which is stable where |mean| >>
-std, unlike sums of squares. One pass, O(atoms + edges).
+zeros, and which includes labels of weight 0, left out here). Counts merge as integers; means and
+sums of squared deviations by the update of Chan, Golub and LeVeque (1983), which is stable where
+|mean| >> std, unlike sums of squares. One pass, O(atoms + edges).
 """
 
 import json

@@ -134,7 +134,7 @@ def _cells(
         key = np.concatenate([key, key[again]])
     columns = [discrete[key], *of_projections]
     order = np.lexsort([projections[0][key], *columns[::-1]])
-    cells = np.cumsum(_changes([column[order] for column in columns]))
+    cells = np.cumsum(_changes([column[order] for column in columns]), dtype=np.int64)
     return key[order], cells
 
 

@@ -20,6 +20,7 @@ _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # of UTF-16 and UTF-3
 _WIDE_DIGIT = re.compile(rb"\0[ \d]|[ \d]\0")  # without a mark
 _MATRICES = ("Lattice", "virial", "stress")
 _POSITIONS, _ELEMENTS = {"pos", "positions"}, {"species", "symbols", "Z", "numbers"}
+MOST_ATOMS = 10**9  # of one structure
 _LARGEST_INTEGER = 2**31 - 1  # of a column, in ASE
 
 
@@ -38,6 +39,13 @@ def pairs(text: str) -> list[tuple[str, str]]:
 
 def fault_of_count(line: bytes, index: int, line_number: int) -> str:
     """Why ``line`` does not give the number of atoms of structure ``index``."""
+    if line.strip().isdigit():
+        digits = line.strip().decode()
+        shown = digits if len(digits) <= 40 else f"{digits[:20]}... ({len(digits)} digits)"
+        return (
+            f"line {line_number} gives {shown} atoms, more than any file holds (at most "
+            f"{MOST_ATOMS:,} are read); correct the number of atoms"
+        )
     what = f"line {line_number} is {line.strip()[:40]!r} where a number of atoms should stand"
     if line.startswith(_WIDE_MARKS) or (index == 0 and _WIDE_DIGIT.match(line)):
         name = "UTF-32" if b"\0\0" in line[:4] else "UTF-16"
@@ -90,6 +98,17 @@ def has_lone_return(lines: list[bytes]) -> bool:
     """Whether a line holds a carriage return before its end."""
     marked = [line for line in lines if b"\r" in line]
     return any(b"\r" in line.rstrip() for line in marked)
+
+
+def has_underscored_number(rows: list[bytes], properties: str) -> bool:
+    """Whether a column of numbers holds an underscore, which Python and ASE leave out."""
+    marked = [row for row in rows if b"_" in row]
+    columns = list(_columns(properties)) if marked else []
+    return any(
+        column.kind in "RI" and "_" in token
+        for row in marked
+        for token, column in zip(row.decode().split(), columns, strict=False)
+    )
 
 
 def properties_fault(text: str) -> str | None:
@@ -214,6 +233,8 @@ def _fault_of_cell(token: str, column: _NamedColumn) -> str | None:
     if column.kind == "R" and not _is_number(token):
         return _no_number(token)
     if column.kind == "I":
+        if "_" in token:
+            return number_fault(token) or "is no integer"
         try:
             if abs(int(token)) > _LARGEST_INTEGER:
                 return "does not fit into an integer of 32 bits: name the column R"
@@ -225,8 +246,9 @@ def _fault_of_cell(token: str, column: _NamedColumn) -> str | None:
 
 
 def _is_number(token: str) -> bool:
+    """Whether it is one; 1_0, which is 10 to Python and so to ASE, is none."""
     try:
         float(token)
     except ValueError:
         return False
-    return True
+    return "_" not in token

@@ -70,6 +70,7 @@ def read_header(text: str) -> Header:
     if position < len(text) or not _AS_TEXT.isdisjoint(info):
         info = key_val_str_to_dict(text)
         remarks += _given_twice(text, info)
+        _keep_underscores(text, info)
     if "pbc" in info:
         _check_pbc(info["pbc"])
     if not _MISSPELT.isdisjoint(info):
@@ -107,7 +108,9 @@ def _json(key: str, text: str) -> Any:
 
 
 def _numbers(tokens: list[str], text: str) -> NDArray[Any]:
-    """Integers if all are, else float64."""
+    """Integers if all are, else float64; ValueError for what is none, or is only to Python."""
+    if "_" in text:  # 1_0 is 10 to Python
+        raise ValueError
     if "." not in text:
         with suppress(ValueError, OverflowError):
             return np.array(list(map(int, tokens)), dtype=np.int64)
@@ -119,6 +122,15 @@ def _truth_or_text(tokens: list[str], text: str) -> Any:
     if None in truth:
         return text
     return truth[0] if len(truth) == 1 else truth
+
+
+def _keep_underscores(text: str, info: dict[str, Any]) -> None:
+    """Put back as text what ASE made numbers of without their underscores; for a matrix raise."""
+    for key, value in pairs(text) if "_" in text else ():
+        if "_" in value and np.asarray(info.get(key, "")).dtype.kind in "iuf":
+            if key in _MATRICES:
+                raise ValueError(f"{key} holds a number with an underscore")
+            info[key] = value
 
 
 def _given_twice(text: str, info: dict[str, Any]) -> list[tuple[str, str]]:

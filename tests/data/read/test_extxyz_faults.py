@@ -75,6 +75,9 @@ REFUSED = {
     with_header(f'{LATTICE} pbc="T T"'): 'line 6: pbc="T T" is not understood; write T or F',
     with_header('x="_JSON {bad"'): "lines 5 to 8 cannot be read (JSONDecodeError",
     WHOLE + "2.0" + frame()[1:]: "line 5 is b'2.0' where a number of atoms should stand",
+    WHOLE + "9" * 20 + frame()[1:]: f"line 5 gives {'9' * 20} atoms, more than any file holds",
+    WHOLE + "9" * 5000 + frame()[1:]: "line 5 gives 99999999999999999999... (5000 digits) atoms",
+    WHOLE + "0" * 5000 + frame()[1:]: "(5000 digits) atoms, more than",
     WHOLE + "\0" * 60: "bytes of zero mean that the file was not written to its end",
 }  # fmt: skip
 BYTES_REFUSED = {
@@ -100,6 +103,13 @@ NOT_AS_ASE = {
     with_row("X 0 0 0"): r"atom 0 has atomic number 0 \(X, a dummy atom\)",
     with_row("0 0 0 0", "Z:I:1:pos:R:3"): "atom 0 has atomic number 0",
     with_header(f'{LATTICE} stress="1 2 3 4 5 6 7 8 9"'): "'stress' is .* not symmetric",
+    with_row(
+        "Cu 1_0.15 0 0"
+    ): r"line 7 \(atom 0\), column 2 \(pos\): '1_0.15' has an underscore: write",
+    with_row("29_0 0 0 0", "Z:I:1:pos:R:3"): r"column 1 \(Z\): '29_0' has an underscore",
+    with_header('Lattice="1_0 0 0 0 4 0 0 0 4"'): "Lattice holds '1_0', which has an underscore",
+    WHOLE + frame("REF_energy=-1_1.5"): "'REF_energy' is '-1_1.5', not a number; it has an under",
+    WHOLE + frame("REF_energy=-1_1.5 word {a}"): "'REF_energy' is '-1_1.5', not a number",
     with_header("config_type=a\0b"): "config_type='a.x00b' is not a name",
     with_header("head"): "head=True is not a name",
 }

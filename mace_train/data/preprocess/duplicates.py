@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from mace_train.data.preprocess.split import counter_hash
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.structure import LOGGER, Structure
 
@@ -50,7 +49,7 @@ def geometry_key(structure: Structure) -> bytes:
 @lru_cache(maxsize=64)
 def _unit_vectors(n: int) -> NDArray[np.float64]:
     """[N_PROJECTIONS, n] fixed random unit vectors; the same with any version of numpy."""
-    uniform = (counter_hash(n, N_PROJECTIONS * n) >> np.uint64(11)).astype(np.float64)
+    uniform = (np.random.PCG64(n).random_raw(N_PROJECTIONS * n) >> np.uint64(11)).astype(np.float64)
     vectors = (uniform * 2.0**-52 - 1.0).reshape(N_PROJECTIONS, n)
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 

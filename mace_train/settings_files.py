@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 
 from mace_train._paths import CONFIGS
 from mace_train.errors import InputError
+from mace_train.yaml_files import explain_yaml
 
 _LARGEST = 1 << 20  # bytes of a file
 _MOST_VALUES = 100_000  # of a file, with what its aliases repeat
@@ -135,8 +136,8 @@ def check_size(file: Path) -> None:
     except RecursionError:
         raise InputError(f"{file}: more than {_DEEPEST} levels; give fewer") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        message = " ".join(str(error).split())
-        raise InputError(f"{file}: not a YAML file that can be read ({message})") from error
+        message = f"not a YAML file that can be read: {explain_yaml(error)}; correct it"
+        raise InputError(f"{file}: {message}") from error
     if root is not None and _n_values(file, root, {}, 0) > _MOST_VALUES:
         raise InputError(
             f"{file}: its aliases (*name) repeat more than {_MOST_VALUES} values; write fewer"

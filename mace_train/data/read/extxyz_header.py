@@ -127,7 +127,7 @@ def _truth_or_text(tokens: list[str], text: str) -> Any:
 def _keep_underscores(text: str, info: dict[str, Any]) -> None:
     """Put back as text what ASE made numbers of without their underscores; for a matrix raise."""
     for key, value in pairs(text) if "_" in text else ():
-        if "_" in value and np.asarray(info.get(key, "")).dtype.kind in "iuf":
+        if "_" in value.removeprefix("_JSON") and np.asarray(info.get(key, "")).dtype.kind in "iuf":
             if key in _MATRICES:
                 raise ValueError(f"{key} holds a number with an underscore")
             info[key] = value

@@ -75,7 +75,6 @@ REFUSED = {
     with_header(f'{LATTICE} pbc="T T"'): 'line 6: pbc="T T" is not understood; write T or F',
     with_header('x="_JSON {bad"'): "lines 5 to 8 cannot be read (JSONDecodeError",
     WHOLE + "2.0" + frame()[1:]: "line 5 is b'2.0' where a number of atoms should stand",
-    WHOLE + "9" * 20 + frame()[1:]: f"line 5 gives {'9' * 20} atoms, more than any file holds",
     WHOLE + "9" * 5000 + frame()[1:]: "line 5 gives 99999999999999999999... (5000 digits) atoms",
     WHOLE + "0" * 5000 + frame()[1:]: "(5000 digits) atoms, more than",
     WHOLE + "\0" * 60: "bytes of zero mean that the file was not written to its end",
@@ -140,6 +139,13 @@ def test_what_ase_refuses_is_named(tmp_path, packed):
         if content in REFUSED:
             assert ", structure 1: " in message
         assert "cannot be read (KeyError" not in message
+
+
+def test_a_count_for_which_ase_would_read_lines_for_ever(tmp_path):
+    path = written(tmp_path, WHOLE + "9" * 20 + frame()[1:], packed=False)
+    assert f", structure 1: line 5 gives {'9' * 20} atoms, more than any file holds" in refusal(
+        path
+    )
 
 
 def test_what_ase_reads_wrongly_is_refused(tmp_path):

@@ -18,7 +18,7 @@ _PAIR = re.compile(
 )
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # of UTF-16 and UTF-32
 _WIDE_DIGIT = re.compile(rb"\0[ \d]|[ \d]\0")  # without a mark
-_MATRICES = ("Lattice", "virial", "stress")
+MATRICES = ("Lattice", "virial", "stress")  # nine numbers, column by column
 _POSITIONS, _ELEMENTS = {"pos", "positions"}, {"species", "symbols", "Z", "numbers"}
 MOST_ATOMS = 10**9  # of one structure
 _LARGEST_INTEGER = 2**31 - 1  # of a column, in ASE
@@ -170,7 +170,7 @@ def _fault_of_bytes(line: bytes) -> str | None:
 def _fault_of_comment(text: str) -> str | None:
     """Of a comment whose matrices are none."""
     for key, value in pairs(text):
-        if key not in _MATRICES:
+        if key not in MATRICES:
             continue
         for token in value.split():
             fault = None if _is_number(token) else number_fault(token)
@@ -187,7 +187,7 @@ def _fault_of_comment(text: str) -> str | None:
             )
             hint = voigt if len(tokens) == 6 and key != "Lattice" else ""
             return f"{key} has {len(tokens)} numbers where 9 are needed{hint}; correct it"
-    words = [word for word in text.split() if word in _MATRICES]
+    words = [word for word in text.split() if word in MATRICES]
     return f'{words[0]} has no value; write {words[0]}="9 numbers"' if words else None
 
 

@@ -24,7 +24,7 @@ from mace_train.data.graph import Graph
 from mace_train.model.batch_index import (
     BatchIndex,
     EdgeBlocks,
-    EdgeSpecies,
+    EdgeEnds,
     ElementGroups,
     ElementSlots,
 )
@@ -34,7 +34,7 @@ from mace_train.ops.backends import Backend
 from mace_train.ops.convolution import EdgeIndex
 from mace_train.ops.symmetric_contraction import Chunks
 
-INDICES = (BatchIndex, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks, EdgeSpecies)
+INDICES = (BatchIndex, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks, EdgeEnds)
 for _class in INDICES:
     torch.export.register_dataclass(_class, serialized_type_name=f"mace_train.{_class.__name__}")
 # no input of a graph, but part of what a graph is made for

@@ -8,6 +8,11 @@ from mace_train.errors import InputError
 from mace_train.irreps import FeatureIrreps, count_scalars
 
 DISTANCE_TRANSFORMS = ("None", "Agnesi", "Soft")
+RESIDUAL = "RealAgnosticResidualInteractionBlock"
+AGNOSTIC = "RealAgnosticInteractionBlock"
+DENSITY = "RealAgnosticDensityInteractionBlock"
+DENSITY_RESIDUAL = "RealAgnosticDensityResidualInteractionBlock"
+INTERACTION_BLOCKS = (RESIDUAL, AGNOSTIC, DENSITY_RESIDUAL, DENSITY)
 
 
 @dataclass(kw_only=True)
@@ -16,6 +21,13 @@ class ModelSettings:
 
     model: str = "ScaleShiftMACE"
     """ScaleShiftMACE, or MACE: agnostic first block and no shift, as in mace-torch."""
+    interaction: str = RESIDUAL
+    """Interaction block of all layers but the first: RealAgnosticResidualInteractionBlock,
+    RealAgnosticInteractionBlock, and RealAgnosticDensityResidualInteractionBlock,
+    RealAgnosticDensityInteractionBlock, which divide messages by a learned density."""
+    interaction_first: str | None = None
+    """That of the first layer; null: RealAgnosticInteractionBlock for model=MACE, else
+    RealAgnosticResidualInteractionBlock."""
     r_max: float | None = None
     """Cutoff radius, Å; null takes the one of the shards, another value is an error."""
     num_channels: int = 128
@@ -52,6 +64,7 @@ class ModelSettings:
         )
         check_choice("model.distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
         check_at_least("model.r_max", self.r_max, 0.0, strictly=True)
+        self._check_interactions()
         self._take_hidden_irreps()
         for name in ("num_channels", "correlation", "num_interactions", "num_radial_basis"):
             check_at_least(f"model.{name}", getattr(self, name), 1)
@@ -61,6 +74,26 @@ class ModelSettings:
         if not self.radial_MLP or min(self.radial_MLP) < 1:
             raise InputError(f"model.radial_MLP={self.radial_MLP} must list positive widths")
         self.MLP_irreps = f"{self.mlp_width()}x0e"  # however it was written
+
+    def blocks(self) -> list[str]:
+        """The names of the interaction blocks of all layers."""
+        first = self.interaction_first or (AGNOSTIC if self.model == "MACE" else RESIDUAL)
+        return [first] + [self.interaction] * (self.num_interactions - 1)
+
+    def _check_interactions(self) -> None:
+        """InputError for unknown blocks; equal models get equal settings."""
+        check_choice("model.interaction", self.interaction, INTERACTION_BLOCKS)
+        if self.interaction_first is None:
+            return
+        check_choice("model.interaction_first", self.interaction_first, INTERACTION_BLOCKS)
+        if self.model == "MACE" and self.interaction_first not in (AGNOSTIC, DENSITY):
+            raise InputError(
+                f"model.model=MACE and model.interaction_first={self.interaction_first}: a MACE "
+                f"has no residual in its first layer; give {AGNOSTIC} or {DENSITY}, or "
+                "model.model=ScaleShiftMACE"
+            )
+        if self.interaction_first == (AGNOSTIC if self.model == "MACE" else RESIDUAL):
+            self.interaction_first = None
 
     def mlp_width(self) -> int:
         """The number of hidden scalars that MLP_irreps names."""

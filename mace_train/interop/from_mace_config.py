@@ -23,7 +23,7 @@ from mace_train.settings import (
     PreprocessSettings,
     TrainSettings,
 )
-from mace_train.settings.learning import AGNOSTIC, DENSITY, INTERACTION_BLOCKS, RESIDUAL
+from mace_train.settings.learning import AGNOSTIC, DENSITY, INTERACTION_BLOCKS
 
 LOGGER = logging.getLogger("mace_train")
 
@@ -206,10 +206,9 @@ def _model(values: Values, equal: Equal, without: list[str]) -> None:
         if block not in INTERACTION_BLOCKS:
             without.append(f"--{name}={block}: one of {', '.join(INTERACTION_BLOCKS)}")
             del train[f"model.{name}"]
-    # as mace_run_train, which takes no residual block there whatever is said
-    if values["model"] == "MACE" and values["interaction_first"] not in (AGNOSTIC, DENSITY):
-        train["model.interaction_first"] = None
-    elif values["model"] != "MACE" and values["interaction_first"] == RESIDUAL:
+    # mace_run_train takes no residual block there in a MACE, whatever is said
+    without_residual = values["interaction_first"] in (AGNOSTIC, DENSITY)
+    if not without_residual and values["model"] == "MACE":
         train["model.interaction_first"] = None
     if values["model"] not in ("MACE", "ScaleShiftMACE"):
         without.append(f"--model={values['model']}: MACE and ScaleShiftMACE are here")

@@ -6,8 +6,8 @@ after checking that both losses are equal. Peak memory is that of a fresh proces
 memory before the first step (Linux: /proc). Then our step alone: how its time divides over
 stages and passes, and how near its compiled kernels come to the machine's limits.
 
-    python scripts/bench/step.py --json step.json [--data train.xyz] [--models S M L D] [--repeats 5]
-                                 [--allocator keep]
+    python scripts/bench/step.py --json step.json [--data train.xyz] [--models S M L D]
+                                 [--repeats 5] [--allocator keep]
 
 For a GPU there is training_step.py.
 

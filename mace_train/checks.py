@@ -1,8 +1,12 @@
 """Checks of single settings, each with the message a user needs."""
 
+import os
 from typing import Any
 
 from mace_train.errors import InputError
+
+_PER_CORE = 16  # threads or processes
+_ON_ANY_HOST = 64  # which any host may have, for tests of many processes
 
 
 def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
@@ -18,6 +22,17 @@ def check_at_least(name: str, value: float | None, least: float, *, strictly: bo
     if not (value > least if strictly else value >= least):
         relation = "greater than" if strictly else "at least"
         raise InputError(f"{name}={value} is out of range; it must be {relation} {least}")
+
+
+def check_cores(name: str, value: int | None) -> None:
+    """InputError for more threads or processes than this host could ever run."""
+    n_cores = os.cpu_count() or 1
+    most = max(_PER_CORE * n_cores, _ON_ANY_HOST)
+    if value is not None and value > most:
+        raise InputError(
+            f"{name}={value} is out of range; it must be at most {most} here (this host has "
+            f"{n_cores} cores: more than {_PER_CORE} for each only wait for one another)"
+        )
 
 
 def as_files(name: str, value: Any) -> list[str]:

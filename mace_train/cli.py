@@ -7,7 +7,6 @@ a user can get wrong ends in one message on stderr and exit code 2.
 
 import dataclasses
 import logging
-import os
 import pkgutil
 import re
 import signal
@@ -16,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -30,12 +30,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mace_train import __version__, settings
+from mace_train import __version__, interrupts, settings
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
-from mace_train.cli_help import HELP, command_help, explain, unknown_key_message
-from mace_train.distributed.launcher import launched_tasks, rank_of_process
-from mace_train.distributed.signals import exit_code
-from mace_train.errors import InputError
+from mace_train.cli_errors import (
+    HYDRA_QUIET,
+    checked_settings,
+    explain,
+    explain_yaml,
+    options_first,
+    shortened,
+)
+from mace_train.cli_help import HELP, command_help
+from mace_train.distributed import launcher
+from mace_train.distributed.signals import catch, exit_code
+from mace_train.environment_variables import number, set_default
+from mace_train.errors import InputError, system_error
+from mace_train.settings_files import check_settings_files
+from mace_train.shown_text import printable
 from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
 
@@ -116,16 +127,22 @@ COMMANDS = {
     ),
     "doctor": Command(settings.DoctorSettings, "mace_train.doctor.doctor:examine"),
 }
+_IN_RANKS = ("train", "evaluate")  # doctor reports a wrong launch itself
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command.
 
-    Exit code 0, 2 after a message about bad input, 130 when interrupted, 143 when terminated.
+    Exit codes: 0; 2 after a message about bad input; 69 when another rank, its host or the network
+    failed; 74 when a file system is full or fails; 75 when asked to stop (SIGTERM, SIGUSR1,
+    SIGHUP), after a checkpoint; 130 when interrupted (SIGINT, see ``interrupts``); 129 and 143
+    after SIGHUP and SIGTERM where there was nothing to save; 141 when the reader of the output
+    ended, such as ``| head``.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
-        signal.signal(signal.SIGUSR1, _try_later)
+        catch(signal.SIGTERM, _terminate)
+        catch(signal.SIGHUP, _terminate)
+        catch(signal.SIGUSR1, _try_later)
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else "--help"
     if command in ("--version", "-V"):
@@ -133,14 +150,15 @@ def main(arguments: list[str] | None = None) -> None:
     elif command in ("--help", "-h", "help"):
         print(HELP)
     elif command not in COMMANDS:
-        _fail(f"unknown command {command!r}; commands are: {', '.join(COMMANDS)}")
+        _fail(f"unknown command {command!r}; give one of: {', '.join(COMMANDS)}")
     elif {"--help", "-h"} & set(arguments[1:]):
         print(command_help(command, COMMANDS[command].schema, CONFIGS))
     else:
         try:
             words = _hydra_words(COMMANDS[command], arguments[1:])
+            check_settings_files(words)
         except (InputError, HydraException) as error:
-            _fail(str(error))
+            _fail(explain(error, command, COMMANDS[command].schema, CONFIGS, arguments[1:]))
         _run(command, words, is_job="--job" in arguments)
 
 
@@ -184,21 +202,26 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     overrides = ["dry_run=true" if word == "--dry-run" else word for word in overrides]
     if "dry_run=true" in overrides and not any(word.startswith("output=") for word in overrides):
         overrides.append("output=dry-run")  # which is not written
-    sys.argv = [f"mace-train {command}", *overrides]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
+    if any(word.startswith(("--config-name", "-cn")) for word in overrides):
+        overrides += HYDRA_QUIET  # for a YAML file of the user that leaves our defaults out
+    set_default("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
+        sys.argv = [f"mace-train {command}", *options_first(overrides)]
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(explain(error, command, schema, CONFIGS))
+        _fail(explain(error, command, schema, CONFIGS, overrides))
     except YAMLError as error:
-        _fail(f"a YAML file cannot be read: {error}")
-    except ValueError as error:
+        _fail(f"a YAML file cannot be read: {explain_yaml(error)}; correct it")
+    except Exception as error:
+        explained = system_error(error) if isinstance(error, OSError) else None
+        if explained is not None:
+            _fail(str(explained), explained.exit_code)
         if task.started:
             raise  # a fault of ours, not of the command line
-        _fail(str(error))
+        _fail(explain(error, command, schema, CONFIGS, overrides))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        interrupts.say()
+        raise SystemExit(interrupts.EXIT_CODE) from None
     _report_failures(overrides, schema, begin)
 
 
@@ -221,19 +244,24 @@ class _Task:
                 self._record(config)
             else:
                 self._act(config)
-        except InputError as error:
-            if not in_sweep:
-                _fail(str(error), error.exit_code)
-            logging.getLogger("mace_train").error("%s", error)
-        except Exception:
-            if not in_sweep:
+        except BrokenPipeError:
+            raise  # the reader of the output has ended
+        except Exception as error:
+            explained = system_error(error)  # an InputError as it is
+            if explained is not None:
+                if not in_sweep:
+                    _fail(str(explained), explained.exit_code)
+                logging.getLogger("mace_train").error("%s", explained)
+            elif not in_sweep:
                 raise
-            traceback.print_exc()
+            else:
+                traceback.print_exc()
 
     def _act(self, config: DictConfig) -> None:
         command = COMMANDS[self.command]
         checked = _checked(config, self.command, command.schema)
         action: Callable[[Any], Any] = pkgutil.resolve_name(command.target)
+        interrupts.begin_work()
         action(checked)
 
     def _record(self, config: DictConfig) -> None:
@@ -245,6 +273,7 @@ class _Task:
             return
         folder = _sweep_folder() or Path(str(config.output))
         logging.getLogger("mace_train").info("job in %s: %s", folder, " ".join(words))
+        interrupts.begin_work()
         with recorded(folder, [word for word in words if not word.startswith("output=")]):
             self._act(config)
 
@@ -281,21 +310,28 @@ def _report_failures(overrides: list[str], schema: type, begin: float) -> None:
 
 
 def _check_launch(command: str, overrides: list[str]) -> None:
-    """Refuse what several ranks cannot do."""
-    n_ranks = int(os.environ.get("WORLD_SIZE") or "1")
+    """Refuse wrong environment variables, and what several ranks cannot do."""
+    in_sweep = bool({"-m", "--multirun"} & set(overrides))
+    try:
+        launcher.check_environment()
+        n_ranks = number("WORLD_SIZE") or 1
+        if command in _IN_RANKS and not in_sweep:
+            launcher.detect()
+    except InputError as error:
+        _fail(str(error))
     if n_ranks > 1 and command == "preprocess":
         _fail(
             f"preprocess is one process, but {n_ranks} were started: run it without torchrun; use "
             "workers=N for several processes, or mpiexec or srun for several nodes"
         )
-    tasks = launched_tasks()
+    tasks = launcher.launched_tasks()
     n_ranks = max(n_ranks, 1 if tasks is None else tasks.size)
     if n_ranks > 1 and COMMANDS[command].one_process:
         _fail(
             f"{command} is one process, but {n_ranks} were started: run it without torchrun, "
             "mpiexec or srun"
         )
-    if n_ranks > 1 and {"-m", "--multirun"} & set(overrides):
+    if n_ranks > 1 and in_sweep:
         _fail(
             f"--multirun in {n_ranks} ranks: a sweep starts its jobs one after the other in one "
             "process; start each job on its own with --job 0, --job 1, ..."
@@ -304,36 +340,11 @@ def _check_launch(command: str, overrides: list[str]) -> None:
 
 def _checked(config: DictConfig, command: str, schema: type) -> Any:
     """The settings as a dataclass: complete, known and in range."""
-    unknown = _unknown_keys(config, schema)
-    if unknown:  # Hydra lets `+key=value` add keys that the schema does not have
-        raise InputError(unknown_key_message(unknown[0], command, schema))
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise InputError(
-            f"{command} needs {', '.join(missing)}: give {missing[0]}=..., "
-            f"see `mace-train {command} --help`"
-        )
-    try:
-        checked: Any = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise InputError(explain(error, command, schema, CONFIGS)) from None
+    checked = checked_settings(config, command, schema, CONFIGS)
     folder = _sweep_folder()
     if folder is not None:
         checked = dataclasses.replace(checked, output=str(folder))  # one folder per job of a sweep
     return checked
-
-
-def _unknown_keys(config: DictConfig, schema: type, prefix: str = "") -> list[str]:
-    """Dotted names of the keys of ``config`` that ``schema`` has no field for."""
-    kinds = {field.name: field.type for field in dataclasses.fields(schema)}
-    unknown = []
-    for key in map(str, config):
-        kind = kinds.get(key)
-        if kind is None:
-            unknown.append(f"{prefix}{key}")
-        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            unknown += _unknown_keys(config[key], kind, f"{prefix}{key}.")
-    return unknown
 
 
 def _configure_logging() -> None:
@@ -353,18 +364,19 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line of text."""
         mark = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return mark + super().format(record)
+        return printable(mark + super().format(record))
 
 
 def _rank() -> int:
     """This process's rank, before the world is opened."""
-    return rank_of_process()
+    return launcher.rank_of_process()
 
 
 def _terminate(number: int, frame: object) -> None:
     """End like an exception would, so that files and loggers are closed."""
     if _rank() == 0:
-        sys.stderr.write("mace-train: terminated\n")
+        with suppress(OSError):  # the terminal may be gone
+            sys.stderr.write("mace-train: terminated\n")
     raise SystemExit(128 + number)
 
 
@@ -375,7 +387,11 @@ def _try_later(number: int, frame: object) -> None:
 
 def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
     """Say what is wrong and exit."""
+    if interrupts.received():
+        raise KeyboardInterrupt  # what it was interrupted in has failed
     who = f"[rank {_rank()}] " if _rank() else ""
-    sys.stderr.write(f"mace-train: {who}error: {message}\n")  # one write: ranks do not mix
-    sys.stderr.flush()
+    text = printable(f"mace-train: {who}error: {shortened(message)}\n")
+    with suppress(OSError):  # where the disk is full, stderr may be a file on it
+        sys.stderr.write(text)  # one write: ranks do not mix
+        sys.stderr.flush()
     raise SystemExit(code)

@@ -1,16 +1,14 @@
-"""Help pages made from the schema, and Hydra's errors turned into one message with the remedy."""
+"""Help pages made from the schema."""
 
 import ast
 import dataclasses
-import difflib
 import inspect
-import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import OverrideParseException
-
 from mace_train import settings
+from mace_train.settings.ranges import range_of
 
 HELP = """\
 mace-train: train MACE interatomic potentials on whole clusters
@@ -46,13 +44,13 @@ _REQUIRED = "(required)"
 def command_help(command: str, schema: type, configs: Path) -> str:
     """The help page of a command: its config groups and every setting with type and default."""
     lines = [f"mace-train {command} key=value ...", "", inspect.getdoc(schema) or "", ""]
-    groups = _groups(schema, configs)
+    groups = groups_of(schema, configs)
     if groups:
         lines.append("Config groups (choose with group=name):")
         lines += [f"  {group}: {', '.join(names)}" for group, names in groups.items()]
         lines.append("")
     lines.append("Settings:")
-    rows = sorted(_settings(schema), key=lambda row: row[2] != _REQUIRED)
+    rows = sorted(all_settings(schema), key=lambda row: row[2] != _REQUIRED)
     for name, kind, default, text in rows:
         lines += [f"  {name}: {kind} = {default}", *(f"      {line}" for line in text)]
     return "\n".join(lines)
@@ -60,18 +58,23 @@ def command_help(command: str, schema: type, configs: Path) -> str:
 
 def valid_names(schema: type) -> list[str]:
     """Every setting of a command with its dotted name."""
-    return [name for name, *_ in _settings(schema)]
+    return [name for name, *_ in all_settings(schema)]
 
 
-def _settings(schema: type, prefix: str = "") -> list[tuple[str, str, str, list[str]]]:
+def all_settings(schema: type, prefix: str = "") -> list[tuple[str, str, str, list[str]]]:
     """(dotted name, type, default, help lines) of every setting, depth first."""
     texts = _field_texts(schema)
     rows = []
     for field in dataclasses.fields(schema):
         if dataclasses.is_dataclass(field.type):
             assert isinstance(field.type, type)
-            rows += _settings(field.type, f"{prefix}{field.name}.")
+            rows += all_settings(field.type, f"{prefix}{field.name}.")
             continue
+        limits = range_of(field)
+        text = [
+            *texts.get(field.name, []),
+            *([] if limits is None else textwrap.wrap(f"Range: {limits}.", 94)),
+        ]
         kind = getattr(field.type, "__name__", "") if isinstance(field.type, type) else ""
         kind = "path(s)" if field.type is Any and "file" in field.name else kind
         rows.append(
@@ -79,7 +82,7 @@ def _settings(schema: type, prefix: str = "") -> list[tuple[str, str, str, list[
                 prefix + field.name,
                 kind or str(field.type).replace("typing.", ""),
                 _default(field),
-                texts.get(field.name, []),
+                text,
             )
         )
     return rows
@@ -111,7 +114,7 @@ def _field_texts(schema: type) -> dict[str, list[str]]:
     return texts
 
 
-def _groups(schema: type, configs: Path) -> dict[str, list[str]]:
+def groups_of(schema: type, configs: Path) -> dict[str, list[str]]:
     """The config groups a command uses, with the names of their files."""
     names = [f.name for f in dataclasses.fields(schema) if dataclasses.is_dataclass(f.type)]
     return {
@@ -119,87 +122,3 @@ def _groups(schema: type, configs: Path) -> dict[str, list[str]]:
         for name in names
         if (configs / name).is_dir()
     }
-
-
-def explain(error: BaseException, command: str, schema: type, configs: Path) -> str:
-    """One message for an error of Hydra or OmegaConf: what is wrong and what would be right."""
-    chain = _chain(error)
-    unreadable = next((e for e in chain if isinstance(e, OverrideParseException)), None)
-    if unreadable is not None:
-        return _unreadable_override(unreadable.override)
-    text = "\n".join(str(item) for item in chain)
-    key = _unknown_key(text)
-    if key is not None:
-        return unknown_key_message(key, command, schema)
-    group = re.search(r"Could not find '([\w./-]+)'", text)
-    if group and "/" in group[1]:
-        name, _, choice = group[1].rpartition("/")
-        choices = _groups(schema, configs).get(name, [])
-        return f"{name}={choice}: no such choice; {name} is one of: {', '.join(choices)}"
-    return _type_error(text) or str(chain[-1] if chain else error).strip()
-
-
-def _unreadable_override(override: str) -> str:
-    """What to do about an argument that Hydra's grammar cannot read."""
-    key, equals, value = override.partition("=")
-    if not equals:
-        return f"{override!r} is not key=value, such as seed=1"
-    if value.startswith(("{", "[")):
-        return f"{override!r} cannot be read: write it like '{key}={{1: -13.6, 8: -400}}' or [a, b]"
-    quoted = f"\"{key}='{value}'\""
-    return (
-        f"{override!r} cannot be read: a value with blanks or one of ()[]{{}}:=,;#&~' or letters "
-        f"beyond ASCII must be quoted twice, for the shell and for Hydra: {quoted}"
-    )
-
-
-def unknown_key_message(key: str, command: str, schema: type) -> str:
-    """Says that ``key`` is no setting, names the nearest one, and lists those of the same level."""
-    valid = valid_names(schema)
-    leaf = key.rpartition(".")[2]
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.75)
-    near = near or [name for name in valid if name.rpartition(".")[2] == leaf]
-    near = near or [
-        name
-        for name in valid
-        if difflib.get_close_matches(leaf, [name.rpartition(".")[2]], n=1, cutoff=0.7)
-    ]
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return (
-        f"unknown setting {key!r}{hint}; valid settings of {command}: {', '.join(valid)}. "
-        f"`mace-train {command} --help` explains them"
-    )
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """The error and what it was raised from, outermost first."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    return chain
-
-
-def _unknown_key(text: str) -> str | None:
-    """The dotted name of a key that is not in the schema, if that is what the error is about."""
-    if not re.search(r"not in '|is not in struct|Could not override '", text):
-        return None
-    for pattern in (
-        r"full_key: ([\w.\-]+)",
-        r"Could not override '([\w.@/\-]+)'",
-        r"Key '([\w.\-]+)'",
-    ):
-        found = re.search(pattern, text)
-        if found:
-            return found[1]
-    return None
-
-
-def _type_error(text: str) -> str | None:
-    """Message for a value of the wrong type or a missing file, if that is what it is."""
-    key = re.search(r"full_key: ([\w.\-]+)", text)
-    value = re.search(r"^(.*(?:could not be converted|Invalid|is not|Cannot).*)$", text, re.M)
-    if key and value:
-        return f"{key[1]}: {value[1].strip()}"
-    return None

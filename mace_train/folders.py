@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import IO
 
-from mace_train.errors import InputError
+from mace_train.errors import InputError, system_error
 
 
 def existing_folder(name: str, value: str) -> Path:
@@ -22,7 +22,8 @@ def make_folder(name: str, path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
+        kind = type(system_error(error) or InputError())
+        raise kind(
             f"{name}={path}: cannot make this folder ({error.strerror}); choose another {name}"
         ) from None
     if not os.access(path, os.W_OK):
@@ -32,21 +33,25 @@ def make_folder(name: str, path: Path) -> None:
 def lock_folder(name: str, path: Path) -> IO[str]:
     """Lock ``path`` for this process until the returned file is closed or the process ends.
 
-    Raises ``InputError`` when another process holds it.
+    Raises ``InputError`` when another process holds it, or the file system cannot lock.
     """
-    handle = open(path / ".lock", "a+")  # noqa: SIM115 (held until the run ends)
     try:
+        handle = open(path / ".lock", "a+")  # noqa: SIM115 (held until the run ends)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        os.ftruncate(handle.fileno(), 0)
+        os.write(handle.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+    except BlockingIOError:
         handle.seek(0)
         holder = handle.read().strip() or "another process"
         handle.close()
         raise InputError(
             f"{name}={path} is in use by {holder}; wait for it to end or choose another {name}"
         ) from None
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-    handle.flush()
+    except OSError as error:
+        raise system_error(error, path / ".lock") or InputError(
+            f"{name}={path}: this file system cannot lock files ({error.strerror}); choose another "
+            f"{name}"
+        ) from None
     return handle
 
 

@@ -2,11 +2,12 @@
 
 A pickle is a program: it may name any function of any module and call it. Here a name is looked up
 in one table of exact (module, name) pairs, all of them made in this file; every other class is a
-``Shell`` that keeps its state and has none of the class's code. Names with dots, which reach
-attributes of attributes, are refused, and so is the format before PyTorch 1.6, which is a bare
-pickle. Only opcodes that ``torch.save`` needs are taken, keys are text or numbers (hashing a nested
-tuple may take forever), and tensors exist only when the pickle has ended: before, they are holders
-without torch's code. Storages are read from the zip file here, sizes are checked against them.
+``Shell`` that keeps its name, arguments and state and has none of the class's code. Names with
+dots, which reach attributes of attributes, are refused, and so is the format before PyTorch 1.6,
+which is a bare pickle. Only opcodes that ``torch.save`` needs are taken, keys are text or numbers
+(hashing a nested tuple may take forever), and tensors exist only when the pickle has ended: before,
+they are holders without torch's code. Storages are read from the zip file here, sizes are checked
+against them.
 """
 
 import io
@@ -14,6 +15,7 @@ import math
 import pickle
 import pickletools
 import re
+import struct
 import sys
 import zipfile
 from collections import OrderedDict
@@ -36,6 +38,8 @@ _STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+_BUILTINS = ("builtins", "__builtin__")  # as Python 3 and protocol 2 call it
+_NUMPY_NUMBERS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i", "b1": "?"}
 _OPCODES = re.compile(
     "PROTO|FRAME|STOP|MARK|POP|POP_MARK|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT"
     "|BINUNICODE8?|SHORT_BINUNICODE|(SHORT_)?BINSTRING|(SHORT_)?BINBYTES|EMPTY_TUPLE|TUPLE[123]?"
@@ -50,9 +54,18 @@ class RestrictedPickleError(Exception):
 
 
 class Shell:
-    """An object of any class: its state, none of its code."""
+    """An object of any class: what it was made from and its state, none of its code."""
 
+    module: str = ""  # of the class that the file names
+    name: str = ""
+    arguments: tuple[Any, ...] = ()
     state: Any = None  # until __setstate__; a pickle may make objects without __init__
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> "Shell":
+        """Keep the arguments, which are all that a tuple has."""
+        made = super().__new__(cls)
+        made.arguments = arguments
+        return made
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         pass
@@ -74,15 +87,20 @@ class Shell:
         """Drop an item of a mapping that the class extends."""
 
 
-def load_tensors(path: Path) -> Any:
+def load_tensors(path: Path | bytes) -> Any:
     """What a file of ``torch.save`` holds: tensors, numbers, text, containers, and shells.
+
+    The modules of a TorchScript file, without their code, are read in the same way.
+
+    Args:
+        path: The file, or its bytes.
 
     Raises:
         RestrictedPickleError: see there.
         OSError: the file cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as zipped:
+        with zipfile.ZipFile(io.BytesIO(path) if isinstance(path, bytes) else path) as zipped:
             return _load(zipped)
     except zipfile.BadZipFile as error:
         raise RestrictedPickleError(
@@ -95,22 +113,28 @@ def load_tensors(path: Path) -> Any:
 
 
 def _load(zipped: zipfile.ZipFile) -> Any:
-    found = [info for info in zipped.infolist() if info.filename.endswith("/data.pkl")]
+    found = [name for name in zipped.namelist() if name.endswith("/data.pkl")]
     if len(found) != 1:
         raise RestrictedPickleError(f"{len(found)} entries data.pkl, expected one")
-    if any(info.compress_type != zipfile.ZIP_STORED for info in zipped.infolist()):
-        raise RestrictedPickleError("compressed entries, which torch.save does not write")
-    if found[0].file_size > _LARGEST_PICKLE:
-        raise RestrictedPickleError(f"data.pkl has {found[0].file_size} bytes")
-    folder = found[0].filename.removesuffix("data.pkl")
-    names = zipped.namelist()
-    order = zipped.read(f"{folder}byteorder").decode() if f"{folder}byteorder" in names else ""
+    folder = found[0].removesuffix("data.pkl")
+    has_order = f"{folder}byteorder" in zipped.namelist()
+    order = _entry(zipped, f"{folder}byteorder", 20).decode() if has_order else ""
     if order not in ("", sys.byteorder):
-        raise RestrictedPickleError(f"byte order {order[:20]!r}, this machine is {sys.byteorder}")
-    pickled = zipped.read(found[0])
+        raise RestrictedPickleError(f"byte order {order!r}, this machine is {sys.byteorder}")
+    pickled = _entry(zipped, found[0], _LARGEST_PICKLE)
     _check_opcodes(pickled)
-    loaded = _Unpickler(pickled, lambda key: zipped.read(f"{folder}data/{key}")).load()
+    loaded = _Unpickler(pickled, lambda key: _entry(zipped, f"{folder}data/{key}")).load()
     return _unwrapped(loaded, {})
+
+
+def _entry(zipped: zipfile.ZipFile, name: str, largest: float = math.inf) -> bytes:
+    """The bytes of an entry, which are as many as in the file."""
+    info = zipped.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise RestrictedPickleError("compressed entries, which torch.save does not write")
+    if info.file_size > largest:
+        raise RestrictedPickleError(f"{name} has {info.file_size} bytes, more than {largest}")
+    return zipped.read(info)
 
 
 def _check_opcodes(pickled: bytes) -> None:
@@ -144,6 +168,7 @@ def _unwrapped(value: Any, done: dict[int, Any]) -> Any:
     elif isinstance(value, tuple):
         done[id(value)] = tuple(_unwrapped(item, done) for item in value)
     elif isinstance(value, Shell):
+        value.arguments = _unwrapped(value.arguments, done)
         value.state = _unwrapped(value.state, done)
     return done[id(value)]
 
@@ -169,7 +194,7 @@ class _Unpickler(_InPython):
             raise RestrictedPickleError(f"it names {module}.{name}, an attribute of an object")
         if (module, name) in self._known:
             return self._known[module, name]
-        return type("Shell", (Shell,), {"__module__": __name__})
+        return type("Shell", (Shell,), {"__module__": __name__, "module": module, "name": name})
 
     def persistent_load(self, identity: Any) -> _Held:
         """The storage that a tensor refers to, flat."""
@@ -250,15 +275,34 @@ def _known_names() -> dict[tuple[str, str], Any]:
     def make_dict() -> dict[Any, Any]:
         return OrderedDict()
 
+    n_encoded = 0
+
+    def encode(text: Any, encoding: Any) -> bytes:
+        nonlocal n_encoded
+        if type(text) is not str or encoding != "latin1":
+            raise RestrictedPickleError("text in another encoding than that of bytes")
+        n_encoded += len(text)
+        if n_encoded > _LARGEST_PICKLE:
+            raise RestrictedPickleError("more bytes than a pickle may have")
+        return text.encode("latin1")
+
+    def numpy_number(dtype: Any, data: Any) -> Any:
+        code = dtype.arguments[0] if isinstance(dtype, Shell) and dtype.arguments else None
+        if type(code) is not str or code not in _NUMPY_NUMBERS or type(data) is not bytes:
+            raise RestrictedPickleError("a number of NumPy that is none")
+        return struct.unpack(f"<{_NUMPY_NUMBERS[code]}", data)[0]
+
     dtypes = {name: getattr(torch, name) for name in _STORAGES.values()}
     return {
         ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
         ("torch", "Size"): size,
         ("collections", "OrderedDict"): make_dict,
-        ("builtins", "set"): make_set,
-        ("builtins", "dict"): make_dict,
-        ("builtins", "list"): make_list,
+        **{(module, "set"): make_set for module in _BUILTINS},
+        **{(module, "dict"): make_dict for module in _BUILTINS},
+        **{(module, "list"): make_list for module in _BUILTINS},
+        ("_codecs", "encode"): encode,  # of bytes, in old protocols
+        **{(f"numpy.{core}.multiarray", "scalar"): numpy_number for core in ("core", "_core")},
         **{("torch", storage): dtypes[name] for storage, name in _STORAGES.items()},
         **{("torch", name): dtype for name, dtype in dtypes.items()},
     }

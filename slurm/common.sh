@@ -22,6 +22,9 @@ export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:Tr
 export HDF5_USE_FILE_LOCKING=${HDF5_USE_FILE_LOCKING:-FALSE}
 # Hundreds of ranks that die must not write hundreds of core files.
 ulimit -c 0
+# What the ranks of this job show each other when they meet, so that no others join by mistake.
+MACE_TRAIN_JOB_TOKEN=${MACE_TRAIN_JOB_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
+export MACE_TRAIN_JOB_TOKEN
 # NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME: only where ranks cannot find each other, see README.md.
 
 # ---- the node's own disk
@@ -35,8 +38,7 @@ STAGE=${LOCAL_SCRATCH:+cluster.stage_to=$LOCAL_SCRATCH}
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
 # The log of this job, for the records of a sweep
-MACE_TRAIN_LOG=$(readlink "/proc/$$/fd/1")
-export MACE_TRAIN_LOG
+if MACE_TRAIN_LOG=$(readlink "/proc/$$/fd/1"); then export MACE_TRAIN_LOG; else unset MACE_TRAIN_LOG; fi
 
 # ---- faults
 # Attempts in a row that may fail within ten minutes before the job gives up.
@@ -53,7 +55,8 @@ setting() {
 }
 
 # run COMMAND...: start it on all tasks; again after a fault; back to the queue when it was asked to
-# stop. Exit codes of mace-train: 0 done, 2 bad input, 75 stopped with everything saved.
+# stop. Exit codes of mace-train: 0 done, 2 bad input, 69 a rank was
+# lost, 74 the disk is full or fails, 75 stopped with everything saved.
 run() {
   local failures=0 began code
   say "$SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST), $SLURM_NTASKS tasks: $*"

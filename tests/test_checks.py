@@ -2,7 +2,7 @@
 
 import pytest
 
-from mace_train.checks import as_files, check_at_least, check_choice, files_by_head
+from mace_train.checks import as_files, check_at_least, check_choice, check_cores, files_by_head
 from mace_train.errors import InputError
 
 
@@ -40,3 +40,13 @@ def test_files_by_head():
     assert files_by_head("train_file", value) == {"emt": ["a.xyz"], "2": ["b.xyz", "c.xyz"]}
     with pytest.raises(InputError, match=r"^train_file\.emt=3 must be a path"):
         files_by_head("train_file", {"emt": 3})
+
+
+def test_threads_and_processes_for_the_cores_of_this_host(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    check_cores("workers", None)
+    check_cores("workers", 128)
+    with pytest.raises(InputError, match=r"^workers=129 .* at most 128 here .this host has 8"):
+        check_cores("workers", 129)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    check_cores("workers", 64)

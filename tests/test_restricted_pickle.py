@@ -7,10 +7,12 @@ import struct
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from mace_train import restricted_pickle
 from mace_train.data.foundation_e0s import foundation_E0s
 from mace_train.errors import InputError
 from mace_train.restricted_pickle import RestrictedPickleError, load_tensors
@@ -137,6 +139,41 @@ def test_small_files_take_no_long_time_nor_much_memory(pickled, message, tmp_pat
 def test_a_large_index_of_the_memo_takes_no_memory(tmp_path):
     path = zip_of(tmp_path / "a.model", b"\x80\x02Nr" + struct.pack("<I", 2**32 - 1) + b".")
     assert load_tensors(path) is None
+
+
+def test_bytes_and_numbers_of_numpy(tmp_path):
+    """As protocol 2, that of torch.save, holds them."""
+    values = [b"a\xff\x00", np.float64(7.25), np.float32(0.5), np.int64(-3), np.bool_(True)]
+    torch.save(values, tmp_path / "a.pt")
+    assert load_tensors(tmp_path / "a.pt") == values
+    torch.save(np.complex128(1j), tmp_path / "b.pt")
+    with pytest.raises(RestrictedPickleError, match="a number of NumPy that is none"):
+        load_tensors(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize(
+    ("call_", "message"),
+    [
+        (call(global_("_codecs", "encode"), text("x"), text("rot13")), "another encoding"),
+        (call(global_("_codecs", "encode"), b"N", text("latin1")), "another encoding"),
+        (call(global_("numpy.core.multiarray", "scalar"), b"N", b"C\x08" + bytes(8)), "is none"),
+    ],
+)
+def test_known_functions_take_what_torch_save_gives_them(call_, message, tmp_path):
+    with pytest.raises(RestrictedPickleError, match=message):
+        load_tensors(zip_of(tmp_path / "a.model", b"\x80\x04" + call_ + b"."))
+
+
+def test_repeated_bytes_take_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(restricted_pickle, "_LARGEST_PICKLE", 1000)
+    one = call(global_("_codecs", "encode"), text("x" * 200), text("latin1"))
+    again = b"h\x01h\x00R" * 10  # of the arguments and the function in the memo
+    function = global_("_codecs", "encode") + b"q\x01"
+    arguments = b"(" + text("x" * 200) + text("latin1") + b"tq\x00"
+    pickled = b"\x80\x04" + function + arguments + b"R" + again + b"."
+    with pytest.raises(RestrictedPickleError, match="more bytes than a pickle may have"):
+        load_tensors(zip_of(tmp_path / "a.model", pickled))
+    assert load_tensors(zip_of(tmp_path / "b.model", b"\x80\x04" + one + b".")) == b"x" * 200
 
 
 class Elements(nn.Module):

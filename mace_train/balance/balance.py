@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from mace_train.atomic_files import written_together
 from mace_train.balance import plots, tables
 from mace_train.balance.bounds import least_steps
 from mace_train.balance.cost_model import read_cost_model, with_cost_model
@@ -266,10 +267,10 @@ def report_on(costs: Costs, settings: BalanceSettings, show: Callable[..., None]
     for table in tables.all_tables(report):
         show(table)
     if settings.output is not None:
-        output = Path(settings.output)
-        (output / "balance.json").write_text(json.dumps(report, indent=2) + "\n")
         plans = {result.packer: result.plan for result in results}
-        plots.bins_and_ranks(plans, capacity).savefig(output / "balance.png", dpi=150)
-        if settings.scaling:
-            plots.scaling(report["scaling"]).savefig(output / "scaling.png", dpi=150)
+        with written_together(Path(settings.output)) as new:
+            (new / "balance.json").write_text(json.dumps(report, indent=2) + "\n")
+            plots.bins_and_ranks(plans, capacity).savefig(new / "balance.png", dpi=150)
+            if settings.scaling:
+                plots.scaling(report["scaling"]).savefig(new / "scaling.png", dpi=150)
     return report

@@ -10,18 +10,22 @@ reward large bins.
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mace_train.atomic_files import write_text
 from mace_train.balance.costs import EDGES_PER_ATOM, MEMORY_UNIT, Costs
 from mace_train.errors import InputError
+from mace_train.json_files import converted, read_json
 from mace_train.settings import BatchingSettings
 
 Floats = NDArray[np.float64]
+
+MOST_COST = 1e15  # s or bytes, of one step or one atom: more overflows integers of the planner
 
 
 @dataclass(frozen=True)
@@ -115,26 +119,29 @@ def fit_memory(
 
 def write_cost_model(path: Path, model: CostModel) -> None:
     """Write the JSON file that ``read_cost_model`` reads."""
-    path.write_text(json.dumps(asdict(model), indent=2) + "\n")
+    write_text(path, json.dumps(asdict(model), indent=2) + "\n")
+
+
+_OPTIONAL = [field.name for field in fields(CostModel) if field.default is not MISSING]
 
 
 def read_cost_model(path: str) -> CostModel:
     """The model of a file; ``InputError`` when it is not one."""
-    remedy = "; scripts/measure_costs.py writes such a file"
+    remedy = "scripts/measure_costs.py writes such a file"
     try:
-        given = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"batching.cost_model={path} cannot be read: {error}{remedy}") from None
-    known = {field.name for field in fields(CostModel)}
-    if not isinstance(given, dict) or not {"fixed_s", "atom_s", "edge_s"} <= given.keys() <= known:
+        model: CostModel = converted(CostModel, read_json(Path(path), dict, remedy))
+    except ValueError as error:
         raise InputError(
             f"batching.cost_model={path} must hold fixed_s, atom_s, edge_s and may hold "
-            f"{', '.join(sorted(known - {'fixed_s', 'atom_s', 'edge_s'}))}{remedy}"
-        )
-    numbers = [value for name, value in given.items() if name != "source"]
-    if not all(isinstance(value, (int, float)) and 0 <= value < np.inf for value in numbers):
-        raise InputError(f"batching.cost_model={path}: all numbers must be at least 0{remedy}")
-    return CostModel(**given)
+            f"{', '.join(_OPTIONAL)}, but {error}; {remedy}"
+        ) from None
+    for name, value in asdict(model).items():
+        if name != "source" and not 0 <= value <= MOST_COST:
+            raise InputError(
+                f"batching.cost_model={path}: {name}={value} must be at least 0 and at most "
+                f"{MOST_COST:g} (seconds and bytes); {remedy}"
+            )
+    return model
 
 
 def with_cost_model(costs: Costs, settings: BatchingSettings) -> Costs:

@@ -5,7 +5,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import (
+    Calculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
@@ -28,8 +32,10 @@ class MACETrainCalculator(Calculator):
 
     Results are in eV, eV/Å and eV/Å^3: ``energy`` (``free_energy`` is the same), ``energies``
     [n_atoms] of atoms, ``node_energy`` [n_atoms] the same without isolated atoms, ``forces``
-    [n_atoms, 3], and ``stress`` [6] (xx, yy, zz, yz, xz, xy) of structures that are periodic in all
-    directions. ``get_hessian`` gives second derivatives.
+    [n_atoms, 3], and ``stress`` [6] (xx, yy, zz, yz, xz, xy) of periodic structures, divided by the
+    volume of the cell. Slabs and wires have components along periodic directions, the others are
+    zero, so ASE's filters relax these directions of the cell and no others; the cell needs vectors
+    along all directions. ``get_hessian`` gives second derivatives.
 
     Several checkpoints are a committee: results are means over its members, and of q = energy,
     forces and stress there are also ``q_comm``, one value per member along the first axis, and
@@ -97,6 +103,17 @@ class MACETrainCalculator(Calculator):
         if len(members) > 1:
             self.results |= _spread(members)
 
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        """As ASE's; the error for a stress that is not defined says why."""
+        try:
+            return super().get_property(name, atoms, allow_calculation)
+        except PropertyNotImplementedError:
+            if name != "stress":
+                raise
+            raise PropertyNotImplementedError(_why_no_stress(self._atoms(atoms))) from None
+
     def get_hessian(self, atoms: Atoms | None = None) -> NDArray[np.float64]:
         """Second derivatives [3 n_atoms, 3 n_atoms] of the energy, eV/Å^2; a committee's mean.
 
@@ -115,6 +132,16 @@ class MACETrainCalculator(Calculator):
 
     def _sample(self, atoms: Atoms, model: MACE) -> Sample:
         return sample_from(atoms, model, f"structure {atoms.symbols}")
+
+
+def _why_no_stress(atoms: Atoms) -> str:
+    if not atoms.pbc.any():
+        return "no stress: the structure is not periodic in any direction"
+    return (
+        f"no stress: the structure is periodic along {atoms.pbc.tolist()} and its cell "
+        f"{atoms.cell[:].tolist()} has no volume to divide by; give the other directions lattice "
+        "vectors, such as by atoms.center(vacuum=10, axis=2)"
+    )
 
 
 def _spread(members: Sequence[Results]) -> Results:

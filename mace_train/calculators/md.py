@@ -12,6 +12,7 @@ from ase.md.md import MolecularDynamics
 from ase.md.velocitydistribution import Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
 
+from mace_train.atomic_files import written_together
 from mace_train.calculators.drift import draw_energies, energy_drift
 from mace_train.calculators.simulation import Frames, committee_std, prepared_atoms
 from mace_train.errors import InputError, InvalidStructureError
@@ -50,9 +51,10 @@ def run_md(settings: MDSettings) -> dict[str, Any]:
         "seconds": seconds,
         "records": series,
     }
-    (output / "md.json").write_text(json.dumps(result, indent=1) + "\n")
     name = f"{settings.ensemble.upper()}, {len(atoms)} atoms"
-    draw_energies({name: series}, {name: len(atoms)}, output / "energy.png")
+    with written_together(output) as new:
+        (new / "md.json").write_text(json.dumps(result, indent=1) + "\n")
+        draw_energies({name: series}, {name: len(atoms)}, new / "energy.png")
     _report(settings, result, frames)
     return result
 

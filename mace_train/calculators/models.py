@@ -17,9 +17,10 @@ from mace_train.data.graph import Graph
 from mace_train.data.loading.loader import collate
 from mace_train.data.shards.arrays import Sample
 from mace_train.data.shards.shard_set import sample_of
+from mace_train.data.stress_components import has_stress, projected_stress
 from mace_train.data.structure import LabelKeys, structure_from_atoms
 from mace_train.errors import InputError
-from mace_train.model.derivatives import predict
+from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE
 from mace_train.model.surgery import one_head
 from mace_train.ops.backends import backend_of
@@ -133,11 +134,10 @@ def results_of(model: MACE, graph: Graph) -> list[Results]:
     """Predictions for every structure of the batch, float64.
 
     By the names of ASE: energy (eV), energies [n_atoms], node_energy [n_atoms] (without isolated
-    atoms), forces [n_atoms, 3], and, where it is periodic in all directions, stress [3, 3].
+    atoms), forces [n_atoms, 3], and where it is defined stress [3, 3], see ``stresses_of``.
     """
     prediction = predict(model, graph, stress=True, create_graph=False)
     assert prediction.forces is not None
-    assert prediction.stress is not None
     isolated = model.E0s[0].index_select(0, graph.elements)
     of_atoms = {
         "energies": prediction.node_energy,
@@ -149,9 +149,31 @@ def results_of(model: MACE, graph: Graph) -> list[Results]:
     results: list[Results] = []
     for i, energy in enumerate(prediction.energy.tolist()):
         results.append({"energy": energy, **{name: split[i] for name, split in parts.items()}})
-        if bool(graph.pbc[i].all()):
-            results[i]["stress"] = _array(prediction.stress[i])
+    for result, stress in zip(results, stresses_of(prediction, graph), strict=True):
+        if stress is not None:
+            result["stress"] = stress
     return results
+
+
+def stresses_of(prediction: Prediction, graph: Graph) -> list[NDArray[np.float64] | None]:
+    """The stress [3, 3] of every structure, eV/Å^3; None where there is no volume to divide by.
+
+    Of slabs and wires it has components along periodic directions only, the others are zero.
+    """
+    assert prediction.stress is not None
+    assert prediction.virials is not None
+    stress, gradient, cells = (
+        _array(values) for values in (prediction.stress, -prediction.virials, graph.cell)
+    )
+    found: list[NDArray[np.float64] | None] = []
+    for i, pbc in enumerate(graph.pbc.cpu().numpy()):
+        if pbc.all():
+            found.append(stress[i])
+        elif has_stress(cells[i], pbc):
+            found.append(projected_stress(gradient[i], cells[i], pbc))
+        else:
+            found.append(None)
+    return found
 
 
 def _array(values: Tensor) -> NDArray[np.float64]:

@@ -12,7 +12,9 @@ from ase.io import write
 from ase.optimize import FIRE, LBFGS
 from matplotlib.figure import Figure
 
+from mace_train.atomic_files import written_together
 from mace_train.calculators.simulation import Frames, committee_std, plain, prepared_atoms
+from mace_train.data.stress_components import has_stress
 from mace_train.errors import InputError, InvalidStructureError
 from mace_train.folders import make_folder
 from mace_train.progress import ProgressBar, Stopwatch
@@ -25,11 +27,8 @@ ALGORITHMS = {"fire": FIRE, "lbfgs": LBFGS}
 def relax(settings: RelaxSettings) -> dict[str, Any]:
     """Relax the structure; writes relaxed.extxyz, trajectory, relax.json and relax.png."""
     atoms = prepared_atoms(settings)
-    if settings.relax_cell and not atoms.pbc.all():
-        raise InputError(
-            f"relax_cell=true: {settings.structure} is periodic along {atoms.pbc.tolist()}; only "
-            "cells that are periodic in all three directions can relax"
-        )
+    if settings.relax_cell:
+        _check_cell(atoms, settings)
     output = Path(settings.output)
     make_folder("output", output)
     frames, clock = Frames(output, settings.trajectory), Stopwatch()
@@ -45,11 +44,27 @@ def relax(settings: RelaxSettings) -> dict[str, Any]:
         "seconds": clock.seconds(),
         "records": {name: [record[name] for record in records] for name in last},
     }
-    write(output / "relaxed.extxyz", plain(atoms), format="extxyz")
-    (output / "relax.json").write_text(json.dumps(result, indent=1) + "\n")
-    _draw(result["records"], settings.fmax, len(atoms), output / "relax.png")
+    with written_together(output) as new:
+        write(new / "relaxed.extxyz", plain(atoms), format="extxyz")
+        (new / "relax.json").write_text(json.dumps(result, indent=1) + "\n")
+        _draw(result["records"], settings.fmax, len(atoms), new / "relax.png")
     _report(settings, result, frames)
     return result
+
+
+def _check_cell(atoms: Atoms, settings: RelaxSettings) -> None:
+    """InputError for a cell that cannot relax; of slabs and wires the periodic directions do."""
+    periodic = f"relax_cell=true: {settings.structure} is periodic along {atoms.pbc.tolist()}"
+    if not has_stress(atoms.cell[:], atoms.pbc):
+        raise InputError(
+            f"{periodic} and its cell has no volume, so there is no stress to relax it by; give "
+            "lattice vectors in all directions and pbc T in those that are to relax"
+        )
+    if settings.pressure_GPa and not atoms.pbc.all():
+        raise InputError(
+            f"{periodic}: pressure_GPa={settings.pressure_GPa} acts on cells that are periodic in "
+            "all three directions; set it to 0"
+        )
 
 
 def _run(atoms: Atoms, settings: RelaxSettings, frames: Frames) -> list[dict[str, float]]:

@@ -1,5 +1,8 @@
 """What dynamics and relaxation share: the structure, its calculator, and the trajectory."""
 
+import io
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +11,11 @@ from ase import Atoms
 from ase.io import read, write
 from ase.io.trajectory import Trajectory
 
+from mace_train.atomic_files import append_text
 from mace_train.calculators.calculator import MACETrainCalculator
 from mace_train.calculators.models import sample_from
 from mace_train.checks import as_files
-from mace_train.errors import InputError
+from mace_train.errors import InputError, system_error
 from mace_train.settings import SimulationSettings
 
 
@@ -46,7 +50,9 @@ def _read(path: str, index: int) -> Atoms:
     try:
         atoms = read(path, index=index)
     except (IndexError, StopIteration):
-        raise InputError(f"structure={path}: no structure with index={index}") from None
+        raise InputError(
+            f"structure={path}: no structure with index={index}; give another, or -1"
+        ) from None
     except Exception as error:  # ASE's readers raise whatever they meet
         raise InputError(
             f"structure={path}: ASE cannot read this file ({type(error).__name__}: {error}); "
@@ -61,16 +67,39 @@ class Frames:
 
     def __init__(self, folder: Path, format: str) -> None:
         self.path = folder / f"trajectory.{format}"
-        self.path.unlink(missing_ok=True)
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise system_error(error, self.path) or error from None
         self._format = format
+        self._n = 0
 
     def add(self, atoms: Atoms) -> None:
-        """Append the structure with its energy, forces and stress."""
+        """Append the structure with its energy, forces and stress.
+
+        Raises ``InputError`` where it cannot be written; the frames before are whole.
+        """
+        size = self.path.stat().st_size if self._n else 0
+        try:
+            self._append(atoms)
+        except Exception as error:
+            explained = system_error(error, self.path)
+            if explained is None:
+                raise
+            with suppress(OSError):
+                os.truncate(self.path, size)
+            message = f"{explained}; it holds the {self._n} frames before"
+            raise type(explained)(message) from None
+        self._n += 1
+
+    def _append(self, atoms: Atoms) -> None:
         if self._format == "traj":
             with Trajectory(self.path, "a", atoms) as trajectory:
                 trajectory.write()
         else:
-            write(self.path, plain(atoms), format="extxyz", append=True)
+            text = io.StringIO()
+            write(text, plain(atoms), format="extxyz")
+            append_text(self.path, text.getvalue(), durable=False)
 
 
 def plain(atoms: Atoms) -> Atoms:

@@ -10,6 +10,7 @@ Python. Neither needs mace_train or its kernels where it runs.
 """
 
 import copy
+import io
 import json
 import logging
 import warnings
@@ -22,6 +23,7 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mace_train.atomic_files import written_together
 from mace_train.calculators.models import Checkpoint, load_single
 from mace_train.checks import check_choice
 from mace_train.errors import InputError
@@ -98,15 +100,18 @@ def export_program(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of its own pytrees
         program = program_of(model)
-        if format == "export":
-            torch.export.save(program, path, extra_files={"mace_train.json": text})
-        else:
-            metadata = {name: str(description[name]) for name in ("r_max", "atomic_numbers")}
-            configs = {"aot_inductor.metadata": metadata}
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=configs
-            )
-    path.with_name(f"{path.name}.json").write_text(text + "\n")
+        with written_together(path.parent) as new:
+            if format == "export":
+                content = io.BytesIO()  # on a full disk PyTorch's writer aborts the process
+                torch.export.save(program, content, extra_files={"mace_train.json": text})
+                (new / path.name).write_bytes(content.getbuffer())
+            else:
+                metadata = {name: str(description[name]) for name in ("r_max", "atomic_numbers")}
+                configs = {"aot_inductor.metadata": metadata}
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(new / path.name), inductor_configs=configs
+                )
+            (new / f"{path.name}.json").write_text(text + "\n")
     return description
 
 

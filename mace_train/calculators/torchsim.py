@@ -2,11 +2,18 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
 
-from mace_train.calculators.models import Checkpoint, graph_from, load_single, sample_from
+from mace_train.calculators.models import (
+    Checkpoint,
+    graph_from,
+    load_single,
+    sample_from,
+    stresses_of,
+)
 from mace_train.errors import InputError
 from mace_train.model.derivatives import predict
 
@@ -22,7 +29,8 @@ except ImportError:
 class MACETrainModel(ModelInterface):
     """A torch-sim model: energies [n_systems], forces [n_atoms, 3] and stress [n_systems, 3, 3].
 
-    In eV, eV/Å and eV/Å^3; the stress of systems that are not periodic in all directions is zero.
+    In eV, eV/Å and eV/Å^3. The stress of slabs and wires is divided by the volume of the cell and
+    zero across directions that are not periodic; of systems without a stress all of it is zero.
     Neighbours are found on the CPU, exactly, at every call.
 
     Args:
@@ -68,18 +76,20 @@ class MACETrainModel(ModelInterface):
             sample_from(atoms, self.model, f"system {i}")
             for i, atoms in enumerate(_atoms_of(state))
         ]
+        graph = graph_from(samples, self.model)
         prediction = predict(
             self.model,
-            graph_from(samples, self.model),
+            graph,
             stress=self._compute_stress,
             forces=self._compute_forces,
             create_graph=False,
         )
-        found = {
-            "energy": prediction.energy,
-            "forces": prediction.forces,
-            "stress": prediction.stress,
-        }
+        stress = prediction.stress
+        if stress is not None and not bool((graph.pbc.all(1) | ~graph.pbc.any(1)).all()):
+            zero = np.zeros((3, 3))
+            found_stress = [zero if s is None else s for s in stresses_of(prediction, graph)]
+            stress = torch.as_tensor(np.stack(found_stress)).to(stress.device)
+        found = {"energy": prediction.energy, "forces": prediction.forces, "stress": stress}
         return {name: t.detach().to(self._dtype) for name, t in found.items() if t is not None}
 
 

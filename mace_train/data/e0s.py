@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mace_train.data.foundation_e0s import foundation_E0s
 from mace_train.data.structure import LOGGER
 from mace_train.errors import InputError
+from mace_train.settings.ranges import ATOMIC_ENERGY
 
 # energies of two isolated atoms of one element may differ by the rounding in the files
 SAME_ENERGY = 1e-6  # eV
@@ -132,6 +133,7 @@ def _element(key: Any, where: str) -> int:
 def _energy(key: Any, value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InputError(f"{where}: the energy of {key} is {value!r}, it must be a number in eV")
+    ATOMIC_ENERGY.check(f"{where}: E0 of {key}", value)
     return float(value)
 
 
@@ -198,6 +200,12 @@ def fit_E0s(
     ``triangles`` are those of ``triangle_of``, [k, n_elements + 1] each.
     """
     n_elements = len(elements)
+    if n_structures == 0:
+        LOGGER.warning(
+            "data.E0s=average: no structure has an energy, so all E0s are 0; energies of a model "
+            "of these data have no meaning, forces and stress have"
+        )
+        return dict.fromkeys(elements, 0.0)
     triangle = np.zeros((0, n_elements + 1))
     for part in triangles:
         stacked = np.concatenate([triangle, part])

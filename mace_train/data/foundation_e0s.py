@@ -5,13 +5,13 @@ tensors are taken out (restricted_pickle.py): nothing is run, and mace-torch nee
 """
 
 import json
-import math
 from pathlib import Path
 
 from ase.data import chemical_symbols
 
 from mace_train.errors import InputError
 from mace_train.restricted_pickle import RestrictedPickleError, load_tensors
+from mace_train.settings.ranges import ATOMIC_ENERGY
 
 
 def foundation_E0s(model: str) -> dict[int, float]:
@@ -29,11 +29,11 @@ def foundation_E0s(model: str) -> dict[int, float]:
     elements = [z for z, _ in pairs]
     wrong = [z for z in elements if not 1 <= z < len(chemical_symbols)]
     wrong += [z for z in set(elements) if elements.count(z) > 1] if not wrong else []
-    wrong += [z for z, energy in pairs if not math.isfinite(energy)]
+    wrong += [z for z, energy in pairs if not ATOMIC_ENERGY.holds(energy)]
     if wrong:
         raise InputError(
             f"data.foundation_model={path}: element {wrong[0]} is none, is listed twice, or has no "
-            "finite E0; give E0s as a mapping instead"
+            f"finite E0, {ATOMIC_ENERGY}; give E0s as a mapping instead"
         )
     return dict(pairs)
 

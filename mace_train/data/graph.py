@@ -68,6 +68,11 @@ class Graph:
         a, b, c = self.cell.unbind(1)
         return (a * torch.linalg.cross(b, c)).sum(1).abs()
 
+    @property
+    def stress_mask(self) -> Tensor:
+        """Components [n_graphs, 3, 3] of a stress along periodic axes; see stress_components.py."""
+        return self.pbc.unsqueeze(2) & self.pbc.unsqueeze(1)
+
     def heads_of_atoms(self) -> Tensor:
         """Heads [n_atoms] int64."""
         return self.heads.index_select(0, self.graph_of_atom)

@@ -16,15 +16,15 @@ import matplotlib
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mace_train.data.labels import LabelCounts
+from mace_train.atomic_files import replaced
+from mace_train.console import Console
+from mace_train.data.labels import LabelCounts, LabelKeyCounts, keys_in_words
 from mace_train.data.shards.arrays import Arrays, names_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import FILE_NAME, Statistics, open_split
-from mace_train.errors import InputError
 from mace_train.folders import existing_folder, make_folder
 from mace_train.settings import InspectSettings
 
@@ -87,6 +87,8 @@ def inspect(settings: InspectSettings) -> dict[str, Contents]:
                 shards.verify_shard(k)
             contents.add(shards.arrays(k))
         _print(console, name, shards, contents)
+    for name, counts in _label_keys(folder).items():
+        console.print(f"labels by key, {name}: {keys_in_words(counts)}", highlight=False)
     if settings.verify:
         console.print(f"checksums of {len(found)} splits: ok")
     output = folder if settings.output is None else Path(settings.output)
@@ -107,11 +109,17 @@ def _splits(folder: Path) -> Iterator[tuple[str, ShardSet]]:
         yield name, open_split(folder, name)
 
 
+def _label_keys(folder: Path) -> dict[str, LabelKeyCounts]:
+    """Of a preprocessed folder; the shards do not hold them."""
+    path = folder / FILE_NAME
+    return Statistics.read(path).label_keys if path.exists() else {}
+
+
 def _print(console: Console, name: str, shards: ShardSet, contents: Contents) -> None:
     header = shards.headers[0]
     bytes_ = sum(h.path.stat().st_size for h in shards.headers)
     console.print(
-        f"[bold]{name}[/bold]: {len(shards)} structures in {shards.n_shards} shards, "
+        f"{name}: {len(shards)} structures in {shards.n_shards} shards, "
         f"{bytes_ / 1e6:.1f} MB, r_max {shards.r_max} Å, edges "
         f"{'stored' if header.stores_edges else 'found when read'}"
     )
@@ -158,8 +166,7 @@ def _plot(found: dict[str, Contents], path: Path) -> None:
     axes[-1].set_xticklabels([chemical_symbols[z] for z in elements[::step]])
     axes[-1].set(xlabel="element", yscale="log", ylabel="atoms")
     try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); set output") from error
+        with replaced(path) as temporary:
+            figure.savefig(temporary, dpi=120)
     finally:
         plt.close(figure)

@@ -33,6 +33,7 @@ class RawStructure:
     info: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     calc: Results = field(default_factory=lambda: Results({}))
+    remarks: tuple[tuple[str, str], ...] = ()  # (kind, message) for the user, of its reader
 
     def __len__(self) -> int:
         return len(self.numbers)

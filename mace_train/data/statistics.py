@@ -20,11 +20,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from mace_train.atomic_files import write_text
+from mace_train.data.labels import LabelKeyCounts
 from mace_train.data.shards.arrays import Arrays, names_of, offsets_of
 from mace_train.data.shards.shard_set import ShardSet
+from mace_train.data.values import FORCE, STRESS, check_labels, energy_range
 from mace_train.errors import InputError
+from mace_train.json_files import converted, read_json
+from mace_train.settings.ranges import Range
 
 FORMAT = "mace-train statistics"
 FORMAT_VERSION = 2
@@ -108,6 +114,7 @@ SumsByHead = dict[str, StatisticsSums]
 def sums_of_shard(arrays: Arrays, E0s: Mapping[str, Mapping[int, float]]) -> SumsByHead:
     """The sums over the structures of one shard by head; ``E0s`` holds its elements, eV."""
     n_atoms = np.diff(arrays["atom_offsets"])
+    _check_labels(arrays, n_atoms)
     squares = np.sum(np.square(arrays["forces"], dtype=np.float64), axis=1)
     columns = {
         "n_atoms": n_atoms,
@@ -118,6 +125,29 @@ def sums_of_shard(arrays: Arrays, E0s: Mapping[str, Mapping[int, float]]) -> Sum
         name: _sums_of_head(arrays, columns, head, E0s[name])
         for head, name in enumerate(names_of(arrays, "head"))
     }
+
+
+def _check_labels(arrays: Arrays, n_atoms: NDArray[np.int64]) -> None:
+    """InputError that names the first structure whose labels are so large that sums overflow."""
+    offsets, forces = arrays["atom_offsets"], arrays["forces"]
+    usable = np.ones(len(n_atoms), dtype=bool)
+    usable[~_within(arrays["energy"][:, None] / n_atoms[:, None], energy_range(1))] = False
+    usable[np.repeat(np.arange(len(n_atoms)), n_atoms)[~_within(forces, FORCE)]] = False
+    usable[~_within(arrays["stress"].reshape(-1, 9), STRESS)] = False
+    for i in np.flatnonzero(~usable).tolist():
+        first, last = arrays["source_offsets"][i : i + 2].tolist()
+        check_labels(
+            arrays["sources"][first:last].tobytes().decode(errors="surrogateescape"),
+            int(n_atoms[i]),
+            float(arrays["energy"][i]),
+            forces[offsets[i] : offsets[i + 1]],
+            arrays["stress"][i],
+        )
+
+
+def _within(values: NDArray[np.float64], limits: Range) -> NDArray[np.bool_]:
+    """[n] whether all of values [n, k] are in the range; NaN is not."""
+    return np.asarray(np.all(np.abs(values) <= limits.maximum, axis=1))
 
 
 def _sums_of_head(
@@ -224,6 +254,8 @@ class Statistics:
     element_counts: dict[int, int]  # atoms of the training structures by atomic number
     splits: dict[str, SplitCounts]
     heads: dict[str, HeadStatistics]
+    label_keys: dict[str, LabelKeyCounts] = field(default_factory=dict)
+    """Structures by setting (such as train_file), head, label and key; older files have none."""
 
     @property
     def dataset_hash(self) -> str:
@@ -233,7 +265,7 @@ class Statistics:
     def write(self, path: Path) -> None:
         """Write statistics.json."""
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -242,16 +274,9 @@ class Statistics:
         Raises:
             InputError: no such file, not one of ours, or of another format version.
         """
-        try:
-            content = json.loads(path.read_text())
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be read ({error.strerror}); data_dir must be a folder written by "
-                "`mace-train preprocess`"
-            ) from error
-        except ValueError as error:
-            raise _not_statistics(path, f"not JSON: {error}") from error
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        remedy = "data_dir must be a folder written by `mace-train preprocess`; run it again"
+        content = read_json(path, dict, remedy)
+        if content.pop("format", None) != FORMAT:
             raise _not_statistics(path, "it is another file")
         version = content.pop("format_version", None)
         if version != FORMAT_VERSION:
@@ -260,15 +285,33 @@ class Statistics:
                 f"{FORMAT_VERSION}; run preprocess again"
             )
         try:
-            for name in ("E0s", "element_counts"):
-                content[name] = {int(z): value for z, value in content[name].items()}
-            for head in content["heads"].values():
-                head["E0s"] = {int(z): value for z, value in head["E0s"].items()}
-            content["heads"] = {k: HeadStatistics(**v) for k, v in content["heads"].items()}
-            content["splits"] = {k: SplitCounts(**v) for k, v in content["splits"].items()}
-            return cls(**content)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise _not_statistics(path, f"{type(error).__name__}: {error}") from error
+            found: Self = converted(cls, content)
+            found._check()
+        except ValueError as error:
+            raise _not_statistics(path, str(error)) from None
+        return found
+
+    def _check(self) -> None:
+        """ValueError for numbers that no data has."""
+        z = self.atomic_numbers
+        if z != sorted(set(z)) or not z or not 1 <= z[0] <= z[-1] < len(chemical_symbols):
+            raise ValueError(f"atomic_numbers={z} are not ascending atomic numbers")
+        for name in ("avg_num_neighbors", "std_energy_per_atom", "rms_forces"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is below 0")
+        if self.r_max <= 0:
+            raise ValueError(f"r_max={self.r_max} is not above 0")
+        if not self.heads or "train" not in self.splits:
+            raise ValueError("heads or splits are missing")
+        for split, counts in self.splits.items():
+            if min(counts.n_structures, counts.n_atoms, counts.n_edges) < 0:
+                raise ValueError(f"splits.{split} has a count below 0")
+        for head, of_head in self.heads.items():
+            if min(of_head.n_structures, of_head.std_energy_per_atom, of_head.rms_forces) < 0:
+                raise ValueError(f"heads.{head} has a number below 0")
+            missing = [chemical_symbols[n] for n in z if n not in of_head.E0s]
+            if missing and self.element_counts and len(self.heads) == 1:
+                raise ValueError(f"heads.{head}.E0s has none of {', '.join(missing)}")
 
 
 def _not_statistics(path: Path, what: str) -> InputError:

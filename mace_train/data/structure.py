@@ -8,26 +8,44 @@ stress = -virials / volume. Six numbers are in Voigt order xx, yy, zz, yz, xz, x
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mace_train.data.found_labels import (
+    FoundLabel,
+    LabelKeys,
+    as_name,
+    candidates,
+    difference,
+    fallback_kind,
+)
+from mace_train.data.label_values import numbers_in, symmetric_matrix_in
+from mace_train.data.notes import Notes
 from mace_train.data.raw_structure import AtomsLike
+from mace_train.data.stress_components import stress_mask
+from mace_train.data.values import (
+    FORCE,
+    POSITION,
+    SHORTEST_VECTOR,
+    STRESS,
+    WEIGHT,
+    check_values,
+    energy_range,
+)
 from mace_train.errors import InvalidStructureError
-from mace_train.settings import DataSettings, PredictionSettings
+from mace_train.settings.ranges import Range
+
+__all__ = ["LOGGER", "LabelKeys", "Structure", "is_isolated", "names_in", "structure_from_atoms"]
 
 LOGGER = logging.getLogger("mace_train")
 ISOLATED_TYPES = ("IsolatedAtom", "isolated_atom")
 HIGHEST_ATOMIC_NUMBER = 118
 
-# an asymmetry of a stress up to this share of its largest component is rounding in the file
-STRESS_ASYMMETRY = 1e-3
-STRESS_ASYMMETRY_FLOOR = 1e-6  # eV/Å^3
 # periodic vectors whose volume is below this share of the product of their lengths are singular
 SINGULAR_CELL = 1e-6
-
-_VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,44 +86,6 @@ class Structure:
         return len(self.numbers)
 
 
-@dataclass(frozen=True)
-class LabelKeys:
-    """Names of the labels in the files."""
-
-    energy: str
-    forces: str
-    stress: str
-    virials: str
-    head: str = "head"
-
-    @classmethod
-    def of(cls, settings: DataSettings | PredictionSettings) -> Self:
-        """The names that the settings give."""
-        return cls(
-            energy=settings.energy_key,
-            forces=settings.forces_key,
-            stress=settings.stress_key,
-            virials=settings.virials_key,
-            head=settings.head_key if isinstance(settings, DataSettings) else "head",
-        )
-
-
-class Notes:
-    """Warnings about a set of files: each kind is logged once, at its first structure."""
-
-    def __init__(self, *, silent: bool = False) -> None:
-        self._logged: set[str] = set()
-        self._silent = silent
-
-    def once(self, kind: str, source: str, message: str) -> None:
-        """Log ``message`` as a warning, unless one of its ``kind`` was logged before."""
-        if kind not in self._logged:
-            self._logged.add(kind)
-            if self._silent:
-                return
-            LOGGER.warning("%s: %s (logged once for these files)", source, message)
-
-
 def is_isolated(structure: Structure) -> bool:
     """Whether this is one atom alone: without periodicity, or with config_type IsolatedAtom."""
     alone = not structure.pbc.any() or structure.config_type in ISOLATED_TYPES
@@ -134,16 +114,18 @@ def structure_from_atoms(
         keys: Names of the labels; for a missing one the label ASE parsed is used, with
             a notice.
         source: File and index, to begin messages with.
-        notes: Collects warnings over many structures, so that each is logged once.
+        notes: Collects remarks over many structures, so that each is logged once with its count;
+            without it they are logged here.
         require_energy: Refuse a structure without energy; else its energy is None.
         head: Of a structure that does not name its own.
 
     Raises:
         InvalidStructureError: no atoms, or no energy where one is required; a value that is not
-            finite or has a wrong shape; an unknown element; a cell that cannot be repeated along
-            its periodic directions.
+            in its range (values.py) or has a wrong shape; an unknown element; a cell that cannot
+            be repeated along its periodic directions.
     """
-    reader = _Labels(atoms, keys, source, notes or Notes())
+    found_notes = Notes() if notes is None else notes
+    reader = _Labels(atoms, keys, source, found_notes)
     numbers = np.array(atoms.numbers, dtype=np.int64)
     positions = np.array(atoms.positions, dtype=np.float64)
     pbc = np.array(atoms.pbc, dtype=bool)
@@ -161,10 +143,13 @@ def structure_from_atoms(
         energy_weight=reader.weight("config_energy_weight"),
         forces_weight=reader.weight("config_forces_weight"),
         stress_weight=reader.weight("config_stress_weight"),
-        config_type=str(atoms.info.get("config_type", "Default")),
-        head=str(atoms.info.get(keys.head, head)),
+        config_type=reader.name("config_type", "Default"),
+        head=reader.name(keys.head, head),
         source=source,
     )
+    reader.note_differences(structure)
+    if notes is None:
+        found_notes.log()
     if structure.forces is None and is_isolated(structure):
         return _with_zero_forces(structure)
     return structure
@@ -191,24 +176,20 @@ def _check_geometry(
         atom = int(np.argmax((numbers < 1) | (numbers > HIGHEST_ATOMIC_NUMBER)))
         raise InvalidStructureError(
             "unknown element",
-            f"{source}: atom {atom} has atomic number {numbers[atom]}; "
-            f"real elements have 1 to {HIGHEST_ATOMIC_NUMBER}, correct the file",
+            f"{source}: atom {atom} has atomic number {numbers[atom]}"
+            f"{' (X, a dummy atom)' if numbers[atom] == 0 else ''}; real elements have 1 to "
+            f"{HIGHEST_ATOMIC_NUMBER}, correct the file or remove the atom",
         )
-    if not np.isfinite(positions).all():
-        atom = int(np.argmin(np.isfinite(positions).all(axis=1)))
-        raise InvalidStructureError(
-            "position not finite",
-            f"{source}: position of atom {atom} is {positions[atom].tolist()}; "
-            "correct the file or remove this structure",
-        )
+    check_values(positions, POSITION, "position", source, "position")
     if pbc.any():
         _check_cell(cell, pbc, source)
 
 
 def _check_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_], source: str) -> None:
+    check_values(cell, POSITION, "the cell", source, "cell")
     rows = cell[pbc]
     lengths = np.linalg.norm(rows, axis=1)
-    if not np.isfinite(cell).all() or lengths.min() <= 0:
+    if lengths.min() < SHORTEST_VECTOR:
         singular = True
     else:
         directions = rows / lengths[:, None]
@@ -227,38 +208,38 @@ class _Labels:
 
     def __init__(self, atoms: AtomsLike, keys: LabelKeys, source: str, notes: Notes) -> None:
         self.atoms, self.keys, self.source, self.notes = atoms, keys, source, notes
-        self.results: Mapping[str, Any] = getattr(atoms.calc, "results", {})
+        self.others: dict[str, list[FoundLabel]] = {}  # labels for which there are several values
 
     def energy(self, required: bool) -> float | None:
-        value = self._find("energy", self.keys.energy)
-        if value is None and not required:
+        found = self._find("energy")
+        if found is None and not required:
             return None
-        if value is None:
+        if found is None:
             raise InvalidStructureError(
                 "no energy",
                 f"{self.source}: no energy under {self.keys.energy!r} and none that ASE parsed; "
-                f"found {self._found()}; name the right one with data.energy_key in preprocess, "
-                "energy_key in evaluate",
+                f"found {self._found()}; name the right one with data.energy_key, or train on "
+                "forces and stress alone with data.require_energy=false",
             )
-        array = self._numbers(value, self.keys.energy)
+        array = numbers_in(found.value, found.key, self._range_of(found), self.source)
         if array.size != 1:
             raise InvalidStructureError(
                 "shape of a label",
-                f"{self.source}: energy {self.keys.energy!r} has shape {array.shape}; "
+                f"{self.source}: energy {found.key!r} has shape {array.shape}; "
                 "one number (total energy, eV) is needed, correct the file",
             )
         return float(array.reshape(()))
 
     def forces(self) -> NDArray[np.float64] | None:
-        value = self._find("forces", self.keys.forces)
-        if value is None:
+        found = self._find("forces")
+        if found is None:
             return None
-        array = self._numbers(value, self.keys.forces)
+        array = numbers_in(found.value, found.key, self._range_of(found), self.source)
         n_atoms = len(self.atoms)
         if array.shape != (n_atoms, 3):
             raise InvalidStructureError(
                 "shape of a label",
-                f"{self.source}: forces {self.keys.forces!r} have shape {array.shape} for "
+                f"{self.source}: forces {found.key!r} have shape {array.shape} for "
                 f"{n_atoms} atoms, which need ({n_atoms}, 3); correct the file or remove them",
             )
         return array
@@ -266,25 +247,33 @@ class _Labels:
     def stress(
         self, cell: NDArray[np.float64], pbc: NDArray[np.bool_]
     ) -> NDArray[np.float64] | None:
-        name, value = self.keys.stress, self._find("stress", self.keys.stress)
-        is_virials = value is None
-        if is_virials:
-            name, value = self.keys.virials, self._find("virials", self.keys.virials)
-        if value is None:
+        found = self._find("stress")
+        if found is None:
             return None
-        matrix = self._matrix(value, name)
-        if not pbc.all():
-            self.notes.once(
+        matrix = symmetric_matrix_in(found.value, found.key, self._range_of(found), self.source)
+        mask = stress_mask(cell, pbc)
+        if not mask.any():
+            self.notes.add(
                 "stress without volume",
                 self.source,
-                f"{name!r} is not used where a structure is not periodic in all three directions",
+                f"{found.key!r} is not used where a structure is not periodic, has no cell vector "
+                "along a direction that is not, or is periodic along others than x, y and z",
             )
             return None
-        return -matrix / abs(np.linalg.det(cell)) if is_virials else matrix
+        if found.kind == "virials":
+            matrix = -matrix / abs(np.linalg.det(cell))
+            what = f"the stress of {found.key!r} / volume"
+            check_values(matrix, STRESS, what, self.source)
+        return np.where(mask, matrix, 0.0)
+
+    def _range_of(self, found: FoundLabel) -> Range:
+        """What the numbers of a label are held to."""
+        ranges = {"forces": FORCE, "stress": STRESS}
+        return ranges.get(found.kind) or energy_range(len(self.atoms))
 
     def weight(self, key: str) -> float:
         if "config_virials_weight" in self.atoms.info:
-            self.notes.once(
+            self.notes.add(
                 "virials weight",
                 self.source,
                 "config_virials_weight is not used, config_stress_weight covers virials too",
@@ -292,70 +281,70 @@ class _Labels:
         value = self.atoms.info.get(key)
         if value is None:
             return 1.0
-        array = self._numbers(value, key)
-        if array.size != 1 or array.min() < 0:
+        array = numbers_in(value, key, WEIGHT, self.source)
+        if array.size != 1:
             raise InvalidStructureError(
                 "weight",
-                f"{self.source}: {key}={value} must be one number that is not negative; "
+                f"{self.source}: {key}={value} must be one number, {WEIGHT}; "
                 "correct the file (0 keeps a structure out of the loss)",
             )
         return float(array.reshape(()))
 
-    def _find(self, name: str, key: str) -> Any:
-        """The raw label: under its key, else as ASE parsed it (with a notice), else None."""
-        for values in (self.atoms.info, self.atoms.arrays, self.results):
-            if values.get(key) is not None:
-                return values[key]
-        value = self.results.get(name)
-        if value is not None:
-            self.notes.once(
-                f"fallback {name}",
+    def _find(self, label: str) -> FoundLabel | None:
+        """The raw label: under its key, else as ASE parsed it (with a remark), else None."""
+        found = list(candidates(self.atoms, self.keys.wanted(label)))
+        if not found:
+            return None
+        if found[0].parsed:
+            keys = " or ".join(repr(key) for _, key in self.keys.wanted(label))
+            self.notes.add(
+                fallback_kind(label),
                 self.source,
-                f"no {name} under {key!r}; taking the {name} that ASE parsed",
+                f"no {label} under {keys}; taking the {label} that ASE parsed ({found[0].key!r})",
             )
-        return value
+        if len(found) > 1:
+            self.others[label] = found
+        return found[0]
 
-    def _numbers(self, value: Any, name: str) -> NDArray[np.float64]:
-        """``value`` as finite float64 numbers."""
+    def note_differences(self, structure: Structure) -> None:
+        """Note labels that the file gives twice, with values that differ."""
+        for kind, message in getattr(self.atoms, "remarks", ()):
+            self.notes.add(kind, self.source, message)
+        for label, found in self.others.items():
+            read = getattr(structure, label)
+            if read is not None:
+                as_read = partial(self._as_read, structure=structure)
+                differs = difference(label, np.asarray(read), found, as_read)
+                if differs is not None:
+                    self.notes.add(differs[0], self.source, differs[1])
+
+    def _as_read(self, found: FoundLabel, structure: Structure) -> NDArray[np.float64] | None:
+        """A value that is not read, as the label would be; None where it is not valid."""
+        limits = self._range_of(found)
         try:
-            if isinstance(value, bool):  # a key without a value in an extxyz header
-                raise TypeError
-            array = np.array(value, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise InvalidStructureError(
-                "label is not a number",
-                f"{self.source}: {name!r} is {value!r}, not a number; correct the file",
-            ) from None
-        if not np.isfinite(array).all():
-            where = np.argwhere(~np.isfinite(array))[0].tolist()
-            raise InvalidStructureError(
-                "label not finite",
-                f"{self.source}: {name!r} is not finite ({array[tuple(where)]}"
-                f"{f' at index {where}' if where else ''}); correct the file or remove this "
-                "structure",
-            )
-        return array
+            if found.kind not in ("stress", "virials"):
+                return numbers_in(found.value, found.key, limits, self.source)
+            matrix = symmetric_matrix_in(found.value, found.key, limits, self.source)
+        except InvalidStructureError:
+            return None
+        if found.kind == "virials":
+            matrix = -matrix / abs(np.linalg.det(structure.cell))
+        return np.where(stress_mask(structure.cell, structure.pbc), matrix, 0.0)
 
-    def _matrix(self, value: Any, name: str) -> NDArray[np.float64]:
-        """``value`` of 3x3, 9 or (Voigt) 6 numbers as a symmetric matrix [3, 3]."""
-        array = self._numbers(value, name)
-        if array.shape == (6,):
-            return array[_VOIGT]
-        if array.shape not in ((9,), (3, 3)):
+    def name(self, key: str, default: str) -> str:
+        """A name such as config_type; ``default`` where there is none."""
+        value = self.atoms.info.get(key)
+        if value is None or (not isinstance(value, str) and np.size(value) == 0):
+            return default
+        text = as_name(value)
+        is_truth = isinstance(value, (bool, np.bool_))
+        if text is None or (is_truth and key == self.keys.head):
             raise InvalidStructureError(
-                "shape of a label",
-                f"{self.source}: {name!r} has shape {array.shape}; it must have 3x3, 9 or "
-                "(xx, yy, zz, yz, xz, xy) 6 numbers, correct the file",
+                "not a name",
+                f"{self.source}: {key}={value!r} is not a name; write one, such as {key}=pbe, or "
+                "leave it out",
             )
-        matrix = array.reshape(3, 3)
-        asymmetry = float(np.abs(matrix - matrix.T).max())
-        if asymmetry > max(STRESS_ASYMMETRY_FLOOR, STRESS_ASYMMETRY * float(np.abs(matrix).max())):
-            raise InvalidStructureError(
-                "asymmetric stress",
-                f"{self.source}: {name!r} is {matrix.tolist()}, not symmetric "
-                f"(by {asymmetry:.3g}); correct the file or remove it",
-            )
-        return 0.5 * (matrix + matrix.T)
+        return text
 
     def _found(self) -> str:
         """The names that are there, to help with a missing one."""

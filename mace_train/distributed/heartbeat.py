@@ -5,14 +5,18 @@ times out, the ranks read each other's heartbeats twice: a rank whose count is u
 or dead, one whose count increases but whose step is behind is stuck in its own code.
 """
 
-import json
 import os
 import socket
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+from mace_train import interrupts
+from mace_train.distributed.messages import decode_record, encode_record
+
 INTERVAL_S = 1.0
+_TYPES = {"count": int, "step": int, "phase": str, "host": str, "pid": int}
 
 
 class Heartbeat:
@@ -23,6 +27,7 @@ class Heartbeat:
         self._store, self._rank, self._size = store, rank, size
         self._count = 0
         self._stopped = threading.Event()
+        interrupts.tell_by(self._tell_interrupt)
         self._beat()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
@@ -36,9 +41,33 @@ class Heartbeat:
 
     def _beat(self) -> None:
         self._count += 1
-        who = {"host": socket.gethostname(), "pid": os.getpid()}
-        beat = {"count": self._count, "step": self.step, "phase": self.phase, **who}
-        self._store.set(f"beat/{self._rank}", json.dumps(beat))
+        beat = encode_record(
+            count=self._count,
+            step=self.step,
+            phase=self.phase,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        self._store.set(f"beat/{self._rank}", beat)
+
+    def _tell_interrupt(self) -> None:
+        """Tell ranks that lose the connection to this one why."""
+        with suppress(RuntimeError):
+            self._store.set("interrupted", str(self._rank))
+
+    def is_interrupted(self) -> bool:
+        """Whether a rank was interrupted (SIGINT), as far as the store still answers."""
+        box: list[bool] = []
+        reader = threading.Thread(target=lambda: box.append(self._check_interrupted()), daemon=True)
+        reader.start()
+        reader.join(timeout=INTERVAL_S)
+        return interrupts.received() or any(box)
+
+    def _check_interrupted(self) -> bool:
+        try:
+            return bool(self._store.check(["interrupted"]))
+        except RuntimeError:
+            return False
 
     def stop(self) -> None:
         """Stop the thread."""
@@ -67,6 +96,8 @@ class Heartbeat:
             after = self._beats()
         except RuntimeError as error:
             return f"the store does not answer ({error}): rank 0 or its host is gone"
+        except ValueError as error:
+            return f"the heartbeats in the store are not those of the ranks ({error})"
         silent = [rank for rank, beat in enumerate(after) if beat == before[rank]]
         silent = [rank for rank in silent if rank != self._rank]
         if silent:
@@ -85,7 +116,7 @@ class Heartbeat:
     def _beats(self) -> list[dict[str, Any]]:
         keys = [f"beat/{rank}" for rank in range(self._size)]
         self._store.wait(keys, timedelta(seconds=5))
-        return [json.loads(self._store.get(key)) for key in keys]
+        return [decode_record(self._store.get(key), **_TYPES) for key in keys]
 
 
 def _step(beat: dict[str, Any]) -> int:

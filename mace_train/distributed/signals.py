@@ -1,17 +1,34 @@
-"""Signals that ask a training to stop: SIGTERM and SIGUSR1, before a time limit or a preemption.
+"""Signals that ask a training to stop: SIGTERM, SIGUSR1 and SIGHUP, and SIGINT within a step.
+
+They come before a time limit or a preemption, when a terminal is closed, and with Ctrl-C.
 
 The handler only records the signal. The stop flag reaches all ranks with the counts of the next
-step; they write a checkpoint together and end. The exit code is 75 (EX_TEMPFAIL: try again), but 0
-under torchrun, which treats any other code as a failure and would start the ranks again.
+step; they write a checkpoint together and end. The exit code is 75 (EX_TEMPFAIL: try again), or 130
+after SIGINT, but 0 under torchrun, which treats any other code as a failure and would start the
+ranks again.
 """
 
 import os
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from mace_train import interrupts
+from mace_train.environment_variables import is_set
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+def catch(number: int, handler: Callable[[int, FrameType | None], None] | Any) -> Any:
+    """Install a handler, unless the signal is ignored (``nohup``); the handler from before."""
+    before = signal.getsignal(number)
+    if before != signal.SIG_IGN:
+        signal.signal(number, handler)
+    return before
 
 
 class Interruption:
@@ -25,8 +42,17 @@ class Interruption:
         """Install the handler, in the main thread; elsewhere Python delivers no signals."""
         in_main = threading.current_thread() is threading.main_thread()
         numbers = SIGNALS if in_main else ()
-        self._before.append({number: signal.signal(number, self._record) for number in numbers})
+        self._before.append({number: catch(number, self._record) for number in numbers})
         return self
+
+    def within_step(self) -> AbstractContextManager[None]:
+        """In a ``with`` block, SIGINT too is recorded, as long as it waits (``interrupts``)."""
+        return interrupts.deferred(partial(self._record, signal.SIGINT, None))
+
+    @property
+    def is_interrupt(self) -> bool:
+        """Whether the signal is SIGINT."""
+        return self.signal == signal.SIGINT
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or number
@@ -37,6 +63,8 @@ class Interruption:
             signal.signal(number, handler)
 
 
-def exit_code() -> int:
+def exit_code(*, interrupted: bool = False) -> int:
     """The exit code after a signal and its checkpoint."""
-    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else os.EX_TEMPFAIL
+    if is_set("TORCHELASTIC_RUN_ID"):
+        return 0
+    return interrupts.EXIT_CODE if interrupted else os.EX_TEMPFAIL

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mace_train import environment_variables, interrupts
 from mace_train.distributed.world import World
 from mace_train.folders import existing_folder
 
@@ -52,14 +53,16 @@ def staged(folder: Path, to: str | None, world: World) -> Iterator[Path]:
 def _name(folder: Path) -> str:
     """A name that is the same for all processes of a job on a node, and for its next start."""
     data = hashlib.sha256((folder / "statistics.json").read_bytes()).hexdigest()
-    jobs = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
-    job = next((os.environ[name] for name in jobs if name in os.environ), str(os.getppid()))
-    return f"mace-train-{job}-{data[:16]}"
+    job = environment_variables.job()
+    number = str(os.getppid()) if job is None else job[1]
+    return f"mace-train-{number}-{data[:16]}"
 
 
 def _copy(folder: Path, copy: Path) -> None:
     """Copy everything; under another name until it is complete."""
     if copy.is_dir():
+        if copy.lstat().st_uid != os.getuid():  # in a folder that others can write
+            raise OSError(f"{copy} is there and belongs to another user")
         LOGGER.info("%s is already there", copy)
         return
     start = time.monotonic()
@@ -70,7 +73,8 @@ def _copy(folder: Path, copy: Path) -> None:
         raise OSError(f"{size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free")
     incomplete = copy.with_name(f"{copy.name}.incomplete")
     shutil.rmtree(incomplete, ignore_errors=True)
-    shutil.copytree(folder, incomplete)
+    with interrupts.unfinished(incomplete):
+        shutil.copytree(folder, incomplete)
     os.replace(incomplete, copy)
     seconds = time.monotonic() - start
     LOGGER.info("copied %.3g GB to %s, %.3g MB/s", size / 1e9, copy, size / 1e6 / seconds)

@@ -2,10 +2,15 @@
 
 launcher.py says which processes belong together. Ranks that share a GPU by mistake, or of which
 only some have one, are an error: they would train slowly without a message.
+
+What ranks send each other is never a pickle (messages.py). Pickled are only the tasks of tasks/,
+between a process and the workers that it started, through pipes (processes.py), or over MPI, whose
+launcher connects the ranks (mpi.py); and what a loader's workers return, through pipes as well.
 """
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +23,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 
+from mace_train import environment_variables, interrupts
+from mace_train.checks import check_cores
 from mace_train.distributed.heartbeat import Heartbeat
 from mace_train.distributed.launcher import Launch, detect, job_gpus
+from mace_train.distributed.messages import decode, decode_record, encode, encode_record
 from mace_train.distributed.rendezvous import open_store
 from mace_train.errors import InputError, LostRankError
 from mace_train.settings import ClusterSettings
@@ -39,6 +47,8 @@ _COLLECTIVE_ERRORS = (
 # Threads of gloo drop the tensors of their last works, for which they need the GIL; PyTorch waits
 # for these threads with the GIL held when a process group ends, so they must be done before.
 _LAST_WORKS_S = 0.1
+
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 _Value = TypeVar("_Value")
 
@@ -83,28 +93,43 @@ class World:
         return wait
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's ``value`` (any small picklable object) on every rank."""
+        """Rank 0's ``value`` (plain values, arrays and tensors, see messages.py) on every rank."""
         if self.size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]
+        own = _bytes_of(value if self.is_main else None, self.device)
+        length = torch.tensor([len(own)], device=self.device)
+        dist.broadcast(length, src=0)
+        if not self.is_main:
+            own = own.new_empty(int(length))
+        dist.broadcast(own, src=0)
+        return value if self.is_main else _value_of(own, 0)
 
     def gather_all(self, value: Any) -> list[Any]:
-        """Every rank's ``value`` in rank order, on every rank."""
+        """Every rank's ``value`` (as for broadcast) in rank order, on every rank."""
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+        own, lengths = self._padded(value)
+        all_bytes = [torch.empty_like(own) for _ in lengths]
+        dist.all_gather(all_bytes, own)
+        return _values_of(all_bytes, lengths)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's ``value`` in rank order on rank 0; an empty list on the others."""
         if self.size == 1:
             return [value]
-        values: list[Any] | None = [None] * self.size if self.is_main else None
-        dist.gather_object(value, values, dst=0)
-        return values or []
+        own, lengths = self._padded(value)
+        all_bytes = [torch.empty_like(own) for _ in lengths] if self.is_main else None
+        dist.gather(own, all_bytes, dst=0)
+        return [] if all_bytes is None else _values_of(all_bytes, lengths)
+
+    def _padded(self, value: Any) -> tuple[Tensor, list[int]]:
+        """(bytes of the message, as many as the longest of all ranks has; the lengths of all)."""
+        own = _bytes_of(value, self.device)
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        lengths[self.rank] = len(own)
+        dist.all_reduce(lengths)
+        longest = int(lengths.max())
+        return torch.nn.functional.pad(own, (0, longest - len(own))), lengths.tolist()
 
     def broadcast_result(self, function: Callable[[], _Value]) -> _Value:
         """Rank 0's ``function()`` on every rank; its ``InputError`` is raised on all of them."""
@@ -133,11 +158,16 @@ class World:
             self.heartbeat.step, self.heartbeat.phase = step, phase
 
     def explain(self, error: Exception) -> InputError | None:
-        """The error to raise when a collective failed; None if ``error`` is of another sort."""
+        """The error to raise when a collective failed; None if ``error`` is of another sort.
+
+        Raises ``KeyboardInterrupt`` where it failed because a rank was interrupted.
+        """
         text = str(error)
         if self.size == 1 or not any(mark in text for mark in _COLLECTIVE_ERRORS):
             return None
         assert self.heartbeat is not None
+        if self.heartbeat.is_interrupted():
+            raise KeyboardInterrupt from error
         waited = "timed out" in text.lower()
         what = f"no answer within cluster.timeout_s={self.timeout_s}" if waited else "a rank died"
         return LostRankError(
@@ -151,9 +181,29 @@ class World:
             dist.all_reduce(torch.zeros(1, device=self.device))
 
 
+def _bytes_of(value: Any, device: torch.device) -> Tensor:
+    """The message of ``value``, [n] uint8."""
+    return torch.frombuffer(encode(value), dtype=torch.uint8).to(device)
+
+
+def _value_of(message: Tensor, rank: int) -> Any:
+    """The value that ``rank`` has sent."""
+    try:
+        return decode(message.cpu().numpy().data)
+    except ValueError as error:
+        raise LostRankError(f"what rank {rank} sent cannot be read: {error}") from None
+
+
+def _values_of(messages: list[Tensor], lengths: list[int]) -> list[Any]:
+    pairs = zip(messages, lengths, strict=True)
+    return [_value_of(message[:length], rank) for rank, (message, length) in enumerate(pairs)]
+
+
 @contextmanager
 def open_world(settings: ClusterSettings) -> Iterator[World]:
     """Join the run that the launcher started; all ranks leave it together at the end."""
+    check_cores("cluster.num_threads", settings.num_threads)
+    check_cores("cluster.num_workers", settings.num_workers)
     launch = detect()
     device = _device(settings, launch)
     torch.set_num_threads(_threads(settings, launch))
@@ -174,6 +224,8 @@ def _joined(world: World, launch: Launch, settings: ClusterSettings) -> Iterator
         raise InputError("cluster.backend=nccl needs cluster.device=cuda; use gloo on the CPU")
     timeout = timedelta(seconds=settings.timeout_s)
     store = open_store(launch, timeout)
+    if launch.local_size == launch.size:  # gloo would listen to the network as well
+        environment_variables.set_default("GLOO_SOCKET_IFNAME", _LOOPBACK)
     dist.init_process_group(
         backend,
         store=PrefixStore("groups", store),
@@ -186,12 +238,12 @@ def _joined(world: World, launch: Launch, settings: ClusterSettings) -> Iterator
     world = replace(world, heartbeat=heartbeat, control=control)
     try:
         world.raise_on_all_ranks(device_conflict(store, world.rank, _name_of(world.device)))
-        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0")
+        attempt = environment_variables.number("TORCHELASTIC_RESTART_COUNT") or 0
         attempts = world.all_reduce_async(torch.tensor([attempt]))()
         yield replace(world, restarted=bool(attempts.item()))
         _barrier_at_exit(world)
     except SystemExit as end:
-        if end.code in (0, os.EX_TEMPFAIL):
+        if end.code in (0, os.EX_TEMPFAIL, interrupts.EXIT_CODE):
             _barrier_at_exit(world)
         raise
     finally:
@@ -215,21 +267,31 @@ def device_conflict(store: Any, rank: int, device: str) -> str | None:
     rank, however many there are.
     """
     host, kind = socket.gethostname(), device.split()[0]
-    first = store.compare_set("device/kind", "", f"{kind} {rank}").decode().split()
-    if first[0] != kind:
+    first = _first_claim(store, "device/kind", rank, kind)
+    if first["kind"] != kind:
         return (
-            f"rank {rank} on {host} uses a {kind}, rank {first[1]} a {first[0]}: all ranks must "
-            "use the same; check the driver of that host (nvidia-smi), or use cluster=cpu"
+            f"rank {rank} on {host} uses a {kind}, rank {first['rank']} a {first['kind']}: all "
+            "ranks must use the same; check the driver of that host (nvidia-smi), or use "
+            "cluster=cpu"
         )
     if kind == "cpu":
         return None
-    owner = int(store.compare_set(f"device/{host}/{device}", "", str(rank)).decode())
+    owner = _first_claim(store, f"device/{host}/{device}", rank, kind)["rank"]
     if owner == rank:
         return None
     return (
         f"ranks {owner} and {rank} on {host} share one GPU ({device}); start one rank per GPU: "
         "srun --ntasks-per-node=GPUS --gpus-per-node=GPUS, or torchrun --nproc-per-node GPUS"
     )
+
+
+def _first_claim(store: Any, key: str, rank: int, kind: str) -> dict[str, Any]:
+    """The record of the rank that claimed this first, which is this one if none has."""
+    try:
+        record = store.compare_set(key, "", encode_record(rank=rank, kind=kind))
+        return decode_record(record, rank=int, kind=str)
+    except ValueError as error:
+        raise LostRankError(f"the ranks' store holds something else at {key}: {error}") from None
 
 
 def _name_of(device: torch.device) -> str:
@@ -243,7 +305,7 @@ def _threads(settings: ClusterSettings, launch: Launch) -> int:
     """CPU threads of this process: as set, as the launcher says, or a share of the host."""
     if settings.num_threads is not None:
         return settings.num_threads
-    if "OMP_NUM_THREADS" in os.environ:
+    if environment_variables.threads() is not None:
         return torch.get_num_threads()
     return max(1, torch.get_num_threads() // launch.local_size)
 

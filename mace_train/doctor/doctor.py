@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from mace_train.console import Console
 from mace_train.distributed.launcher import describe_launch
 from mace_train.distributed.world import World, open_world
 from mace_train.doctor import environment, network
@@ -21,7 +22,11 @@ from mace_train.errors import InputError
 from mace_train.folders import existing_folder
 from mace_train.settings import DoctorSettings
 
-_MARKS = {Verdict.OK: "ok", Verdict.WARN: "[yellow]warn[/]", Verdict.FAIL: "[red]FAIL[/]"}
+_MARKS = {
+    Verdict.OK: Text("ok"),
+    Verdict.WARN: Text("warn", style="yellow"),
+    Verdict.FAIL: Text("FAIL", style="red"),
+}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mace_train import __version__
+from mace_train import __version__, environment_variables
 from mace_train.data.statistics import open_split
 from mace_train.distributed.world import World
 from mace_train.doctor.check_result import CheckResult, Verdict, first_problem, same_everywhere
@@ -48,13 +48,19 @@ def optional(world: World, settings: DoctorSettings) -> list[CheckResult]:
     if missing:
         results.append(CheckResult(Verdict.OK, "not installed: " + "; ".join(missing)))
     if _version("wandb"):
-        netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-        has_key = "WANDB_API_KEY" in os.environ or (
-            netrc.is_file() and "wandb" in netrc.read_text()
-        )
+        netrc = environment_variables.text("NETRC") or "~/.netrc"
+        has_key = environment_variables.is_set("WANDB_API_KEY") or _mentions_wandb(netrc)
         how = "a key is set" if has_key else "no key: offline only, synchronise with `wandb sync`"
         results.append(CheckResult(Verdict.OK, f"wandb: {how}"))
     return results
+
+
+def _mentions_wandb(netrc: str) -> bool:
+    try:
+        path = Path(netrc).expanduser()
+        return path.is_file() and b"wandb" in path.read_bytes()
+    except (OSError, RuntimeError):  # of somebody else, or of a user that is not known
+        return False
 
 
 def _version(name: str) -> str | None:

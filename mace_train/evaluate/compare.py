@@ -5,13 +5,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from mace_train.atomic_files import written_together
+from mace_train.console import Console
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
+from mace_train.json_files import read_json
 from mace_train.settings import CompareSettings
 from mace_train.train.learning_curves import draw_learning
+from mace_train.train.log import read_records
 
 LOGGER = logging.getLogger("mace_train")
 _NOT_COMPARED = ("output", "name", "restart_latest", "logger.", "cluster.", "checkpoints.")
@@ -28,8 +31,9 @@ def compare(settings: CompareSettings) -> list[dict[str, Any]]:
         folder = Path(settings.output)
         make_folder("output", folder)
         content = {"runs": rows, "different_settings": different}
-        (folder / "compare.json").write_text(json.dumps(content, indent=1) + "\n")
-        draw_learning(records, folder / "compare.png")
+        with written_together(folder) as new:
+            (new / "compare.json").write_text(json.dumps(content, indent=1) + "\n")
+            draw_learning(records, new / "compare.png")
         LOGGER.info("wrote %s and compare.json beside it", folder / "compare.png")
     return rows
 
@@ -48,8 +52,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     file = path / "metrics.jsonl"
     if not file.is_file():
         raise InputError(f"{path}: no metrics.jsonl; give the output folder of a training")
-    lines = file.read_text().splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    records = read_records(file)
     if not records:
         raise InputError(f"{path}: metrics.jsonl holds no epoch yet")
     return records
@@ -57,7 +60,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _settings(path: Path) -> dict[str, Any]:
     file = path / "settings.json"
-    return flat(json.loads(file.read_text())) if file.is_file() else {}
+    remedy = "remove or restore it"
+    return flat(read_json(file, dict, remedy)) if file.is_file() else {}
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,6 +98,7 @@ def _row(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = sum(record["epoch_s"] for record in records)
     n_structures = sum(record["structures"] for record in records)
     errors = {key: value for key, value in best.items() if key.startswith("valid_")}
+    stragglers = [r["straggler"] for r in records if isinstance(r.get("straggler"), float)]
     return {
         "name": name,
         "epochs": len(records),
@@ -101,8 +106,8 @@ def _row(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
         "best_epoch": best["epoch"] + 1,
         "train_loss": best["train_loss"],
         **errors,
-        "structures_per_s": n_structures / seconds,
-        "straggler": sum(record["straggler"] for record in records) / len(records),
+        "structures_per_s": n_structures / max(seconds, 1e-9),
+        "straggler": sum(stragglers) / len(stragglers) if stragglers else None,
         "total_s": records[-1]["total_s"],
     }
 

@@ -169,7 +169,8 @@ def open_source(settings: PredictionSettings, r_max: float) -> SampleSource:
     if not structures:
         raise InputError(f"test_file={', '.join(files)} holds no structures")
     labels.check_given_keys("test_file")
-    labels.warn_missing("test_file")
+    labels.warn("test_file")
+    labels.log_partial_stress("test_file")
     LOGGER.info("test_file: %d structures; %s", len(structures), labels.counts.summary())
     n_single = sum(is_isolated(structure) for structure in structures)
     if n_single:
@@ -219,8 +220,8 @@ def _predict_all(
         _add(errors, prediction, graph, config_types)
         predicted |= _split(prediction, graph.ids.tolist(), graph.n_atoms_of_graph.tolist())
     errors.sums = world.sum(errors.sums)
-    gathered = world.gather(predicted)
-    return errors, {key: value for part in gathered for key, value in part.items()}
+    of_ranks = world.gather(_arrays(predicted))
+    return errors, {i: value for arrays in of_ranks for i, value in _by_id(*arrays).items()}
 
 
 def _add(errors: ErrorSums, prediction: Prediction, graph: Any, config_types: ConfigTypes) -> None:
@@ -232,11 +233,37 @@ def _split(prediction: Prediction, ids: list[int], n_atoms: list[int]) -> dict[i
     """Per structure id: energy, forces and stress as numpy arrays."""
     assert prediction.forces is not None
     assert prediction.stress is not None
-    energies = prediction.energy.detach().cpu().double().tolist()
-    forces = prediction.forces.detach().cpu().double().numpy()
-    stresses = prediction.stress.detach().cpu().double().numpy()
-    parts = np.split(forces, np.cumsum(n_atoms)[:-1]) if ids else []
+    energies, forces, stresses = (
+        value.detach().cpu().double().numpy()
+        for value in (prediction.energy, prediction.forces, prediction.stress)
+    )
+    return _by_id(np.array(ids), np.array(n_atoms), energies, forces, stresses)
+
+
+def _arrays(predicted: dict[int, Predicted]) -> tuple[NDArray[Any], ...]:
+    """What ``_by_id`` makes ``predicted`` of again, to be sent."""
+    values = list(predicted.values())
+    return (
+        np.array([*predicted], np.int64),
+        np.array([len(value.forces) for value in values], np.int64),
+        np.array([value.energy for value in values]),
+        np.concatenate([np.empty((0, 3)), *(value.forces for value in values)]),
+        np.array([value.stress for value in values]).reshape(-1, 3, 3),
+    )
+
+
+def _by_id(
+    ids: NDArray[Any],
+    n_atoms: NDArray[Any],
+    energies: NDArray[np.float64],
+    forces: NDArray[np.float64],
+    stresses: NDArray[np.float64],
+) -> dict[int, Predicted]:
+    """Predictions by structure id: energies [n], forces [sum(n_atoms), 3], stresses [n, 3, 3]."""
+    parts = np.split(forces, np.cumsum(n_atoms)[:-1]) if len(ids) else []
     return {
         i: Predicted(energy, part, stress)
-        for i, energy, part, stress in zip(ids, energies, parts, stresses, strict=True)
+        for i, energy, part, stress in zip(
+            ids.tolist(), energies.tolist(), parts, stresses, strict=True
+        )
     }

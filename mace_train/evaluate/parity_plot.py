@@ -50,12 +50,12 @@ def force_pairs(
 def stress_pairs(
     structures: Sequence[Structure], predicted: Mapping[int, Predicted]
 ) -> NDArray[np.float64]:
-    """[n, 2] reference and predicted stress components, eV/Å^3."""
-    pairs = [
-        np.stack((s.stress.ravel(), predicted[i].stress.ravel()), axis=1)
-        for i, s in enumerate(structures)
-        if s.stress is not None
-    ]
+    """[n, 2] reference and predicted stress components that are defined, eV/Å^3."""
+    pairs = []
+    for i, s in enumerate(structures):
+        if s.stress is not None:
+            mask = np.outer(s.pbc, s.pbc)
+            pairs.append(np.stack((s.stress[mask], predicted[i].stress[mask]), axis=1))
     return np.concatenate([np.zeros((0, 2)), *pairs])
 
 
@@ -80,7 +80,13 @@ def draw_parity(
     order = np.argsort(density, kind="stable")  # the densest on top
     reference, predicted = pairs[order].T
     return axes.scatter(
-        reference, predicted, c=density[order], s=10, linewidths=0, cmap=cmap, norm=LogNorm()
+        reference,
+        predicted,
+        c=density[order],
+        s=10,
+        linewidths=0,
+        cmap=cmap,
+        norm=LogNorm(1, max(2.0, float(density.max()))),  # a scale, though all are alone
     )
 
 

@@ -10,10 +10,12 @@ from ase import Atoms
 from ase.io import write as ase_write
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
+from mace_train.atomic_files import written_together
+from mace_train.console import Console
 from mace_train.data.loading.loader import SampleSource
+from mace_train.data.stress_components import stress_mask
 from mace_train.data.structure import Structure
 from mace_train.evaluate.parity_plot import (
     Predicted,
@@ -49,6 +51,21 @@ def write_report(
 ) -> None:
     """Write the report to ``settings.output`` and print the table; ``heads`` [n_structures]."""
     output = Path(settings.output)
+    with written_together(output) as new:
+        written = _write(table, predicted, source, heads, settings, model, new)
+    LOGGER.info("wrote %s to %s", ", ".join(written), output)
+
+
+def _write(
+    table: list[dict[str, Any]],
+    predicted: dict[int, Predicted],
+    source: SampleSource,
+    heads: NDArray[np.int64],
+    settings: EvaluateSettings,
+    model: ModelData,
+    output: Path,
+) -> list[str]:
+    """Write the files to ``output``; their names."""
     origin = (
         settings.test_file if settings.data_dir is None else f"{settings.data_dir}/{settings.split}"
     )
@@ -79,7 +96,7 @@ def write_report(
         atoms = [_atoms(structure, predicted[i]) for i, structure in enumerate(structures)]
         ase_write(output / "predictions.extxyz", atoms, format="extxyz", write_results=False)
         written.append("predictions.extxyz")
-    LOGGER.info("wrote %s to %s", ", ".join(written), output)
+    return written
 
 
 def _energies_of_atoms(
@@ -123,7 +140,7 @@ def parity_figure(
     """
     energies = energy_pairs(structures, predicted, E0s)
     panels = [
-        ("energy", "energy per atom, relative to isolated atoms (eV)", energies),
+        ("energy", "energy per atom,\nrelative to isolated atoms (eV)", energies),
         ("forces", "force components (eV/Å)", force_pairs(structures, predicted)),
         ("stress", "stress components (eV/Å³)", stress_pairs(structures, predicted)),
     ]
@@ -151,7 +168,7 @@ def _atoms(structure: Structure, predicted: Predicted) -> Atoms:
     atoms.info["source"] = structure.source
     atoms.info["MACE_energy"] = predicted.energy
     atoms.arrays["MACE_forces"] = predicted.forces
-    if structure.pbc.all():
+    if stress_mask(structure.cell, structure.pbc).any():
         atoms.info["MACE_stress"] = predicted.stress
     if structure.energy is not None:
         atoms.info["REF_energy"] = structure.energy

@@ -1,11 +1,11 @@
 """``mace-train export``: a trained model -> a file that mace-torch and its tools take."""
 
 import logging
-import os
 from pathlib import Path
 
 import torch
 
+from mace_train.atomic_files import replaced
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.interop.equivalence import check_equivalence, predictions
@@ -42,12 +42,8 @@ def export_model(settings: ExportSettings) -> None:
         single = model.to(getattr(torch, dtype))
         write_state(target, header_for(single), to_mace_torch_state_dict(single))
     else:
-        unchecked = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
+        with replaced(target) as unchecked:
             _compare(target, model, unchecked, dtype)
-            os.replace(unchecked, target)
-        finally:
-            unchecked.unlink(missing_ok=True)
     LOGGER.info("wrote %s (%s)", target, dtype)
 
 

@@ -7,12 +7,13 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mace_train.atomic_files import write_text
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.interop.arguments import ARGUMENTS, parser
@@ -26,6 +27,7 @@ from mace_train.settings import (
 from mace_train.settings.learning import AGNOSTIC, DENSITY, INTERACTION_BLOCKS
 
 LOGGER = logging.getLogger("mace_train")
+T = TypeVar("T")
 
 _SCHEMAS: dict[str, type] = {
     "import": ImportSettings,
@@ -42,6 +44,12 @@ _LOSSES = {  # mace-torch's loss -> ours, and the weights that count in it
     "universal": ("universal", ("energy", "forces", "stress")),
     "l1l2energyforces": ("l1l2", ("energy", "forces")),
 }
+_TRUE, _FALSE = ("true", "t", "yes", "1"), ("false", "f", "no", "0")
+_WHOLE = ("num_channels", "max_L")  # whose default says nothing about it
+_OF_SEVERAL = (  # arguments that may be lists or mappings
+    *("train_file", "valid_file", "test_file", "pt_train_file", "pt_valid_file", "heads", "E0s"),
+    *("radial_MLP", "config_type_weights", "lr_params_factors"),
+)
 _SCHEDULERS = {"ReduceLROnPlateau": "plateau", "ExponentialLR": "exponential"}
 _FROZEN = ((1, "node_embedding"), (5, "interactions"), (6, "products"), (7, "readouts"))
 
@@ -61,7 +69,7 @@ def print_settings(settings: FromMaceConfigSettings) -> None:
         for command, values in equal.items():
             name = f"{command}-from-mace"  # not the name of a file of ours
             file = Path(settings.output) / f"{name}.yaml"
-            file.write_text(as_yaml(command, values))
+            write_text(file, as_yaml(command, values))
             options = f"--config-dir {settings.output} --config-name {name}"
             LOGGER.info("wrote %s; use it with mace-train %s %s", file, command, options)
 
@@ -97,11 +105,14 @@ def _of_file(config: str | None) -> Values:
     if config is None:
         return {}
     try:
-        content = yaml.safe_load(Path(config).read_text())
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"config={config}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"config={config}: not YAML ({error})") from error
+        raise InputError(
+            f"config={config}: cannot be read ({error.strerror}); give a YAML file"
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"config={config}: not YAML ({reason}); correct the file") from None
     if not isinstance(content, dict):
         raise InputError(f"config={config}: must map arguments of mace_run_train to values")
     found: Values = {}
@@ -110,7 +121,9 @@ def _of_file(config: str | None) -> Values:
         option = str(key).removeprefix("--")
         name = by_option.get(option, option)
         if name not in ARGUMENTS:
-            raise InputError(f"config={config}: mace_run_train has no argument {key!r}")
+            raise InputError(
+                f"config={config}: mace_run_train has no argument {key!r}; remove or correct it"
+            )
         found[name] = _typed(name, value)
     return found
 
@@ -119,7 +132,7 @@ def _of_words(words: list[str]) -> Values:
     reader = parser()
 
     def fail(message: str) -> None:
-        raise InputError(f"arguments of mace_run_train: {message}")
+        raise InputError(f"arguments of mace_run_train: {message}; write them as --NAME=VALUE")
 
     reader.error = fail  # type: ignore[assignment, method-assign]
     start = 1 if words and not words[0].startswith("-") else 0  # mace_run_train itself
@@ -130,29 +143,45 @@ def _of_words(words: list[str]) -> Values:
 def _typed(name: str, value: Any) -> Any:
     """A value as mace_run_train reads it: numbers and truth from text."""
     row = ARGUMENTS[name]
-    if value is None or isinstance(value, (list, dict)):
-        return value
+    if value is None:
+        return row.default
+    if isinstance(value, (list, dict)):
+        if name in _OF_SEVERAL or isinstance(row.default, list) or not row.ours:
+            return value
+        raise InputError(f"--{name}={value}: mace_run_train takes one value; give one")
     if row.kind in ("flag", "bool"):
-        return value if isinstance(value, bool) else str(value).lower() in ("true", "t", "yes", "1")
+        if str(value).lower() not in (*_TRUE, *_FALSE):
+            raise InputError(f"--{name}={value}: give true or false")
+        return str(value).lower() in _TRUE
     if name == "clip_grad" and str(value).lower() == "none":
         return None
-    kind: Callable[[Any], Any] = int if row.kind == "int" else type(row.default)
+    kind: type = int if row.kind == "int" or name in _WHOLE else type(row.default)
     if kind not in (int, float):
         return str(value)
     try:
         return kind(value)
-    except ValueError:
-        raise InputError(f"--{name}={value}: mace_run_train takes a number") from None
+    except (ValueError, OverflowError):
+        what = "a number without fraction" if kind is int else "a number"
+        raise InputError(f"--{name}={value}: mace_run_train takes {what}; give one") from None
 
 
-def _literal(name: str, value: Any) -> Any:
-    """A list or mapping written as text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        raise InputError(f"--{name}={value}: cannot be read as a list or mapping") from None
+def _literal(name: str, value: Any, kind: type[T]) -> T:
+    """A list or mapping, which may be written as text."""
+    what, such = ("a mapping", "{'a': 1}") if kind is dict else ("a list", "[64, 64]")
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise InputError(f"--{name}={value}: cannot be read as {what}; give {such}") from None
+    if not isinstance(value, kind):
+        raise InputError(f"--{name}={value!r}: give {what}, such as {such}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    raise InputError(f"--{name}: {value!r} is no number; give one")
 
 
 def _folders(values: Values, equal: Equal, _: list[str]) -> None:
@@ -165,8 +194,10 @@ def _folders(values: Values, equal: Equal, _: list[str]) -> None:
 def _data(values: Values, equal: Equal, without: list[str]) -> None:
     data = equal["preprocess"]
     files = ("train_file", "valid_file", "test_file")
-    heads = values["heads"] and _literal("heads", values["heads"])
-    of_head: dict[str, Values] = {str(h): dict(own or {}) for h, own in (heads or {}).items()}
+    heads = _literal("heads", values["heads"], dict) if values["heads"] else {}
+    of_head: dict[str, Values] = {
+        str(h): dict(_literal(f"heads, {h}", own or {}, dict)) for h, own in heads.items()
+    }
     for name in files:
         shared = values[name] or (values["test_dir"] if name == "test_file" else None)
         by_head = {h: own.pop(name) for h, own in of_head.items() if own.get(name)}
@@ -188,7 +219,7 @@ def _E0s(value: Any) -> Any:
         return text.lower()
     if text.lower() == "estimated":
         return None  # see fine_tuning
-    return text if text.endswith(".json") else _literal("E0s", text)
+    return text if text.endswith(".json") else _literal("E0s", text, dict)
 
 
 def _model(values: Values, equal: Equal, without: list[str]) -> None:
@@ -198,7 +229,7 @@ def _model(values: Values, equal: Equal, without: list[str]) -> None:
         channels, max_L = _irreps(values["hidden_irreps"], without)
     train["model.num_channels"] = 128 if channels is None else int(channels)
     train["model.max_L"] = 1 if max_L is None else int(max_L)
-    train["model.radial_MLP"] = _literal("radial_MLP", values["radial_MLP"])
+    train["model.radial_MLP"] = _literal("radial_MLP", values["radial_MLP"], list)
     train["model.model"] = values["model"]
     for name in ("interaction", "interaction_first"):
         block = values[name]
@@ -235,8 +266,9 @@ def _learning(values: Values, equal: Equal, without: list[str]) -> None:
         train["optimizer.beta2"] = values["beta2_schedulefree"]
     if values["lbfgs"]:
         train |= {"optimizer.optimizer": "lbfgs", "optimizer.lr": 1.0}
-    factors = _literal("lr_params_factors", values["lr_params_factors"])
-    ours = {key.removesuffix("_lr_factor"): float(factor) for key, factor in factors.items()}
+    name = "lr_params_factors"
+    factors = _literal(name, values[name], dict)
+    ours = {str(k).removesuffix("_lr_factor"): _number(name, v) for k, v in factors.items()}
     train["optimizer.lr_params_factors"] = ours if any(f != 1.0 for f in ours.values()) else None
     frozen = [part for least, part in _FROZEN if (values["freeze"] or 0) >= least]
     train["optimizer.freeze"] = frozen or None
@@ -258,7 +290,7 @@ def _loss(values: Values, equal: Equal, without: list[str]) -> None:
         train[f"loss.{term}_weight"] = weight
     if name == "ef":  # whose weights mace-torch does not pass on
         train |= {"loss.energy_weight": 1.0, "loss.forces_weight": 1.0}
-    weights = _literal("config_type_weights", values["config_type_weights"])
+    weights = _literal("config_type_weights", values["config_type_weights"], dict)
     train["loss.config_type_weights"] = None if weights == {"Default": 1.0} else weights
     two = values["swa"] or values["start_swa"] is not None
     epochs = values["max_num_epochs"]
@@ -332,12 +364,16 @@ def _that_differ(command: str, settings: Values) -> Values:
     }
     if command == "preprocess":
         defaults.data.train_file = "train.xyz"  # for the check, where none is given
+    name = "a setting"
     try:
         for name, value in kept.items():
             OmegaConf.update(defaults, name, value, force_add=False)
         OmegaConf.to_object(defaults)
     except OmegaConfBaseException as error:
-        raise InputError(f"mace-train {command} does not take the value: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"mace-train {command} does not take the value of {name}: {reason}; correct it"
+        ) from None
     return kept
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,20 @@ from mace_train.interop.equivalence import (
 from mace_train.interop.header import Header
 from mace_train.interop.probe_structures import probes
 from mace_train.interop.state_dict import from_mace_torch, header_for
-from mace_train.interop.state_files import read_header, read_tensors
+from mace_train.interop.state_files import read_file, read_header
+from mace_train.interop.stored_model import header_and_tensors
 from mace_train.interop.subprocess_client import build_mace_torch, has_mace_torch, read_mace_torch
 from mace_train.model.mace import MACE
 from mace_train.model.surgery import one_head, with_elements
+from mace_train.restricted_pickle import RestrictedPickleError
 from mace_train.settings import ImportSettings
 from mace_train.train.checkpoint import model_header, save, with_prefix
 
 LOGGER = logging.getLogger("mace_train")
+SAFE_WAYS = (
+    "give its state dict (.safetensors or .pt) with header=FILE, or, if you trust its author, "
+    "trust=true, with which mace-torch loads it"
+)
 
 
 def import_model(settings: ImportSettings) -> MACE:
@@ -41,7 +48,7 @@ def import_model(settings: ImportSettings) -> MACE:
         raise InputError(f"model_file={settings.model_file}: no such file")
     if target.exists():
         raise InputError(f"output={settings.output} already holds {target}; choose another output")
-    header, tensors, theirs = _read(path, settings.header)
+    header, tensors, theirs = _read(path, settings)
     model = from_mace_torch(tensors, header)
     if theirs is None:
         LOGGER.warning("%s: not compared with mace-torch, which is not installed", path)
@@ -68,18 +75,39 @@ def import_model(settings: ImportSettings) -> MACE:
 
 
 def _read(
-    path: Path, header_file: str | None
+    path: Path, settings: ImportSettings
 ) -> tuple[Header, dict[str, Tensor], dict[str, Tensor] | None]:
     """Header, tensors and mace-torch's predictions, if it is there to make any."""
-    tensors = read_tensors(path)
-    if tensors is None:
-        found = read_mace_torch(path)
-        return found.header, found.tensors, found.predictions
-    header = read_header(path, header_file)
+    try:
+        content = read_file(path)
+        if isinstance(content, Mapping):
+            header, tensors = read_header(path, settings.header), dict(content)
+        elif not settings.trust:
+            header, tensors = header_and_tensors(content)
+            LOGGER.info("%s is a pickle: only its tensors were read, nothing in it was run", path)
+        else:
+            return _run(path)
+    except RestrictedPickleError as error:
+        if settings.trust:
+            return _run(path)
+        raise InputError(
+            f"{path} cannot be read without running what is in it ({error}); {SAFE_WAYS}"
+        ) from error
     if not has_mace_torch():
         return header, tensors, None
     complete = {**header_for(from_mace_torch(tensors, header)), **header}
     return header, tensors, build_mace_torch(str(path), complete, tensors)
+
+
+def _run(path: Path) -> tuple[Header, dict[str, Tensor], dict[str, Tensor]]:
+    """The same of a whole model, which mace-torch loads in a process of its own."""
+    LOGGER.warning(
+        "trust=true: %s is a pickle, and loading it with mace-torch runs what is in it; do so only "
+        "with files that you trust",
+        path,
+    )
+    found = read_mace_torch(path)
+    return found.header, found.tensors, found.predictions
 
 
 def _compare(what: str, model: MACE, theirs: dict[str, Tensor], tolerance: float) -> None:

@@ -4,6 +4,8 @@ Elsewhere in the package mace-torch is imported only for its reader of ASE-LMDB
 (``data.read.databases``) and its graphs for data sets (``data.adapters.mace_torch``).
 """
 
+import io
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,6 +56,7 @@ def build(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
     modules = import_mace()
     tensors = {name: _in_new_layout(name, tensor) for name, tensor in tensors.items()}
     model = _new(modules, header, tensors)
+    _take_couplings(model, tensors)
     try:
         report = model.load_state_dict(dict(tensors), strict=False)
     except RuntimeError as error:
@@ -66,6 +69,19 @@ def build(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
             f"the tensors lack {', '.join(lacking[:3]) or 'nothing'}"
         )
     return model
+
+
+def _take_couplings(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Couplings and their weights in the sizes of the tensors (use_reduced_cg has fewer)."""
+    for name, tensor in tensors.items():
+        block_name, _, key = name.rpartition(".")
+        if not re.search(r"\.contractions\.\d+(\.weights)?$", block_name):
+            continue
+        block = model.get_submodule(block_name)
+        if re.fullmatch(r"U_matrix_\d+", key) and hasattr(block, key):
+            setattr(block, key, tensor.double())
+        elif isinstance(getattr(block, key, None), nn.Parameter):
+            setattr(block, key, nn.Parameter(tensor.double()))
 
 
 def _in_new_layout(name: str, tensor: Tensor) -> Tensor:
@@ -120,7 +136,9 @@ def save_model(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
     E0s = block.get_buffer("atomic_energies").double()
     model = model.to(dtype)
     block.register_buffer("atomic_energies", E0s)
-    torch.save(model, path)
+    content = io.BytesIO()  # on a full disk PyTorch's own writer may abort the process
+    torch.save(model, content)
+    path.write_bytes(content.getbuffer())
 
 
 def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, Tensor]:

@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mace_train.errors import InputError
+from mace_train.atomic_files import scratch_folder
+from mace_train.child_process import run_child
+from mace_train.errors import InputError, system_error
 from mace_train.interop.header import Header
 
 
@@ -36,8 +36,7 @@ def read_mace_torch(path: Path) -> LoadedModel:
 
     Raises InputError without mace-torch, or for a file that is no model we know.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         _run({"task": "read", "path": str(path.resolve())}, folder)
         header = json.loads((folder / "header.json").read_text())
         return LoadedModel(header, load_file(folder / "tensors.safetensors"), _predictions(folder))
@@ -51,8 +50,7 @@ def build_mace_torch(
     default_dtype: str = "float64",
 ) -> dict[str, Tensor]:
     """Predictions of mace-torch's model of these tensors, which is saved if a file is named."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "tensors.safetensors")
         (folder / "header.json").write_text(json.dumps(header))
         request: dict[str, Any] = {"task": "write", "path": what, "default_dtype": default_dtype}
@@ -76,8 +74,10 @@ def _run(request: dict[str, Any], folder: Path) -> None:
 def run_worker(folder: Path) -> None:
     """Start the worker on a folder with a request, and wait for it."""
     command = [sys.executable, "-m", "mace_train.interop.subprocess_worker", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_child(command, capture_output=True)
     if done.returncode != 0:
         path = json.loads((folder / "request.json").read_text())["path"]
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"{path}: the process that runs mace-torch ended with an error: {last}")
+        raise system_error(OSError(last), Path(path)) or InputError(
+            f"{path}: the process that runs mace-torch ended with an error: {last}"
+        )

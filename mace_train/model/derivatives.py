@@ -28,7 +28,7 @@ class Prediction:
     interaction_energy: Tensor  # [n_graphs] eV, without isolated atoms
     node_energy: Tensor  # [n_atoms] float64, eV, with the isolated atom's
     forces: Tensor | None  # [n_atoms, 3] eV/Å
-    stress: Tensor | None  # [n_graphs, 3, 3] eV/Å^3; zero unless periodic in all directions
+    stress: Tensor | None  # [n_graphs, 3, 3] eV/Å^3; zero where graph.stress_mask is not
     virials: Tensor | None  # [n_graphs, 3, 3] eV
 
 
@@ -124,6 +124,7 @@ def _strain_gradient(vectors: Tensor, gradient: Tensor | None, graph: Graph, sum
 
 
 def _stress(strain_gradient: Tensor, graph: Graph) -> Tensor:
-    periodic = graph.pbc.all(1)
-    inverse = torch.where(periodic, 1.0 / torch.where(periodic, graph.volume, 1.0), 0.0)
-    return strain_gradient * inverse[:, None, None]
+    volume = graph.volume[:, None, None]
+    has_volume = volume > 0
+    inverse = 1.0 / torch.where(has_volume, volume, 1.0)
+    return strain_gradient * torch.where(graph.stress_mask & has_volume, inverse, 0.0)

@@ -42,6 +42,7 @@ from mace_train.model.layer_spec import LayerSpec
 from mace_train.model.matmul_precision import MatmulModule
 from mace_train.model.pair_repulsion import TRANSFORMS, PairRepulsion
 from mace_train.model.radial import RadialBasis
+from mace_train.model.size import check_size
 from mace_train.model.spherical_harmonics import SphericalHarmonics
 from mace_train.ops.backends import backend_of
 from mace_train.settings import ModelSettings
@@ -135,6 +136,7 @@ class MACE(nn.Module):
                 f"model.r_max={settings.r_max}, but the data were preprocessed with r_max="
                 f"{data.r_max}; preprocess again, or leave model.r_max null"
             )
+        check_size(settings, len(data.atomic_numbers), len(data.heads))
         self.settings = settings
         self.data = data
         self.kernels = kernels  # auto, or the name of a backend

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import torch
 from torch import Tensor
 
+from mace_train.child_process import children_end_with
 from mace_train.ops.codegen import kernel_cache
 from mace_train.ops.codegen.kernel_spec import Kernel
 from mace_train.ops.cpp import kernel as cpp_kernel
@@ -93,7 +94,8 @@ def compile_all(requests: Sequence[Request], progress: Callable[[int, int], None
     the numbers of finished and of all kernels.
     """
     folder = kernel_cache.cache_folder()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    n_threads = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(n_threads) as pool, children_end_with(pool):
         waiting = []
         for kernel, dtype, n_channels, device in requests:
             if runs_on_cuda(device):

@@ -111,13 +111,13 @@ class Errors:
 
     @cached_property
     def stress(self) -> Floats:
-        """[n_structures, 3, 3] errors, eV/Å^3; nan without labels."""
-        return np.stack(
-            [
-                np.full((3, 3), np.nan) if s.stress is None else self.predicted[i].stress - s.stress
-                for i, s in enumerate(self.structures)
-            ]
-        )
+        """[n_structures, 3, 3] errors, eV/Å^3; nan without labels and where none is defined."""
+        errors = np.full((len(self.structures), 3, 3), np.nan)
+        for i, s in enumerate(self.structures):
+            if s.stress is not None:
+                mask = np.outer(s.pbc, s.pbc)
+                errors[i][mask] = (self.predicted[i].stress - s.stress)[mask]
+        return errors
 
     @cached_property
     def forces_rmse(self) -> Floats:

@@ -126,7 +126,7 @@ def _facts(run: RunFolder) -> str:
     )
     elements = ", ".join(chemical_symbols[z] for z in data["atomic_numbers"])
     last = run.epochs[-1]
-    ranks = run.sessions[-1]["ranks"] if run.sessions else 1
+    ranks = run.sessions[-1].get("ranks", 1) if run.sessions else 1
     return (
         f"{model['model']} with {irreps}, {model['num_interactions']} layers and a cutoff of "
         f"{data['r_max']:g} Å: {run.n_weights:,} weights, trained on {last['structures']:,} "

@@ -18,6 +18,7 @@ from mace_train.evaluate.parity_plot import draw_parity, energy_pairs, force_pai
 from mace_train.report.error_tables import Errors, number
 from mace_train.report.pictures import Picture, Theme, picture
 from mace_train.report.run_folder import BinFill, RunFolder
+from mace_train.shown_text import plot_label
 from mace_train.train.timing import PHASES
 
 Record = dict[str, Any]
@@ -60,7 +61,7 @@ def _label(key: str, ending: str) -> str:
 
 def _curve(epochs: list[Record], key: str, label: str, factor: float = 1.0) -> Curve:
     points = [(r["epoch"] + 1.0, factor * r[key]) for r in epochs if r.get(key) is not None]
-    return label, [x for x, _ in points], [y for _, y in points]
+    return plot_label(label), [x for x, _ in points], [y for _, y in points]
 
 
 def _learning(
@@ -171,7 +172,7 @@ def _parity(
     def draw(axes: Axes, theme: Theme) -> None:
         drawn = draw_parity(axes, pairs, label, theme.cmap)
         bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02)
-        bar.ax.set_title("points", fontsize=9, pad=6, loc="left")
+        bar.ax.set_title("points", fontsize=9, pad=6)
         bar.formatter = FuncFormatter(lambda value, _: f"{value:,.6g}")
         bar.minorformatter = NullFormatter()
         bar.outline.set_visible(False)
@@ -247,7 +248,7 @@ def _by_size(
                 mew=0,
                 alpha=0.65,
                 color=colour,
-                label=label_of_type,
+                label=plot_label(label_of_type),
             )
         axes.set(xlabel="atoms of a structure", ylabel=label)
         if known.any():

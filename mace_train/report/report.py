@@ -6,7 +6,6 @@ run's own validation structures, or on others that the settings name, or from th
 and the figures (light) as PNG; the page works offline, on a phone, in light and dark.
 """
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from ase.io import read as ase_read
 
+from mace_train.atomic_files import written_together
 from mace_train.checks import as_files
 from mace_train.data.structure import LabelKeys, structure_from_atoms
 from mace_train.distributed.world import World, open_world
@@ -21,6 +21,7 @@ from mace_train.errors import InputError
 from mace_train.evaluate.evaluate import evaluated
 from mace_train.evaluate.parity_plot import Predicted
 from mace_train.folders import existing_folder, make_folder
+from mace_train.json_files import read_json
 from mace_train.report import plots
 from mace_train.report.error_tables import Errors
 from mace_train.report.page import ErrorSection, Page, rendered
@@ -37,21 +38,21 @@ def report(settings: ReportSettings) -> Path | None:
     """
     path = existing_folder("run", settings.run)
     run = read_run(path)
+    sets = [_read_evaluation(Path(p)) for p in as_files("evaluation", settings.evaluation)]
+    if settings.test_file is None and settings.data_dir is None and not sets:
+        settings = replace(settings, data_dir=str(_own_data(run, settings.split)))
     output = path / "report" if settings.output is None else Path(settings.output)
     with open_world(settings.cluster) as world:
         if world.is_main:
             make_folder("output", output)
-        sets = [_read_evaluation(Path(p)) for p in as_files("evaluation", settings.evaluation)]
         if not sets or settings.test_file is not None or settings.data_dir is not None:
-            errors = _evaluate(settings, run, world)
+            errors = _evaluate(settings, world)
             sets += [] if errors is None else [errors]
         return _write(run, sets, output, settings.worst) if world.is_main else None
 
 
-def _evaluate(settings: ReportSettings, run: RunFolder, world: World) -> Errors | None:
+def _evaluate(settings: ReportSettings, world: World) -> Errors | None:
     """Errors on the structures that the settings name; None on other ranks than 0."""
-    if settings.test_file is None and settings.data_dir is None:
-        settings = replace(settings, data_dir=str(_own_data(run, settings.split)))
     done = evaluated(settings.run, settings, world)
     if not world.is_main:
         return None
@@ -86,8 +87,9 @@ def _read_evaluation(folder: Path) -> Errors:
         structures.append(structure_from_atoms(atoms, keys, source, require_energy=False))
         stress: Any = atoms.info.get("MACE_stress", structures[-1].cell * 0)
         predicted[i] = Predicted(atoms.info["MACE_energy"], atoms.arrays["MACE_forces"], stress)
-    record = json.loads((folder / "errors.json").read_text())
-    return Errors(str(record["data"]), structures, predicted)
+    remedy = "give the output folder of `mace-train evaluate`"
+    record = read_json(folder / "errors.json", dict, remedy)
+    return Errors(str(record.get("data", folder)), structures, predicted)
 
 
 def _write(run: RunFolder, sets: list[Errors], output: Path, n_worst: int) -> Path:
@@ -104,10 +106,11 @@ def _write(run: RunFolder, sets: list[Errors], output: Path, n_worst: int) -> Pa
         for errors, prefix in zip(sets, _prefixes(len(sets)), strict=True)
     ]
     page = Page(run, sections, plots.learning(run), plots.balance(run, fill), plots.time(run), fill)
-    for picture in page.pictures:
-        (output / f"{picture.name}.png").write_bytes(picture.light)
+    with written_together(output) as new:
+        for picture in page.pictures:
+            (new / f"{picture.name}.png").write_bytes(picture.light)
+        (new / "report.html").write_text(rendered(page), encoding="utf-8")
     path = output / "report.html"
-    path.write_text(rendered(page), encoding="utf-8")
     LOGGER.info("wrote %s and %d figures beside it", path, len(page.pictures))
     return path
 

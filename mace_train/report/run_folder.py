@@ -1,6 +1,5 @@
 """The output folder of a training: epochs, settings, sessions, model, bins."""
 
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mace_train.balance.plan import Plan, make_plan
 from mace_train.data.statistics import open_split
 from mace_train.errors import InputError
 from mace_train.evaluate.compare import best_epoch, flat, read_metrics
+from mace_train.json_files import converted, read_json
 from mace_train.settings import MISSING, TrainSettings
 from mace_train.train import checkpoint
 
@@ -40,7 +40,7 @@ class RunFolder:
         given = Path(self.settings["data_dir"])
         repeat = self.path / "repeat.yaml"
         if not given.is_dir() and repeat.is_file():
-            return Path(yaml.safe_load(repeat.read_text())["data_dir"])
+            return _data_dir_of(repeat)
         return given
 
     def changed_settings(self) -> dict[str, tuple[Any, Any]]:
@@ -60,15 +60,54 @@ def read_run(path: Path) -> RunFolder:
     if not best.is_file():
         raise InputError(f"{path}: no checkpoints/best.safetensors yet; wait for a validation")
     tensors, header = checkpoint.read(best)
-    sessions = path / "provenance.json"
     return RunFolder(
         path,
         epochs,
         header["settings"],
-        json.loads(sessions.read_text()) if sessions.is_file() else [],
+        _sessions(path / "provenance.json"),
         header,
         sum(tensor.numel() for tensor in tensors.values()),
     )
+
+
+_SESSION: dict[str, Any] = {  # what the page shows
+    "mace_train": str,
+    "python": str,
+    "libraries": dict[str, Any],
+    "dataset_hash": str,
+    "time": str,
+    "from_step": int,
+    "ranks": int,
+    "host": str,
+    "command": list[str],
+}
+
+
+def _sessions(path: Path) -> list[dict[str, Any]]:
+    """The sessions of provenance.json; none where there is no file."""
+    if not path.is_file():
+        return []
+    remedy = "remove or restore it"
+    sessions = read_json(path, list, remedy)
+    try:
+        for i, session in enumerate(converted(list[dict[str, Any]], sessions, "session")):
+            for name, kind in _SESSION.items():
+                converted(kind, session.get(name), f"session[{i}].{name}")
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; {remedy}") from None
+    return sessions
+
+
+def _data_dir_of(repeat: Path) -> Path:
+    """The data_dir that repeat.yaml names."""
+    try:
+        content = yaml.safe_load(repeat.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{repeat} cannot be read ({reason}); restore or remove it") from None
+    if not isinstance(content, dict) or not isinstance(content.get("data_dir"), str):
+        raise InputError(f"{repeat} names no data_dir; restore or remove it")
+    return Path(content["data_dir"])
 
 
 def _defaults() -> dict[str, Any]:
@@ -90,10 +129,10 @@ class BinFill:
 
 def fill_of_bins(run: RunFolder) -> BinFill | None:
     """The bins of the last epoch, planned again as training did; None where its data are gone."""
-    last = run.path / "checkpoints" / "last.json"
+    last = run.path / "checkpoints" / "last.safetensors"
     if not last.is_file() or not (run.data_dir / "train").is_dir():
         return None
-    origin = json.loads(last.read_text())["sampler"]
+    origin = checkpoint.read_header(last)["sampler"]
     shards = open_split(run.data_dir, "train")
     costs = Costs(shards.n_atoms.astype(np.int64), shards.n_edges.astype(np.int64))
     if costs.fingerprint != origin["dataset"]:

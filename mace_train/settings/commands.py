@@ -1,11 +1,12 @@
 """The settings of the commands that use preprocessed data."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING
 
-from mace_train.checks import as_files, check_at_least, check_choice
+from mace_train.checks import as_files, check_choice
 from mace_train.errors import InputError
 from mace_train.settings.learning import (
     FinishSettings,
@@ -15,6 +16,16 @@ from mace_train.settings.learning import (
     OptimizerSettings,
     SchedulerSettings,
     StageTwoSettings,
+)
+from mace_train.settings.ranges import (
+    COUNT,
+    DECAY,
+    LEARNING_RATE,
+    MEGABYTES,
+    SEED,
+    Range,
+    bounded,
+    check_ranges,
 )
 from mace_train.settings.running import (
     BatchingSettings,
@@ -36,7 +47,7 @@ class TrainSettings:
     """Folder for checkpoints, metrics and the resolved settings."""
     name: str = "mace"
     """Name of the run."""
-    seed: int = 123
+    seed: int = bounded(123, SEED)
     """Seed of initial weights and of the order of structures."""
     default_dtype: str = "float32"
     """float32 or float64, of weights and features; energies of isolated atoms stay float64."""
@@ -46,18 +57,26 @@ class TrainSettings:
     activation_checkpointing: bool = False
     """Keep the inputs of every layer alone and compute the rest again in the backward passes: less
     memory, more time, the same results."""
-    max_num_epochs: int = 200
+    max_num_epochs: int = bounded(200, COUNT)
     """Epochs to train."""
-    patience: int = 2048
+    patience: int = bounded(2048, COUNT)
     """Validations without improvement after which training stops."""
-    eval_interval: int = 1
+    eval_interval: int = bounded(1, COUNT)
     """Epochs between validations."""
-    clip_grad: float | None = 10.0
+    clip_grad: float | None = bounded(
+        10.0,
+        Range(
+            0,
+            1e38,
+            exclude_minimum=True,
+            reason="null for no limit; single precision ends at 3.4e38",
+        ),
+    )
     """Limit of the gradient norm over all parameters; null for none."""
     ema: bool = True
     """Keep an exponential moving average of the weights, used for validation and in best; not in
     the optimizers schedulefree, which has its own, and lbfgs."""
-    ema_decay: float = 0.99
+    ema_decay: float = bounded(0.99, DECAY)
     """Decay per step of the moving average."""
     restart_latest: bool = False
     """Continue from the last checkpoint in output, if there is one."""
@@ -90,11 +109,20 @@ class TrainSettings:
                 "captured for one shape of bins"
             )
         check_choice("non_finite", self.non_finite, ("stop", "skip"))
-        for name in ("max_num_epochs", "patience", "eval_interval"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("clip_grad", self.clip_grad, 0.0, strictly=True)
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise InputError(f"ema_decay={self.ema_decay} must be in [0, 1)")
+        check_ranges(self)
+        self._check_growth_of_lr()
+
+    def _check_growth_of_lr(self) -> None:
+        """InputError if an exponential schedule with a factor above 1 ends beyond all bounds."""
+        if self.scheduler.scheduler != "exponential" or self.scheduler.lr_scheduler_gamma <= 1:
+            return
+        growth = self.max_num_epochs * math.log10(self.scheduler.lr_scheduler_gamma)
+        if math.log10(self.optimizer.lr) + growth > math.log10(LEARNING_RATE.maximum):
+            raise InputError(
+                f"scheduler.lr_scheduler_gamma={self.scheduler.lr_scheduler_gamma}: in "
+                f"max_num_epochs={self.max_num_epochs} the learning rate grows by a factor of "
+                f"1e{growth:.0f}; it must stay {LEARNING_RATE}"
+            )
 
 
 @dataclass(kw_only=True)
@@ -105,9 +133,9 @@ class BalanceSettings:
     """Folder written by `mace-train preprocess`."""
     split: str = "train"
     """Which part of it: train, valid or test."""
-    gpus: int = 8
+    gpus: int = bounded(8, Range(1, 10**6, reason="no cluster has more"))
     """Number of GPUs to plan for."""
-    seed: int = 123
+    seed: int = bounded(123, SEED)
     """Seed of the order of structures."""
     output: str | None = None
     """Folder for balance.json and plots; null prints the tables only."""
@@ -116,21 +144,19 @@ class BalanceSettings:
     or ethernet-10."""
     all_reduce: str = "ring"
     """How gradients are summed in the predicted times: ring or tree."""
-    gradient_mb: float = 10.0
+    gradient_mb: float = bounded(10.0, MEGABYTES)
     """Size of the gradients, MB (4 bytes per weight in float32)."""
     scaling: bool = True
     """Predict strong and weak scaling from 8 to 4096 GPUs."""
-    gap_instances: int = 6
+    gap_instances: int = bounded(6, Range(0, 10000, reason="each is solved to optimality"))
     """Draws of 60 structures on which our bins are compared with the optimum (CP-SAT)."""
     batching: BatchingSettings = field(default_factory=BatchingSettings)
 
     def __post_init__(self) -> None:
         check_choice("split", self.split, ("train", "valid", "test"))
-        check_at_least("gpus", self.gpus, 1)
+        check_ranges(self)
         check_choice("fabric", self.fabric, FABRICS)
         check_choice("all_reduce", self.all_reduce, ("ring", "tree"))
-        check_at_least("gradient_mb", self.gradient_mb, 0.0)
-        check_at_least("gap_instances", self.gap_instances, 0)
 
 
 @dataclass(kw_only=True)
@@ -193,13 +219,13 @@ class ReportSettings(PredictionSettings):
     """Folder for report.html and PNGs; null is RUN/report."""
     evaluation: Any = None
     """Output folder or folders of `mace-train evaluate`, which are shown and not computed again."""
-    worst: int = 10
+    worst: int = bounded(10, Range(1, 10000, reason="a page lists them all"))
     """Structures with the largest errors to list, by forces and by energy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         as_files("evaluation", self.evaluation)
-        check_at_least("worst", self.worst, 1)
+        check_ranges(self)
         if self.test_file is not None and self.data_dir is not None:
             raise InputError("report takes either test_file=FILE or data_dir=FOLDER, not both")
 
@@ -242,17 +268,17 @@ class TuneSettings:
     """Folder of the search, with one folder per trial."""
     training: Any = MISSING
     """Settings of the trainings, as a list; on the command line, what follows `--`."""
-    trials: int = 20
+    trials: int = bounded(20, COUNT)
     """Trials of the whole search, over all commands that share it."""
     by: str = "valid_loss"
     """Validation error of the best epoch, which is minimised."""
-    seed: int = 123
+    seed: int = bounded(123, SEED)
     """Seed of the search."""
     launch: str = ""
     """Command that starts a training, such as `srun` or `torchrun --nproc-per-node 4 -m`."""
 
     def __post_init__(self) -> None:
-        check_at_least("trials", self.trials, 1)
+        check_ranges(self)
 
 
 @dataclass(kw_only=True)
@@ -261,12 +287,11 @@ class DoctorSettings:
 
     data_dir: str | None = None
     """Folder written by `mace-train preprocess`, to measure how fast it is read."""
-    read_seconds: float = 2.0
+    read_seconds: float = bounded(2.0, Range(0, 86400, exclude_minimum=True, reason="a day"))
     """Seconds to read for."""
-    message_mb: float = 16.0
+    message_mb: float = bounded(16.0, replace(MEGABYTES, exclude_minimum=True))
     """Size of the sums over ranks that are timed, MB."""
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
     def __post_init__(self) -> None:
-        check_at_least("read_seconds", self.read_seconds, 0.0, strictly=True)
-        check_at_least("message_mb", self.message_mb, 0.0, strictly=True)
+        check_ranges(self)

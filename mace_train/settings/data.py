@@ -5,8 +5,17 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from mace_train.checks import check_at_least, check_choice, files_by_head
+from mace_train.checks import check_choice, files_by_head
 from mace_train.errors import InputError
+from mace_train.settings.ranges import (
+    ATOMIC_ENERGY,
+    COUNT,
+    CUTOFF,
+    SEED,
+    Range,
+    bounded,
+    check_ranges,
+)
 
 
 @dataclass(kw_only=True)
@@ -20,8 +29,15 @@ class DataSettings:
     """File or files for validation; without them valid_fraction of train_file is split off."""
     test_file: Any = None
     """File or files for testing, kept apart from training."""
-    valid_fraction: float = 0.1
+    valid_fraction: float = bounded(
+        0.1, Range(0, 1, exclude_maximum=True, reason="a share; training needs the rest")
+    )
     """Share of train_file that is split off for validation when valid_file is not given."""
+    group_key: str | None = None
+    """Name of a value in the files (system, trajectory): structures with equal ones are a group,
+    which that split does not divide."""
+    structures_per_group: int = bounded(1, COUNT)
+    """So many neighbouring structures of a file are such a group, for frames of a trajectory."""
     energy_key: str = "REF_energy"
     """Name of the energy (eV) in the files; without it, ASE's own energy is used, with a notice."""
     forces_key: str = "REF_forces"
@@ -32,12 +48,14 @@ class DataSettings:
     """Name of the virials (eV), read as stress = -virials / volume where there is no stress."""
     head_key: str = "head"
     """Name of the head in the files; a structure without one has the head of its file."""
-    E0s: Any = None
+    E0s: Any = bounded(None, ATOMIC_ENERGY)
     """Isolated-atom energies: null takes them from isolated-atom structures in train_file,
     'average' fits them by least squares, a mapping {1: -13.6, 8: ...} or a JSON file gives them,
     'foundation' takes those of foundation_model; or a mapping of heads to these."""
     foundation_model: str | None = None
     """A .model file of mace-torch, or the output folder of a training."""
+    require_energy: bool = True
+    """Refuse structures without an energy; false trains on what other labels they have."""
     keep_isolated_atoms: bool = False
     """Train on the isolated-atom structures too, instead of using them for E0s only."""
     skip_invalid: bool = False
@@ -47,8 +65,12 @@ class DataSettings:
         for name in ("train_file", "valid_file", "test_file"):
             if getattr(self, name) != MISSING:
                 files_by_head(f"data.{name}", getattr(self, name))
-        if not 0.0 <= self.valid_fraction < 1.0:
-            raise InputError(f"data.valid_fraction={self.valid_fraction} must be in [0, 1)")
+        check_ranges(self, "data.")
+        if self.group_key is not None and self.structures_per_group > 1:
+            raise InputError(
+                "data.group_key and data.structures_per_group are both set; a structure has one "
+                "group, set one of the two"
+            )
         if self.E0s is not None and not isinstance(self.E0s, (str, dict)):
             raise InputError(
                 f"data.E0s={self.E0s!r} must be null, 'average', 'foundation', a JSON file or a "
@@ -63,13 +85,13 @@ class PreprocessSettings:
     data: DataSettings = field(default_factory=DataSettings)
     output: str = MISSING
     """Folder that will hold train/, valid/, test/ and statistics.json."""
-    r_max: float = 5.0
+    r_max: float = bounded(5.0, CUTOFF)
     """Cutoff radius of the neighbour lists, Å."""
-    seed: int = 123
+    seed: int = bounded(123, SEED)
     """Seed of the training/validation split."""
-    structures_per_shard: int = 4096
+    structures_per_shard: int = bounded(4096, COUNT)
     """Structures in one HDF5 file."""
-    workers: int = 1
+    workers: int = bounded(1, Range(1, 4096, reason="no host has so many cores"))
     """Processes that read, find neighbours and write; under mpiexec or srun the ranks do."""
     float32: list[str] = field(default_factory=list)
     """Fields to store in single precision, of positions, forces, cell and stress."""
@@ -83,9 +105,7 @@ class PreprocessSettings:
     """Replace an output folder that already holds shards."""
 
     def __post_init__(self) -> None:
-        check_at_least("r_max", self.r_max, 0.0, strictly=True)
-        check_at_least("structures_per_shard", self.structures_per_shard, 1)
-        check_at_least("workers", self.workers, 1)
+        check_ranges(self)
         for name in self.float32:
             check_choice("float32", name, ("positions", "forces", "cell", "stress"))
         if self.compression is not None:

@@ -15,8 +15,8 @@ DTYPES = ("float32", "float64")
 class ImportSettings:
     """Import a model of mace-torch: `mace-train import model.model output=FOLDER`.
 
-    Whole models (.model) need mace-torch (the extra interop) and run the code in the file: import
-    only files that you trust. State dicts (.safetensors, .pt) need a header in JSON and no code.
+    Nothing in the file is run: of a whole model (.model, a pickle) the tensors are read and the
+    names of its parts. State dicts (.safetensors, .pt) need a header in JSON.
     """
 
     model_file: str = MISSING
@@ -28,6 +28,9 @@ class ImportSettings:
     """Elements to keep, such as [H,C,O]; null keeps all."""
     head: str | None = None
     """Head to keep, of a model with several; null keeps all."""
+    trust: bool = False
+    """Load a whole model with mace-torch (the extra interop), which runs what is in the file: only
+    for files that you trust, and needed only for those that cannot be read otherwise."""
     output: str = "imported"
     """Folder for checkpoints/best.safetensors, which evaluate and export take as checkpoint."""
 

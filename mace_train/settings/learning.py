@@ -1,18 +1,34 @@
 """Settings of model, optimizer, learning-rate schedule, loss and fine-tuning."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mace_train.checks import check_at_least, check_choice
 from mace_train.errors import InputError
-from mace_train.irreps import FeatureIrreps, count_scalars
+from mace_train.irreps import MOST_CHANNELS, FeatureIrreps, count_scalars
+from mace_train.settings.ranges import (
+    COUNT,
+    COUNT_OR_ZERO,
+    CUTOFF,
+    DECAY,
+    LEARNING_RATE,
+    LOSS_WEIGHT,
+    Range,
+    bounded,
+    check_ranges,
+)
 
 DISTANCE_TRANSFORMS = ("None", "Agnesi", "Soft")
 RESIDUAL = "RealAgnosticResidualInteractionBlock"
 AGNOSTIC = "RealAgnosticInteractionBlock"
 DENSITY = "RealAgnosticDensityInteractionBlock"
 DENSITY_RESIDUAL = "RealAgnosticDensityResidualInteractionBlock"
+RESIDUAL_BLOCKS = (RESIDUAL, DENSITY_RESIDUAL)
+DENSITY_BLOCKS = (DENSITY, DENSITY_RESIDUAL)
 INTERACTION_BLOCKS = (RESIDUAL, AGNOSTIC, DENSITY_RESIDUAL, DENSITY)
+_WIDTH = Range(1, MOST_CHANNELS, reason="published models have up to 512")
+_MOST_LAYERS = 100  # of the radial network
+_DEGREE = "e3nn has coupling coefficients up to degree 11"
 
 
 @dataclass(kw_only=True)
@@ -28,25 +44,29 @@ class ModelSettings:
     interaction_first: str | None = None
     """That of the first layer; null: RealAgnosticInteractionBlock for model=MACE, else
     RealAgnosticResidualInteractionBlock."""
-    r_max: float | None = None
+    r_max: float | None = bounded(None, CUTOFF)
     """Cutoff radius, Å; null takes the one of the shards, another value is an error."""
-    num_channels: int = 128
+    num_channels: int = bounded(128, _WIDTH)
     """Channels of every irrep of the node features."""
-    max_L: int = 1
+    max_L: int = bounded(1, Range(0, 11, reason=_DEGREE))
     """Highest degree of the node features that are passed between layers."""
     hidden_irreps: str | None = None
     """Both in e3nn's notation, such as 128x0e+128x1o, in place of num_channels and max_L."""
-    max_ell: int = 3
+    max_ell: int = bounded(3, Range(1, 11, reason=_DEGREE))
     """Highest degree of the spherical harmonics."""
-    correlation: int = 3
+    correlation: int = bounded(
+        3, Range(1, 10, reason="published models have 3; the cost grows exponentially")
+    )
     """Order of the symmetric contraction (body order minus one)."""
-    num_interactions: int = 2
+    num_interactions: int = bounded(2, Range(1, 100, reason="published models have 2"))
     """Message-passing layers."""
-    num_radial_basis: int = 8
+    num_radial_basis: int = bounded(8, Range(1, 1024, reason="published models have 8 to 10"))
     """Bessel functions of the radial basis."""
-    num_cutoff_basis: int = 5
+    num_cutoff_basis: int = bounded(
+        5, Range(2, 100, reason="published models have 5; forces are continuous from 2 on")
+    )
     """Exponent p of the polynomial cutoff."""
-    radial_MLP: list[int] = field(default_factory=lambda: [64, 64, 64])
+    radial_MLP: list[int] = bounded([64, 64, 64], _WIDTH)
     """Hidden widths of the radial network."""
     distance_transform: str = "None"
     """Transform of the lengths that the Bessel functions see: None, Agnesi or Soft."""
@@ -63,16 +83,14 @@ class ModelSettings:
             "model.scaling", self.scaling, ("rms_forces_scaling", "std_scaling", "no_scaling")
         )
         check_choice("model.distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
-        check_at_least("model.r_max", self.r_max, 0.0, strictly=True)
         self._check_interactions()
         self._take_hidden_irreps()
-        for name in ("num_channels", "correlation", "num_interactions", "num_radial_basis"):
-            check_at_least(f"model.{name}", getattr(self, name), 1)
-        check_at_least("model.num_cutoff_basis", self.num_cutoff_basis, 2)
-        check_at_least("model.max_L", self.max_L, 0)
-        check_at_least("model.max_ell", self.max_ell, max(self.max_L, 1))
-        if not self.radial_MLP or min(self.radial_MLP) < 1:
-            raise InputError(f"model.radial_MLP={self.radial_MLP} must list positive widths")
+        check_ranges(self, "model.")
+        check_at_least("model.max_ell", self.max_ell, self.max_L)
+        if not 1 <= len(self.radial_MLP) <= _MOST_LAYERS:
+            raise InputError(
+                f"model.radial_MLP has {len(self.radial_MLP)} widths; give 1 to {_MOST_LAYERS}"
+            )
         self.MLP_irreps = f"{self.mlp_width()}x0e"  # however it was written
 
     def blocks(self) -> list[str]:
@@ -134,17 +152,18 @@ class FoundationSettings:
     10,000 training structures say by least squares)."""
     elements: str = "data"
     """data (the elements of the data alone), or all (those of the model too)."""
-    lora_rank: int | None = None
+    lora_rank: int | None = bounded(None, _WIDTH)
     """Train products of two matrices of this rank, added to every linear layer, and nothing else
     (LoRA, arXiv 2106.09685); null trains the weights themselves."""
-    lora_alpha: float = 1.0
+    lora_alpha: float = bounded(
+        1.0, Range(0, 1e6, exclude_minimum=True, reason="weights are of the order of 1")
+    )
     """The products are multiplied by lora_alpha / lora_rank."""
 
     def __post_init__(self) -> None:
         check_choice("foundation.E0s", self.E0s, ("data", "foundation", "estimated"))
         check_choice("foundation.elements", self.elements, ("data", "all"))
-        check_at_least("foundation.lora_rank", self.lora_rank, 1)
-        check_at_least("foundation.lora_alpha", self.lora_alpha, 0.0, strictly=True)
+        check_ranges(self, "foundation.")
         defaults = FoundationSettings.__dataclass_fields__
         given = [n for n, item in defaults.items() if getattr(self, n) != item.default]
         if self.checkpoint is None and given:
@@ -159,17 +178,17 @@ class OptimizerSettings:
     optimizer: str = "adam"
     """adam (L2 in the gradient, as in mace-torch), adamw (decoupled), schedulefree (AdamW without
     a schedule, arXiv 2405.15682) or lbfgs (one step over all data per epoch)."""
-    lr: float = 0.01
+    lr: float = bounded(0.01, LEARNING_RATE)
     """Learning rate."""
-    weight_decay: float = 5e-7
+    weight_decay: float = bounded(5e-7, Range(0, 1000, reason="weights are of the order of 1"))
     """Weight decay of the mixing linears and the product weights; the rest has none."""
-    beta: float = 0.9
+    beta: float = bounded(0.9, DECAY)
     """First-moment decay of Adam."""
-    beta2: float = 0.999
+    beta2: float = bounded(0.999, DECAY)
     """Second-moment decay of Adam."""
     amsgrad: bool = True
     """Use the AMSGrad variant."""
-    lr_params_factors: Any = None
+    lr_params_factors: Any = bounded(None, Range(0, 1e6, reason="0 keeps a group as it is"))
     """Learning rate relative to lr by group, such as {readouts: 2, embedding: 0.1}; the groups are
     embedding, interactions, products and readouts."""
     freeze: Any = None
@@ -177,34 +196,28 @@ class OptimizerSettings:
     lr_scaling: str = "none"
     """How lr follows the structures of a step over all ranks, n: none, linear (times
     n / lr_structures) or sqrt (the root of it)."""
-    lr_structures: float = 10.0
+    lr_structures: float = bounded(10.0, Range(0, 1e9, exclude_minimum=True, reason=COUNT.reason))
     """Structures per step for which lr was chosen; only lr_scaling uses it."""
 
     def __post_init__(self) -> None:
         optimizers = ("adam", "adamw", "schedulefree", "lbfgs")
         check_choice("optimizer.optimizer", self.optimizer, optimizers)
         check_choice("optimizer.lr_scaling", self.lr_scaling, ("none", "linear", "sqrt"))
-        check_at_least("optimizer.lr_structures", self.lr_structures, 0.0, strictly=True)
+        check_ranges(self, "optimizer.")
         self.factors()
         self.frozen()
-        check_at_least("optimizer.lr", self.lr, 0.0, strictly=True)
-        check_at_least("optimizer.weight_decay", self.weight_decay, 0.0)
-        for name in ("beta", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"optimizer.{name}={getattr(self, name)} must be in [0, 1)")
 
     def factors(self) -> dict[str, float]:
         """Learning rate of every group of parameters, relative to lr."""
         groups = ("embedding", "interactions", "products", "readouts")
         given = {} if self.lr_params_factors is None else self.lr_params_factors
         right = isinstance(given, dict) and all(
-            name in groups and isinstance(value, (int, float)) and value >= 0
-            for name, value in given.items()
+            name in groups and isinstance(value, (int, float)) for name, value in given.items()
         )
         if not right:
             raise InputError(
-                f"optimizer.lr_params_factors={given!r} must map {', '.join(groups)} to numbers "
-                "that are not negative, such as '{readouts: 2}'"
+                f"optimizer.lr_params_factors={given!r} must map {', '.join(groups)} to numbers, "
+                "such as '{readouts: 2}'"
             )
         return {name: float(given.get(name, 1.0)) for name in groups}
 
@@ -225,27 +238,23 @@ class SchedulerSettings:
 
     scheduler: str = "plateau"
     """plateau (on the validation loss), exponential (per epoch), cosine (per step) or constant."""
-    lr_factor: float = 0.8
+    lr_factor: float = bounded(0.8, Range(0, 1, exclude_minimum=True, reason="it reduces the rate"))
     """plateau: factor at each reduction."""
-    scheduler_patience: int = 50
+    scheduler_patience: int = bounded(50, COUNT_OR_ZERO)
     """plateau: validations without improvement before a reduction."""
-    lr_scheduler_gamma: float = 0.9993
+    lr_scheduler_gamma: float = bounded(
+        0.9993, Range(0, 10, exclude_minimum=True, reason="above 1 the rate grows")
+    )
     """exponential: factor per epoch."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = bounded(0.0, COUNT_OR_ZERO)
     """Epochs (may be a fraction) of linear warm-up, with every schedule."""
-    min_lr_factor: float = 0.0
+    min_lr_factor: float = bounded(0.0, Range(0, 1, reason="a share of the first rate"))
     """cosine: final learning rate as a share of the first."""
 
     def __post_init__(self) -> None:
         valid = ("plateau", "exponential", "cosine", "constant")
         check_choice("scheduler.scheduler", self.scheduler, valid)
-        check_at_least("scheduler.lr_factor", self.lr_factor, 0.0, strictly=True)
-        check_at_least("scheduler.scheduler_patience", self.scheduler_patience, 0)
-        check_at_least("scheduler.lr_scheduler_gamma", self.lr_scheduler_gamma, 0.0, strictly=True)
-        check_at_least("scheduler.warmup_epochs", self.warmup_epochs, 0.0)
-        check_at_least("scheduler.min_lr_factor", self.min_lr_factor, 0.0)
-        if self.min_lr_factor > 1:
-            raise InputError(f"scheduler.min_lr_factor={self.min_lr_factor} must be at most 1")
+        check_ranges(self, "scheduler.")
 
 
 @dataclass(kw_only=True)
@@ -255,20 +264,25 @@ class LossSettings:
     loss: str = "weighted"
     """weighted (squared errors), huber, universal (huber, with forces above 100 eV/Å counting less)
     or l1l2 (absolute energy error, force error magnitude); all as in mace-torch."""
-    huber_delta: float = 0.01
+    huber_delta: float = bounded(
+        0.01,
+        Range(
+            0, 1e6, exclude_minimum=True, reason="eV, eV/Å or eV/Å^3: no error of a label is larger"
+        ),
+    )
     """huber and universal: error above which the loss grows linearly."""
-    energy_weight: float = 1.0
+    energy_weight: float = bounded(1.0, LOSS_WEIGHT)
     """Weight of the squared error of the energy per atom, (eV/atom)^2."""
-    forces_weight: float = 100.0
+    forces_weight: float = bounded(100.0, LOSS_WEIGHT)
     """Weight of the mean squared error of the force components, (eV/Å)^2."""
-    stress_weight: float = 0.0
+    stress_weight: float = bounded(0.0, LOSS_WEIGHT)
     """Weight of the mean squared error of the stress components, (eV/Å^3)^2."""
-    virials_weight: float = 0.0
+    virials_weight: float = bounded(0.0, LOSS_WEIGHT)
     """Weight of the mean squared error of the virial components per atom, (eV/atom)^2."""
-    config_type_weights: Any = None
+    config_type_weights: Any = bounded(None, LOSS_WEIGHT)
     """Weight of a structure by its config_type, beside its own config_weight, such as
     {bulk: 2, surface: 0.5}; 1 for a config_type that is not named."""
-    head_weights: Any = None
+    head_weights: Any = bounded(None, LOSS_WEIGHT)
     """Weight of a structure by its head, beside the others, such as {replay: 0.1}; 1 for a head
     that is not named."""
 
@@ -281,9 +295,7 @@ class LossSettings:
                 "or choose weighted, huber, universal or l1l2"
             )
         check_choice("loss.loss", self.loss, ("weighted", "huber", "universal", "l1l2"))
-        check_at_least("loss.huber_delta", self.huber_delta, 0.0, strictly=True)
-        for name in names:
-            check_at_least(f"loss.{name}", getattr(self, name), 0.0)
+        check_ranges(self, "loss.")
         for name in ("stress_weight", "virials_weight") if self.loss == "l1l2" else ():
             if getattr(self, name) > 0:
                 raise InputError(f"loss.{name}: the loss l1l2 has no such term; set it to 0")
@@ -291,12 +303,8 @@ class LossSettings:
             raise InputError(
                 f"loss.virials_weight: the loss {self.loss} has no such term; use stress_weight"
             )
-        for name, weights in (
-            ("config_type_weights", self.weights_by_type()),
-            ("head_weights", self.weights_by_head()),
-        ):
-            for group, weight in weights.items():
-                check_at_least(f"loss.{name}.{group}", weight, 0.0)
+        self.weights_by_type()
+        self.weights_by_head()
         if not any(getattr(self, name) > 0 for name in names):
             raise InputError(f"loss: nothing to train on, every one of {', '.join(names)} is 0")
 
@@ -331,24 +339,21 @@ class StageTwoSettings:
 
     enabled: bool = False
     """Train a second stage."""
-    start: int | None = None
+    start: int | None = bounded(None, COUNT)
     """Epoch, from 0, with which it starts; null: after three quarters of the epochs."""
-    lr: float = 1e-3
+    lr: float = bounded(1e-3, LEARNING_RATE)
     """Constant learning rate."""
-    energy_weight: float = 1000.0
+    energy_weight: float = bounded(1000.0, LOSS_WEIGHT)
     """As in loss."""
-    forces_weight: float = 100.0
+    forces_weight: float = bounded(100.0, LOSS_WEIGHT)
     """As in loss."""
-    stress_weight: float = 10.0
+    stress_weight: float = bounded(10.0, LOSS_WEIGHT)
     """As in loss; 0 where the first stage has no term in the stress."""
-    virials_weight: float = 10.0
+    virials_weight: float = bounded(10.0, LOSS_WEIGHT)
     """As in loss; 0 where the first stage has no term in the virials."""
 
     def __post_init__(self) -> None:
-        check_at_least("stage_two.start", self.start, 1)
-        check_at_least("stage_two.lr", self.lr, 0.0, strictly=True)
-        for name in ("energy_weight", "forces_weight", "stress_weight", "virials_weight"):
-            check_at_least(f"stage_two.{name}", getattr(self, name), 0.0)
+        check_ranges(self, "stage_two.")
 
 
 @dataclass(kw_only=True)
@@ -357,12 +362,11 @@ class FinishSettings:
 
     optimizer: str = "none"
     """none, schedulefree or lbfgs (see optimizer.optimizer)."""
-    epochs: int = 10
+    epochs: int = bounded(10, COUNT)
     """Epochs of it, the last ones of max_num_epochs."""
-    lr: float = 1e-3
+    lr: float = bounded(1e-3, LEARNING_RATE)
     """Constant learning rate; lbfgs searches along the line from there, and wants about 1."""
 
     def __post_init__(self) -> None:
         check_choice("finish.optimizer", self.optimizer, ("none", "schedulefree", "lbfgs"))
-        check_at_least("finish.epochs", self.epochs, 1)
-        check_at_least("finish.lr", self.lr, 0.0, strictly=True)
+        check_ranges(self, "finish.")

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
-from mace_train.checks import check_at_least, check_choice
+from mace_train.checks import check_choice
 from mace_train.errors import InputError
+from mace_train.settings.ranges import COUNT, Range, bounded, check_ranges
 
+_BATCH = Range(1, 10**6, reason="a step holds all of its structures in memory")
+_CAPACITY = Range(1, 2**31 - 1, reason="counts of a step have 32 bits")
+_PROCESSES = 4096  # more than the cores of any host; train compares with those of its own
 PACKERS = ("balanced", "algorithm1", "first_fit", "fixed_count")
 
 
@@ -15,20 +19,28 @@ class BatchingSettings:
     packer: str = "balanced"
     """balanced (atoms and edges even), algorithm1 (of arXiv 2504.10700), first_fit (random order)
     or fixed_count (batch_size each)."""
-    batch_size: int = 10
+    batch_size: int = bounded(10, _BATCH)
     """Structures per GPU and step: exactly (fixed_count), or on average when max_atoms is null."""
-    valid_batch_size: int = 10
+    valid_batch_size: int = bounded(10, _BATCH)
     """The same for validation and evaluation; it changes no result."""
-    max_atoms: int | None = None
+    max_atoms: int | None = bounded(None, _CAPACITY)
     """Capacity of one GPU and step, atoms; null: batch_size mean structures plus 10 %."""
-    max_edges: int | None = None
+    max_edges: int | None = bounded(None, _CAPACITY)
     """Capacity of one GPU and step, edges; null derives it from max_atoms."""
-    max_memory_gb: float | None = None
+    max_memory_gb: float | None = bounded(
+        None,
+        Range(
+            0,
+            2000,
+            exclude_minimum=True,
+            reason="no device has more; kilobytes of a step have 32 bits",
+        ),
+    )
     """Capacity of one GPU and step, GB (10^9 bytes): by the memory of cost_model, null: no limit;
     with capacity=auto as measured, null: what the device has."""
     cost_model: str | None = None
     """JSON file with measured time and memory per atom and edge (scripts/measure_costs.py)."""
-    accumulate: int = 1
+    accumulate: int = bounded(1, Range(1, 10**6, reason="more bins in one step are a typing error"))
     """Bins of every rank whose gradients add up to one step of the optimizer."""
     capacity: str = "given"
     """given (by batch_size, max_atoms, max_edges), or auto: what the memory of the device holds,
@@ -42,9 +54,7 @@ class BatchingSettings:
         check_choice("batching.capacity", self.capacity, ("given", "auto"))
         if self.capacity == "auto" and self.packer == "fixed_count":
             raise InputError("batching.capacity=auto cannot be kept with packer=fixed_count")
-        for name in ("batch_size", "valid_batch_size", "max_atoms", "max_edges", "accumulate"):
-            check_at_least(f"batching.{name}", getattr(self, name), 1)
-        check_at_least("batching.max_memory_gb", self.max_memory_gb, 0.0, strictly=True)
+        check_ranges(self, "batching.")
         is_measured = self.capacity == "auto" or self.cost_model is not None
         if self.max_memory_gb is not None and not is_measured:
             raise InputError(
@@ -88,16 +98,18 @@ class ClusterSettings:
     """auto (CUDA if there is one), cpu or cuda."""
     backend: str = "auto"
     """Collectives: auto (nccl on CUDA, gloo on CPU), nccl or gloo."""
-    timeout_s: int = 600
+    timeout_s: int = bounded(600, Range(1, 31536000, reason="a year"))
     """Seconds after which a collective that a rank does not join is an error."""
     kernels: str = "auto"
     """Fused operations: auto (compiled where possible), cpp (CPU), cuda (NVIDIA) or reference."""
     cuda_graphs: bool = False
     """Capture the gradient of a bin (energies, forces, loss, both backward passes) once and replay
     it for every bin: no time to launch kernels; needs a GPU and batching.static_shapes."""
-    num_threads: int | None = None
+    num_threads: int | None = bounded(
+        None, Range(1, _PROCESSES, reason="no host has so many cores")
+    )
     """CPU threads per process; null leaves PyTorch's choice, divided by the ranks of the host."""
-    num_workers: int = 0
+    num_workers: int = bounded(0, Range(0, _PROCESSES, reason="no host has so many cores"))
     """Processes per rank that read and batch structures ahead of the step."""
     stage_to: str | None = None
     """Folder on a disk of each node that data_dir is copied to before the first step and removed
@@ -107,28 +119,26 @@ class ClusterSettings:
         check_choice("cluster.device", self.device, ("auto", "cpu", "cuda"))
         check_choice("cluster.backend", self.backend, ("auto", "nccl", "gloo"))
         check_choice("cluster.kernels", self.kernels, ("auto", "cpp", "cuda", "reference"))
-        check_at_least("cluster.timeout_s", self.timeout_s, 1)
-        check_at_least("cluster.num_threads", self.num_threads, 1)
-        check_at_least("cluster.num_workers", self.num_workers, 0)
+        check_ranges(self, "cluster.")
 
 
 @dataclass(kw_only=True)
 class CheckpointSettings:
     """When the state of a training is written, and how long it is kept."""
 
-    every_minutes: float | None = 30.0
+    every_minutes: float | None = bounded(
+        30.0, Range(0, 1e9, exclude_minimum=True, reason="null for never")
+    )
     """Minutes between checkpoints within an epoch; the end of an epoch always gives one."""
-    every_steps: int | None = None
+    every_steps: int | None = bounded(None, COUNT)
     """Steps between checkpoints, beside those."""
-    keep: int = 2
+    keep: int = bounded(2, Range(2, 10**9, reason="one of two may be damaged"))
     """Newest checkpoints that are kept; at least two, so that one may be damaged."""
-    keep_every: int | None = None
+    keep_every: int | None = bounded(None, COUNT)
     """Epochs between checkpoints that are kept for good, as epoch-N.safetensors."""
     head: str | None = None
     """Head whose validation loss decides which checkpoint is best, when to reduce the learning rate
     and when to stop; null: the loss over all heads."""
 
     def __post_init__(self) -> None:
-        check_at_least("checkpoints.every_minutes", self.every_minutes, 0.0, strictly=True)
-        for name, least in (("every_steps", 1), ("keep", 2), ("keep_every", 1)):
-            check_at_least(f"checkpoints.{name}", getattr(self, name), least)
+        check_ranges(self, "checkpoints.")

@@ -1,12 +1,13 @@
 """The settings of the commands that use a trained model: md, relax and export."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
-from mace_train.checks import as_files, check_at_least, check_choice
+from mace_train.checks import as_files, check_choice
 from mace_train.errors import InputError
+from mace_train.settings.ranges import COUNT, SEED, Range, bounded, check_ranges
 
 
 @dataclass(kw_only=True)
@@ -19,9 +20,9 @@ class SimulationSettings:
     """Head of a model that has several."""
     structure: str = MISSING
     """File that ASE reads."""
-    index: int = -1
+    index: int = bounded(-1, Range(-(10**9), 10**9, reason="no file has so many structures"))
     """Which structure of the file; -1 is the last."""
-    repeat: list[int] = field(default_factory=lambda: [1, 1, 1])
+    repeat: list[int] = bounded([1, 1, 1], Range(1, 1000, reason="atoms must fit in memory"))
     """Copies of the cell along its three vectors."""
     device: str = "auto"
     """auto (CUDA if there is one), cpu or cuda."""
@@ -37,7 +38,8 @@ class SimulationSettings:
         check_choice("kernels", self.kernels, ("auto", "cpp", "cuda", "reference"))
         if self.default_dtype is not None:
             check_choice("default_dtype", self.default_dtype, ("float32", "float64"))
-        if len(self.repeat) != 3 or min(self.repeat) < 1:
+        check_ranges(self)
+        if len(self.repeat) != 3:
             raise InputError(f"repeat={list(self.repeat)} must be three numbers, such as [2,2,1]")
 
 
@@ -47,18 +49,22 @@ class MDSettings(SimulationSettings):
 
     ensemble: str = "nve"
     """nve (velocity Verlet) or nvt (Langevin)."""
-    temperature_K: float | None = 300.0
+    temperature_K: float | None = bounded(300.0, Range(0, 1e7, reason="1e7 K are 860 eV per atom"))
     """Of the initial velocities, and of the Langevin thermostat; null (nve only) goes on with the
     velocities of the file."""
-    friction_per_fs: float = 0.01
+    friction_per_fs: float = bounded(
+        0.01, Range(0, 1000, exclude_minimum=True, reason="1/fs; larger ones let nothing move")
+    )
     """Friction of the Langevin thermostat, 1/fs."""
-    timestep_fs: float = 0.5
+    timestep_fs: float = bounded(
+        0.5, Range(0, 1000, exclude_minimum=True, reason="fs; vibrations of atoms take 10 to 1000")
+    )
     """Time step, fs."""
-    steps: int = 2000
+    steps: int = bounded(2000, COUNT)
     """Steps to run."""
-    interval: int = 10
+    interval: int = bounded(10, COUNT)
     """Steps between frames of the trajectory and points of the plot."""
-    seed: int = 123
+    seed: int = bounded(123, SEED)
     """Seed of the velocities and of the thermostat."""
     trajectory: str = "extxyz"
     """Format of the trajectory: extxyz or traj."""
@@ -69,13 +75,8 @@ class MDSettings(SimulationSettings):
         super().__post_init__()
         check_choice("ensemble", self.ensemble, ("nve", "nvt"))
         check_choice("trajectory", self.trajectory, ("extxyz", "traj"))
-        check_at_least("temperature_K", self.temperature_K, 0.0)
         if self.temperature_K is None and self.ensemble == "nvt":
             raise InputError("temperature_K=null: a thermostat (ensemble=nvt) needs a temperature")
-        for name in ("steps", "interval"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("timestep_fs", "friction_per_fs"):
-            check_at_least(name, getattr(self, name), 0.0, strictly=True)
 
 
 @dataclass(kw_only=True)
@@ -85,12 +86,16 @@ class RelaxSettings(SimulationSettings):
     algorithm: str = "fire"
     """fire or lbfgs."""
     relax_cell: bool = False
-    """Relax the cell too; needs periodicity in all three directions."""
-    pressure_GPa: float = 0.0
-    """External pressure on a cell that relaxes."""
-    fmax: float = 0.01
+    """Relax the cell too, along its periodic directions; all directions need lattice vectors."""
+    pressure_GPa: float = bounded(
+        0.0, Range(-1e6, 1e6, reason="GPa; the centre of Jupiter has some 7000")
+    )
+    """External pressure on a cell that relaxes and is periodic in all three directions."""
+    fmax: float = bounded(
+        0.01, Range(0, 1000, exclude_minimum=True, reason="eV/Å; any structure has smaller forces")
+    )
     """Largest force at which it has converged, eV/Å (with relax_cell of the cell too)."""
-    max_steps: int = 1000
+    max_steps: int = bounded(1000, COUNT)
     """Steps after which it stops in any case."""
     trajectory: str = "extxyz"
     """Format of the trajectory: extxyz or traj."""
@@ -101,7 +106,5 @@ class RelaxSettings(SimulationSettings):
         super().__post_init__()
         check_choice("algorithm", self.algorithm, ("fire", "lbfgs"))
         check_choice("trajectory", self.trajectory, ("extxyz", "traj"))
-        check_at_least("fmax", self.fmax, 0.0, strictly=True)
-        check_at_least("max_steps", self.max_steps, 1)
         if self.pressure_GPa and not self.relax_cell:
             raise InputError(f"pressure_GPa={self.pressure_GPa} needs relax_cell=true")

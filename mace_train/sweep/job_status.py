@@ -11,15 +11,30 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from mace_train import environment_variables
+from mace_train.atomic_files import write_text
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
+from mace_train.json_files import converted, read_json
 
 FILE = "job.json"
-_STOPPED = (0, os.EX_TEMPFAIL, 128 + signal.SIGTERM)  # exit codes after a signal
+_STOPPED = (  # exit codes after a signal
+    *(0, os.EX_TEMPFAIL),
+    *(128 + number for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)),
+)
+_KINDS = {  # of what is read again
+    "state": str,
+    "overrides": list[str],
+    "host": str,
+    "process": int,
+    "started": float,
+    "log": str | None,
+    "error": str | None,
+}
 
 
 @contextmanager
@@ -30,7 +45,7 @@ def recorded(folder: Path, overrides: list[str], log: Path | None = None) -> Ite
     raised again.
     """
     make_folder("output", folder)
-    job = os.environ.get("SLURM_JOB_ID")
+    job = environment_variables.text("SLURM_JOB_ID")
     record: dict[str, Any] = {
         "state": "running",
         "overrides": overrides,
@@ -58,15 +73,27 @@ def recorded(folder: Path, overrides: list[str], log: Path | None = None) -> Ite
         raise
     finally:
         record["ended"] = time.time()
-        _write(folder, record)
+        failed = record["state"] != "done"  # its error is the one to show, not that of the record
+        with suppress(InputError) if failed else nullcontext():
+            _write(folder, record)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of the job in ``folder``; None if there is none."""
-    try:
-        return dict(json.loads((folder / FILE).read_text()))
-    except FileNotFoundError:
+    """The record of the job in ``folder``; None if there is none.
+
+    Raises ``InputError`` if the file is none of ours.
+    """
+    path = folder / FILE
+    if not path.exists():
         return None
+    remedy = "remove or restore it"
+    record = read_json(path, dict, remedy)
+    try:
+        for name, kind in _KINDS.items():
+            converted(kind, record.get(name), name)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; {remedy}") from None
+    return record
 
 
 def job_folders(sweep: Path) -> list[Path]:
@@ -76,15 +103,14 @@ def job_folders(sweep: Path) -> list[Path]:
 
 
 def _write(folder: Path, record: dict[str, Any]) -> None:
-    temporary = folder / f".{FILE}.tmp"
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, folder / FILE)
+    write_text(folder / FILE, json.dumps(record, indent=1) + "\n")
 
 
 def _log() -> str | None:
     """The file that the messages of this process go to, if it is one."""
-    if "MACE_TRAIN_LOG" in os.environ:  # from slurm/common.sh: under srun they go through a pipe
-        return os.environ["MACE_TRAIN_LOG"]
+    log = environment_variables.text("MACE_TRAIN_LOG")
+    if log is not None:  # from slurm/common.sh: under srun they go through a pipe
+        return log
     try:
         path = os.readlink("/proc/self/fd/2")
     except OSError:

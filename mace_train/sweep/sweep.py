@@ -10,9 +10,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from mace_train.atomic_files import written_together
+from mace_train.console import Console
 from mace_train.errors import InputError
 from mace_train.evaluate.compare import best_epoch, read_metrics
 from mace_train.folders import existing_folder, is_locked
@@ -37,12 +38,13 @@ def summarise(settings: SweepSettings) -> list[dict[str, Any]]:
     jobs.sort(key=lambda job: (math.inf if job["error"] is None else job["error"], job["job"]))
     _print(jobs, names, settings.by)
     rows = [job | {"settings": {name: job["settings"].get(name) for name in names}} for job in jobs]
-    (folder / "sweep.json").write_text(json.dumps({"by": settings.by, "jobs": rows}, indent=1))
-    _write_csv(folder / "sweep.csv", rows, names, settings.by)
     written = ["sweep.json", "sweep.csv"]
-    if names and any(job["error"] is not None for job in jobs):
-        draw_effects(rows, names, settings.by, folder / "sweep.png")
-        written.append("sweep.png")
+    with written_together(folder) as new:
+        (new / "sweep.json").write_text(json.dumps({"by": settings.by, "jobs": rows}, indent=1))
+        _write_csv(new / "sweep.csv", rows, names, settings.by)
+        if names and any(job["error"] is not None for job in jobs):
+            draw_effects(rows, names, settings.by, new / "sweep.png")
+            written.append("sweep.png")
     LOGGER.info("wrote %s to %s", ", ".join(written), folder)
     return rows
 
@@ -53,7 +55,7 @@ def _job(path: Path, by: str) -> dict[str, Any]:
     job: dict[str, Any] = {
         "job": path.name,
         "state": record["state"],
-        "settings": dict(word.split("=", 1) for word in record["overrides"]),
+        "settings": dict(word.split("=", 1) for word in record["overrides"] if "=" in word),
         "epochs": 0,
         "best_epoch": None,
         "error": None,
@@ -66,7 +68,7 @@ def _job(path: Path, by: str) -> dict[str, Any]:
         records = read_metrics(path)
         best = best_epoch(records)
         job |= {"epochs": len(records), "best_epoch": best["epoch"] + 1}
-        if by not in best:
+        if not isinstance(best.get(by), (int, float, type(None))) or by not in best:
             known = ", ".join(key for key in best if key.startswith("valid_"))
             raise InputError(f"by={by}: the jobs have no such error; they have: {known}")
         job["error"] = best[by]

@@ -16,8 +16,11 @@ from typing import IO, Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
+from mace_train import interrupts
 from mace_train.checks import as_files
-from mace_train.errors import InputError
+from mace_train.child_process import run_child
+from mace_train.environment_variables import number
+from mace_train.errors import InputError, StorageError
 from mace_train.evaluate.compare import best_epoch, read_metrics
 from mace_train.folders import lock_folder, make_folder
 from mace_train.settings import SweepSettings, TuneSettings
@@ -72,13 +75,29 @@ def _study(output: Path, seed: int) -> Any:
     except ImportError:
         raise InputError("tune needs Optuna: pip install 'mace-train[sweeps]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _complete(output / "search.journal")
     storage = JournalStorage(JournalFileBackend(str(output / "search.journal")))
     study = optuna.create_study(storage=storage, study_name="tune", load_if_exists=True)
     # commands that share a search, and later ones that continue it, draw other numbers
-    worker = int(os.environ.get("SLURM_ARRAY_TASK_ID") or "0")
+    worker = number("SLURM_ARRAY_TASK_ID") or 0
     seed += len(study.get_trials(deepcopy=False)) + 1000 * worker
-    study.sampler = optuna.samplers.TPESampler(seed=seed)
+    study.sampler = optuna.samplers.TPESampler(seed=seed % 2**32)  # of numpy
     return study
+
+
+def _complete(journal: Path) -> None:
+    """Cut off half a line, which a full disk or a kill has left, and which Optuna cannot read."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    if not journal.exists() or journal.read_bytes()[-1:] in (b"", b"\n"):
+        return
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()  # no other command is writing
+    try:
+        content = journal.read_bytes()
+        os.truncate(journal, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def _distribution(override: Override) -> Any:
@@ -142,6 +161,8 @@ def _try(study: Any, trial: Any, fixed: list[str], settings: TuneSettings, folde
         with recorded(folder, words, folder / "log.txt"):
             _train([*words, f"output='{folder}'", "restart_latest=true"], settings, folder)
             error = float(best_epoch(read_metrics(folder))[settings.by])
+    except StorageError:
+        raise  # no fault of the trial, which continues with the next command
     except (InputError, KeyError) as failure:
         LOGGER.error("trial %d failed: %s", trial.number, failure)
         study.tell(trial, state=TrialState.FAIL)
@@ -158,9 +179,15 @@ def _train(words: list[str], settings: TuneSettings, folder: Path) -> None:
     command = [*launch, *program, "-m", "mace_train", "train", *words]
     log = folder / "log.txt"
     with open(log, "a") as handle:
-        code = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT).returncode
+        code = run_child(
+            command, stdout=handle, stderr=subprocess.STDOUT, is_training=True
+        ).returncode
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if code == os.EX_TEMPFAIL or (is_torchrun and any("stopped by" in s for s in lines[-3:])):
         raise SystemExit(os.EX_TEMPFAIL)
+    if code == StorageError.exit_code:
+        raise StorageError(f"trial in {folder}: {lines[-1] if lines else 'the disk is full'}")
+    if code == interrupts.EXIT_CODE:
+        raise KeyboardInterrupt
     if code != 0:
         raise InputError(lines[-1] if lines else f"the training ended with code {code}")

@@ -22,6 +22,7 @@ from mace_train.train.optim import freeze
 from mace_train.train.splits import Split
 
 LOGGER = logging.getLogger("mace_train")
+SMALLEST_SCALE = 1e-6  # eV/Å or eV: less is the rounding of labels that are 0, or equal
 
 
 def make_model(
@@ -87,20 +88,36 @@ def _head(
 
 
 def _scale_shift(settings: ModelSettings, statistics: HeadStatistics) -> tuple[float, float]:
-    """Scale and shift of the interaction energy per atom, as mace-torch chooses them."""
+    """Scale and shift of the interaction energy per atom, as mace-torch chooses them.
+
+    Where the labels give no scale, as RMS forces of energies alone, the other one is taken, or 1.
+    """
     if settings.scaling == "no_scaling":
         return 1.0, 0.0
     shift = statistics.mean_energy_per_atom if settings.model == "ScaleShiftMACE" else 0.0
-    if settings.scaling == "std_scaling":
-        scale, name = statistics.std_energy_per_atom, "standard deviation of the energy per atom"
-    else:
-        scale, name = statistics.rms_forces, "RMS of the forces"
-    if not scale > 0:
-        raise InputError(
-            f"model.scaling={settings.scaling}: the {name} of the training data is {scale}; "
-            "use model.scaling=no_scaling, or add data that have such labels"
-        )
-    return scale, shift
+    found = {
+        "rms_forces_scaling": ("RMS of the forces", statistics.rms_forces, "eV/Å"),
+        "std_scaling": (
+            "standard deviation of the energy per atom",
+            statistics.std_energy_per_atom,
+            "eV",
+        ),
+    }
+    wanted, scale, unit = found.pop(settings.scaling)
+    if scale > SMALLEST_SCALE:
+        return scale, shift
+    other, scale_of_other, unit_of_other = next(iter(found.values()))
+    instead = scale_of_other if scale_of_other > SMALLEST_SCALE else 1.0
+    LOGGER.info(
+        "model.scaling=%s: the %s of the training data is %g %s, for want of such labels or of "
+        "differences between them; interaction energies are scaled by %s",
+        settings.scaling,
+        wanted,
+        scale,
+        unit,
+        "1 eV" if instead == 1.0 else f"the {other}, {instead:.6g} {unit_of_other}",
+    )
+    return instead, shift
 
 
 def _check_heads(settings: TrainSettings, data: ModelData) -> None:

@@ -1,30 +1,41 @@
 """Checkpoints: tensors as safetensors with a JSON header inside, never a pickle.
 
-The header names architecture, E0s, statistics, settings and progress; a readable copy is written
-beside each file. A checksum over header and tensors is verified at every load. A file is replaced
-in one atomic step, so a run killed while writing keeps the one before.
+The header names architecture, E0s, statistics, settings and progress; a human-readable copy is
+written beside each file, which no command reads. A checksum over header and tensors is verified at
+every load. A file is replaced in one atomic step and synced, so a run killed while writing, or a
+loss of power, keeps the one before.
 """
 
 import hashlib
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mace_train import __version__
-from mace_train.errors import InputError
+from mace_train.atomic_files import replaced, write_text
+from mace_train.errors import InputError, system_error
 from mace_train.model.lora import merged
 from mace_train.model.mace import MACE, ModelData
 from mace_train.settings import ModelSettings
 
 FORMAT = "mace-train checkpoint"
 FORMAT_VERSION = 2
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+_JUNK = (
+    *(AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError),
+    *(RuntimeError, AssertionError, OmegaConfBaseException),
+)
 
 
 class DamagedError(InputError):
@@ -32,7 +43,11 @@ class DamagedError(InputError):
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write a checkpoint atomically, and its readable JSON beside it."""
+    """Write a checkpoint atomically, and its readable JSON beside it.
+
+    Raises:
+        InputError: It cannot be written; ``StorageError`` where the disk is full or fails.
+    """
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -41,47 +56,106 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None
         **header,
     }
     text = json.dumps(header, indent=1, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"header": text, "checksum": checksum(contiguous, text)}
-    save_file(contiguous, temporary, metadata=metadata)
-    with open(temporary, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-    readable = path.with_suffix(".json")
-    temporary_json = readable.with_name(f".{readable.name}.{os.getpid()}.tmp")
-    temporary_json.write_text(text + "\n")
-    os.replace(temporary_json, readable)
+    with replaced(path) as temporary:
+        save_file(contiguous, temporary, metadata=metadata)
+    write_text(path.with_suffix(".json"), text + "\n", durable=False)
+
+
+def write_readable(path: Path) -> None:
+    """Write the JSON beside a checkpoint again if it is missing, or is not of this checkpoint."""
+    text, readable = _metadata(path).get("header", "{}") + "\n", path.with_suffix(".json")
+    try:
+        if readable.read_text(encoding="utf-8") == text:
+            return
+    except (OSError, ValueError):
+        pass
+    write_text(readable, text, durable=False)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, header) of a checkpoint; InputError if it is none, or of another version."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint file")
-    try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        header = json.loads(metadata.get("header", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedError(
-            f"{path}: not a readable safetensors file ({error}); it may be truncated, "
-            "use another checkpoint or train again"
-        ) from None
-    if header.get("format") != FORMAT:
-        raise InputError(f"{path}: a safetensors file, but not a mace-train checkpoint")
-    if header["format_version"] != FORMAT_VERSION:
-        raise InputError(
-            f"{path}: checkpoint format {header['format_version']}, this version of mace-train "
-            f"reads format {FORMAT_VERSION}; use the release that wrote it "
-            f"({header['mace_train_version']})"
-        )
+    metadata = _metadata(path)
+    header = _header(path, metadata)
+    with _opened(path) as handle:
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     if checksum(tensors, metadata["header"]) != metadata.get("checksum"):
         raise DamagedError(
             f"{path}: the checksum does not fit, so its content has changed since it was written; "
             "use another checkpoint or train again"
         )
     return tensors, header
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a checkpoint, without its tensors, whose checksum is not verified then."""
+    return _header(path, _metadata(path))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with _opened(path) as handle:
+        return dict(handle.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; ``DamagedError`` if it is none."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint file")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            yield handle
+    except (SafetensorError, OSError, ValueError) as error:
+        explained = system_error(error, path)
+        if explained is not None:
+            raise explained from None
+        raise DamagedError(
+            f"{path}: not a readable safetensors file ({error}); it may be truncated, "
+            "use another checkpoint or train again"
+        ) from None
+
+
+def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """The header in a file's metadata, of this format and version."""
+    with reading(path):
+        header = json.loads(metadata.get("header", "{}"), parse_constant=_refuse)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: a safetensors file, but not a mace-train checkpoint; `mace-train import` "
+            "makes one from a model of mace-torch"
+        )
+    if header.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: checkpoint format {header.get('format_version')}, this version of mace-train "
+            f"reads format {FORMAT_VERSION}; use the release that wrote it "
+            f"({header.get('mace_train_version')})"
+        )
+    return header
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number in JSON")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """In this block a header or tensors that do not fit are an error that names the file."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _JUNK as error:
+        if isinstance(error, InputError) and str(path) in str(error):
+            raise
+        lines = str(error).splitlines()
+        what = (lines or [""])[0]
+        if not isinstance(error, InputError):
+            what = f"{type(error).__name__}: {what}"
+        raise DamagedError(
+            f"{path}: its header or its tensors are not as mace-train writes them ({what}); use "
+            "another checkpoint or train again"
+        ) from error
 
 
 def checksum(tensors: dict[str, Tensor], header: str) -> str:
@@ -100,9 +174,31 @@ def model_header(model: MACE) -> dict[str, Any]:
 
 def model_header_of(header: dict[str, Any]) -> dict[str, Any]:
     """That part of the header of a file; what older files do not state has its default."""
-    settings = ModelSettings(**header["model_settings"])
+    return _model_header(*_described(header))
+
+
+def _described(header: dict[str, Any]) -> tuple[ModelSettings, ModelData]:
+    """(settings, data) of the model that a header describes; ``ValueError`` for other types."""
+    given = header["model_settings"]
+    if "${" in json.dumps(given):
+        raise ValueError("model_settings holds a ${reference}")
+    schema = OmegaConf.structured(ModelSettings)  # which checks types
+    settings: Any = OmegaConf.to_object(OmegaConf.merge(schema, given))
     data = ModelData.from_dict(header["model_data"])
-    return _model_header(settings, data)
+    numbers = (data.r_max, data.avg_num_neighbors)
+    of_heads = [(*head.E0s, head.scale, head.shift) for head in data.heads]
+    if not all(is_number(value) for values in (numbers, *of_heads) for value in values):
+        raise ValueError("model_data holds something else than finite numbers")
+    if not all(type(z) is int and 0 < z < 119 for z in data.atomic_numbers):
+        raise ValueError(f"atomic_numbers {data.atomic_numbers}")
+    return settings, data
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a header is a finite number of the size of an int64."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -(2**63) < value < 2**63
 
 
 def _model_header(settings: ModelSettings, data: ModelData) -> dict[str, Any]:
@@ -124,12 +220,10 @@ def load_model(path: Path, dtype: torch.dtype | None = None) -> tuple[MACE, dict
     if path.is_dir():
         path = path / "checkpoints" / "best.safetensors"
     tensors, header = read(path)
-    if dtype is None:
-        dtype = getattr(torch, header["default_dtype"])
-    data = ModelData.from_dict(header["model_data"])
-    model = MACE(ModelSettings(**header["model_settings"]), data).to(dtype)
-    prefix = "average." if any(name.startswith("average.") for name in tensors) else "model."
-    load_parameters(model, _without_low_rank(tensors, header, prefix), prefix, path)
+    with reading(path):
+        model = MACE(*_described(header)).to(dtype or DTYPES[header["default_dtype"]])
+        prefix = "average." if any(name.startswith("average.") for name in tensors) else "model."
+        load_parameters(model, _without_low_rank(tensors, header, prefix), prefix, path)
     return model, header
 
 
@@ -154,6 +248,11 @@ def load_parameters(model: nn.Module, tensors: dict[str, Tensor], prefix: str, p
         f"{name} has shape {tuple(stored[name].shape)}, the model needs {tuple(value.shape)}"
         for name, value in parameters.items()
         if name in stored and stored[name].shape != value.shape
+    ]
+    problems += [
+        f"{name} is {str(tensor.dtype).removeprefix('torch.')}, not of floating point"
+        for name, tensor in stored.items()
+        if not tensor.is_floating_point()
     ]
     if problems:
         raise InputError(

@@ -8,11 +8,15 @@
 
 A checkpoint is copied to the host's memory at once and written by a thread (tensors, fsync, atomic
 rename) while training continues; the next one waits for it, and raises its errors.
+
+A kill at any place leaves what can be continued: names that are of a newer or an older checkpoint,
+a missing JSON and files that were being written are put right by ``tidy`` when the run is resumed.
+Files of other names are left alone.
 """
 
-import json
 import logging
 import os
+import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +26,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mace_train.errors import InputError
+from mace_train.atomic_files import remove_leftovers, replaced, sync_folder
+from mace_train.errors import InputError, system_error
 from mace_train.train import checkpoint
 
 LOGGER = logging.getLogger("mace_train")
@@ -35,6 +40,9 @@ class CheckpointManager:
         self.folder, self.keep, self.keep_every = folder, keep, keep_every
         self._writer: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
+        self._resumed: Path | None = None
+        self._damaged: dict[Path, str] = {}  # with what is wrong
+        self._best_again: tuple[dict[str, Tensor], dict[str, Any]] | None = None
 
     def path(self, name: str) -> Path:
         """The file of that name (last, best, step-0000000012, ...)."""
@@ -42,7 +50,13 @@ class CheckpointManager:
 
     def steps(self) -> list[Path]:
         """Checkpoints to resume from, newest first."""
-        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+        return self._numbered("step")
+
+    def _numbered(self, kind: str) -> list[Path]:
+        """The files ``kind-NUMBER.safetensors``, those with the highest numbers first."""
+        found = [path for path in self.folder.glob(f"{kind}-*.safetensors") if path.is_file()]
+        ours = [path for path in found if re.fullmatch(rf"{kind}-\d+", path.stem, re.ASCII)]
+        return sorted(ours, key=_number, reverse=True)
 
     def save(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Write the state of a run; returns when it is copied."""
@@ -75,19 +89,26 @@ class CheckpointManager:
         checkpoint.save(path, tensors, header)
         for name in names:
             also_called(path, self.path(name))
+        sync_folder(self.folder)
         self._prune()
 
     def wait(self) -> None:
-        """Return when everything is on the disk; ``InputError`` if it could not be written."""
+        """Return when everything is on the disk.
+
+        Raises:
+            InputError: It could not be written; ``StorageError`` where the disk is full or fails.
+                The checkpoints before are whole.
+        """
         pending, self._pending = self._pending, None
         if pending is None:
             return
         try:
             pending.result()
-        except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"output: cannot write a checkpoint to {self.folder} ({error}); free space there "
-                "or choose another output, then continue with restart_latest=true"
+        except (InputError, OSError, SafetensorError) as error:
+            explained = system_error(error, self.folder) or InputError(str(error))
+            raise type(explained)(
+                f"output: cannot write a checkpoint: {explained}; restart_latest=true continues "
+                "from the last one that was written"
             ) from None
 
     def close(self) -> None:
@@ -104,68 +125,128 @@ class CheckpointManager:
         steps = self.steps()
         for path in steps[self.keep :]:
             _remove(path)
-        kept = [path.with_suffix(".json") for path in steps[: self.keep]]
-        if not kept or not all(path.exists() for path in kept):
+        kept = steps[: self.keep]
+        try:
+            progress = [checkpoint.read_header(path)["progress"] for path in kept]
+        except (InputError, KeyError):
+            return  # nobody knows what it refers to
+        if not progress:
             return
-        progress = [json.loads(path.read_text())["progress"] for path in kept]
         oldest = min(p["step"] for p in progress)
         referred = {p["best_step"] for p in progress}
-        for path in self.folder.glob("best-*.safetensors"):
-            step = int(path.stem.removeprefix("best-"))
-            if step < oldest and step not in referred:
+        for path in self._numbered("best"):
+            if _number(path) < oldest and _number(path) not in referred:
                 _remove(path)
 
     def newest(self) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
-        """(tensors, header, path) of the newest checkpoint that is whole.
+        """(tensors, header, path) of the newest checkpoint that is whole; changes no file.
 
-        A damaged one is renamed to ``*.damaged``, with an error in the log, and the one before is
-        read. Raises ``InputError`` if none is whole.
+        A damaged one is named in the log, and the one before is read. Where the best weights are
+        damaged, those of this checkpoint take their place until the next validation. Raises
+        ``InputError`` if none is whole.
         """
-        milestones = sorted(self.folder.glob("epoch-*.safetensors"), reverse=True)
-        messages, damaged = [], []
-        for path in [*self.steps(), *milestones]:
+        for path in [*self.steps(), *self._numbered("epoch")]:
             try:
                 tensors, header = checkpoint.read(path)
             except checkpoint.DamagedError as error:
-                messages.append(str(error))
-                damaged.append(path)
+                self._found_damaged(path, error)
                 continue
-            for message, other in zip(messages, damaged, strict=True):
-                LOGGER.error("%s", message)
-                os.replace(other, other.with_suffix(".damaged"))
-            if damaged:
-                LOGGER.error(
-                    "resuming from the previous checkpoint %s, step %d",
-                    path,
-                    header["progress"]["step"],
-                )
-            self._set_names(path, header["progress"])
+            with checkpoint.reading(path):
+                header["progress"] = self._with_best(path, tensors, header)
+                step = int(header["progress"]["step"])
+            if self._damaged and self._resumed is None:
+                LOGGER.error("resuming from the previous checkpoint %s, step %d", path, step)
+            self._resumed = path
             return tensors, header, path
         raise InputError(
-            f"no checkpoint in {self.folder} is whole ({'; '.join(messages)}); choose another "
-            "output and train again"
+            f"no checkpoint in {self.folder} is whole ({'; '.join(self._damaged.values())}); "
+            "choose another output and train again"
         )
 
-    def _set_names(self, path: Path, progress: dict[str, Any]) -> None:
-        """Point ``last`` and ``best`` to the resumed state; they may be of a newer, damaged one."""
-        also_called(path, self.path("last"))
-        best = self.path(f"best-{progress['best_step']:010d}")
+    def _with_best(
+        self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The progress of a checkpoint, which refers to best weights that are whole."""
+        progress = dict(header["progress"])
+        if progress["best_step"] < 0:
+            return progress
+        best = self._best_path(progress)
+        try:
+            checkpoint.read(best)
+            return progress
+        except InputError as error:
+            if not isinstance(error, checkpoint.DamagedError) and best.exists():
+                raise  # not ours, or no permission
+            self._found_damaged(best, error)
+        LOGGER.error("the weights of %s are the best ones until the next validation", path)
+        prefix = "average." if any(name.startswith("average.") for name in tensors) else "model."
+        weights = {
+            f"model.{name.removeprefix(prefix)}": tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+        forgotten = {"best_loss": None, "bad_validations": 0}
+        as_best = {"best_step": progress["step"], "best_epoch": progress["epoch"]}
+        progress |= forgotten | as_best
+        self._best_again = weights, {**header, "progress": progress}
+        return progress
+
+    def _best_path(self, progress: dict[str, Any]) -> Path:
+        return self.path(f"best-{progress['best_step']:010d}")
+
+    def _found_damaged(self, path: Path, error: InputError) -> None:
+        if path not in self._damaged:
+            LOGGER.error("%s", error)
+        self._damaged[path] = str(error)
+
+    def tidy(self, progress: dict[str, Any]) -> None:
+        """Make the folder that of a run with ``progress``; its lock must be held.
+
+        Damaged files get the name ``*.damaged``; ``last`` and ``best`` are those of the state that
+        is resumed, JSON files are written where they are missing, and what was half-written or is
+        of a later state that is lost is removed.
+        """
+        remove_leftovers(self.folder, locked=True)
+        for path in self._damaged:
+            if path.exists():
+                os.replace(path, path.with_suffix(".damaged"))
+        if self._resumed is None:
+            return
+        if self._best_again is not None:
+            checkpoint.save(self._best_path(progress), *self._best_again)
+            self._best_again = None
+        for newer in self._numbered("best"):
+            if _number(newer) > progress["step"]:
+                _remove(newer)
+        for path in [path for kind in ("step", "best", "epoch") for path in self._numbered(kind)]:
+            checkpoint.write_readable(path)
+        for readable in self.folder.glob("*-*.json"):
+            ours = re.fullmatch(r"(step|best|epoch)-\d+", readable.stem, re.ASCII)
+            if ours and not readable.with_suffix(".safetensors").exists():
+                readable.unlink()
+        also_called(self._resumed, self.path("last"))
+        best = self._best_path(progress)
         if best.exists():
             also_called(best, self.path("best"))
-        for newer in self.folder.glob("best-*.safetensors"):
-            if int(newer.stem.removeprefix("best-")) > progress["step"]:
-                _remove(newer)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
 
 
 def also_called(path: Path, name: Path) -> None:
     """Make ``name`` a hard link to the file ``path``, and to its JSON; or a copy, without links."""
+    if not path.with_suffix(".json").exists():
+        checkpoint.write_readable(path)
     for one, other in ((path, name), (path.with_suffix(".json"), name.with_suffix(".json"))):
         temporary = other.with_name(f".{other.name}.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)
         try:
             os.link(one, temporary)
         except OSError:  # a file system without hard links
-            shutil.copyfile(one, temporary)
+            with replaced(other) as copy:
+                shutil.copyfile(one, copy)
+            continue
         os.replace(temporary, other)
         temporary.unlink(missing_ok=True)  # both names were one file already: nothing was renamed
 
@@ -180,5 +261,5 @@ def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _remove(path: Path) -> None:
+    path.with_suffix(".json").unlink(missing_ok=True)  # first: it can be made from the other
     path.unlink(missing_ok=True)
-    path.with_suffix(".json").unlink(missing_ok=True)

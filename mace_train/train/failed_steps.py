@@ -6,7 +6,8 @@ import math
 from mace_train.balance.costs import Capacity, Costs
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.data.shards.shard_set import ShardSet
-from mace_train.errors import InputError
+from mace_train.data.values import check_labels
+from mace_train.errors import InputError, InvalidStructureError
 from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.run import Run
 from mace_train.train.step import StepFailure, StepResult
@@ -87,9 +88,27 @@ def _skip(run: Run, failures: list[StepFailure]) -> None:
         return
     again = f", after {in_row - 1} skipped steps" if run.settings.non_finite == "skip" else ""
     raise InputError(
-        f"{what}{again}; lower optimizer.lr or clip_grad, and check the labels of these "
+        f"{what}{again}{_unusable_label(run.train.shards, ids)}; lower optimizer.lr or clip_grad, "
+        "and check the labels of these "
         f"structures, or set non_finite=skip; {where_to_continue(run.checkpoint_manager)}"
     )
+
+
+def _unusable_label(shards: ShardSet, ids: list[int]) -> str:
+    """What is wrong with the labels of the first structure that cannot be trained on, if one is."""
+    for i in ids:
+        structure = shards.sample(i).structure
+        try:
+            check_labels(
+                f"{structure.source} (id {i})",
+                structure.n_atoms,
+                structure.energy,
+                structure.forces,
+                structure.stress,
+            )
+        except InvalidStructureError as error:
+            return f"; {error}"
+    return ""
 
 
 def _names(shards: ShardSet, ids: list[int]) -> str:

@@ -6,8 +6,10 @@ checked and logged.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ def fine_tuned_model(
         )
     more = origin.data.atomic_numbers if given.elements == "all" else ()
     model = with_elements(origin, [*statistics.atomic_numbers, *more])
-    earlier = world.broadcast(_earlier_data(manager) if world.is_main else None)
+    earlier = world.broadcast_result(lambda: _earlier_data(manager))
     if earlier is not None:
         heads = list(ModelData.from_dict(earlier).heads)
     else:
@@ -80,7 +82,7 @@ def fine_tuned_model(
     return model
 
 
-def _earlier_data(manager: CheckpointManager) -> object:
+def _earlier_data(manager: CheckpointManager) -> Mapping[str, Any] | None:
     return manager.newest()[1]["model_data"] if manager.steps() else None
 
 

@@ -8,6 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from mace_train.atomic_files import replaced
+from mace_train.shown_text import plot_label
+
 Record = dict[str, Any]
 Value = Callable[[Record], float | None]
 
@@ -16,7 +19,7 @@ _PANELS: list[tuple[str, str, list[tuple[str, Value]], Value]] = [
     (
         "loss (dashed: training)",
         "epoch",
-        [("--", lambda r: r["train_loss"]), ("-", lambda r: r["valid_loss"])],
+        [("--", lambda r: r["train_loss"]), ("-", lambda r: r.get("valid_loss"))],
         lambda r: r["epoch"] + 1,
     ),
     (
@@ -58,9 +61,8 @@ def draw_learning(runs: dict[str, list[Record]], path: Path) -> None:
         axis.set_xlabel(along)
     if len(runs) > 1:
         axes[-1].legend(fontsize=7)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(path)
+    with replaced(path, durable=False) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _draw_panel(
@@ -76,7 +78,8 @@ def _draw_panel(
             positive = positive or any(b > 0 for _, b in known)
             first, second = zip(*known, strict=True)
             mark = "." if len(known) == 1 else None
-            axis.plot(first, second, style, color=f"C{number % 10}", label=name, marker=mark)
+            label, colour = plot_label(name), f"C{number % 10}"
+            axis.plot(first, second, style, color=colour, label=label, marker=mark)
     if positive:
         axis.set_yscale("log")
         for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):

@@ -6,18 +6,23 @@ and train.log keeps what the console shows.
 """
 
 import csv
+import io
 import json
 import logging
 import math
-import os
 import secrets
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from mace_train.errors import InputError
+from mace_train import interrupts
+from mace_train.atomic_files import append_text, write_text
+from mace_train.errors import InputError, system_error
 from mace_train.settings import LoggerSettings
+from mace_train.train.epoch_records import checked_epoch_record
 
 LOGGER = logging.getLogger("mace_train")
 CSV_COLUMNS = (
@@ -65,7 +70,7 @@ class MetricsLog:
         self._wandb = _start_wandb(settings, output, name, config) if settings.wandb else None
         self._board: Any = None
         self._name, self._drawn = name, time.monotonic()
-        self._text = logging.FileHandler(output / "train.log")
+        self._text = _LogFile(output / "train.log")
         LOGGER.addHandler(self._text)
 
     def on_close(self, action: Callable[[], None]) -> None:
@@ -75,28 +80,22 @@ class MetricsLog:
     def keep_until(self, epoch: int, step: int) -> None:
         """Drop records after ``epoch`` and ``step``, which a resumed run will write again."""
         kept = [record for record in self.records() if record["epoch"] <= epoch]
-        temporary = self._json.with_name(f".{self._json.name}.tmp")
-        temporary.write_text("".join(_line(record) for record in kept))
-        os.replace(temporary, self._json)
+        write_text(self._json, "".join(_line(record) for record in kept))
         self._write_csv(kept)
         if self._settings.tensorboard:
             self._board = _start_tensorboard(self._output, step + 1)
 
     def records(self) -> list[dict[str, Any]]:
-        """All records so far; an incomplete last line, after a kill, is skipped."""
-        if not self._json.exists():
-            return []
-        lines = self._json.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """All records so far; see ``read_records``."""
+        return read_records(self._json)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; its values are numbers or strings."""
-        with open(self._json, "a") as handle:
-            handle.write(_line(record))
-        if not self._csv.exists():
-            self._write_csv([])
-        with open(self._csv, "a", newline="") as handle:
-            csv.DictWriter(handle, CSV_COLUMNS, extrasaction="ignore").writerow(record)
+        append_text(self._json, _line(record))
+        if self._csv.exists():
+            append_text(self._csv, _csv_text([record], header=False))
+        else:
+            self._write_csv(self.records())
         numbers = {k: v for k, v in record.items() if isinstance(v, (int, float))}
         if self._wandb is not None:
             self._wandb.log(numbers)
@@ -107,22 +106,27 @@ class MetricsLog:
             self._draw()
 
     def _draw(self) -> None:
+        """Draw the plot; where it cannot be written the training goes on without."""
         from mace_train.train.learning_curves import draw_learning  # a second that other ranks save
 
-        records = self.records()
-        if records:
-            draw_learning({self._name: records}, self._output / "learning.png")
+        try:
+            records = self.records()
+            if records:
+                draw_learning({self._name: records}, self._output / "learning.png")
+        except Exception as error:
+            explained = system_error(error)
+            if explained is None:
+                raise
+            LOGGER.warning("no plot of the learning curves: %s", explained)
         self._drawn = time.monotonic()
 
     def _write_csv(self, records: list[dict[str, Any]]) -> None:
-        with open(self._csv, "w", newline="") as handle:
-            writer = csv.DictWriter(handle, CSV_COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(records)
+        write_text(self._csv, _csv_text(records, header=True), durable=False)
 
     def close(self, exit_code: int = 0) -> None:
         """Flush and finish; a non-zero ``exit_code`` marks the wandb run as failed."""
-        self._draw()
+        if not interrupts.received():  # it must end within a second
+            self._draw()
         LOGGER.removeHandler(self._text)
         self._text.close()
         if self._wandb is not None:
@@ -131,6 +135,62 @@ class MetricsLog:
             self._board.close()
         for action in self._at_close:
             action()
+
+
+class _LogFile(logging.FileHandler):
+    """train.log; where it cannot be written, one line says so and the training goes on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say it once, elsewhere."""
+        error = sys.exc_info()[1]
+        if self._told or error is None:
+            return
+        self._told = True
+        LOGGER.warning("no more lines in this file: %s", system_error(error, self.path) or error)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.baseFilename)
+
+    def close(self) -> None:
+        """Close the file, of which a full disk takes no last line."""
+        with suppress(OSError):
+            super().close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, [] where there is none.
+
+    An incomplete last line, after a kill, is skipped; other lines that are none, after a loss of
+    power, are skipped with a warning.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    records, broken = [], []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            records.append(checked_epoch_record(json.loads(line)))
+        except (ValueError, RecursionError):
+            broken.append(number)
+    if broken:
+        LOGGER.warning("%s: line %d is damaged and skipped (%d such)", path, broken[0], len(broken))
+    return records
+
+
+def _csv_text(records: list[dict[str, Any]], *, header: bool) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore")
+    if header:
+        writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def _line(record: dict[str, Any]) -> str:

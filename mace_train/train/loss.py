@@ -4,7 +4,7 @@ With S the structures of one step over all ranks, n_g their atoms, w the weights
 labels, and e the error of one component, every loss is
 
     L = w_E / N_E  sum_g w_g wE_g f(e_E,g)  +  w_F / N_F  sum_i w_g wF_g f_F(e_F,i)
-      + w_S / 9N_S sum_g w_g wS_g f(e_S,g)  +  w_V / 9N_S sum_g w_g wS_g f(e_V,g)
+      + w_S / N_S  sum_g w_g wS_g f(e_S,g)  +  w_V / N_S  sum_g w_g wS_g f(e_V,g)
 
 with e_E = (E - E') / n_g, e_V = (W - W') / n_g and, as in mace-torch 0.3,
 
@@ -14,10 +14,12 @@ with e_E = (E - E') / n_g, e_V = (W - W') / n_g and, as in mace-torch 0.3,
                0.7, 0.4, 0.1 where w |F'| is below 100, 200, 300 eV/Å or above
     l1l2       f_E(e) = |e|, f_F(e) = |e| of the vector; N_F counts atoms
 
-N_E and N_S count the structures of the step that carry the label, N_F components or atoms with
-forces. The counts are sums over all ranks, so a gradient does not depend on how structures fall
-into bins; a missing label is masked and never trained towards zero. Weights of structures count in
-every loss (mace-torch's huber ignores all weights, its universal and l1l2 those of structures).
+N_E counts the structures of the step that carry the label, N_F components or atoms with forces, N_S
+components of stress: 9 of a structure, 4 of a slab and 1 of a wire, whose other components are not
+in the loss. The counts are sums over all ranks, so a gradient does not depend on how structures
+fall into bins; a missing label is masked and never trained towards zero. Weights of structures
+count in every loss (mace-torch's huber ignores all weights, its universal and l1l2 those of
+structures).
 """
 
 from collections.abc import Callable
@@ -70,7 +72,7 @@ def needs_stress(settings: LossSettings) -> bool:
 
 def label_counts(graph: Graph, loss_name: str = "weighted") -> Tensor:
     """[4] float64 denominators of the graphs of a batch, known before the model runs."""
-    n_stress = 9 * graph.has_stress.sum()
+    n_stress = (graph.pbc.sum(1) ** 2 * graph.has_stress).sum()  # components, see stress_mask
     n_forces = (graph.n_atoms_of_graph * graph.has_forces).sum()
     if loss_name != "l1l2":
         n_forces = 3 * n_forces

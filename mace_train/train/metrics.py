@@ -67,15 +67,25 @@ class ErrorSums:
                 (prediction.stress.flatten(1), graph.stress.flatten(1)),
                 graph.has_stress,
                 rows,
+                counted=graph.stress_mask.flatten(1),
             )
 
     def _add(
-        self, quantity: str, values: tuple[Tensor, Tensor], mask: Tensor, row_sets: list[Tensor]
+        self,
+        quantity: str,
+        values: tuple[Tensor, Tensor],
+        mask: Tensor,
+        row_sets: list[Tensor],
+        counted: Tensor | None = None,
     ) -> None:
-        """Add components [n, k] of (predicted, reference) to each of the row sets [n]."""
+        """Add components [n, k] of (predicted, reference) to each of the row sets [n].
+
+        ``counted`` [n, k] are those that are defined; the others are zero in both.
+        """
         predicted, reference = (value.detach().to(torch.float64) for value in values)
         error = predicted - reference
-        terms = (torch.ones_like(error), error.abs(), error**2, reference**2)
+        ones = torch.ones_like(error) if counted is None else counted.to(torch.float64)
+        terms = (ones, error.abs(), error**2, reference**2)
         sums = torch.stack([term.sum(1) for term in terms], dim=1)[mask]  # [n_labelled, 4]
         column = list(QUANTITIES).index(quantity)
         for rows in row_sets:

@@ -8,7 +8,6 @@ repeat.yaml       the settings for Hydra:
 
 import json
 import logging
-import os
 import platform
 import socket
 import subprocess
@@ -24,6 +23,7 @@ import torch
 from omegaconf import OmegaConf
 
 from mace_train import __version__
+from mace_train.atomic_files import write_text
 from mace_train.train.run import Run
 
 LOGGER = logging.getLogger("mace_train")
@@ -43,7 +43,7 @@ defaults:
 def write_record(run: Run) -> None:
     """Write the three files; the settings of this session replace those before."""
     settings = asdict(run.settings)
-    _write(run.output / "settings.json", json.dumps(settings, indent=1) + "\n")
+    write_text(run.output / "settings.json", json.dumps(settings, indent=1) + "\n")
     facts = provenance()
     session = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -54,7 +54,7 @@ def write_record(run: Run) -> None:
         **facts,
     }
     sessions = [*_sessions(run.output / "provenance.json"), session]
-    _write(run.output / "provenance.json", json.dumps(sessions, indent=1) + "\n")
+    write_text(run.output / "provenance.json", json.dumps(sessions, indent=1) + "\n")
     settings |= {"restart_latest": False, "data_dir": str(Path(run.settings.data_dir).resolve())}
     head = _DEFAULTS.format(
         folder=run.output,
@@ -63,7 +63,7 @@ def write_record(run: Run) -> None:
         git=facts["git"],
         data=run.statistics.dataset_hash,
     )
-    _write(run.output / "repeat.yaml", head + OmegaConf.to_yaml(OmegaConf.create(settings)))
+    write_text(run.output / "repeat.yaml", head + OmegaConf.to_yaml(OmegaConf.create(settings)))
 
 
 def _sessions(path: Path) -> list[dict[str, Any]]:
@@ -75,12 +75,6 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
     except ValueError:
         LOGGER.warning("%s cannot be read; a new file replaces it", path)
         return []
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 @cache

@@ -1,5 +1,6 @@
 """The parts of a training run, held together: what setup builds, state saves and the loop uses."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.sampler import BinSampler
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
+from mace_train.errors import InputError, StorageError, system_error
 from mace_train.model.mace import MACE
 from mace_train.settings import TrainSettings
+from mace_train.train import checkpoint
 from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.loss import LossSums
 from mace_train.train.splits import Split
 from mace_train.train.stages import Stage
 from mace_train.train.updater import Updater
+
+_FROM_MINUS_ONE = ("epoch", "best_epoch", "best_step")
 
 
 @dataclass
@@ -46,10 +51,43 @@ class Progress:
 
     @classmethod
     def from_header(cls, entries: dict[str, Any]) -> "Progress":
-        """What ``to_header`` gave; counters that an older file lacks are zero."""
-        return cls(
+        """What ``to_header`` gave; counters that an older file lacks are zero.
+
+        Raises ``TypeError`` or ``ValueError`` for anything else.
+        """
+        if not {"epoch", "step"} <= entries.keys():
+            raise ValueError("progress has no epoch or step")
+        progress = cls(
             **{"plan_step" if name == "part_step" else name: entries[name] for name in entries}
         )
+        for name, value in vars(progress).items():
+            if name == "best_loss" and value is None:
+                continue
+            is_float = name in ("best_loss", "seconds", "epoch_seconds")
+            if not checkpoint.is_number(value) or not (is_float or type(value) is int):
+                raise TypeError(f"{name} is {value!r}")
+            if not is_float and value < (-1 if name in _FROM_MINUS_ONE else 0):
+                raise ValueError(f"{name} is {value}")
+        return progress
+
+
+def on_main(world: World, write: Callable[[], None]) -> None:
+    """Rank 0 writes; an error of the disk, or another message, ends all ranks with the same."""
+    message, code = "", 0
+    if world.is_main:
+        try:
+            write()
+        except Exception as error:
+            explained = system_error(error)
+            if explained is None:
+                raise
+            if world.size == 1:
+                raise explained from None
+            message, code = str(explained), explained.exit_code
+    code = int(world.all_reduce_async(torch.tensor([code]))().item())
+    if code:
+        kind = StorageError if code == StorageError.exit_code else InputError
+        raise kind(world.broadcast(message))
 
 
 @dataclass

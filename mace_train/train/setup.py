@@ -10,6 +10,7 @@ from typing import IO
 
 from torch import Tensor
 
+from mace_train.atomic_files import remove_leftovers
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.sampler import BinSampler
 from mace_train.data.statistics import Statistics
@@ -41,7 +42,7 @@ def set_up(settings: TrainSettings, world: World, shards_in: Path | None = None)
     """
     folder = shards_in or existing_folder("data_dir", settings.data_dir)
     statistics = Statistics.read(folder / "statistics.json")
-    train, valid = open_splits(folder, statistics, settings.loss)
+    train, valid = open_splits(folder, statistics, settings)
     manager = CheckpointManager(
         Path(settings.output) / "checkpoints",
         settings.checkpoints.keep,
@@ -131,5 +132,7 @@ def start_output(run: Run) -> IO[str]:
     """Make the output folder with the resolved settings, locked for this run (rank 0)."""
     make_folder("output", run.output / "checkpoints")
     lock = lock_folder("output", run.output)
+    remove_leftovers(run.output, locked=True)
+    run.checkpoint_manager.tidy(run.progress.to_header())
     write_record(run)
     return lock

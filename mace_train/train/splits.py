@@ -15,10 +15,12 @@ from mace_train.data.loading.loader import config_types_of, heads_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import Statistics, open_split
 from mace_train.errors import InputError
-from mace_train.settings import LossSettings
+from mace_train.settings import LossSettings, TrainSettings
 from mace_train.train.loss import TERMS
+from mace_train.train.stages import Stage, stages_of
 
 LOGGER = logging.getLogger("mace_train")
+SMALLEST_WEIGHT = 1e-30
 
 
 @dataclass
@@ -37,17 +39,31 @@ class Split:
         return Costs(self.shards.n_atoms.astype(np.int64), self.shards.n_edges.astype(np.int64))
 
 
-def open_splits(
-    folder: Path, statistics: Statistics, loss: LossSettings
-) -> tuple[Split, Split | None]:
-    """(training, validation) data of a folder; ``InputError`` for a loss that has no labels."""
-    heads = list(statistics.heads)
+Splits = tuple[Split, Split | None]
+
+
+def open_splits(folder: Path, statistics: Statistics, settings: TrainSettings) -> Splits:
+    """(training, validation) data of a folder.
+
+    Raises ``InputError`` where the loss of a stage has no labels to train on, or none to validate
+    on, which every epoch would pass with loss 0.
+    """
+    heads, loss = list(statistics.heads), settings.loss
     train = _split(open_split(folder, "train"), heads, loss)
-    _check_loss(loss, train)
+    _check_config_types(loss, train)
+    stages = stages_of(settings)
+    for stage in stages:
+        _check_training(stage, train)
+    _warn_of_unused(loss, train, heads)
     if "valid" not in statistics.splits:
         LOGGER.warning("%s has no valid/: no validation, best is the last epoch", folder)
         return train, None
-    return train, _split(open_split(folder, "valid"), heads, loss)
+    valid = _split(open_split(folder, "valid"), heads, loss)
+    best_head = settings.checkpoints.head
+    chosen = None if best_head not in heads else valid.head_of == heads.index(best_head)
+    for stage in stages:
+        _check_validation(stage, valid, chosen, best_head)
+    return train, valid
 
 
 def _split(shards: ShardSet, heads: list[str], loss: LossSettings) -> Split:
@@ -64,37 +80,90 @@ def _split(shards: ShardSet, heads: list[str], loss: LossSettings) -> Split:
     )
 
 
-def _check_loss(loss: LossSettings, train: Split) -> None:
-    """InputError for a loss that nothing contributes to; a warning for a term without labels."""
+def _check_config_types(loss: LossSettings, train: Split) -> None:
+    """InputError for the weight of a config_type that no training structure has."""
     unknown = sorted(loss.weights_by_type().keys() - set(train.config_types))
     if unknown:
         raise InputError(
             f"loss.config_type_weights names {', '.join(unknown)}, which no training structure "
             f"has; the config_types are: {', '.join(train.config_types)}"
         )
-    counts = _weighted_labels(loss, train)
-    if not any(counts.values()):
+
+
+def _check_training(stage: Stage, train: Split) -> None:
+    """InputError for a loss that no training structure contributes to."""
+    counted = labels_with_weight(stage.loss, train)
+    if not any(of_term.any() for of_term in counted.values()):
         raise InputError(
-            f"nothing to train on: of the terms of the loss ({', '.join(counts)}) no training "
-            "structure with a weight above 0 has a label; change the weights of the loss, or "
-            "preprocess again with the right names of the labels"
+            f"nothing to train on{_in(stage)}: of the terms of the loss ({', '.join(counted)}) no "
+            f"training structure has a label with a weight above 0; {_WEIGHTS}, or preprocess "
+            "again with the right names of the labels"
         )
-    for name, n_labelled in counts.items():
-        if n_labelled == 0:
+
+
+def _check_validation(
+    stage: Stage, valid: Split, chosen: NDArray[np.bool_] | None, head: str | None
+) -> None:
+    """InputError for a loss that no validation structure, of the ``chosen`` [n], contributes to."""
+    counted = labels_with_weight(stage.loss, valid)
+    if not any(
+        (of_term if chosen is None else of_term & chosen).any() for of_term in counted.values()
+    ):
+        of_head = "" if chosen is None else f" of checkpoints.head={head}"
+        raise InputError(
+            f"nothing to validate on{_in(stage)}: of the terms of the loss ({', '.join(counted)}) "
+            f"no validation structure{of_head} has a label with a weight above 0, so the loss of "
+            f"every epoch would be 0; {_WEIGHTS}, or give other validation data (none, "
+            "data.valid_fraction=0, keeps the last epoch)"
+        )
+
+
+_WEIGHTS = (
+    "change the weights of the loss (loss.*_weight, config_type_weights, head_weights) or those in "
+    "the files (config_weight, config_energy_weight, ...)"
+)
+
+
+def _in(stage: Stage) -> str:
+    return "" if stage.name == "one" else f" in stage {stage.name}"
+
+
+def _warn_of_unused(loss: LossSettings, train: Split, heads: list[str]) -> None:
+    """Warn of terms of the loss, and of heads, that no training structure contributes to."""
+    counted = labels_with_weight(loss, train)
+    for name, of_term in counted.items():
+        if not of_term.any():
             LOGGER.warning("loss.%s_weight has no effect: no training structure has a label", name)
+    used = np.logical_or.reduce(list(counted.values()))
+    for index, head in enumerate(heads):
+        if len(heads) > 1 and not used[train.head_of == index].any():
+            LOGGER.warning(
+                "head %s: no training structure has a label with a weight above 0, so its readout "
+                "is not trained",
+                head,
+            )
 
 
-def _weighted_labels(loss: LossSettings, train: Split) -> dict[str, int]:
-    """Training structures with a weight and a label, for every term that has a weight."""
-    weighted = train.weight_of.numpy() > 0
+def labels_with_weight(loss: LossSettings, split: Split) -> dict[str, NDArray[np.bool_]]:
+    """Which structures [n] have a label that counts, for every term that has a weight.
+
+    The loss multiplies the weights of the term, of config_type and head, of the structure and of
+    its label; products below 1e-30 count as 0, for single precision loses them.
+    """
+    shards, of_structure = split.shards, split.weight_of.numpy()
+    columns = {"energy": 1, "forces": 2, "stress": 3, "virials": 3}
     labelled = {
-        "energy": np.ones(len(weighted), dtype=bool),
-        "forces": train.shards.has_forces,
-        "stress": train.shards.has_stress,
-        "virials": train.shards.has_stress,
+        "energy": shards.has_energy,
+        "forces": shards.has_forces,
+        "stress": shards.has_stress,
+        "virials": shards.has_stress,
     }
-    return {
-        name: int((labelled[name] & weighted).sum())
-        for name in TERMS
-        if getattr(loss, f"{name}_weight") > 0
-    }
+    found = {}
+    for name in TERMS:
+        of_term = getattr(loss, f"{name}_weight")
+        if of_term > 0:
+            product = (
+                of_term * of_structure * shards.weights[:, 0] * shards.weights[:, columns[name]]
+            )
+            found[name] = labelled[name] & (product > SMALLEST_WEIGHT)
+    return found

@@ -30,9 +30,10 @@ from mace_train.settings import LossSettings
 from mace_train.train import checkpoint
 from mace_train.train.loss import LossSums
 from mace_train.train.provenance import provenance
-from mace_train.train.run import EpochTotals, Progress, Run
+from mace_train.train.run import EpochTotals, Progress, Run, on_main
 
 LOGGER = logging.getLogger("mace_train")
+_LIKE_WEIGHTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "z")  # of the state of optimizers
 _TOTALS = ("tally.numerators", "tally.counts", "tally.seen")  # of EpochTotals, [n_ranks, ...]
 
 
@@ -44,8 +45,11 @@ def save_state(run: Run, epoch_plan: EpochPlan | None = None) -> None:
     totals = run.epoch_totals
     own = (totals.sums.numerators, totals.sums.counts, totals.seen)
     of_ranks = run.world.gather([value.cpu() for value in own])
-    if not run.world.is_main:
-        return
+    on_main(run.world, lambda: _save(run, epoch_plan, of_ranks))
+
+
+def _save(run: Run, epoch_plan: EpochPlan | None, of_ranks: list[list[Tensor]]) -> None:
+    """Write the checkpoint, with the totals of all ranks."""
     tensors = checkpoint.with_prefix("model.", dict(run.model.named_parameters()))
     updater_tensors, updater_header = run.updater.state()
     tensors |= updater_tensors
@@ -66,9 +70,11 @@ def _bits(ids: StructureIds, epoch_plan: EpochPlan) -> Tensor:
 
 
 def save_best(run: Run) -> None:
-    """Write the weights that were just validated, on rank 0."""
-    if not run.world.is_main:
-        return
+    """Write the weights that were just validated; called by all ranks together."""
+    on_main(run.world, lambda: _save_best(run))
+
+
+def _save_best(run: Run) -> None:
     tensors = run.updater.weights_to_use() or dict(run.model.named_parameters())
     names = ["best"]
     if run.stage.name == "one" and len(run.stages) > 1:
@@ -94,8 +100,15 @@ def resume(run: Run) -> None:
     Raises ``InputError`` when none is, or if it is of another model or other training data.
     """
     tensors, header, path = run.world.broadcast_result(run.checkpoint_manager.newest)
+    with checkpoint.reading(path):
+        _load(run, tensors, header, path)
+
+
+def _load(run: Run, tensors: dict[str, Tensor], header: dict[str, Any], path: Path) -> None:
+    """Give a run the state of a checkpoint."""
     _check_same_origin(run, header, path)
     checkpoint.load_parameters(run.model, tensors, "model.", path)
+    _check_state(run, tensors, header)
     run.progress = Progress.from_header(header["progress"])
     run.progress.stage = min(run.progress.stage, len(run.stages) - 1)
     run.updater.load_state(tensors, header, run.stage.optimizer)
@@ -106,6 +119,23 @@ def resume(run: Run) -> None:
     if run.epoch_plan is not None:
         time = run.epoch_plan.time(run.progress.plan_step)
     LOGGER.info("resumed from %s after step %d, %.2f epochs", path, run.progress.step, time)
+
+
+def _check_state(run: Run, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """``ValueError`` for a state that would only fail, or be wrong, some steps later."""
+    parameters = dict(run.model.named_parameters())
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        weight, _, key = rest.rpartition(".")
+        of = parameters.get(rest if kind == "average" else weight)
+        is_like_it = kind == "average" or (kind == "optimizer" and key in _LIKE_WEIGHTS)
+        if of is not None and is_like_it and of.shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, needed: {tuple(of.shape)}")
+    numbers = {"average_updates": header["average_updates"], **header["schedule"]}
+    for name, value in numbers.items():
+        if not checkpoint.is_number(value):
+            raise TypeError(f"{name} is {value!r}")
+    dict(header["sampler"])
 
 
 def _load_capacity(run: Run, header: dict[str, Any]) -> None:

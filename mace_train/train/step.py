@@ -10,7 +10,7 @@ gradient not finite on every rank, so all of them give the step up. With a captu
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 
 import torch
@@ -228,6 +228,7 @@ def _failures(updater: Updater, world: World, started: StepInFlight) -> list[Ste
         own = StepFailure("loss", started.ids.tolist())
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
-    failures = [one for one in world.gather_all(own) if one is not None]
+    of_ranks = world.gather_all(None if own is None else astuple(own))
+    failures = [StepFailure(*one) for one in of_ranks if one is not None]
     updater.resume_updates()
     return failures

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mace_train import interrupts
 from mace_train.distributed.signals import Interruption, exit_code
 from mace_train.distributed.staging import staged
 from mace_train.distributed.world import open_world
@@ -24,7 +25,7 @@ from mace_train.train.epoch import EpochLoop
 from mace_train.train.failed_steps import where_to_continue
 from mace_train.train.lbfgs import LbfgsLoop
 from mace_train.train.log import MetricsLog, epoch_line, rmse_text
-from mace_train.train.run import Run
+from mace_train.train.run import Run, on_main
 from mace_train.train.setup import set_up, start_output
 from mace_train.train.stages import stage_of
 from mace_train.train.state import save_best, save_state
@@ -62,20 +63,20 @@ def fit(run: Run, interruption: Interruption | None = None) -> dict[str, Any]:
         code = 1
         try:
             record, interrupted = _epochs(run, log, caught)
-            run.checkpoint_manager.close()
+            on_main(run.world, run.checkpoint_manager.close)
             code = 0
         finally:
             if log is not None:
                 log.close(code)
     if interrupted:
-        raise SystemExit(exit_code())
+        raise SystemExit(interrupted)
     return record
 
 
 def _epochs(
     run: Run, log: MetricsLog | None, interruption: Interruption
-) -> tuple[dict[str, Any], bool]:
-    """(last record, whether a signal ended it) of all epochs that are not done yet."""
+) -> tuple[dict[str, Any], int | None]:
+    """(last record, exit code if a signal ended it) of all epochs that are not done yet."""
     settings, progress = run.settings, run.progress
     record: dict[str, Any] = {}
     watch, first_epoch = Stopwatch(), progress.epoch + 1
@@ -91,30 +92,46 @@ def _epochs(
         record["time_to_go_s"] = (
             watch.seconds() / done * (settings.max_num_epochs - progress.epoch - 1)
         )
+        # before the checkpoint: a run that is killed in between writes this record again
+        on_main(run.world, lambda: _log_epoch(run, log, record))  # noqa: B023 (called at once)
         save_state(run)
-        if log is not None:
-            log.write(record)
-            LOGGER.info("%s", epoch_line(record, settings.max_num_epochs))
         flags = run.world.all_reduce_async(torch.tensor([int(interruption.signal is not None)]))()
         if flags.item() and progress.epoch + 1 < settings.max_num_epochs:
             return record, _log_interruption(run, interruption)
     _log_end(run, record)
-    return record, False
+    return record, None
 
 
-def _log_interruption(run: Run, interruption: Interruption) -> bool:
+def _log_epoch(run: Run, log: MetricsLog | None, record: dict[str, Any]) -> None:
+    if log is not None:
+        log.write(record)
+        LOGGER.info("%s", epoch_line(record, run.settings.max_num_epochs))
+
+
+def _log_interruption(run: Run, interruption: Interruption) -> int:
+    """Log why and where the run ends; its exit code, the same on all ranks."""
+    flags = run.world.all_reduce_async(torch.tensor([int(interruption.is_interrupt)]))()
+    interrupted = bool(flags.item())
+    if interrupted:
+        interrupts.told()
     LOGGER.warning(
-        "stopped by signal %s after step %d; restart_latest=true continues from here",
-        interruption.signal or "of another rank",
+        "%s after step %d; restart_latest=true continues from here",
+        "interrupted"
+        if interrupted
+        else f"stopped by signal {interruption.signal or 'of another rank'}",
         run.progress.step,
     )
-    return True
+    return exit_code(interrupted=interrupted)
 
 
 def _start_log(run: Run) -> MetricsLog | None:
     """Log what the run is and open its metrics, on rank 0."""
-    if not run.world.is_main:
-        return None
+    opened: list[MetricsLog] = []
+    on_main(run.world, lambda: opened.append(_open_log(run)))
+    return opened[0] if opened else None
+
+
+def _open_log(run: Run) -> MetricsLog:
     lock = start_output(run)
     log = MetricsLog(run.settings.logger, run.output, run.settings.name, asdict(run.settings))
     log.on_close(lock.close)
@@ -212,7 +229,8 @@ def _end_stage_early(run: Run) -> None:
 def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
     """Train one epoch, validate, and keep the result in ``run.progress``; its record."""
     settings, progress = run.settings, run.progress
-    sums = loop.train()
+    with loop.interruption.within_step():
+        sums = loop.train()
     if loop.interrupted:
         return {}
     epoch = progress.epoch = progress.epoch + 1

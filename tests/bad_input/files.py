@@ -31,6 +31,59 @@ def nan_positions(place):
     return place.preprocess(place.file([atoms]))
 
 
+def huge_energy(place):
+    return place.preprocess(place.file([water(), water(REF_energy=1e300)]))
+
+
+def huge_energy_of_an_isolated_atom(place):
+    lone = labelled(Atoms("H"), "IsolatedAtom")
+    lone.info["REF_energy"] = 1e300
+    return place.preprocess(place.file([water(), lone]))
+
+
+def huge_forces(place):
+    atoms = water()
+    atoms.arrays["REF_forces"][1, 2] = 1e200
+    return place.preprocess(place.file([water(), atoms]), "float32=[forces]")
+
+
+def huge_virials(place):
+    atoms = labelled(bulk("Al"), "crystal")
+    atoms.info["REF_virials"] = np.full((3, 3), 1e300)
+    del atoms.info["REF_stress"]
+    return place.preprocess(place.file([atoms]))
+
+
+def huge_positions(place):
+    atoms = water()
+    atoms.positions[2, 0] = 1e200
+    return place.preprocess(place.file([atoms]))
+
+
+def huge_cell(place):
+    atoms = labelled(bulk("Al"), "crystal")
+    atoms.set_cell(atoms.cell * 1e200)
+    return place.preprocess(place.file([atoms]))
+
+
+def tiny_cell(place):
+    atoms = labelled(bulk("Al"), "crystal")
+    atoms.set_cell(atoms.cell * 1e-150)
+    return place.preprocess(place.file([atoms]))
+
+
+def negative_weight(place):
+    return place.preprocess(place.file([water(config_weight=-1.0)]))
+
+
+def huge_weight(place):
+    return place.preprocess(place.file([water(config_forces_weight=1e300)]))
+
+
+def huge_E0(place):
+    return place.preprocess(place.xyz, "data.E0s={H: 1e300, N: 0, O: 0, Al: 0}")
+
+
 def forces_of_wrong_shape(place):
     atoms = water()
     atoms.arrays["REF_forces"] = atoms.arrays["REF_forces"][:, :2].copy()
@@ -125,6 +178,43 @@ def singular_cell(place):
     return place.preprocess(place.file([atoms]))
 
 
+def rewritten(place, *changes):
+    """Preprocess the good file with ``changes``: (old text, new text)."""
+    content = place.xyz.read_bytes()
+    for old, new in changes:
+        assert old in content
+        content = content.replace(old, new, 1)
+    path = place.folder / "bad.xyz"
+    path.write_bytes(content)
+    return place.preprocess(path)
+
+
+def labels_for_symbols(place):
+    return rewritten(place, (b"\nO ", b"\nO1 "))
+
+
+def atomic_numbers_for_symbols(place):
+    return rewritten(place, (b"\nO ", b"\n8 "))
+
+
+def latin_1_comment(place):
+    return rewritten(place, (b"config_type=", b"name=M\xfcller config_type="))
+
+
+def utf_16(place):
+    path = place.folder / "bad.xyz"
+    path.write_text(place.xyz.read_text(), encoding="utf-16")
+    return place.preprocess(path)
+
+
+def fortran_exponent(place):
+    return rewritten(place, (b"\nO ", b"\nO 1.0D+00 "))
+
+
+def periodicity_in_words(place):
+    return rewritten(place, (b'pbc="T T T"', b'pbc="yes yes no"'))
+
+
 def output_is_already_there(place):
     place.output.mkdir()
     (place.output / "mine.txt").write_text("keep")
@@ -148,6 +238,16 @@ CASES = {
     infinite_energy: ("bad.xyz", "energy", "inf"),
     nan_forces: ("bad.xyz", "forces"),
     nan_positions: ("bad.xyz", "position", "nan"),
+    huge_energy: ("bad.xyz, structure 5: 'REF_energy' is 1e+300", "1e+08 per atom", "1.5e6"),
+    huge_energy_of_an_isolated_atom: ("bad.xyz, structure 5: 'REF_energy' is 1e+300",),
+    huge_forces: ("bad.xyz, structure 5: 'REF_forces' is 1e+200 at index [1, 2]", "eV/Å"),
+    huge_virials: ("bad.xyz, structure 4: 'REF_virials' is 1e+300",),
+    huge_positions: ("bad.xyz, structure 4: position of atom 2 is 1e+200", "0.1 mm"),
+    huge_cell: ("bad.xyz, structure 4: the cell is ", "0.1 mm"),
+    tiny_cell: ("bad.xyz, structure 4: ", "does not span"),
+    negative_weight: ("bad.xyz, structure 4: 'config_weight' is -1", "at least 0"),
+    huge_weight: ("bad.xyz, structure 4: 'config_forces_weight' is 1e+300",),
+    huge_E0: ("data.E0s.H=1e+300", "1.5e6"),
     forces_of_wrong_shape: ("bad.xyz", "(3, 2)"),
     stress_of_wrong_shape: ("bad.xyz", "stress", "5"),
     missing_energy: ("bad.xyz", "energy", "REF_forces"),
@@ -166,6 +266,12 @@ CASES = {
     everything_goes_to_validation: ("valid_fraction",),
     atoms_on_top_of_each_other: ("bad.xyz",),
     singular_cell: ("bad.xyz", "cell"),
+    labels_for_symbols: ("bad.xyz, structure", "line", "(species): 'O1' is a label", "write 'O'"),
+    atomic_numbers_for_symbols: ("(species): '8' is an atomic number", "write 'O'"),
+    latin_1_comment: ("bad.xyz, structure", "0xfc is not UTF-8", "iconv -f LATIN1"),
+    utf_16: ("bad.xyz, structure 0", "UTF-16", "iconv"),
+    fortran_exponent: ("(pos): '1.0D+00' has a Fortran exponent", "write E"),
+    periodicity_in_words: ('pbc="yes yes no" is not understood', "write T or F"),
     output_is_already_there: ("output", "mine.txt", "choose a new folder"),
     output_holds_shards: ("output", "overwrite=true"),
     validation_has_a_new_element: ("Cu",),

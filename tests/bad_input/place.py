@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import write
 
-from tests.conftest import TINY_MODEL, emt_structures, labelled
+from tests.conftest import TINY_MODEL, emt_structures, labelled, run_command
 
 
 @dataclass
@@ -46,6 +46,19 @@ class Place:
     def evaluate(self, *more: str) -> list[str]:
         """Arguments that evaluate the trained model."""
         return ["evaluate", f"checkpoint={self.trained}", f"output={self.output}", *more]
+
+    def weighted(self, config_weight: float, **info: float) -> list[Atoms]:
+        """Two labelled molecules of a weight."""
+        return [water(config_weight=config_weight, **info) for _ in range(2)]
+
+    def prepare(self, train: list[Atoms], valid: list[Atoms] | None = None) -> Path:
+        """These structures, preprocessed; the training structures are validated on as well."""
+        files = [self.file(train, "given.xyz"), self.folder / "given_valid.xyz"]
+        write(files[1], train if valid is None else valid, format="extxyz")
+        data = self.folder / "given"
+        names = [f"data.train_file={files[0]}", f"data.valid_file={files[1]}"]
+        run_command("preprocess", *names, "r_max=4", f"output={data}")
+        return data
 
     def copy_prepared(self) -> Path:
         """A copy of the preprocessed folder that the case may damage."""

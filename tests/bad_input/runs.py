@@ -84,6 +84,70 @@ def value_out_of_range(place):
     return place.train("optimizer.lr=-0.1")
 
 
+def learning_rate_is_infinite(place):
+    return place.train("optimizer.lr=inf")
+
+
+def seed_of_more_than_64_bits(place):
+    return place.train(f"seed={2**64}")
+
+
+def negative_seed(place):
+    return place.train("seed=-1")
+
+
+def more_threads_than_any_host(place):
+    return place.train("cluster.num_threads=100000")
+
+
+def more_threads_than_this_host(place):
+    return place.train("cluster.num_threads=4096")
+
+
+def more_workers_than_this_host(place):
+    return place.preprocess(place.xyz, "workers=4096")
+
+
+def channels_beyond_reason(place):
+    return place.train("model.num_channels=1000000000")
+
+
+def model_larger_than_any_memory(place):
+    return place.train("model.num_channels=65536")
+
+
+def degrees_beyond_reason(place):
+    return place.train("model.max_L=50", "model.max_ell=50")
+
+
+def weights_of_structures_are_zero(place):
+    structures = [*place.weighted(0.0), *place.weighted(1.0, config_forces_weight=0.0)]
+    for atoms in structures:
+        atoms.info["config_energy_weight"] = 0.0
+    return place.train(data=place.prepare(structures))
+
+
+def weights_of_validation_are_zero(place):
+    data = place.prepare(place.weighted(1.0), place.weighted(0.0))
+    return place.train(data=data)
+
+
+def weights_vanish_in_single_precision(place):
+    return place.train(data=place.prepare(place.weighted(1e-300)))
+
+
+def stage_two_has_no_labels(place):
+    data = place.folder / "molecules"
+    molecules = [a for a in read(place.xyz, ":") if a.info["config_type"] != "crystal"]
+    write(place.folder / "molecules.xyz", molecules, format="extxyz")
+    run_command(
+        *["preprocess", f"data.train_file={place.folder / 'molecules.xyz'}", f"output={data}"]
+    )
+    more = ["stage_two.energy_weight=0", "stage_two.forces_weight=0", "stage_two.stress_weight=1"]
+    more += ["loss=stress", "stage_two.enabled=true", "max_num_epochs=4"]
+    return place.train(*more, data=data)
+
+
 def unknown_group_choice(place):
     return place.train("model=gigantic")
 
@@ -254,6 +318,19 @@ CASES = {
     unknown_key_with_plus: ("optimizer.momentum", "optimizer.beta"),
     wrong_type: ("optimizer.lr", "fast", "Float"),
     value_out_of_range: ("optimizer.lr", "greater than 0"),
+    learning_rate_is_infinite: ("optimizer.lr=inf", "at most 1000"),
+    seed_of_more_than_64_bits: ("seed=18,446,744,073,709,551,616", "64 bits"),
+    negative_seed: ("seed=-1", "at least 0"),
+    more_threads_than_any_host: ("cluster.num_threads=100000", "4096", "cores"),
+    more_threads_than_this_host: ("cluster.num_threads=4096", "this host has"),
+    more_workers_than_this_host: ("workers=4096", "this host has"),
+    channels_beyond_reason: ("model.num_channels=1,000,000,000", "65536"),
+    model_larger_than_any_memory: ("model.num_channels=65536", "weights", "GB"),
+    degrees_beyond_reason: ("model.max_L=50", "at most 11"),
+    weights_of_structures_are_zero: ("nothing to train on", "config_weight"),
+    weights_of_validation_are_zero: ("nothing to validate on", "config_weight"),
+    weights_vanish_in_single_precision: ("nothing to train on",),
+    stage_two_has_no_labels: ("nothing to train on in stage two", "stress"),
     unknown_group_choice: ("gigantic", "small", "medium", "large"),
     typo_in_a_yaml: ("max_epochs", "max_num_epochs"),
     broken_yaml: ("exp.yaml",),

@@ -77,7 +77,7 @@ def test_the_fit_is_the_non_negative_least_squares_of_scipy(relative, noise):
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("{", "cannot be read"),
+        ("{", "is not JSON"),
         ('{"fixed_s": 1.0}', "must hold fixed_s, atom_s, edge_s"),
         ('{"fixed_s": 1, "atom_s": 1, "edge_s": 1, "colour": 1}', "may hold"),
         ('{"fixed_s": 1, "atom_s": -1, "edge_s": 1}', "at least 0"),

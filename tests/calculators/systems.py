@@ -23,9 +23,16 @@ def slab():
     return rattled(atoms, 5)
 
 
+def wire():
+    """Periodic in one direction, along x."""
+    return rattled(Atoms("Al3H", [[0, 0, 0], [2, 1, 0], [1, 2, 1], [3, 0, 2]], cell=[4.3, 9, 11],
+                         pbc=[True, False, False]), 6)  # fmt: skip
+
+
 STRUCTURES = {
     "molecule": lambda: mixed(ELEMENTS),
     "crystal": lambda: rattled(bulk("Al", cubic=True), 1),
     "one atom in a cell": lambda: rattled(bulk("Al"), 2),
     "slab": slab,
+    "wire": wire,
 }

@@ -1,15 +1,20 @@
 """The ASE calculator against finite differences of its energies, and what users may do wrong."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import molecule
+from ase.build import fcc111, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.filters import FrechetCellFilter
+from ase.optimize import FIRE
 from ase.stress import voigt_6_to_full_3x3_stress
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mace_train.calculators import MACETrainCalculator
 from mace_train.errors import InputError
@@ -28,13 +33,65 @@ def test_forces_and_stress_are_derivatives_of_the_energy(name):
     atoms.calc = calculator()
     numerical = calculate_numerical_forces(atoms, eps=1e-4)
     np.testing.assert_allclose(atoms.get_forces(), numerical, atol=2e-6)
-    if atoms.pbc.all():
-        numerical = calculate_numerical_stress(atoms, eps=1e-5)
-        np.testing.assert_allclose(atoms.get_stress(), numerical, atol=1e-8)
-        assert np.abs(numerical).max() > 1e-4
+    if atoms.pbc.any():
+        numerical = calculate_numerical_stress(atoms, eps=1e-5, voigt=False)
+        basis = np.linalg.svd(atoms.cell[atoms.pbc], full_matrices=False)[2]  # tilted
+        expected = basis.T @ basis @ numerical @ basis.T @ basis
+        np.testing.assert_allclose(atoms.get_stress(voigt=False), expected, atol=1e-8)
+        assert np.abs(numerical).max() > 1e-5
     else:
-        with pytest.raises(PropertyNotImplementedError):
+        with pytest.raises(PropertyNotImplementedError, match="not periodic in any direction"):
             atoms.get_stress()
+
+
+@given(
+    pbc=st.sampled_from([p for p in product([True, False], repeat=3) if 0 < sum(p) < 3]),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=12)
+def test_stress_of_slabs_and_wires_in_any_direction(pbc, seed):
+    """Strain along the periodic directions, whichever they are, by finite differences."""
+    rng = np.random.default_rng(seed)
+    cell = 5.0 * np.eye(3) + rng.uniform(-1, 1, (3, 3))
+    atoms = Atoms("Al3H", rng.uniform(0, 1, (4, 3)) @ (0.8 * cell), cell=cell, pbc=pbc)
+    atoms.positions += 1.5 * np.arange(4)[:, None] * cell.sum(0) / 9
+    atoms.calc = calculator()
+    stress = atoms.get_stress(voigt=False)
+    basis = np.linalg.svd(cell[list(pbc)], full_matrices=False)[2]
+    across = np.linalg.svd(cell[list(pbc)])[2][sum(pbc) :]
+    assert np.abs(stress @ across.T).max() < 1e-15
+    for a, b in product(basis, basis):
+        energies = []
+        for step in (1e-5, -1e-5):
+            strain = np.eye(3) + 0.5 * step * (np.outer(a, b) + np.outer(b, a))
+            strained = atoms.copy()
+            strained.set_cell(cell @ strain, scale_atoms=False)
+            strained.positions = atoms.positions @ strain
+            energies.append(atoms.calc.get_potential_energy(strained))
+        numerical = (energies[0] - energies[1]) / 2e-5 / atoms.get_volume()
+        assert a @ stress @ b == pytest.approx(numerical, abs=1e-7)
+
+
+def test_a_slab_without_a_third_vector_has_no_stress():
+    atoms = fcc111("Al", (2, 2, 2))
+    assert not atoms.cell[2].any()
+    atoms.calc = calculator()
+    assert np.isfinite(atoms.get_forces()).all()
+    with pytest.raises(PropertyNotImplementedError, match=r"no volume.*atoms\.center"):
+        atoms.get_stress()
+
+
+def test_a_slab_relaxes_in_its_plane_alone():
+    atoms = fcc111("Al", (2, 2, 2), vacuum=5.0)
+    atoms.rattle(0.1, seed=1)
+    atoms.calc = calculator()
+    before = atoms.cell[:].copy()
+    first = atoms.get_potential_energy()
+    FIRE(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-6, steps=20)
+    assert atoms.get_potential_energy() < first - 1e-3
+    np.testing.assert_allclose(atoms.cell[2], before[2], atol=1e-9)
+    np.testing.assert_allclose(atoms.cell[:2, 2], 0.0, atol=1e-9)
+    assert np.abs(atoms.cell[:2] - before[:2]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -43,7 +100,7 @@ def test_results_move_with_the_structure(name):
 
     def results(atoms):
         found = {"energy": calc.get_potential_energy(atoms), "forces": calc.get_forces(atoms)}
-        if atoms.pbc.all():
+        if atoms.pbc.any():
             found["stress"] = voigt_6_to_full_3x3_stress(calc.get_stress(atoms))
         return found
 

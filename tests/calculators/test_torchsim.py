@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 
 from mace_train.calculators import MACETrainCalculator
 from mace_train.errors import InputError
+from tests.calculators.systems import slab, wire
 from tests.model.systems import mixed, model_of, rattled
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch-sim and what it imports
@@ -30,17 +31,26 @@ def molecules():
     return [mixed((1, 8)), rattled(molecule("H2O"), 3), molecule("O")]
 
 
-@pytest.mark.parametrize("make", [crystals, molecules])
+def slabs():
+    return [slab(), rattled(fcc111("Al", (1, 2, 2), vacuum=4.0), 7)]
+
+
+def wires():
+    return [wire()]
+
+
+@pytest.mark.parametrize("make", [crystals, molecules, slabs, wires])
 def test_a_batch_of_systems(make):
     model, systems = model_of(ELEMENTS), make()
     state = ts.io.atoms_to_state(systems, CPU, torch.float64)
+    state.pbc = torch.tensor(systems[0].pbc)  # of which torch-sim's own function keeps one
     found = torch_sim_model(model)(state)
     calc = MACETrainCalculator(model)
     forces = np.split(found["forces"].numpy(), np.cumsum([len(atoms) for atoms in systems])[:-1])
     for i, atoms in enumerate(systems):
         assert found["energy"][i].item() == pytest.approx(calc.get_potential_energy(atoms))
         np.testing.assert_allclose(forces[i], calc.get_forces(atoms), atol=1e-12)
-        if atoms.pbc.all():
+        if atoms.pbc.any():
             atoms.calc = calc
             expected = atoms.get_stress(voigt=False)
             np.testing.assert_allclose(found["stress"][i].numpy(), expected, atol=1e-13)

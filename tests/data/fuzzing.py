@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import warnings
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,30 @@ def scribble(content: bytearray, rng: random.Random) -> None:
     )
 
 
+# text as programs and editors write them: units, labels, Fortran, other encodings
+SNIPPETS = (
+    b"1.0D+02", b"-0.123-102", b"1.5-2.5", b"*****", b"0,5", b"1.0eV", b"T", b"29", b"Cu1", b"D",
+    b"X", b"\xe9", b"\xef\xbb\xbf", b"\xc2\xa0", b"\xe2\x88\x921", b"\r", b"\r\n", b"\t\t", b"=",
+    b"{", b"_JSON [", b"REF_energy=-1 ", b'pbc="T T" ', b'pbc="F F F" ', b'Lattice="1 2 3" ',
+    b"Properties=species:S:1 ",
+)  # fmt: skip
+
+
+def paste(content: bytearray, rng: random.Random) -> None:
+    """Put one of the SNIPPETS between or in the place of words."""
+    words = [i for i, byte in enumerate(content) if byte in b" \n="]
+    place = rng.choice(words) + 1
+    following = next((i for i in words if i >= place), len(content))
+    content[place : following if rng.random() < 0.7 else place] = rng.choice(SNIPPETS)
+
+
+def mark(content: bytearray, rng: random.Random) -> None:
+    """A byte order mark in front, or the whole text in another encoding."""
+    text = bytes(content).decode()
+    other = rng.choice(["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+    content[:] = text.encode(other)
+
+
 def exchange_datasets(path: Path, rng: random.Random) -> None:
     """Exchange, drop, shorten or reorder data sets, or change an attribute, through HDF5."""
     with h5py.File(path, "r+") as file:
@@ -115,7 +140,7 @@ def exchange_datasets(path: Path, rng: random.Random) -> None:
 
 
 BYTES = (flip, flip, cut, zero, double)
-TEXT = (*BYTES, exchange_lines, scribble)
+TEXT = (*BYTES, exchange_lines, scribble, paste, paste, mark)
 
 
 def damage(original: Path, damaged: Path, rng: random.Random) -> str:
@@ -162,6 +187,8 @@ def outcome_of_input(path: Path) -> str:
         ours = list(read_structures([str(path)], KEYS, require_energy=False))
     except InputError as error:
         return "refused" if str(path) in str(error) else f"NO NAME: {error}"
+    if path.suffix == ".xyz" and (content := path.read_bytes()).startswith(BOM_UTF8):
+        path.write_bytes(content[len(BOM_UTF8) :])  # which ASE does not skip
     theirs = ase.io.read(path, ":")
     if len(ours) != len(theirs):
         return "DIFFERENT"

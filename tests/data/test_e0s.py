@@ -61,6 +61,7 @@ def test_mapping_and_file(tmp_path, mapping):
         ({1: "much"}, "energy of 1 is 'much'"),
         ({1: float("nan")}, "energy of 1 is nan"),
         ({1: True}, "energy of 1 is True"),
+        ({1: 1e300}, r"E0 of 1=1e\+300 is out of range; .* 1e\+08 .eV"),
         ("missing.json", "E0s=missing.json: cannot read"),
     ],
 )
@@ -123,3 +124,8 @@ def test_what_is_not_determined_is_logged(caplog):
     assert "determine only 1 of 2 E0s" in caplog.text
     assert "Single E0s are not meaningful" in caplog.text
     assert "only their sums over compositions seen in training" in caplog.text
+
+
+def test_E0s_without_any_energy_are_zero(caplog):
+    assert fit_E0s([np.zeros((0, 3))], 0, [1, 8]) == {1: 0.0, 8: 0.0}
+    assert "no structure has an energy" in caplog.text

@@ -192,7 +192,7 @@ def test_file_round_trip(prepared_folder):
     ("change", "message"),
     [
         (lambda text: text[:-20], "not JSON"),
-        (lambda _: "[]", "another file"),
+        (lambda _: "[]", "not a mapping"),
         (lambda _: "{}", "another file"),
         (lambda text: text.replace('"format_version": 2', '"format_version": 7'), "version 7"),
         (lambda text: text.replace('"rms_forces"', '"force_rms"'), "force_rms"),
@@ -219,3 +219,24 @@ def test_open_split(prepared_folder):
     (prepared_folder / "train" / "shard-00002.h5").unlink()  # the last one leaves no gap
     with pytest.raises(InputError, match=r"holds 10 structures .* statistics\.json says 12"):
         open_split(prepared_folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "message"),
+    [
+        ("energy", 1e300, r"^far.xyz, structure 7: the energy is 1e\+300, .*eV"),
+        ("forces", np.full((2, 3), -1e200), r"^far.xyz, structure 7: a force .* is -1e\+200 at"),
+        ("stress", np.full((3, 3), np.nan), r"^far.xyz, structure 7: the stress is not finite"),
+    ],
+)
+def test_labels_that_would_overflow_are_named(tmp_path, label, value, message):
+    """Shards of earlier versions, or of other tools, may hold them."""
+    samples = samples_of(9, 0)
+    numbers = np.array([1, 8])
+    far = {"numbers": numbers, "positions": np.array([[0.0, 0, 0], [0, 0, 1.0]]), label: value}
+    far = {"energy": -1.0, "forces": None, "stress": None, **far}
+    far |= {"source": "far.xyz, structure 7", "pbc": np.full(3, True), "cell": np.eye(3) * 9}
+    samples.append(sample_of(random_structure(np.random.default_rng(1), **far), R_MAX))
+    shards = write_shards(tmp_path, samples)
+    with pytest.raises(InputError, match=message):
+        statistics_of({"train": shards}, GIVEN)

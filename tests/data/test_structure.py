@@ -1,6 +1,7 @@
 """structure: units, signs, shapes, fallbacks and refusals."""
 
 import logging
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from mace_train.data.structure import LabelKeys, Notes, is_isolated, structure_from_atoms
+from mace_train.data.notes import Notes
+from mace_train.data.structure import LabelKeys, is_isolated, structure_from_atoms
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings
 from tests.data.factories import KEYS, crystal, isolated, molecule
@@ -104,12 +106,40 @@ def test_rounding_makes_a_stress_symmetric():
     np.testing.assert_allclose(stress, STRESS, atol=1e-4)
 
 
-def test_stress_needs_three_periodic_directions(caplog):
-    atoms, notes = crystal(), Notes()
+@pytest.mark.parametrize("pbc", [p for p in product([True, False], repeat=3) if any(p)])
+@pytest.mark.parametrize("key", ["REF_stress", "REF_virials"])
+def test_stress_along_periodic_directions(pbc, key):
+    atoms = crystal()
+    atoms.pbc = pbc
+    del atoms.info["REF_stress"]
+    atoms.info[key] = STRESS
+    stress = read(atoms).stress
+    expected = STRESS if key == "REF_stress" else -STRESS / atoms.get_volume()
+    for i, j in product(range(3), range(3)):
+        assert stress[i, j] == pytest.approx(expected[i, j] if pbc[i] and pbc[j] else 0.0)
+
+
+def tilted() -> Atoms:
+    atoms = crystal()
+    atoms.rotate(30, "x", rotate_cell=True)
+    return atoms
+
+
+def flat() -> Atoms:
+    atoms = crystal()
+    atoms.cell[2] = 0.0
+    return atoms
+
+
+@pytest.mark.parametrize("make", [tilted, flat])
+def test_a_stress_that_says_nothing_is_not_used(caplog, make):
+    atoms, notes = make(), Notes()
     atoms.pbc = [True, True, False]
     for _ in range(2):
         assert read(atoms, notes).stress is None
-    assert caplog.text.count("not periodic in all three directions") == 1
+    notes.log()
+    assert "(first of 2 structures)" in caplog.text
+    assert caplog.text.count("'REF_stress' is not used where a structure") == 1
 
 
 def test_fallback_to_what_ase_parsed_is_logged_once(caplog):
@@ -122,6 +152,7 @@ def test_fallback_to_what_ase_parsed_is_logged_once(caplog):
     with caplog.at_level(logging.WARNING, logger="mace_train"):
         structure = read(atoms, notes)
         read(atoms, notes)
+        notes.log()
     assert structure.energy == -3.0
     np.testing.assert_array_equal(structure.forces, forces)
     np.testing.assert_array_equal(structure.stress, STRESS)
@@ -180,9 +211,9 @@ def with_array(name: str, value) -> Atoms:
     return atoms
 
 
-def nan_position() -> Atoms:
+def far(position: float) -> Atoms:
     atoms = crystal()
-    atoms.positions[1, 2] = np.nan
+    atoms.positions[1, 2] = position
     return atoms
 
 
@@ -198,7 +229,7 @@ def with_cell(cell, pbc=True) -> Atoms:
     [
         (Atoms(info={"REF_energy": 1.0}), "no atoms"),
         (isolated("X", 0.0), "atomic number 0"),
-        (nan_position(), "position of atom 1 is"),
+        (far(np.nan), r"position of atom 1 is not finite \(nan at index \[1, 2\]"),
         (changed(REF_energy=np.nan), "'REF_energy' is not finite"),
         (changed(REF_energy=np.inf), "'REF_energy' is not finite"),
         (changed(REF_energy=[1.0, 2.0]), r"shape \(2,\); one number"),
@@ -211,13 +242,22 @@ def with_cell(cell, pbc=True) -> Atoms:
         (changed(REF_stress=np.full(6, np.nan)), "'REF_stress' is not finite"),
         (changed(REF_stress=np.zeros(5)), r"shape \(5,\).*3x3, 9 or"),
         (changed(REF_stress=np.arange(9.0)), "not symmetric"),
-        (changed(config_weight=-1.0), "config_weight=-1.0 must be"),
+        (changed(config_weight=-1.0), "'config_weight' is -1, it must be at least 0 and at"),
         (changed(config_forces_weight=np.nan), "'config_forces_weight' is not finite"),
         (changed(config_stress_weight="no"), "'no', not a number"),
         (with_cell(np.diag([3.0, 3, 0])), "does not span"),
         (with_cell(np.ones((3, 3))), "does not span"),
         (with_cell([[1, 0, 0], [2, 0, 0], [0, 0, 1]], [1, 1, 0]), "does not span"),
-        (with_cell(np.full((3, 3), np.nan)), "does not span"),
+        (with_cell(np.full((3, 3), np.nan)), r"the cell is not finite \(nan at index \[0, 0\]"),
+        (with_cell(np.diag([3.0, 3, 1e7])), r"the cell is 1e\+07 at index \[2, 2\].* 0.1 mm"),
+        (with_cell(np.diag([3.0, 3, 1e-150])), "does not span"),
+        (far(1e200), r"position of atom 1 is 1e\+200 at index \[1, 2\].* at most 1e\+06"),
+        (changed(REF_energy=1e300), r"'REF_energy' is 1e\+300, .* 2e\+08 \(1e\+08 per atom, eV"),
+        (with_array("REF_forces", [[0, 0, 0], [0, 1e200, 0]]), r"'REF_forces' is 1e\+200 at index"),
+        (changed(REF_stress=np.full(6, -1e200)), r"'REF_stress' is -1e\+200 at .*eV/Å\^3"),
+        (changed(REF_stress=None, REF_virials=np.full(6, 1e200)), r"'REF_virials' is 1e\+200 at"),
+        (changed(config_weight=1e300), r"'config_weight' is 1e\+300, it must be"),
+        (changed(config_energy_weight=np.inf), "'config_energy_weight' is not finite"),
     ],
 )
 def test_refusals_name_the_structure(atoms, message):

@@ -1,11 +1,13 @@
-"""Launch detection and collectives."""
+"""Launch detection and collectives, and the ports that ranks open."""
 
 import pytest
+import torch
 
 from mace_train.distributed.world import World, open_world
 from mace_train.errors import InputError
 from mace_train.settings import ClusterSettings
-from tests.train.ranks import collectives, run_ranks
+from tests.distributed.tasks.ranks import mpiexec
+from tests.train.ranks import collectives, free_port, run_ranks
 
 
 def test_one_process_needs_no_launcher(monkeypatch):
@@ -22,6 +24,51 @@ def test_three_ranks(tmp_path):
         assert word == "from 0"
         assert gathered == ([0, 10, 20] if rank == 0 else [])
         assert size == 3
+
+
+def exchanged(world: World) -> tuple[list, list, dict]:
+    """Values of other lengths on each rank, by each collective that carries values."""
+    own = {"rank": world.rank, "ids": list(range(50 * world.rank)), "x": torch.ones(world.rank)}
+    return world.gather_all(own), world.gather((world.rank, "é" * world.rank)), world.broadcast(own)
+
+
+def test_values_of_other_lengths_on_each_rank(tmp_path):
+    for rank, (everywhere, on_main, of_main) in enumerate(run_ranks(3, exchanged, tmp_path)):
+        assert [value["ids"] for value in everywhere] == [[], [*range(50)], [*range(100)]]
+        assert [len(value["x"]) for value in everywhere] == [0, 1, 2]
+        assert on_main == ([(0, ""), (1, "é"), (2, "éé")] if rank == 0 else [])
+        assert (of_main["rank"], of_main["ids"], len(of_main["x"])) == (0, [], 0)
+
+
+LISTENING = """
+import os
+from pathlib import Path
+from mace_train.distributed.world import open_world
+from mace_train.settings import ClusterSettings
+
+def listening():
+    \"""Local addresses, in hexadecimal, of the sockets on which this process listens.\"""
+    links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
+    rows = [row.split() for table in ("tcp", "tcp6")
+            for row in Path("/proc/self/net", table).read_text().splitlines()[1:]]
+    return {row[1] for row in rows if row[3] == "0A" and row[9] in inodes}
+
+inherited = listening()  # from mpiexec
+for attempt in range(2):  # the second uses the same port again
+    with open_world(ClusterSettings(device="cpu", timeout_s=100)) as world:
+        found = world.gather_all(list(listening() - inherited))
+        if world.is_main:
+            hosts = {address.split(":")[0] for one in found for address in one}
+            print(*hosts, all(found), world.size)
+"""
+
+
+def test_ranks_of_one_host_open_no_port_to_the_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    (tmp_path / "script.py").write_text(LISTENING)
+    done = mpiexec(2, str(tmp_path / "script.py"))
+    assert done.stdout == "0100007F True 2\n" * 2, done.stderr  # 127.0.0.1
 
 
 @pytest.mark.parametrize(

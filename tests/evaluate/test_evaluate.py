@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from ase.build import molecule
+from ase.build import fcc111, molecule
 from ase.io import read, write
 
 from tests.conftest import run_command
@@ -119,3 +119,30 @@ def test_shards_and_training_agree(trained, prepared, tmp_path):
     for key in ("energy_rmse_eV_per_atom", "forces_rmse_eV_per_A", "stress_rmse_eV_per_A3"):
         assert row[key] == pytest.approx(best[f"valid_{key}"], rel=1e-4)
     assert sorted(path.name for path in output.iterdir()) == ["errors.json", "errors.txt"]
+
+
+def test_errors_of_slabs_are_along_their_plane(trained, tmp_path, capsys):
+    """Counted and compared where the label says something, in the table and in the predictions."""
+    slabs = [fcc111("Al", (1, 1, 2), vacuum=4.0 + i) for i in range(3)]
+    rng = np.random.default_rng(0)
+    for atoms in slabs:
+        atoms.rattle(0.05, rng=rng)
+        atoms.info = {"REF_energy": -7.0, "REF_stress": np.full((3, 3), 0.01)}
+    slabs[2].pbc = False
+    path = tmp_path / "slabs.xyz"
+    write(path, slabs)
+    command = ["evaluate", f"checkpoint={trained}", f"test_file={path}", f"output={tmp_path}/out"]
+    run_command(*command, "plots=true")
+    said = capsys.readouterr().err
+    assert "2 structures with a stress are periodic in one or two directions" in said
+    (row, *_) = json.loads((tmp_path / "out" / "errors.json").read_text())["errors"]
+    assert row["stress_count"] == 8
+    predicted = read(tmp_path / "out" / "predictions.extxyz", ":")
+    found = [np.reshape(p.info["MACE_stress"], (3, 3)) for p in predicted[:2]]
+    assert "MACE_stress" not in predicted[2].info
+    errors = np.array([stress[:2, :2] - 0.01 for stress in found])
+    assert row["stress_rmse_eV_per_A3"] == pytest.approx(np.sqrt((errors**2).mean()), rel=1e-4)
+    for stress in found:
+        assert np.abs(stress[:2, :2]).min() > 0
+        assert not stress[2].any()
+        assert not stress[:, 2].any()

@@ -17,7 +17,7 @@ from mace_train.report import pictures
 from tests.conftest import run_command
 
 GUIDE = Path(__file__).parents[2] / "mace_train" / "guide"
-PAGES = ("first_training", "own_data", "fine_tuning", "cluster", "sweeps", "deploying")
+PAGES = ("first_training", "own_data", "fine_tuning", "cluster", "sweeps", "deploying", "security")
 SCRIPTS = {"preprocess.sbatch": "preprocess", "train.sbatch": "train", "sweep.sbatch": "train"}
 
 

@@ -82,23 +82,31 @@ def test_state_dicts_are_compared_where_mace_torch_is_at_hand(trained, tmp_path,
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("mace_here")
-@pytest.mark.parametrize("way", ["import", "export"])
+@pytest.mark.parametrize("way", ["import", "import with trust", "export"])
 def test_a_difference_is_refused(way, trained, tmp_path, monkeypatch):
     """One weight that is not what the other side has."""
-    if way == "import":
-        theirs = mace_torch_model(NUMBERS, max_ell=1)
+    if way.startswith("import"):
+        theirs, trust = mace_torch_model(NUMBERS, max_ell=1), way == "import with trust"
         torch.save(theirs, tmp_path / "a.model")
-        read = importing.read_mace_torch
+        read, build = importing.read_mace_torch, importing.build_mace_torch
 
         def damaged(path):
             found = read(path)
             found.tensors["readouts.0.linear.weight"][0] += 1e-6
             return found
 
+        def damaged_there(what, header, tensors):
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            tensors["readouts.0.linear.weight"][0] += 1e-6
+            return build(what, header, tensors)
+
         monkeypatch.setattr(importing, "read_mace_torch", damaged)
+        monkeypatch.setattr(importing, "build_mace_torch", damaged_there)
         with pytest.raises(InputError, match=r"energy differs by up to .* eV on 3 structures"):
             import_model(
-                ImportSettings(model_file=str(tmp_path / "a.model"), output=str(tmp_path / "b"))
+                ImportSettings(
+                    model_file=str(tmp_path / "a.model"), output=str(tmp_path / "b"), trust=trust
+                )
             )
         assert not (tmp_path / "b").exists()
     else:

@@ -1,5 +1,6 @@
 """Settings of mace_run_train: every argument is mapped or has a reason; the commands compose."""
 
+import re
 import shlex
 
 import pytest
@@ -283,10 +284,18 @@ def test_heads_become_mappings():
         (["--lr=fast"], "--lr=fast: mace_run_train takes a number"),
         (["--radial_MLP=[1,"], "cannot be read as a list"),
         (["--batch_size=0"], "batching.batch_size"),
+        (["--num_channels=x"], "--num_channels=x: mace_run_train takes a number without"),
+        (["--freeze=a"], "--freeze=a: mace_run_train takes a number without"),
+        (["--max_num_epochs=1e400"], "--max_num_epochs=1e400: mace_run_train takes a number"),
+        (["--use_so3=maybe"], "--use_so3=maybe: give true or false"),
+        (["--lr_params_factors=[1]"], "give a mapping, such as"),
+        (["--lr_params_factors={'a': 'b'}"], "--lr_params_factors: 'b' is no number"),
+        (["--heads={'a': 1}"], "--heads, a=1: give a mapping"),
+        (["--radial_MLP=" + "[" * 9000], "cannot be read as a list"),
     ],
 )
 def test_messages(words, message):
-    with pytest.raises(InputError, match=message.replace("[", r"\[")):
+    with pytest.raises(InputError, match=re.escape(message)):
         translate(None, ["--name=a", "--train_file=a.xyz", *words])
 
 
@@ -296,6 +305,10 @@ def test_file_that_is_none(tmp_path, capsys):
         ("lrr: 1", "no argument 'lrr'"),
         ("[1]", "must map arguments"),
         ("a: [", "not YAML"),
+        ("lr: [1]", "--lr=[1]: mace_run_train takes one value"),
+        ("max_num_epochs: {a: 1}", "mace_run_train takes one value"),
+        ("radial_MLP: {a: 1}", "give a list, such as [64, 64]"),
+        ("name: \x00", "not YAML"),
     ):
         file.write_text(text)
         with pytest.raises(SystemExit):

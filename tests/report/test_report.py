@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from mace_train.data.structure import LabelKeys, structure_from_atoms
 from mace_train.evaluate.parity_plot import Predicted
-from mace_train.report import pictures
+from mace_train.report import pictures, plots
 from mace_train.report.error_tables import Errors
 from tests.conftest import emt_structures, run_command
 from tests.report.browser import look, measure
@@ -221,6 +221,14 @@ def test_the_worst_structures_come_first():
     assert [one.id for one in worst] == np.argsort(each)[::-1][:5].tolist()
     assert worst[0].forces_rmse == pytest.approx(max(each))
     assert worst[0].source == f"file, {worst[0].id}"
+
+
+def test_names_in_figures_are_no_formulas(monkeypatch):
+    monkeypatch.setattr(pictures, "DPI", 40)
+    structures = emt_structures(6, 4)
+    for i, atoms in enumerate(structures):
+        atoms.info["config_type"] = (r"$\frac{", "_a", "\x1b[2J$")[i % 3]
+    assert plots.distribution(errors_of(structures), "")
 
 
 def test_an_evaluation_is_shown_as_it_was_written(trained, xyz, tmp_path, monkeypatch):

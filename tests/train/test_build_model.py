@@ -1,7 +1,11 @@
-"""One rank of a host compiles, the others wait for it."""
+"""The scale of a new model; one rank of a host compiles, the others wait for it."""
+
+import logging
+import re
 
 import pytest
 
+from mace_train.data.statistics import HeadStatistics
 from mace_train.distributed.world import World
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
@@ -31,3 +35,25 @@ def test_local_rank_0_compiles_and_the_others_wait(local_rank, monkeypatch):
     build_model.compile_kernels_on_all_ranks(model(), rank)
     expected = ["compile", "barrier"] if local_rank == 0 else ["barrier", "compile"]
     assert expected == EVENTS
+
+
+@pytest.mark.parametrize(
+    ("scaling", "rms", "std", "scale", "words"),
+    [
+        ("rms_forces_scaling", 2.0, 0.5, 2.0, None),
+        ("std_scaling", 2.0, 0.5, 0.5, None),
+        ("rms_forces_scaling", 0.0, 0.5, 0.5, "RMS of the forces .* standard deviation .* 0.5 eV"),
+        ("rms_forces_scaling", 1e-16, 0.5, 0.5, "is 1e-16 eV/Å"),  # a perfect crystal
+        ("rms_forces_scaling", 0.0, 1e-17, 1.0, "scaled by 1 eV"),
+        ("std_scaling", 2.0, 0.0, 2.0, "standard deviation .* is 0 eV, .* the forces, 2 eV/Å"),
+        ("std_scaling", 0.0, 0.0, 1.0, "scaled by 1 eV"),
+        ("no_scaling", 0.0, 0.0, 1.0, None),
+    ],
+)
+def test_scale_where_labels_are_missing_or_equal(scaling, rms, std, scale, words, caplog):
+    caplog.set_level(logging.INFO)
+    statistics = HeadStatistics(5, {1: 0.0}, "given", 0.25, std, rms)
+    found = build_model._scale_shift(ModelSettings(scaling=scaling), statistics)
+    assert found == (scale, 0.0 if scaling == "no_scaling" else 0.25)
+    assert bool(caplog.text) == (words is not None)
+    assert words is None or re.search(words, caplog.text)

@@ -8,11 +8,7 @@ import torch
 from mace_train.errors import InputError
 from mace_train.train import checkpoint
 from mace_train.train.checkpoint_manager import CheckpointManager, also_called
-
-
-def header(step: int, epoch: int = 0, best_step: int = 0, part_step: int = 0) -> dict[str, object]:
-    progress = {"step": step, "epoch": epoch, "best_step": best_step, "part_step": part_step}
-    return {"progress": progress}
+from tests.train.headers import header
 
 
 def names(manager: CheckpointManager) -> list[str]:
@@ -54,7 +50,9 @@ def test_best_weights_of_a_lost_future_are_forgotten(tmp_path):
     manager.save({"w": torch.ones(1)}, header(10, best_step=10))
     manager.save_best({"w": torch.zeros(1)}, header(20, best_step=20), ["best"])  # then it died
     manager.close()
-    _, resumed, _ = CheckpointManager(tmp_path).newest()
+    manager = CheckpointManager(tmp_path)
+    _, resumed, _ = manager.newest()
+    manager.tidy(resumed["progress"])
     assert resumed["progress"]["best_step"] == 10
     assert checkpoint.read(manager.path("best"))[0]["w"].tolist() == [1.0]
     assert not manager.path("best-0000000020").exists()

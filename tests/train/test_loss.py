@@ -11,7 +11,7 @@ from mace_train.data.graph import Graph
 from mace_train.errors import InputError
 from mace_train.model.derivatives import Prediction
 from mace_train.settings import LossSettings
-from mace_train.train.loss import label_counts, loss_sums
+from mace_train.train.loss import huber, label_counts, loss_sums
 from tests.train.labelled_batch import SIZES, batch, prediction_for
 
 
@@ -59,6 +59,35 @@ def test_a_missing_label_has_no_gradient():
     assert (prediction.forces.grad[~graph.has_forces[graph.graph_of_atom]] == 0).all()
     assert (prediction.stress.grad[~graph.has_stress] == 0).all()
     assert (prediction.energy.grad[graph.has_energy] != 0).all()
+
+
+@pytest.mark.parametrize("loss", ["weighted", "huber", "universal"])
+def test_slabs_and_wires_count_components_along_periodic_directions(loss):
+    """As if the others did not exist: the loss of their mean over 9, 4, 1 and 0 components."""
+    graph = batch(missing=False)
+    graph.pbc = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 1], [0, 0, 0]], dtype=torch.bool)
+    mask = graph.pbc[:, :, None] * graph.pbc[:, None, :]
+    graph.has_stress = torch.tensor([True, True, True, False])
+    graph.stress = graph.stress * mask
+    prediction = prediction_for(graph)
+    prediction = replace(prediction, stress=prediction.stress * mask)
+    counts = label_counts(graph, loss)
+    assert counts[2:].tolist() == [14, 14]
+    settings = LossSettings(loss=loss, energy_weight=0, forces_weight=0, stress_weight=3.0)
+    delta, expected = torch.tensor(settings.huber_delta, dtype=torch.float64), 0.0
+    for g in range(3):
+        axes = graph.pbc[g].nonzero().flatten()
+        error = (prediction.stress - graph.stress)[g][axes][:, axes]
+        weight, label_weight = graph.weight[g], graph.stress_weight[g]
+        if loss == "universal":
+            terms = weight * huber(label_weight * error, delta)
+        elif loss == "huber":
+            terms = weight * label_weight * huber(error, delta)
+        else:
+            terms = weight * label_weight * error**2
+        expected += float(terms.sum()) / 14
+    found = loss_sums(prediction, graph, settings).loss(settings)
+    assert float(found) == pytest.approx(3.0 * expected, rel=1e-12)
 
 
 def dictionaries(graph: Graph, prediction: Prediction) -> tuple["_Dict", dict[str, torch.Tensor]]:

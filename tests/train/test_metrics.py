@@ -1,5 +1,7 @@
 """Error sums against numpy on all data at once, whatever the batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,23 @@ def test_rows_equal_numpy(missing):
     rms = table["all"]["forces_rms_reference_eV_per_A"]
     assert rms == pytest.approx(np.sqrt((reference**2).mean()))
     assert "energy_rmse_eV_per_atom" not in table["element H"]
+
+
+def test_components_across_slabs_do_not_count():
+    graph = batch(False)
+    graph.pbc = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 1, 0], [0, 0, 0]], dtype=torch.bool)
+    graph.has_stress = graph.pbc.any(1)
+    mask = graph.pbc[:, :, None] * graph.pbc[:, None, :]
+    graph.stress = graph.stress * mask
+    prediction = prediction_for(graph)
+    prediction = replace(prediction, stress=prediction.stress * mask)
+    errors = ErrorSums(CONFIG_TYPES, (1, 8))
+    errors.add(prediction, graph, INDEX)
+    row = errors.table()[0]
+    chosen = (prediction.stress - graph.stress)[mask].numpy()
+    assert row["stress_count"] == chosen.size == 14
+    assert row["stress_rmse_eV_per_A3"] == pytest.approx(np.sqrt((chosen**2).mean()))
+    assert row["stress_mae_eV_per_A3"] == pytest.approx(np.abs(chosen).mean())
 
 
 def test_rows_without_labels_are_left_out():

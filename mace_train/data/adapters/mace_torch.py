@@ -5,6 +5,7 @@ search at every access. Edges have mace-torch's conventions (``edge_index`` send
 in Å, ``unit_shifts`` in lattice vectors) and another order: sorted by receiver.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,8 @@ class MaceDataset(Dataset[Any]):
     def _data_per_structure(self, sample: Sample) -> Any:
         """``AtomicData`` of the first atom only, for everything that is not per atom or edge."""
         structure = sample.structure
+        if not structure.pbc.all():  # mace-torch would train the components that are not defined
+            structure = replace(structure, stress=None)
         labels = {"energy": structure.energy, "stress": structure.stress}
         weights = {
             name: float(getattr(structure, f"{name}_weight"))

@@ -5,7 +5,7 @@
 Every stage is a list of tasks that a pool shares: unpack and cut the files into blocks
 (file_blocks.py); read blocks, check structures, find neighbours, write part files (read_block.py);
 then, with the split known, join parts to shards and take the sums of the statistics (assemble.py).
-Memory: one block or one shard per process, and on rank 0 about 40 bytes per structure. The result
+Memory: one block or one shard per process, and on rank 0 about 150 bytes per structure. The result
 depends neither on the number of processes nor on interruptions: what is finished stays in the work
 folder, from which the next run continues (work_folder.py), and the output folder appears when it is
 complete.
@@ -16,7 +16,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +24,10 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from mace_train.checks import files_by_head
+from mace_train.atomic_files import write_text
+from mace_train.checks import check_cores, files_by_head
 from mace_train.data.e0s import E0Sources, fit_E0s
-from mace_train.data.labels import LabelCounts
+from mace_train.data.labels import LabelCounts, warn_of_other_keys
 from mace_train.data.preprocess.assemble import (
     FitTask,
     MeasureTask,
@@ -38,6 +39,7 @@ from mace_train.data.preprocess.assemble import (
 from mace_train.data.preprocess.dry_run import survey
 from mace_train.data.preprocess.duplicates import warn_of_duplicates
 from mace_train.data.preprocess.file_blocks import FileBlock, InputFile, make_blocks
+from mace_train.data.preprocess.groups import Grouping
 from mace_train.data.preprocess.read_block import BlockSummary, ReadSettings, read_block
 from mace_train.data.preprocess.selection import (
     Selection,
@@ -47,6 +49,7 @@ from mace_train.data.preprocess.selection import (
 )
 from mace_train.data.preprocess.work_folder import (
     RESULT,
+    checksum_of,
     fingerprint,
     work_folder,
     write_json,
@@ -57,7 +60,7 @@ from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import FILE_NAME, Statistics, merge, statistics_from
 from mace_train.data.structure import LOGGER, LabelKeys
 from mace_train.distributed.tasks.task_pool import TaskPool, open_task_pool
-from mace_train.errors import InputError
+from mace_train.errors import InputError, system_error
 from mace_train.progress import ProgressBar
 from mace_train.settings import MISSING, PreprocessSettings
 
@@ -71,6 +74,7 @@ def preprocess(settings: PreprocessSettings) -> Path:
     Raises:
         InputError: anything wrong with files, labels, E0s, split or output; no output is written.
     """
+    check_cores("workers", settings.workers)
     with open_task_pool(settings.workers) as pool:
         if pool is None:  # an MPI rank other than 0, whose work is done
             return Path(settings.output)
@@ -85,7 +89,8 @@ def preprocess(settings: PreprocessSettings) -> Path:
             with work_folder(output, expected, overwrite=settings.overwrite) as folder:
                 _Preprocess(settings, files, folder, E0_sources, pool).run()
         except OSError as error:
-            raise InputError(
+            kind = type(system_error(error) or InputError())
+            raise kind(
                 f"output={output}: {error.strerror or error} ({error.filename or output}); make "
                 "room or choose another folder, the same command then continues"
             ) from error
@@ -142,9 +147,17 @@ class _Preprocess:
         blocks = make_blocks(self.files, self.folder, self.pool, settings.structures_per_shard)
         training = [block for block in blocks if block.split == "train"]
         others = {split: [b for b in blocks if b.split == split] for split in SPLITS[1:]}
-        reading = self._reading()
+        splits_off = data.valid_fraction > 0 and not others["valid"]
+        grouping = Grouping.of(data)
+        if grouping.setting and not splits_off:
+            LOGGER.warning(
+                "%s has no effect: it is about splitting train_file, which is not split",
+                grouping.setting,
+            )
+            grouping = Grouping()
+        reading = self._reading(grouping=grouping)
         summaries = {"train": self._read(training, reading)}
-        report_labels(summaries["train"], data, "train")
+        labels = {"train": report_labels(summaries["train"], data, "train")}
         drop = not data.keep_isolated_atoms
         selection = Selection(training, summaries["train"], reading, drop_isolated=drop)
         n_single = self._n_single(selection) if data.E0s is None else 0
@@ -155,7 +168,7 @@ class _Preprocess:
         for split, split_blocks in others.items():
             if split_blocks:
                 summaries[split] = self._read(split_blocks, reading)
-                report_labels(summaries[split], data, split)
+                labels[split] = report_labels(summaries[split], data, split)
                 own_selection = Selection(
                     split_blocks, summaries[split], reading, drop_isolated=False
                 )
@@ -163,17 +176,22 @@ class _Preprocess:
                     n = own_selection.n_isolated
                     LOGGER.info("%s_file: %d isolated atoms stay in the %s set", split, n, split)
                 selected[split] = (own_selection, np.arange(len(own_selection)))
+        warn_of_other_keys({f"data.{split}_file": found for split, found in labels.items()})
         result = self._assemble(selected)
         splits = {name: ShardSet(result / name) for name in SPLITS if (result / name).is_dir()}
         _check_edges(splits["train"])
-        statistics = self._statistics(splits, selection)
+        by_key = {f"{split}_file": found.numbers_by_key() for split, found in labels.items()}
+        statistics = replace(self._statistics(splits, selection), label_keys=by_key)
         n_rejects = _write_rejects(result / REJECTS, summaries)
         statistics.write(result / FILE_NAME)
         if n_rejects:
             _log_rejects(summaries)
-        warn_of_duplicates(splits, self.pool)
+        geometries = {name: s.geometries[numbers] for name, (s, numbers) in selected.items()}
+        warn_of_duplicates(splits, geometries)
 
-    def _reading(self, trained: frozenset[int] | None = None) -> ReadSettings:
+    def _reading(
+        self, trained: frozenset[int] | None = None, grouping: Grouping | None = None
+    ) -> ReadSettings:
         settings = self.settings
         heads = [*files_by_head("data.train_file", settings.data.train_file)]
         return ReadSettings(
@@ -183,8 +201,10 @@ class _Preprocess:
             structures_per_part=settings.structures_per_shard,
             float32=tuple(settings.float32),
             skip_invalid=settings.data.skip_invalid,
+            require_energy=settings.data.require_energy,
             given=self.E0_sources.given(heads),
             trained=trained,
+            grouping=grouping or Grouping(),
         )
 
     def _read(self, blocks: Sequence[FileBlock], reading: ReadSettings) -> list[BlockSummary]:
@@ -224,16 +244,10 @@ class _Preprocess:
         """Write the shards of all splits, in the folder that becomes the output."""
         settings, result = self.settings, self.folder / RESULT
         keys = [
-            (s, [path.name for path in chosen.part_files]) for s, (chosen, _) in selected.items()
+            (s, [path.name for path in chosen.part_files], checksum_of(numbers))
+            for s, (chosen, numbers) in selected.items()
         ]
-        data = settings.data
-        plan = fingerprint(
-            keys,
-            settings.seed,
-            settings.structures_per_shard,
-            [data.valid_fraction, data.keep_isolated_atoms],
-            asdict(self.storage),
-        )
+        plan = fingerprint(keys, settings.structures_per_shard, asdict(self.storage))
         marker = self.folder / "plan.json"
         if not marker.exists() or json.loads(marker.read_text()) != plan:
             shutil.rmtree(result, ignore_errors=True)
@@ -286,7 +300,7 @@ def _write_rejects(path: Path, summaries: dict[str, list[BlockSummary]]) -> int:
         for reject in summary.rejects
     ]
     if lines:
-        path.write_text("\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
     else:
         path.unlink(missing_ok=True)
     return len(lines)
@@ -319,6 +333,7 @@ def _log_result(settings: PreprocessSettings) -> None:
     """Log what was written."""
     output = Path(settings.output)
     statistics = Statistics.read(output / FILE_NAME)
+    energy, force = "no energies", "no forces"
     for name, split in statistics.splits.items():
         shards = ShardSet(output / name)
         labels = LabelCounts.of_shards(shards.rows(k) for k in range(shards.n_shards))
@@ -330,15 +345,17 @@ def _log_result(settings: PreprocessSettings) -> None:
             split.n_edges,
             labels.summary(),
         )
+        if name == "train" and labels.energy:
+            energy = (
+                f"mean interaction energy per atom {statistics.mean_energy_per_atom:.6f} eV "
+                "(energy less E0s over atoms, mean of the structures; std "
+                f"{statistics.std_energy_per_atom:.6f})"
+            )
+        if name == "train" and labels.forces:
+            force = f"RMS force {statistics.rms_forces:.6f} eV/Å"
     for head, of_head in statistics.heads.items():
         E0s = ", ".join(f"{chemical_symbols[z]} {E0:.6f}" for z, E0 in of_head.E0s.items())
         label = "" if list(statistics.heads) == ["Default"] else f"{head}: "
         LOGGER.info("%sE0s (%s, eV): %s", label, of_head.E0s_source, E0s)
-    LOGGER.info(
-        "avg_num_neighbors %.4f, mean energy per atom %.6f eV (std %.6f), RMS force %.6f eV/Å",
-        statistics.avg_num_neighbors,
-        statistics.mean_energy_per_atom,
-        statistics.std_energy_per_atom,
-        statistics.rms_forces,
-    )
+    LOGGER.info("avg_num_neighbors %.4f, %s, %s", statistics.avg_num_neighbors, energy, force)
     LOGGER.info("written to %s", settings.output)

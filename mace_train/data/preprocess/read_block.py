@@ -17,8 +17,11 @@ from ase.data import chemical_symbols
 from ase.io import write
 
 from mace_train.data.e0s import check_covered
-from mace_train.data.labels import LabelCounts
+from mace_train.data.labels import LabelReport
+from mace_train.data.notes import Notes
+from mace_train.data.preprocess.duplicates import KEY_BYTES, geometry_key
 from mace_train.data.preprocess.file_blocks import FileBlock
+from mace_train.data.preprocess.groups import Grouping
 from mace_train.data.preprocess.work_folder import BLOCKS, write_json
 from mace_train.data.raw_structure import AtomsLike, ParseFn, as_atoms
 from mace_train.data.read.extxyz import text_of
@@ -28,10 +31,8 @@ from mace_train.data.shards.hdf5 import read_header, sample_of, write_shard
 from mace_train.data.shards.reader import ShardReader
 from mace_train.data.structure import (
     LabelKeys,
-    Notes,
     Structure,
     is_isolated,
-    names_in,
     structure_from_atoms,
 )
 from mace_train.errors import InputError, InvalidStructureError
@@ -47,12 +48,16 @@ class ReadSettings:
     structures_per_part: int
     float32: tuple[str, ...]
     skip_invalid: bool
+    require_energy: bool = True
     given: dict[str, dict[int, float]] = field(default_factory=dict)  # E0s of heads that have them
     trained: frozenset[int] | None = None  # elements of training, known when the others are read
+    grouping: Grouping = field(default_factory=Grouping)
 
     def key(self, block: FileBlock) -> str:
         """The name of a block's files."""
-        return block.key(asdict(self.keys), self.r_max, self.structures_per_part, self.float32)
+        made_from = [asdict(self.keys), self.r_max, self.structures_per_part, self.float32]
+        optional = [] if self.require_energy else ["energies are optional"]
+        return block.key(*made_from, self.grouping.setting, *optional)
 
 
 @dataclass
@@ -66,39 +71,25 @@ class BlockSummary:
     element_set: list[int] = field(default_factory=list)  # of every structure
     heads: list[str] = field(default_factory=list)
     head: list[int] = field(default_factory=list)  # of every structure
+    geometries: str = ""  # keys of all structures as hexadecimal digits, see duplicates.py
+    groups: str = ""  # the same of their groups if they are set, see groups.py
     isolated: list[int] = field(default_factory=list)  # which structures are isolated atoms
     # (head, atomic number, energy or None, source) of these
     isolated_atoms: list[tuple[str, int, float | None, str]] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
-    notes: list[tuple[str, str, str]] = field(default_factory=list)
+    labels: dict[str, Any] = field(default_factory=dict)  # LabelReport.content
     rejects: list[dict[str, str | None]] = field(default_factory=list)
     checksums: list[str] = field(default_factory=list)  # of the part files
 
     @classmethod
     def of_json(cls, content: dict[str, Any]) -> Self:
         """The inverse of ``asdict``."""
-        for name in ("isolated_atoms", "notes"):
-            content[name] = [tuple(item) for item in content[name]]
+        content["isolated_atoms"] = [tuple(item) for item in content["isolated_atoms"]]
         return cls(**content)
 
     @property
     def n_structures(self) -> int:
         """Structures that are kept."""
         return sum(self.sizes)
-
-
-class _CollectedNotes(Notes):
-    """Warnings, collected for the process that logs them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.collected: list[tuple[str, str, str]] = []
-
-    def once(self, kind: str, source: str, message: str) -> None:
-        if kind not in self._logged:
-            self._logged.add(kind)
-            self.collected.append((kind, source, message))
 
 
 def part_paths(folder: Path, key: str, n_parts: int) -> list[Path]:
@@ -125,6 +116,8 @@ def _finished(reading: ReadSettings, key: str, block: FileBlock) -> BlockSummary
         parts = part_paths(reading.folder, key, len(summary.sizes))
         headers = [read_header(part) for part in parts]
         if [header.checksum for header in headers] != summary.checksums:
+            return None
+        if len(summary.geometries) != 2 * KEY_BYTES * summary.n_structures:
             return None
         for header in headers:  # the disk may have lost some of it with the power
             ShardReader(header).check(0, header.n_structures)
@@ -161,11 +154,10 @@ class _Reader:
     def __init__(self, block: FileBlock, reading: ReadSettings, key: str) -> None:
         self.block, self.reading, self.key = block, reading, key
         self.summary = BlockSummary()
-        self.notes = _CollectedNotes()
-        self.counts = LabelCounts()
-        self.names: set[str] = set()
+        self.labels = LabelReport(reading.keys)
         self.sets: dict[tuple[int, ...], int] = {}
         self.heads: dict[str, int] = {}
+        self.geometries, self.groups = bytearray(), bytearray()
 
     def run(self) -> BlockSummary:
         """Write the part files, then the summary."""
@@ -179,9 +171,8 @@ class _Reader:
             summary.checksums.append(read_header(path).checksum)
         summary.element_sets = [list(elements) for elements in self.sets]
         summary.heads = list(self.heads)
-        summary.labels = asdict(self.counts)
-        summary.names = sorted(self.names)
-        summary.notes = self.notes.collected
+        summary.geometries, summary.groups = self.geometries.hex(), self.groups.hex()
+        summary.labels = self.labels.content()
         write_json(folder / BLOCKS / f"{self.key}.json", asdict(summary))
         return summary
 
@@ -199,14 +190,23 @@ class _Reader:
 
     def sample(self, parse: ParseFn, shown: str, index: int) -> Sample | None:
         """One structure with its neighbours; None for a reject."""
-        source = f"{shown}, structure {index}"
+        source, group = f"{shown}, structure {index}", b""
         atoms: AtomsLike | None = None
+        notes = Notes()  # of a structure that is kept
         try:
             with read_errors(shown, index):
                 atoms = parse()
             structure = structure_from_atoms(
-                atoms, self.reading.keys, source, self.notes, head=self.block.head
+                atoms,
+                self.reading.keys,
+                source,
+                notes,
+                require_energy=self.reading.require_energy,
+                head=self.block.head,
             )
+            if self.reading.grouping.setting:
+                isolated = is_isolated(structure)
+                group = self.reading.grouping.group_key(atoms, shown, index, isolated=isolated)
             sample = sample_of(rounded(structure, self.reading.float32), self.reading.r_max)
         except InputError as error:
             kind = error.kind if isinstance(error, InvalidStructureError) else "unreadable"
@@ -219,7 +219,9 @@ class _Reader:
             return None
         elements = np.unique(structure.numbers).tolist()
         check_elements(self.reading, structure.head, elements, source, self.block.split)
+        self.labels.notes.merge(notes)
         self.note(atoms, sample)
+        self.groups += group
         return sample
 
     def note(self, atoms: AtomsLike, sample: Sample) -> None:
@@ -232,10 +234,10 @@ class _Reader:
             summary.isolated_atoms.append(isolated_atom)
         summary.element_set.append(self.sets.setdefault(elements, len(self.sets)))
         summary.head.append(self.heads.setdefault(structure.head, len(self.heads)))
+        self.geometries += geometry_key(structure)
         summary.n_atoms += structure.n_atoms
         summary.n_edges += sample.edges.n_edges
-        self.counts.add(structure)
-        self.names |= names_in(atoms)
+        self.labels.add(atoms, structure)
 
 
 def rounded(structure: Structure, float32: tuple[str, ...]) -> Structure:

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.e0s import REMEDY, E0Sources, IsolatedAtoms, check_covered
-from mace_train.data.labels import LabelReport
+from mace_train.data.labels import LabelReport, keys_in_words
 from mace_train.data.preprocess.file_blocks import FileBlock
+from mace_train.data.preprocess.groups import groups_of, keys_of_hex, log_groups
 from mace_train.data.preprocess.read_block import BlockSummary, ReadSettings, part_paths
-from mace_train.data.preprocess.split import ElementSets, split_off
-from mace_train.data.structure import LOGGER, LabelKeys, Notes
+from mace_train.data.preprocess.split import ElementSets, split_heads
+from mace_train.data.structure import LOGGER, LabelKeys
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings
 
@@ -40,6 +41,8 @@ class Selection:
         self.isolated: dict[str, IsolatedAtoms] = {}
         self.n_isolated = 0
         self.elements: dict[str, ElementSets] = {}  # by head
+        self._setting = reading.grouping.setting
+        kept: list[NDArray[np.bool_]] = []
         heads: list[NDArray[np.int32]] = []
         self.heads: list[str] = []
         self._sources: list[SelectedRows] = []
@@ -49,6 +52,7 @@ class Selection:
             if drop_isolated:
                 keep[summary.isolated] = False
             heads.append(self._add_kept(summary, keep))
+            kept.append(keep)
             paths = part_paths(reading.folder, reading.key(block), len(summary.sizes))
             ends = np.cumsum(summary.sizes)
             for path, end, size in zip(paths, ends, summary.sizes, strict=True):
@@ -57,6 +61,9 @@ class Selection:
         self._head_of = np.concatenate([np.zeros(0, dtype=np.int32), *heads])
         counts = [len(source.rows) for source in self._sources]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.geometries = _kept_keys([summary.geometries for summary in summaries], kept)
+        groups = [summary.groups for summary in summaries]
+        self._groups = _kept_keys(groups, kept) if self._setting else None
 
     def _add_isolated(self, summary: BlockSummary) -> None:
         for head, element, energy, source in summary.isolated_atoms:
@@ -90,14 +97,17 @@ class Selection:
         return sorted({z for sets in self.elements.values() for z in sets.elements})
 
     def split(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ascending numbers [n_train] and [n_valid]; each head is split on its own."""
-        train, valid = [], []
-        for head, sets in self.elements.items():
-            mine = np.flatnonzero(self._head_of == self.heads.index(head))
-            chosen = split_off(sets, fraction, seed)
-            train.append(mine[chosen[0]])
-            valid.append(mine[chosen[1]])
-        return np.sort(np.concatenate(train)), np.sort(np.concatenate(valid))
+        """Ascending numbers [n_train] and [n_valid]; each head is split on its own.
+
+        Copies of a structure, and groups that the settings ask for, are on one side.
+        """
+        heads = [
+            (head, np.flatnonzero(self._head_of == self.heads.index(head)), sets)
+            for head, sets in self.elements.items()
+        ]
+        groups = groups_of(self.geometries, self._groups)
+        log_groups(self.geometries, self._groups, groups, self._setting)
+        return split_heads(heads, groups, fraction, seed)
 
     def sources(self, numbers: NDArray[np.int64]) -> list[SelectedRows]:
         """Part files and rows of the structures ``numbers`` [n], which ascend."""
@@ -109,6 +119,12 @@ class Selection:
             )
             for k in np.unique(of).tolist()
         ]
+
+
+def _kept_keys(texts: Sequence[str], kept: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint64]:
+    """[n] keys of the structures that are kept, in order."""
+    parts = [keys_of_hex(text)[keep] for text, keep in zip(texts, kept, strict=True)]
+    return np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
 
 
 def check_training(
@@ -157,15 +173,16 @@ def known_E0s(
     return check_covered(isolated, elements, "isolated atoms of data.train_file")
 
 
-def report_labels(summaries: Sequence[BlockSummary], data: DataSettings, split: str) -> None:
-    """Log fallbacks and missing labels of one split; InputError for a key that no structure has."""
-    labels, notes = LabelReport(LabelKeys.of(data)), Notes()
+def report_labels(summaries: Sequence[BlockSummary], data: DataSettings, split: str) -> LabelReport:
+    """The labels of one split, logged; InputError for a key that no structure of train has."""
+    keys = LabelKeys.of(data)
+    labels = LabelReport(keys)
     for summary in summaries:
-        for kind, source, message in summary.notes:
-            notes.once(kind, source, message)
-        for name, count in summary.labels.items():
-            setattr(labels.counts, name, getattr(labels.counts, name) + count)
-        labels.names |= set(summary.names)
+        labels.merge(LabelReport.of_content(keys, summary.labels))
+    where = f"data.{split}_file"
     if split == "train":
-        labels.check_given_keys("data.train_file")
-    labels.warn_missing(f"data.{split}_file")
+        labels.check_given_keys(where)
+    LOGGER.info("%s: labels by key: %s", where, keys_in_words(labels.numbers_by_key()))
+    labels.warn(where)
+    labels.log_partial_stress(where)
+    return labels

@@ -16,8 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mace_train.data.structure import LOGGER
-from mace_train.errors import InputError
+from mace_train.errors import InputError, system_error
 from mace_train.folders import lock_folder
 
 RESULT, BLOCKS, UNPACKED = "result", "blocks", "unpacked"
@@ -75,7 +78,8 @@ def _make(folder: Path, output: Path) -> None:
         for name in (BLOCKS, UNPACKED):
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
+        kind = type(system_error(error) or InputError())
+        raise kind(
             f"output={output}: cannot write there ({error.strerror}); choose another folder"
         ) from error
     n_finished = _n_finished(folder)
@@ -127,6 +131,11 @@ def fingerprint(*parts: Any) -> str:
     """A name for what was made from ``parts``, which are plain values."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def checksum_of(numbers: NDArray[np.int64]) -> str:
+    """The same text for the same numbers [n]."""
+    return hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -16,6 +16,7 @@ from ase.io.trajectory import Trajectory
 from mace_train.data.raw_structure import ParseFn, RawStructure, Results, already_parsed
 from mace_train.data.read.file_range import ChunkLimit, FileRange
 from mace_train.errors import InputError
+from mace_train.restricted_hdf5 import own_dataset, own_group
 
 _MACE_BATCH, _MACE_CONFIG = "config_batch_", "config_"
 _MACE_WEIGHTS = ("energy", "forces", "stress")
@@ -114,15 +115,15 @@ def _plain(value: Any) -> Any:
 def count_mace_hdf5(path: str) -> int:
     """Configurations of a file written by mace_prepare_data."""
     with h5py.File(path, "r", locking=False) as file:
-        return sum(len(file[batch]) for batch in _mace_batches(file, path))
+        return sum(len(own_group(file, batch)) for batch in _mace_batches(file, path))
 
 
 def mace_hdf5(path: str, file_range: FileRange) -> Iterator[ParseFn]:
     """The configurations of a range of a file written by mace_prepare_data."""
     with h5py.File(path, "r", locking=False) as file:
         names = itertools.chain.from_iterable(
-            (file[batch][f"{_MACE_CONFIG}{i}"] for i in range(len(file[batch])))
-            for batch in _mace_batches(file, path)
+            (own_group(batch, f"{_MACE_CONFIG}{i}") for i in range(len(batch)))
+            for batch in (own_group(file, name) for name in _mace_batches(file, path))
         )
         for group in itertools.islice(names, file_range.first, _range(file_range).stop):
             yield already_parsed(_mace_structure(group))
@@ -142,28 +143,30 @@ def _mace_batches(file: h5py.File, path: str) -> list[str]:
 
 def _mace_structure(group: h5py.Group) -> RawStructure:
     """One configuration; labels of weight 0 are missing ones."""
-    properties = {key: _mace_value(value) for key, value in group["properties"].items()}
-    weights = {key: _mace_value(value) for key, value in group["property_weights"].items()}
+    properties, weights = (
+        {key: _mace_value(part, key) for key in part}
+        for part in (own_group(group, name) for name in ("properties", "property_weights"))
+    )
     results = {
         key: value
         for key, value in properties.items()
         if value is not None and weights.get(key) != 0
     }
     info = {f"config_{key}_weight": weights[key] for key in _MACE_WEIGHTS if weights.get(key)} | {
-        "config_weight": _mace_value(group["weight"])
+        "config_weight": _mace_value(group, "weight")
     }
     config_type, head = (
-        _mace_value(group[k]) if k in group else None for k in ("config_type", "head")
+        _mace_value(group, k) if k in group else None for k in ("config_type", "head")
     )
     if config_type is not None:
         info["config_type"] = config_type
     if head is not None:
         info["head"] = head
-    cell, pbc = _mace_value(group["cell"]), _mace_value(group["pbc"])
-    numbers = group["atomic_numbers"][()]
+    cell, pbc = _mace_value(group, "cell"), _mace_value(group, "pbc")
+    numbers = own_dataset(group, "atomic_numbers")[()]
     return RawStructure(
         numbers=numbers,
-        positions=np.asarray(group["positions"][()], dtype=np.float64),
+        positions=np.asarray(own_dataset(group, "positions")[()], dtype=np.float64),
         cell=np.zeros((3, 3)) if cell is None else np.asarray(cell, dtype=np.float64),
         pbc=np.zeros(3, dtype=bool) if pbc is None else np.asarray(pbc, dtype=bool),
         info={key: value for key, value in info.items() if value is not None},
@@ -171,9 +174,9 @@ def _mace_structure(group: h5py.Group) -> RawStructure:
     )
 
 
-def _mace_value(dataset: h5py.Dataset) -> Any:
+def _mace_value(group: h5py.Group, name: str) -> Any:
     """mace-torch writes what is missing as the text "None"."""
-    value = dataset[()]
+    value = own_dataset(group, name)[()]
     value = value.decode() if isinstance(value, bytes) else value
     return None if isinstance(value, str) and value == "None" else value
 

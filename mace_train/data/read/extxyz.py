@@ -5,33 +5,52 @@ structures without a message; ``file_ranges`` therefore walks all lines once (ab
 and notes where each range begins, so that several processes can share one file. ``frames`` parses
 headers of plain ``key=value`` and ``key="values"`` and columns of numbers and symbols by itself.
 Whatever else the format allows (nested brackets, JSON, logical columns, constraints) goes through
-ASE, so the result is ASE's for every file.
+ASE, so the result is ASE's, but for what ASE reads other than it was written: a byte order mark is
+skipped here, a ``pbc`` that is neither T nor F and ``Properties`` without positions are refused,
+and a ``stress`` that is not symmetric keeps all its numbers, to be refused as a label.
 """
 
 import itertools
-import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import lru_cache, partial
 from io import StringIO
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import all_properties
 from ase.data import atomic_numbers
-from ase.io.extxyz import key_val_str_to_dict, per_config_properties, read_xyz
+from ase.io.extxyz import per_config_properties, read_xyz
 from numpy.typing import NDArray
 
-from mace_train.data.raw_structure import AtomsLike, ParseFn, RawStructure, Results
+from mace_train.data.found_labels import is_asymmetric
+from mace_train.data.raw_structure import ParseFn, RawStructure, Results
+from mace_train.data.read.extxyz_errors import (
+    DEFAULT_PROPERTIES,
+    FrameError,
+    explain,
+    fault_of_count,
+    has_lone_return,
+    properties_fault,
+)
+from mace_train.data.read.extxyz_header import read_header
 from mace_train.data.read.file_range import ChunkLimit, FileRange
 from mace_train.errors import InputError
 
-_PAIR = re.compile(r"""([A-Za-z_][\w:.-]*)=(?:"([^"\\,]+)"|([^\s"'{}\[\]\\=,]+))(?:\s+|$)""")
-_MATRICES = ("Lattice", "virial", "stress")  # nine numbers, column by column
-_TRUTH = {
-    **dict.fromkeys(("T", "true", "True", "TRUE"), True),
-    **dict.fromkeys(("F", "false", "False", "FALSE"), False),
-}
+# what conversions and ASE raise for a frame that cannot be read
+PARSE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
+_LONGEST_COUNT = 1 << 16  # bytes of the line with the number of atoms
 _VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
 _SCALARS = {"energy", "free_energy", "magmom"}
 _SPECIAL = {"move_mask", "initial_charges"}  # ASE makes more of these than an array
@@ -42,15 +61,18 @@ _PROPERTIES = frozenset(all_properties)
 def file_ranges(path: str, shown: str, limit: ChunkLimit) -> list[FileRange]:
     """Ranges of at most ``limit`` structures; InputError unless the file is whole frames."""
     ranges: list[FileRange] = []
-    first, begin, offset, line_number = 0, 0, 0, 1
+    first, begin, offset, line_number, first_line = 0, 0, 0, 1, 1
     with open(path, "rb") as lines:
+        if lines.read(len(BOM_UTF8)) == BOM_UTF8:  # as editors of Windows write it
+            begin = offset = len(BOM_UTF8)
+        lines.seek(offset)
         for index in itertools.count():
             if index > first and (
                 index - first >= limit.structures or offset - begin >= limit.size
             ):
-                ranges.append(FileRange(first, index - first, begin, offset - begin))
-                first, begin = index, offset
-            header = lines.readline()
+                ranges.append(FileRange(first, index - first, begin, offset - begin, first_line))
+                first, begin, first_line = index, offset, line_number
+            header = lines.readline(_LONGEST_COUNT)
             if not header.strip():
                 _check_nothing_follows(lines, shown, index, line_number)
                 break
@@ -64,16 +86,19 @@ def file_ranges(path: str, shown: str, limit: ChunkLimit) -> list[FileRange]:
             offset += len(header) + sum(lengths)
             line_number += n_atoms + 2
     if index > first:
-        ranges.append(FileRange(first, index - first, begin, offset - begin))
+        ranges.append(FileRange(first, index - first, begin, offset - begin, first_line))
     return ranges
 
 
 def frames(path: str, file_range: FileRange) -> Iterator[ParseFn]:
     """The structures of one of the ``file_ranges``."""
+    line_number = file_range.line
     with open(path, "rb") as file:
         file.seek(file_range.offset)
         for _ in range(file_range.count or 0):
-            yield partial(parse, _lines(file))
+            lines = _lines(file)
+            yield partial(parse, lines, line_number)
+            line_number += len(lines)
 
 
 def _lines(file: BinaryIO) -> list[bytes]:
@@ -81,18 +106,50 @@ def _lines(file: BinaryIO) -> list[bytes]:
     return [header, *itertools.islice(file, int(header) + 1)]
 
 
-def parse(lines: list[bytes]) -> AtomsLike:
-    """One structure from its lines: number of atoms, header, atoms."""
-    info = _header(lines[1].decode().strip())
-    if info is None:
-        return _by_ase(lines)
-    columns = _columns(str(info.pop("Properties", "species:S:1:pos:R:3")))
+def parse(lines: list[bytes], first: int = 1) -> RawStructure:
+    """One structure from its lines: number of atoms, header, atoms.
+
+    Args:
+        lines: Unchanged, with their ends.
+        first: Number of the first line, for messages.
+
+    Raises:
+        FrameError: they cannot be read; the message says which line and column, and the remedy.
+    """
+    try:
+        return _parse(lines)
+    except PARSE_ERRORS as error:
+        raise explain(lines, first, error) from error
+
+
+def _parse(lines: list[bytes]) -> RawStructure:
+    if has_lone_return(lines):
+        raise ValueError("a carriage return inside a line, where ASE begins another")
+    info, remarks = read_header(lines[1].decode().strip())
+    properties = str(info.pop("Properties", DEFAULT_PROPERTIES))
+    columns = _columns(properties)
     if columns is None:
-        return _by_ase(lines)
+        fault = properties_fault(properties)
+        if fault is not None:
+            raise FrameError(fault)
+        return _by_ase(lines, info, remarks)
     rows = [line.split() for line in lines[2:]]
-    if set(map(len, rows)) != {columns.width}:
-        return _by_ase(lines)
-    return _raw_structure(info, columns, list(zip(*rows, strict=True))) or _by_ase(lines)
+    widths = set(map(len, rows))
+    if widths != {columns.width}:
+        if not widths or min(widths) < columns.width:
+            return _by_ase(lines, info, remarks)
+        remarks.append(_unnamed_columns(columns.width, max(widths)))
+    cells = list(zip(*rows, strict=False))[: columns.width]
+    return _raw_structure(info, remarks, columns, cells) or _by_ase(lines, info, remarks)
+
+
+def _unnamed_columns(named: int, found: int) -> tuple[str, str]:
+    """A remark, as ASE leaves such columns out without a word."""
+    return (
+        "columns without a name",
+        f"atoms have {found} columns, of which the first {named} are read: name the others in "
+        "Properties if they are labels",
+    )
 
 
 def text_of(parse_fn: ParseFn) -> str | None:
@@ -102,56 +159,29 @@ def text_of(parse_fn: ParseFn) -> str | None:
     return None
 
 
-def _by_ase(lines: list[bytes]) -> AtomsLike:
-    atoms: AtomsLike = next(read_xyz(StringIO(b"".join(lines).decode()), index=0))
-    return atoms
+def _by_ase(
+    lines: list[bytes], info: dict[str, Any], remarks: list[tuple[str, str]]
+) -> RawStructure:
+    """What ASE reads; ``info`` is that of the header."""
+    atoms: Atoms = next(read_xyz(StringIO(b"".join(lines).decode()), index=0))
+    raw = RawStructure(
+        numbers=atoms.numbers,
+        positions=atoms.positions,
+        cell=atoms.cell.array,
+        pbc=atoms.pbc,
+        info=atoms.info,
+        arrays={k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")},
+        calc=Results(dict(getattr(atoms.calc, "results", {}))),
+        remarks=tuple(remarks),
+    )
+    return _with_whole_stress(raw, info.get("stress"))
 
 
-def _header(text: str) -> dict[str, Any] | None:
-    """Keys and values of a header as ASE reads them; None where only ASE can."""
-    info: dict[str, Any] = {}
-    position = 0
-    for match in _PAIR.finditer(text):
-        if match.start() != position:
-            break
-        position = match.end()
-        key, quoted, bare = match.groups()
-        value = bare if quoted is None else quoted
-        if key.lower() == "uid" or value.startswith("_JSON"):
-            return key_val_str_to_dict(text)
-        info[key] = value if key == "Properties" else _value(key, value)
-        if info[key] is None:
-            return None
-    return info if position == len(text) else key_val_str_to_dict(text)
-
-
-def _value(key: str, text: str) -> Any:
-    """A number, numbers, truth values or the text; None for what ASE should judge."""
-    tokens = text.split()
-    if not tokens:
-        return None
-    try:
-        numbers = _numbers(tokens, text)
-    except ValueError:
-        return None if key in _MATRICES else _truth_or_text(tokens, text)
-    if key in _MATRICES:
-        return numbers.reshape(3, 3, order="F") if len(tokens) == 9 else None
-    return numbers[0] if len(tokens) == 1 else numbers
-
-
-def _numbers(tokens: list[str], text: str) -> NDArray[Any]:
-    """Integers if all are, else float64."""
-    if "." not in text:
-        with suppress(ValueError, OverflowError):
-            return np.array(list(map(int, tokens)), dtype=np.int64)
-    return np.array(list(map(float, tokens)))
-
-
-def _truth_or_text(tokens: list[str], text: str) -> Any:
-    truth = [_TRUTH.get(token) for token in tokens]
-    if None in truth:
-        return text
-    return truth[0] if len(truth) == 1 else truth
+def _with_whole_stress(raw: RawStructure, stress: Any) -> RawStructure:
+    """With all of a stress that is not symmetric, of which ASE keeps one half, to be refused."""
+    if np.shape(stress) == (3, 3) and is_asymmetric(stress):
+        raw.calc = Results({**raw.calc.results, "stress": np.array(stress, dtype=np.float64)})
+    return raw
 
 
 class _Column(NamedTuple):
@@ -174,7 +204,7 @@ def _columns(properties: str) -> _Columns | None:
     columns, first = [], 0
     for name, kind, width in zip(fields[::3], fields[1::3], fields[2::3], strict=False):
         ours = names.get(name, name)
-        if kind not in "RIS" or not width.isdigit() or ours in _SPECIAL:
+        if kind not in "RIS" or not width.isdecimal() or width == "0" or ours in _SPECIAL:
             return None
         if kind == "S" and int(width) != 1:
             return None
@@ -189,7 +219,10 @@ def _columns(properties: str) -> _Columns | None:
 
 
 def _raw_structure(
-    info: dict[str, Any], columns: _Columns, cells: list[tuple[bytes, ...]]
+    info: dict[str, Any],
+    remarks: list[tuple[str, str]],
+    columns: _Columns,
+    cells: list[tuple[bytes, ...]],
 ) -> RawStructure | None:
     """The structure; None if a symbol is unknown or a column not what it is said to be."""
     arrays: dict[str, NDArray[Any]] = {}
@@ -201,6 +234,7 @@ def _raw_structure(
                 arrays[name] = _array(kind, cells[first : first + width])
     except (KeyError, ValueError, OverflowError):
         return None
+    info = dict(info)
     lattice = info.pop("Lattice", None)
     pbc = info.pop("pbc", lattice is not None)
     raw = RawStructure(
@@ -209,7 +243,9 @@ def _raw_structure(
         cell=np.zeros((3, 3)) if lattice is None else np.array(lattice.T, dtype=np.float64),
         pbc=np.zeros(3, dtype=bool) | np.array(pbc, dtype=bool),
         info=info,
+        remarks=tuple(remarks),
     )
+    stress = info.get("stress")
     results: dict[str, Any] = {key: info.pop(key) for key in list(info) if key in _PER_CONFIG}
     if "stress" in results and np.shape(results["stress"]) == (3, 3):
         results["stress"] = results["stress"][_VOIGT]
@@ -217,7 +253,7 @@ def _raw_structure(
     for name in results.keys() - _SCALARS:
         results[name] = np.array(results[name], dtype=np.float64)
     raw.arrays, raw.calc = arrays, Results(results)
-    return raw
+    return _with_whole_stress(raw, stress)
 
 
 @lru_cache(maxsize=1024)
@@ -237,10 +273,9 @@ def _array(kind: str, cells: list[tuple[bytes, ...]]) -> NDArray[Any]:
 
 def _n_atoms(header: bytes, shown: str, index: int, line_number: int) -> int:
     text = header.strip()
-    if not text.isdigit():
+    if not text.isdigit() or len(header) == _LONGEST_COUNT:
         raise InputError(
-            f"{shown}, structure {index}: line {line_number} is {text[:40]!r} where a number of "
-            "atoms should stand; correct the number of atoms of the structure before it"
+            f"{shown}, structure {index}: {fault_of_count(header, index, line_number)}"
         )
     return int(text)
 

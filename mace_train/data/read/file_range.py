@@ -11,6 +11,7 @@ class FileRange:
     count: int | None = None  # None: to the end, of a file whose structures cannot be counted
     offset: int = 0  # byte where the range begins, in text files
     size: int = 0  # bytes, the measure of progress where structures are not counted
+    line: int = 1  # number of the first line, in text files
 
 
 @dataclass(frozen=True)

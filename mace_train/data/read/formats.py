@@ -9,7 +9,7 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path
@@ -20,8 +20,9 @@ from ase.io.formats import UnknownFileTypeError, filetype
 
 from mace_train.data.raw_structure import ParseFn, already_parsed
 from mace_train.data.read import databases, extxyz
+from mace_train.data.read.extxyz_errors import FrameError
 from mace_train.data.read.file_range import ChunkLimit, FileRange
-from mace_train.errors import InputError
+from mace_train.errors import InputError, StorageError, system_error
 
 # what readers raise on files that are damaged or of another format than they look
 _READ_ERRORS = (
@@ -71,16 +72,53 @@ FORMATS: dict[str, Format] = {
     "lmdb": Format(_counted(databases.count_lmdb), databases.lmdb),
     "mace_hdf5": Format(_counted(databases.count_mace_hdf5), databases.mace_hdf5),
 }
+_PICKLES = (".pckl", ".pkl", ".pickle", ".npy", ".npz", ".pt", ".pth", ".model")
+_OLD_TRAJECTORY = b"PickleTrajectory"  # of ASE before 3.9, at the beginning of the file
+CALLS = {
+    "ase.io.pickletrajectory": "unpickles; reached by PickleTrajectory alone, which is not used",
+    "ase.io.formats": "imports the module of the format's name, and formats of installed packages",
+    "ase.io.gamess_us": "runs GAMESS in get_userscr, which only a calculator calls",
+    "ase.io.pov": "runs POV-Ray; written only",
+    "ase.calculators.calculator": "imports calculators by name and runs them; not for reading",
+    "ase.calculators.castep": "runs the program castep, if it is installed, for its keywords",
+    "ase.calculators.names": "imports calculators by name; not for reading",
+    "ase.eos": "unpickles in a command of its own",
+    "ase.gui.defaults": "runs the user's own settings of ase gui",
+    "ase.gui.graphs": "unpickles what ase gui sends itself",
+    "ase.gui.gui": "starts ase gui again",
+    "ase.gui.images": "evaluates what is typed into ase gui",
+    "ase.parallel": "unpickles what other MPI ranks send; we read with parallel=False",
+    "ase.visualize.viewers": "starts viewers",
+    "ase.vibrations.vibrations": "np.load of its own cache, without pickles",
+}
+"""Modules of ASE in reach of its readers that unpickle, evaluate, import by name or start programs,
+and why a file that is read here does not make them; tests/data/read/test_foreign.py looks for new
+ones in the ASE that is installed."""
 _BY_SUFFIX = {".lmdb": "lmdb", ".aselmdb": "lmdb", ".h5": "mace_hdf5", ".hdf5": "mace_hdf5"}
 
 
 def format_of(path: str) -> str:
     """Name of the format, ours or ASE's, by suffix, name and content."""
-    known = _BY_SUFFIX.get(Path(path).suffix)
+    suffix = Path(path).suffix
+    known = _BY_SUFFIX.get(suffix)
     if known is not None:
         return known
+    _refuse_programs(path, suffix)
     name: str = filetype(path)
     return "db" if name == "json" else name
+
+
+def _refuse_programs(path: str, suffix: str) -> None:
+    """InputError for what would run code if it were read."""
+    with open(path, "rb") if os.path.isfile(path) else nullcontext() as file:
+        is_old = file is not None and file.read(len(_OLD_TRAJECTORY)) == _OLD_TRAJECTORY
+    if suffix == ".py" or suffix in _PICKLES or is_old:
+        what = "a program" if suffix == ".py" else "a pickle"
+        how = "python -m ase.io.trajectory FILE" if is_old else "ase.io.write of extended XYZ"
+        raise InputError(
+            f"{path} is {what}: reading it would run what is in it, and is refused; if you trust "
+            f"its author, convert it yourself first ({how})"
+        )
 
 
 def split_file(path: str, shown: str, limit: ChunkLimit) -> tuple[str, list[FileRange]]:
@@ -131,7 +169,12 @@ def read_errors(shown: str, index: int) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except FrameError as error:
+        raise InputError(f"{shown}, structure {index}: {error}") from error
     except _READ_ERRORS as error:
+        explained = system_error(error)
+        if isinstance(explained, StorageError):
+            raise explained from error  # not the file: the disk on which it is unpacked, or limits
         raise InputError(
             f"{shown}, structure {index}: cannot be read ({type(error).__name__}: {error}); check "
             "that the file is complete and that its name ends in what ASE calls its format"

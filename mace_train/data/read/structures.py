@@ -1,15 +1,15 @@
 """Structures from files, one at a time, checked."""
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
+from mace_train.atomic_files import scratch_folder
 from mace_train.data.labels import LabelReport
+from mace_train.data.notes import Notes
 from mace_train.data.read.file_range import ChunkLimit
 from mace_train.data.read.files import check_files
 from mace_train.data.read.formats import parse_fns_of, read_errors, split_file
 from mace_train.data.read.unpack import is_packed, unpack
-from mace_train.data.structure import LabelKeys, Notes, Structure, structure_from_atoms
+from mace_train.data.structure import LabelKeys, Structure, structure_from_atoms
 from mace_train.errors import InputError
 
 _WHOLE_FILE = ChunkLimit(structures=1 << 62, size=1 << 62)
@@ -28,13 +28,14 @@ def read_structures(
         files: Paths, patterns or folders, see ``check_files``.
         keys: Names of the labels.
         require_energy: Refuse structures without energy; else their energy is None.
-        labels: Counts the labels of every structure.
+        labels: Counts the labels of every structure and collects the remarks about them, for its
+            ``warn``; without it the remarks are logged at the end.
 
     Raises:
         InputError: a file that is missing, empty, damaged or of unknown format, or a structure
             that ``structure_from_atoms`` refuses; the message names file and structure.
     """
-    notes = Notes()
+    notes = Notes() if labels is None else labels.notes
     for file in check_files(files):
         for path, shown in _plain(file):
             name, file_ranges = split_file(path, shown, _WHOLE_FILE)
@@ -53,6 +54,8 @@ def read_structures(
                     n_read += 1
             if n_read == 0:
                 raise InputError(f"{shown} holds no structures; give a file that does")
+    if labels is None:
+        notes.log()
 
 
 def _plain(file: str) -> Iterator[tuple[str, str]]:
@@ -60,7 +63,7 @@ def _plain(file: str) -> Iterator[tuple[str, str]]:
     if not is_packed(file):
         yield file, file
         return
-    with tempfile.TemporaryDirectory(prefix="mace-train-") as folder:
+    with scratch_folder() as folder:
         with read_errors(file, 0):
-            plain = unpack(file, file, Path(folder))
+            plain = unpack(file, file, folder)
         yield from plain

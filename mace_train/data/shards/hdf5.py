@@ -10,6 +10,7 @@ name only when it is complete and on the disk. The page for users of the format 
 """
 
 import hashlib
+import io
 import os
 import secrets
 import zlib
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train import __version__
+from mace_train.atomic_files import sync_folder
 from mace_train.data.neighbors import neighbor_list
 from mace_train.data.shards.arrays import (
     LAYOUT,
@@ -36,7 +38,8 @@ from mace_train.data.shards.arrays import (
     without_edges,
 )
 from mace_train.data.structure import Structure
-from mace_train.errors import InputError
+from mace_train.errors import InputError, system_error
+from mace_train.restricted_hdf5 import own_dataset
 
 FORMAT = "mace-train shard"
 FORMAT_VERSION = 2
@@ -96,21 +99,32 @@ def write_arrays(
     # a name of its own: two processes may write equal contents for a file that is given twice
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with h5py.File(
-            partial,
-            "w",
-            libver=("v110", "v110"),
-            alignment_threshold=1,
-            alignment_interval=ALIGNMENT,
-        ) as file:
-            _fill(file, arrays, float(r_max), storage)
-        if durable:
-            with open(partial, "rb") as written:
-                os.fsync(written.fileno())
+        image = _image(arrays, float(r_max), storage)
+        with open(partial, "wb") as file:
+            file.write(image)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:  # also an interrupt: nothing half-written stays
+        if durable:
+            sync_folder(path.parent)
+    except BaseException as error:  # also an interrupt: nothing half-written stays
         partial.unlink(missing_ok=True)
-        raise
+        raise system_error(error, path) or error from None
+
+
+def _image(arrays: Arrays, r_max: float, storage: Storage) -> memoryview:
+    """The bytes of the file, made in memory: on a full disk HDF5 itself crashes the process."""
+    image = io.BytesIO()
+    with h5py.File(
+        image,
+        "w",
+        libver=("v110", "v110"),
+        alignment_threshold=1,
+        alignment_interval=ALIGNMENT,
+    ) as file:
+        _fill(file, arrays, r_max, storage)
+    return image.getbuffer()
 
 
 def _fill(file: h5py.File, arrays: Arrays, r_max: float, storage: Storage) -> None:
@@ -199,7 +213,7 @@ def read_header(path: Path) -> ShardHeader:
             attributes = _attributes(file)
             _check_format(path, attributes)
             header = _header(path, file, attributes)
-            arrays = {name: file[name][()] for name in _HEADER_ARRAYS}
+            arrays = {name: own_dataset(file, name)[()] for name in _HEADER_ARRAYS}
             if _header_checksum(attributes, arrays) != attributes["header_checksum"]:
                 raise damaged(path, "its header does not match its checksum")
     except InputError:
@@ -266,9 +280,10 @@ def _check_format(path: Path, attributes: dict[str, Any]) -> None:
 def _array_layout(
     path: Path, file: h5py.File, name: str
 ) -> tuple[int | None, np.dtype[Any], tuple[int, ...]]:
-    dataset = file.get(name)
-    if not isinstance(dataset, h5py.Dataset):
-        raise damaged(path, f"array {name} is missing")
+    try:
+        dataset = own_dataset(file, name)
+    except KeyError:
+        raise damaged(path, f"array {name} is missing") from None
     offset = dataset.id.get_offset()
     if offset is None and dataset.size and name not in OF_ATOMS + OF_EDGES:
         raise damaged(path, f"array {name} is not contiguous")
@@ -300,6 +315,6 @@ def read_arrays(header: ShardHeader) -> dict[str, NDArray[Any]]:
     """All arrays of a shard in memory, through HDF5 (for any storage)."""
     try:
         with h5py.File(header.path, "r", locking=False) as file:
-            return {name: file[name][()] for name in header.layout}
+            return {name: own_dataset(file, name)[()] for name in header.layout}
     except (OSError, RuntimeError, LookupError, ValueError, MemoryError) as error:
         raise damaged(header.path, f"HDF5 cannot read it: {error}") from error

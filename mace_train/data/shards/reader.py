@@ -23,6 +23,7 @@ from mace_train.data.shards.batch import ShardRows
 from mace_train.data.shards.hdf5 import ShardHeader, damaged, read_arrays
 from mace_train.data.structure import Structure
 from mace_train.errors import InputError
+from mace_train.restricted_hdf5 import own_dataset
 
 CACHE_BYTES = 64 << 20  # of chunks of a compressed shard
 
@@ -79,7 +80,7 @@ class ShardReader:
     def _datasets(self, names: list[str]) -> dict[str, h5py.Dataset]:
         try:
             self._file = h5py.File(self.header.path, "r", locking=False, rdcc_nbytes=CACHE_BYTES)
-            return {name: self._file[name] for name in names}
+            return {name: own_dataset(self._file, name) for name in names}
         except (OSError, RuntimeError, LookupError) as error:
             raise damaged(self.header.path, f"HDF5 cannot read it: {error}") from error
 

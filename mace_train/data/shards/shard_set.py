@@ -189,6 +189,16 @@ class ShardSet:
         return sorted(names)
 
     @cached_property
+    def weights(self) -> NDArray[np.float64]:
+        """[n, 4] weights of every structure, its energy, its forces and its stress."""
+        return self._joined("weights")
+
+    @cached_property
+    def has_energy(self) -> NDArray[np.bool_]:
+        """[n] whether a structure has an energy."""
+        return self._joined("has_energy").astype(bool)
+
+    @cached_property
     def has_forces(self) -> NDArray[np.bool_]:
         """[n] whether a structure has forces."""
         return self._joined("has_forces").astype(bool)

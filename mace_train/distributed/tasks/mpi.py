@@ -3,9 +3,17 @@
 The only module that imports mpi4py. A thread of rank 0 answers the others while its main thread
 works; it is the only one that calls MPI meanwhile. Waiting is by polling every millisecond, not by
 MPI's busy loops, so ranks that wait leave their cores to those that work.
+
+Tasks and results are pickled (mpi4py's lower-case methods): a task is a function of the package and
+its argument, and both ends are processes that the launcher started as this user. MPI connects no
+others; what guards its connections on the network is the MPI library's, as for every MPI program.
+
+SIGINT may reach all ranks or any of them: rank 0 tidies up and ends all, the others tell it.
 """
 
+import _thread
 import logging
+import math
 import os
 import signal
 import sys
@@ -13,15 +21,20 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from mace_train import interrupts
 from mace_train.distributed.launcher import Tasks
 from mace_train.errors import InputError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _POLL = 1e-3  # s
+_PATIENCE_S = 10.0  # for the tasks of the others, when a fault ends the run
+_FORWARDED_S = 1.0  # in which mpiexec forwards what was written: it drops the rest after Abort
+_INTERRUPTED = "interrupted"
 
 
 def connect(tasks: Tasks) -> Any:
@@ -55,8 +68,18 @@ def connect(tasks: Tasks) -> Any:
 
 
 def serve(communicator: Any) -> None:
-    """Run the tasks that rank 0 sends, until there are no more."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # rank 0 reports, the launcher ends the others
+    """Run the tasks that rank 0 sends, until there are no more, or SIGINT."""
+    try:
+        _serve(communicator)
+    except KeyboardInterrupt:
+        communicator.isend(_INTERRUPTED, dest=0)
+        time.sleep(interrupts.GRACE_S)  # in which rank 0 ends all, if it has not left
+        communicator.Abort(interrupts.EXIT_CODE)
+
+
+def _serve(communicator: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # rank 0 reports, the launcher ends the others
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # rank 0 ends all of them in order
     logging.getLogger("mace_train").setLevel(logging.ERROR)
     answer: Any = None
@@ -102,15 +125,31 @@ class Ranks:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None and issubclass(kind, Exception) and not issubclass(kind, InputError):
-            traceback.print_exception(error)
-            sys.stderr.flush()
-            self._communicator.Abort(1)
-        while len(self._waiting) < self.size - 1:  # the others end their tasks first
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            interrupts.say()
+            self._communicator.Abort(interrupts.EXIT_CODE)
+        if kind is None or not issubclass(kind, Exception) or issubclass(kind, InputError):
+            self._dismiss()
+            return
+        with suppress(Exception):  # MPI itself may be at fault
+            if self._dismiss(_PATIENCE_S):
+                return  # all ranks end by themselves, and this one with the error
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        time.sleep(_FORWARDED_S)
+        self._communicator.Abort(1)
+
+    def _dismiss(self, patience_s: float = math.inf) -> bool:
+        """Let the others end when they have ended their tasks; False if they do not in time."""
+        end = time.monotonic() + patience_s
+        while len(self._waiting) < self.size - 1:
+            if time.monotonic() > end:
+                return False
             self._collect(_TaskQueue([], lambda result: None))
             time.sleep(_POLL)
         for rank in self._waiting:
             self._communicator.send(None, dest=rank)
+        return True
 
     def map(
         self,
@@ -127,7 +166,8 @@ class Ranks:
                 queue.put(index, *_run_task(function, tasks[index]))
         finally:
             queue.close()
-            server.join()
+            if not interrupts.received():  # else all ranks are ended in the middle of their tasks
+                server.join()
         return queue.results()
 
     def _serve(self, queue: "_TaskQueue", function: Callable[[Any], Any]) -> None:
@@ -149,6 +189,9 @@ class Ranks:
         for rank in range(1, self.size):
             while rank not in self._waiting and self._communicator.iprobe(source=rank):
                 answer = self._communicator.recv(source=rank)
+                if answer == _INTERRUPTED:
+                    _thread.interrupt_main()
+                    return
                 self._waiting.append(rank)
                 if answer is not None:
                     queue.put(*answer)

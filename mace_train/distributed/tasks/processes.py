@@ -39,6 +39,9 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is not None and not issubclass(kind, Exception):  # a signal: now, not after a task
+            for worker in list(self._pool._processes.values()):
+                worker.kill()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def map(

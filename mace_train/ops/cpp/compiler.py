@@ -6,10 +6,10 @@ machine: its version and instruction sets.
 
 import ctypes
 import shutil
-import subprocess
 from functools import cache
 from pathlib import Path
 
+from mace_train.child_process import run_child
 from mace_train.errors import InputError
 from mace_train.ops.codegen.kernel_cache import built
 
@@ -30,14 +30,14 @@ def find_compiler() -> str | None:
 def _takes_our_code(compiler: str) -> bool:
     source = "typedef float V __attribute__((vector_size(16))); V f(V a, V b) { return a * b; }"
     command = [compiler, *FLAGS, "-S", "-x", "c++", "-", "-o", "-"]
-    return subprocess.run(command, input=source.encode(), capture_output=True).returncode == 0
+    return run_child(command, input=source, capture_output=True).returncode == 0
 
 
 @cache
 def predefined_macros() -> str:
     """What the compiler predefines on this machine: its version and instruction sets."""
     command = [_compiler(), "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return str(run_child(command, check=True, capture_output=True).stdout)
 
 
 def register_width() -> int:
@@ -70,6 +70,6 @@ def _compiler() -> str:
 
 def _compile(source: str, path: Path) -> None:
     command = [_compiler(), *FLAGS, "-x", "c++", "-", "-o", str(path)]
-    done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    done = run_child(command, input=source, capture_output=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")

@@ -13,8 +13,10 @@ import torch
 
 from mace_train.data.adapters.mace_torch import MaceDataset
 from mace_train.data.adapters.pyg import PyGDataset
-from mace_train.data.shards.shard_set import ShardSet
+from mace_train.data.shards.shard_set import ShardSet, sample_of, shard_path, write_shard
+from mace_train.data.structure import structure_from_atoms
 from mace_train.errors import InputError
+from tests.data.factories import KEYS, crystal
 
 EXAMPLES = Path(__file__).parents[3] / "scripts" / "examples"
 
@@ -95,6 +97,25 @@ def test_mace_torch_gets_what_it_would_make_itself(shards):
                 b = b.index_select(axis, torch.from_numpy(order["theirs"]))
             assert a.dtype == b.dtype, key
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=key)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.filterwarnings("ignore")
+def test_mace_torch_gets_no_stress_of_slabs(tmp_path):
+    """It would train the components that are not defined to zero."""
+    mace()
+    from mace.tools import AtomicNumberTable
+
+    atoms = crystal()
+    full = structure_from_atoms(atoms, KEYS, "full")
+    atoms.pbc = [True, True, False]
+    slab = structure_from_atoms(atoms, KEYS, "slab")
+    assert slab.stress is not None
+    write_shard(shard_path(tmp_path, 0), [sample_of(s, 3.0) for s in (full, slab)], 3.0)
+    dataset = MaceDataset(ShardSet(tmp_path), AtomicNumberTable([29]))
+    weights = [float(dataset[i].stress_weight) for i in range(2)]
+    assert weights == [1.0, 0.0]
+    assert not dataset[1].stress.any()
 
 
 @pytest.mark.filterwarnings("ignore")

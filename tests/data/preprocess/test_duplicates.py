@@ -1,7 +1,9 @@
 """Structures that are held out and trained on as well are logged; nothing else is."""
 
+import numpy as np
 import pytest
 
+from mace_train.data.statistics import open_split
 from tests.data.factories import (
     atoms_of_molecules,
     crystal,
@@ -50,11 +52,59 @@ def test_neighbours_in_configuration_space_are_not_the_same(tmp_path, caplog):
     assert warning_of(caplog) == ""
 
 
-def test_repeated_frames_of_one_file_reach_both_parts_of_its_split(tmp_path, caplog):
-    run(
-        tmp_path, [*molecules(8), *molecules(8), *atoms_of_molecules()], valid_fraction=0.25, seed=1
+@pytest.mark.parametrize("seed", range(4))
+def test_repeated_frames_of_one_file_stay_together(tmp_path, caplog, seed):
+    caplog.set_level("INFO", logger="mace_train")
+    frames = [*molecules(8), *molecules(5), *atoms_of_molecules()]
+    output = run(tmp_path, frames, valid_fraction=0.25, seed=seed)
+    assert "5 geometries occur more than once (10 structures)" in caplog.text
+    assert warning_of(caplog) == ""
+    assert len(open_split(output, "valid")) == 3
+    assert copies_between(output) == 0
+
+
+def copies_between(output) -> int:
+    """Pairs of one geometry in train and valid, each compared with each."""
+    train, valid = (
+        [shards.sample(i).structure for i in range(len(shards))]
+        for shards in (open_split(output, name) for name in ("train", "valid"))
     )
-    assert "of the 4 structures of valid are in train, too" in warning_of(caplog)
+    return sum(is_copy(a, b) for a in train for b in valid)
+
+
+def is_copy(a, b) -> bool:
+    same_atoms = np.array_equal(a.numbers, b.numbers) and np.array_equal(a.pbc, b.pbc)
+    return same_atoms and all(
+        np.array_equal(np.rint(getattr(a, name) / 1e-5), np.rint(getattr(b, name) / 1e-5))
+        for name in ("positions", "cell")
+    )
+
+
+def test_copies_at_other_levels_of_theory_stay_together(tmp_path, caplog):
+    caplog.set_level("INFO", logger="mace_train")
+    atoms = atoms_of_molecules()
+    write_xyz(tmp_path / "pbe.xyz", [*molecules(40), *atoms])
+    other = [*reversed(molecules(30)), crystal(), crystal(a=3.1), *atoms]
+    for structure in other:
+        structure.info["REF_energy"] -= 5.0
+    write_xyz(tmp_path / "scan.xyz", other)
+    files = {"pbe": f"{tmp_path}/pbe.xyz", "scan": f"{tmp_path}/scan.xyz"}
+    output = run(
+        tmp_path, None, train_file=files, E0s="average", valid_fraction=0.2, workers=2,
+        structures_per_shard=7,
+    )  # fmt: skip
+    assert "30 geometries occur more than once (60 structures)" in caplog.text
+    heads = open_split(output, "valid").head_of
+    assert {head: list(heads).count(head) for head in ("pbe", "scan")} == {"pbe": 8, "scan": 6}
+    assert copies_between(output) == 0
+
+
+def test_a_real_set_with_copies(tmp_path, caplog):
+    caplog.set_level("INFO", logger="mace_train")
+    train = real_file("ECEMC/ECEMC.extxyz.gz")
+    output = run(tmp_path, None, train_file=train, E0s="average", r_max=2.0)
+    assert copies_between(output) == 0
+    assert warning_of(caplog) == ""
 
 
 def test_files_that_are_known_to_share_frames(tmp_path, caplog):

@@ -168,12 +168,22 @@ BAD = {
     "given missing": (molecules(3), {"E0s": {1: -1.0}}, r"for O \(8\); data.E0s has H"),
     "no file of E0s": (molecules(3), {"E0s": "avrage"}, "E0s=avrage: cannot read"),
     "contradiction": ([*molecules(3), *LONE, isolated("H", -12.0)], {}, "structure 5: isolated"),
-    "out of reach": ([molecule(distance=5.0)] * 2, {"E0s": "average"}, "no two atoms"),
+    "out of reach": (
+        [molecule(distance=5.0), molecule(distance=6.0)],
+        {"E0s": "average"},
+        "no two atoms",
+    ),
     "no training left": (
         [*molecules(2), *LONE],
         {"valid_fraction": 0.9},
         "leaves none for training",
     ),
+    "copies of one": (
+        [*(molecule(energy) for energy in (-20.0, -21.0, -22.0)), *LONE],
+        {},
+        "the 3 structures are one group .* is not divided",
+    ),
+    "no group": (molecules(2), {"group_key": "run"}, r"structure 0: no 'run' \(data.group_key\)"),
     "one structure": ([*molecules(1), *LONE], {}, "leaves none for training"),
 }
 

@@ -230,3 +230,21 @@ def test_real_mptrj_and_speed(tmp_path):
     run(tmp_path, None, name="acac", train_file=str(tmp_path / "acac.xyz"), E0s="average")
     rest = time.process_time() - start - reading
     assert 4000 / rest > 1000  # 2000 and more where nothing else runs
+
+
+def test_stress_of_slabs_is_counted_and_stored_along_their_plane(tmp_path, caplog):
+    caplog.set_level("INFO", logger="mace_train")
+    slabs = [crystal(a=3.0 + 0.01 * i) for i in range(5)]
+    for atoms in slabs[:3]:
+        atoms.pbc = [True, False, True]
+    slabs[1].info.pop("REF_stress")
+    slabs[2].cell[1] = 0.0  # no volume
+    output = run(tmp_path, slabs, E0s="average", valid_fraction=0)
+    assert "1 structures with a stress are periodic in one or two directions" in caplog.text
+    assert caplog.text.count("'REF_stress' is not used where a structure") == 1
+    assert "stress 3/4 periodic" in caplog.text
+    shards = open_split(output, "train")
+    assert shards.has_stress.tolist() == [True, False, False, True, True]
+    found = [shards.sample(i).structure.stress for i in (0, 3)]
+    np.testing.assert_array_equal(found[0], np.diag([0.1, 0.0, 0.3]))
+    np.testing.assert_array_equal(found[1], np.diag([0.1, 0.2, 0.3]))

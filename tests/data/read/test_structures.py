@@ -161,8 +161,16 @@ FRAME = "2\nREF_energy=-1.0\nO 0 0 0\nH 0 0 1\n"
         ("a.xyz", (FRAME + "2\n").encode(), "structure 1: the file ends after 0 of 2 atoms"),
         ("a.xyz", (FRAME + "\n" + FRAME).encode(), "line 5 is blank, but more follows in line 6"),
         ("a.xyz", (FRAME + "H 0 0 2\n" + FRAME).encode(), "structure 1: line 5 is"),
-        ("a.xyz", (FRAME + FRAME.replace("H 0 0 1", "H 0 0 one")).encode(), "structure 1: cannot"),
-        ("a.xyz", (FRAME + FRAME.replace("H", "Qq")).encode(), "structure 1: cannot be read"),
+        (
+            "a.xyz",
+            (FRAME + FRAME.replace("H 0 0 1", "H 0 0 one")).encode(),
+            "structure 1: line 8 .atom 1., column 4 .pos.: 'one'",
+        ),
+        (
+            "a.xyz",
+            (FRAME + FRAME.replace("H", "Qq")).encode(),
+            "structure 1: line 8 .atom 1.* 'Qq' is no element",
+        ),
         ("a.xyz", b"\x00\xff\xfe binary", "structure 0"),
         ("a.xyz", FRAME.encode("utf-16"), "structure 0"),
         ("a.xyz.gz", gzip.compress(FRAME.encode(), mtime=0)[:-12], "structure 0: cannot be read"),

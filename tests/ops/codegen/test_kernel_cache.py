@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,101 @@ print(built("b", ".txt", Path({str(cache)!r}), make).parent.name, len(made))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == [f"{path} 0", "mace-train-12345 1"]
     assert "kernels are not kept" not in done.stderr
+
+
+def open_to_all(tmp_path):
+    tmp_path.chmod(0o777)
+    return tmp_path / "cache"
+
+
+def of_another(tmp_path):
+    os.chown(tmp_path, 12345, 12345)
+    return tmp_path / "cache"
+
+
+def through_a_link_of_another(tmp_path):
+    """In a folder like /tmp, where everybody may put links."""
+    (tmp_path / "real").mkdir()
+    tmp_path.chmod(0o1777)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    os.chown(tmp_path / "link", 12345, 12345, follow_symlinks=False)
+    return tmp_path / "link" / "cache"
+
+
+def through_a_link_to_what_is_open(tmp_path):
+    (tmp_path / "open" / "real").mkdir(parents=True)
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "open" / "real")
+    return tmp_path / "link" / "cache"
+
+
+WAYS = [open_to_all, of_another, through_a_link_of_another, through_a_link_to_what_is_open]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give files to other users")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_folder_that_others_can_replace_is_not_used(way, tmp_path, tmp_path_factory, caplog):
+    make, safe = Maker(), tmp_path_factory.mktemp("safe")
+    (tmp_path / "there").mkdir()
+    cache = way(tmp_path / "there")
+    tempfile.tempdir, before = str(safe), tempfile.tempdir
+    try:
+        path = built("a", ".txt", cache, make)
+        assert built("a", ".txt", cache, make) == path
+    finally:
+        tempfile.tempdir = before
+    assert path.parent == safe / f"mace-train-{os.getuid()}"
+    assert make.n == 1
+    (message,) = caplog.messages
+    assert message.startswith(f"kernels are not kept in {cache} (others can write {tmp_path}/there")
+
+
+def test_a_sticky_folder_above_is_fine(tmp_path, caplog):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    path = built("a", ".txt", tmp_path / "shared" / "mine" / "cache", Maker())
+    assert path.parent == tmp_path / "shared" / "mine" / "cache"
+    assert stat.S_IMODE((tmp_path / "shared" / "mine").stat().st_mode) == 0o755
+    assert not caplog.messages
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
+def test_a_folder_in_that_of_another_user_is_not_used(tmp_path):
+    """It is the user's own, but the other could put a folder in its place after it was checked."""
+    cache = tmp_path / "above" / "cache"
+    cache.mkdir(parents=True)
+    for folder in (*tmp_path.parents, tmp_path):
+        if tmp_path.parts[:3] == folder.parts[:3] and len(folder.parts) > 2:
+            folder.chmod(0o755)
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o1777)
+    os.chown(cache, 12345, 12345)
+    line = f"print(built('a', '.txt', Path({str(cache)!r}), make).parent)"
+    assert run_as(12345, line, tmp_path) == f"{cache}\n"
+    os.chown(cache.parent, 23456, 23456)
+    run_as(23456, f"os.rename({str(cache)!r}, {str(cache)!r} + '-old')", tmp_path)  # it can
+    run_as(23456, f"os.rename({str(cache)!r} + '-old', {str(cache)!r})", tmp_path)
+    assert run_as(12345, line, tmp_path) == f"{tmp_path}/tmp/mace-train-12345\n"
+
+
+def run_as(user, line, tmp_path) -> str:
+    """Standard output of a line of Python that another user runs."""
+    code = f"""
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from mace_train.ops.codegen.kernel_cache import built
+made = []
+def make(path):
+    path.write_text("made")
+os.setgid({user}), os.setuid({user})
+{line}
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @needs_compiler

@@ -5,19 +5,25 @@ are in is synced. What a process that was killed has left is removed by the next
 """
 
 import errno
+import hashlib
 import os
 import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
 from mace_train import interrupts
 from mace_train.errors import system_error
 
-_TEMPORARY = re.compile(r"\.(?:.+\.)?(\d+)\.tmp")
+# of this process: .NAME.PLACE-PID.tmp; earlier versions wrote no PLACE
+_TEMPORARY = re.compile(r"\.(?:.+\.)?(?:([0-9a-f]{8})-)?(\d+)\.tmp")
+_FOREIGN_AGE = 24 * 3600  # seconds after which what processes elsewhere have not changed is left
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EBADF)
 
 
@@ -33,7 +39,7 @@ def replaced(path: Path, *, durable: bool = True) -> Iterator[Path]:
             was at ``path`` is there as before.
     """
     try:
-        with _temporary_folder(path.parent, f".{path.name}.{os.getpid()}.tmp") as folder:
+        with _temporary_folder(path.parent, temporary_name(path.name)) as folder:
             yield folder / path.name
             _install(folder, [path.name], durable)
     except Exception as error:
@@ -47,11 +53,27 @@ def written_together(folder: Path) -> Iterator[Path]:
     Raises as ``replaced``; the files that ``folder`` held are there as before.
     """
     try:
-        with _temporary_folder(folder, f".{os.getpid()}.tmp") as temporary:
+        with _temporary_folder(folder, temporary_name()) as temporary:
             yield temporary
             _install(temporary, sorted(os.listdir(temporary)), durable=True)
     except Exception as error:
         _raise(error, folder)
+
+
+def temporary_name(name: str = "") -> str:
+    """The hidden name, beside the file ``name``, of what only this process writes."""
+    return f".{name}{'.' if name else ''}{_place()}-{os.getpid()}.tmp"
+
+
+@cache
+def _place() -> str:
+    """8 digits for the host and, in containers, the space of numbers that processes have here."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    text = f"{socket.gethostname()} {namespace}"
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 @contextmanager
@@ -120,16 +142,28 @@ def remove_leftovers(folder: Path, *, locked: bool = False) -> None:
     """Remove what processes have left that were killed while they wrote to ``folder``.
 
     ``locked`` says that this process alone may write there; else those of processes that run stay.
+    Whether one on another host or in another container runs is not known here: what it has written
+    stays for a day.
     """
     for path in folder.glob(".*.tmp"):
         found = _TEMPORARY.fullmatch(path.name)
-        if found is None or not (locked or _has_ended(int(found[1]))):
+        if found is None or not (locked or _is_left(path, found[1], int(found[2]))):
             continue
         with suppress(OSError):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()  # of an earlier version
+
+
+def _is_left(path: Path, place: str | None, process: int) -> bool:
+    if place in (None, _place()):
+        return _has_ended(process)
+    try:
+        changed = [entry.stat().st_mtime for entry in (path, *path.glob("*"))]
+    except OSError:  # gone, or being written
+        return False
+    return time.time() - max(changed) > _FOREIGN_AGE
 
 
 def _has_ended(process: int) -> bool:

@@ -36,19 +36,19 @@ from mace_train.cli_errors import (
     HYDRA_QUIET,
     checked_settings,
     explain,
-    explain_yaml,
     options_first,
     shortened,
 )
 from mace_train.cli_help import HELP, command_help
 from mace_train.distributed import launcher
 from mace_train.distributed.signals import catch, exit_code
-from mace_train.environment_variables import number, set_default
+from mace_train.environment_variables import number, overrule, set_default
 from mace_train.errors import InputError, system_error
-from mace_train.settings_files import check_settings_files
+from mace_train.settings_files import check_what_hydra_reads
 from mace_train.shown_text import printable
 from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
+from mace_train.yaml_files import explain_yaml
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,6 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         try:
             words = _hydra_words(COMMANDS[command], arguments[1:])
-            check_settings_files(words)
         except (InputError, HydraException) as error:
             _fail(explain(error, command, COMMANDS[command].schema, CONFIGS, arguments[1:]))
         _run(command, words, is_job="--job" in arguments)
@@ -204,6 +203,8 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
         overrides.append("output=dry-run")  # which is not written
     if any(word.startswith(("--config-name", "-cn")) for word in overrides):
         overrides += HYDRA_QUIET  # for a YAML file of the user that leaves our defaults out
+    overrule("MPLBACKEND", "agg")  # figures are files; notebooks leave what Matplotlib cannot load
+    check_what_hydra_reads()
     set_default("HYDRA_FULL_ERROR", "1")  # errors reach the handlers below, whole
     try:
         sys.argv = [f"mace-train {command}", *options_first(overrides)]
@@ -300,13 +301,12 @@ def _report_failures(overrides: list[str], schema: type, begin: float) -> None:
     outputs = [word.partition("=")[2] for word in overrides if word.startswith("output=")]
     sweep = Path([_default_output(schema), *outputs][-1].strip("'\""))
     records = {folder.name: read_record(folder) or {} for folder in job_folders(sweep)}
-    failures = [
-        f"job {k}: {record['error']}"
-        for k, record in records.items()
-        if record["state"] == "failed" and record["started"] >= begin
-    ]
-    if failures:
-        _fail("; ".join(failures))
+    now = {job: record for job, record in records.items() if record["started"] >= begin}
+    failed = {job: record for job, record in now.items() if record["state"] == "failed"}
+    if failed:
+        codes = {record.get("exit_code") for record in failed.values()}
+        message = "; ".join(f"job {job}: {record['error']}" for job, record in failed.items())
+        _fail(message, codes.pop() if len(codes) == 1 else None)
 
 
 def _check_launch(command: str, overrides: list[str]) -> None:
@@ -385,8 +385,8 @@ def _try_later(number: int, frame: object) -> None:
     raise SystemExit(exit_code())
 
 
-def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
-    """Say what is wrong and exit."""
+def _fail(message: str, code: int | None = None) -> NoReturn:
+    """Say what is wrong and exit, by default with the code of ``InputError``."""
     if interrupts.received():
         raise KeyboardInterrupt  # what it was interrupted in has failed
     who = f"[rank {_rank()}] " if _rank() else ""
@@ -394,4 +394,4 @@ def _fail(message: str, code: int = InputError.exit_code) -> NoReturn:
     with suppress(OSError):  # where the disk is full, stderr may be a file on it
         sys.stderr.write(text)  # one write: ranks do not mix
         sys.stderr.flush()
-    raise SystemExit(code)
+    raise SystemExit(code or InputError.exit_code)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,9 +16,8 @@ from omegaconf.errors import (
     InterpolationResolutionError,
     OmegaConfBaseException,
 )
-from yaml import MarkedYAMLError
 
-from mace_train.cli_help import all_settings, groups_of, valid_names
+from mace_train.cli_help import all_settings, groups_of, limits_of, valid_names
 from mace_train.errors import InputError
 
 _LONGEST_WORD = 160  # characters of a word in a message
@@ -43,6 +43,7 @@ def options_first(words: list[str]) -> list[str]:
     Raises InputError if Hydra does not know the options among them, or we do not have them.
     """
     parser = get_args_parser()
+    parser.allow_abbrev = False  # whatever else reads the words knows whole names only
 
     def fail(message: str) -> NoReturn:
         unknown = re.fullmatch("unrecognized arguments: (.*)", message, re.DOTALL)
@@ -108,15 +109,6 @@ def shortened(message: str) -> str:
     )
 
 
-def explain_yaml(error: Exception) -> str:
-    """What is wrong in a YAML file, and where, in one line."""
-    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-        mark, context = error.problem_mark, f"{error.context}: " if error.context else ""
-        where = "" if str(mark.name).startswith("<") else f"{mark.name}, "
-        return f"{where}line {mark.line + 1}, column {mark.column + 1}: {context}{error.problem}"
-    return " ".join(str(error).split())
-
-
 def explain(
     error: BaseException, command: str, schema: type, configs: Path, words: Sequence[str] = ()
 ) -> str:
@@ -131,6 +123,8 @@ def explain(
     if unreadable is not None:
         return _unreadable_override(unreadable.override)
     text = "\n".join(str(item) for item in chain)
+    if "integer string conversion" in text:
+        return _number_too_long(words)
     if any(isinstance(e, (InterpolationResolutionError, GrammarParseError)) for e in chain):
         return _interpolation(chain, text)
     key = _unknown_key(text)
@@ -144,6 +138,14 @@ def explain(
         or _group_error(words, schema, configs)
         or _first_line(chain, f"; `mace-train {command} --help` lists the settings")
     )
+
+
+def _number_too_long(words: Sequence[str]) -> str:
+    """Message about a whole number with more digits than Python reads."""
+    digits = sys.get_int_max_str_digits()
+    found = (w for w in words if re.search(rf"\d{{{digits}}}", w.replace("_", "")))
+    key = next(found, "").partition("=")[0] or "a setting"
+    return f"{key}: a number of more than {digits} digits; give one that is in the setting's range"
 
 
 def _first_line(chain: list[BaseException], remedy: str) -> str:
@@ -280,5 +282,9 @@ def _type_error(text: str, schema: type) -> str | None:
             remedy += " or null" if kind.endswith("None") else ""
             has_default = default not in ("null", "(required)", "[]", "", "True", "False")
             remedy += f", such as {default.replace(' ', '')}" if has_default else ""
+            if "int" in kind and "of type 'float'" in value[1]:
+                remedy += ", in digits, without point and exponent"
+            limits = limits_of(schema, name)
+            remedy += f", {limits}" if limits is not None else ""
             return f"{name}: {value[1].strip()}; give {remedy}"
     return f"{key[1]}: {value[1].strip()}; give it another value, or leave it out"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mace_train import settings
-from mace_train.settings.ranges import range_of
+from mace_train.settings.ranges import Range, range_of
 
 HELP = """\
 mace-train: train MACE interatomic potentials on whole clusters
@@ -59,6 +59,16 @@ def command_help(command: str, schema: type, configs: Path) -> str:
 def valid_names(schema: type) -> list[str]:
     """Every setting of a command with its dotted name."""
     return [name for name, *_ in all_settings(schema)]
+
+
+def limits_of(schema: type, name: str) -> Range | None:
+    """The declared range of a setting with its dotted name; None where it has none."""
+    head, _, rest = name.partition(".")
+    field = next(field for field in dataclasses.fields(schema) if field.name == head)
+    if rest:
+        assert isinstance(field.type, type)
+        return limits_of(field.type, rest)
+    return range_of(field)
 
 
 def all_settings(schema: type, prefix: str = "") -> list[tuple[str, str, str, list[str]]]:

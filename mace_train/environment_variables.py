@@ -74,6 +74,11 @@ def set_default(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+def overrule(name: str, value: str) -> None:
+    """Set a variable of this process, and of those that it will start, whatever it holds."""
+    os.environ[name] = value
+
+
 def number(name: str, variables: Variables = PROCESS) -> int | None:
     """A whole number in the range that this variable has."""
     if name not in variables:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +24,12 @@ class StorageError(InputError):
     """A file system is full or fails: the same command may succeed when tried again."""
 
     exit_code: ClassVar[int] = os.EX_IOERR  # 74
+
+
+def with_exit_code(message: str, exit_code: int) -> InputError:
+    """The error of another process, of which its message and exit code are known."""
+    kinds = {kind.exit_code: kind for kind in (LostRankError, StorageError)}
+    return kinds.get(exit_code, InputError)(message)
 
 
 class InvalidStructureError(InputError):
@@ -92,5 +99,14 @@ and give the same command again (a training: with restart_latest=true)
         named = next(filter(None, found.groups()))
     remedy, may_succeed_later = _REMEDIES[number]
     what = os.strerror(number)
-    message = f"{named or 'a file'}: {what[0].lower()}{what[1:]}; {remedy}"
+    message = f"{named or _unnamed()}: {what[0].lower()}{what[1:]}; {remedy}"
     return (StorageError if may_succeed_later else InputError)(message)
+
+
+def _unnamed() -> str:
+    """What an error of the system is about that names no file."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):  # as before
+        return "the standard output"
+    return "a file, or the standard output"

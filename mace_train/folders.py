@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -35,23 +36,24 @@ def lock_folder(name: str, path: Path) -> IO[str]:
 
     Raises ``InputError`` when another process holds it, or the file system cannot lock.
     """
-    try:
-        handle = open(path / ".lock", "a+")  # noqa: SIM115 (held until the run ends)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(handle.fileno(), 0)
-        os.write(handle.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-    except BlockingIOError:
-        handle.seek(0)
-        holder = handle.read().strip() or "another process"
-        handle.close()
-        raise InputError(
-            f"{name}={path} is in use by {holder}; wait for it to end or choose another {name}"
-        ) from None
-    except OSError as error:
-        raise system_error(error, path / ".lock") or InputError(
-            f"{name}={path}: this file system cannot lock files ({error.strerror}); choose another "
-            f"{name}"
-        ) from None
+    with ExitStack() as opened:
+        try:
+            handle = opened.enter_context(open(path / ".lock", "a+"))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(handle.fileno(), 0)
+            os.write(handle.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise InputError(
+                f"{name}={path} is in use by {holder}; wait for it to end or choose another {name}"
+            ) from None
+        except OSError as error:
+            raise system_error(error, path / ".lock") or InputError(
+                f"{name}={path}: this file system cannot lock files ({error.strerror}); choose "
+                f"another {name}"
+            ) from None
+        opened.pop_all()  # locked: it stays open
     return handle
 
 

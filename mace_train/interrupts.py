@@ -239,9 +239,14 @@ def _raise_again() -> None:
 
 
 def _of_thread(arguments: threading.ExceptHookArgs) -> None:
-    """No traces of threads whose children were interrupted."""
-    if not _State.received:
+    """No traces of threads whose children were interrupted, or that met a full disk."""
+    if _State.received:
+        return
+    if not isinstance(arguments.exc_value, OSError):
         threading.__excepthook__(arguments)
+        return
+    with suppress(OSError):
+        sys.stderr.write(f"warning: a thread failed: {arguments.exc_value}\n")
 
 
 def _at_exit() -> None:

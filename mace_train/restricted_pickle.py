@@ -47,6 +47,8 @@ _OPCODES = re.compile(
     "|GLOBAL|STACK_GLOBAL|REDUCE|BUILD|NEWOBJ|NEWOBJ_EX|BINPERSID"
 )
 _LARGEST_PICKLE = 64 << 20  # bytes; models of mace-torch have less than 1 MiB of it
+_MOST_DIMENSIONS = 64  # of a tensor; torch has the same limit
+_MOST_CLASSES = 10_000  # that a file may name; models of mace-torch have about 60
 
 
 class RestrictedPickleError(Exception):
@@ -138,9 +140,16 @@ def _entry(zipped: zipfile.ZipFile, name: str, largest: float = math.inf) -> byt
 
 
 def _check_opcodes(pickled: bytes) -> None:
-    for opcode, _, _ in pickletools.genops(pickled):
+    for opcode, argument, _ in pickletools.genops(pickled):
         if not _OPCODES.fullmatch(opcode.name):
             raise RestrictedPickleError(f"the opcode {opcode.name}, not one of torch.save")
+        if opcode.name == "LONG1" and not -(2**63) <= int(argument or 0) < 2**63:
+            raise RestrictedPickleError("a number of more than 8 bytes")
+
+
+def _are_counts(*numbers: Any) -> bool:
+    """Whether these are lengths or offsets: 0 or more, and few bits, so that products are quick."""
+    return all(type(n) is int and 0 <= n < 2**63 for n in numbers)
 
 
 class _Held(Shell):
@@ -187,6 +196,7 @@ class _Unpickler(_InPython):
         self._read_storage = read_storage
         self._storages: dict[str, _Held] = {}
         self._known = _known_names()
+        self._shells: dict[tuple[str, str], type[Shell]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """An entry of the table, or a class without code."""
@@ -194,7 +204,12 @@ class _Unpickler(_InPython):
             raise RestrictedPickleError(f"it names {module}.{name}, an attribute of an object")
         if (module, name) in self._known:
             return self._known[module, name]
-        return type("Shell", (Shell,), {"__module__": __name__, "module": module, "name": name})
+        if (module, name) not in self._shells:
+            if len(self._shells) >= _MOST_CLASSES:  # each takes a kilobyte of memory
+                raise RestrictedPickleError(f"it names more than {_MOST_CLASSES} classes")
+            attributes = {"__module__": __name__, "module": module, "name": name}
+            self._shells[module, name] = type("Shell", (Shell,), attributes)
+        return self._shells[module, name]
 
     def persistent_load(self, identity: Any) -> _Held:
         """The storage that a tensor refers to, flat."""
@@ -205,7 +220,7 @@ class _Unpickler(_InPython):
             raise RestrictedPickleError("a reference to something that is no storage")
         if key not in self._storages:
             data = bytearray(self._read_storage(key))
-            if type(n_elements) is not int or len(data) != n_elements * dtype.itemsize:
+            if not _are_counts(n_elements) or len(data) != n_elements * dtype.itemsize:
                 expected = f"{_number(n_elements)} of {dtype}"
                 raise RestrictedPickleError(
                     f"storage {key} has {len(data)} bytes, expected {expected}"
@@ -251,8 +266,12 @@ def _known_names() -> dict[tuple[str, str], Any]:
             raise RestrictedPickleError("a tensor without a storage")
         if not (type(size) is tuple and type(stride) is tuple and len(size) == len(stride)):
             raise RestrictedPickleError("a tensor of size and stride that do not fit")
-        if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
-            raise RestrictedPickleError("a tensor of size or stride that are no numbers above 0")
+        if len(size) > _MOST_DIMENSIONS:
+            raise RestrictedPickleError(f"a tensor of more than {_MOST_DIMENSIONS} dimensions")
+        if not _are_counts(offset, *size, *stride):
+            raise RestrictedPickleError(
+                "a tensor of size or stride that are no numbers from 0 to 2**63"
+            )
         n_elements, flat = math.prod(size), storage.tensor
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if n_elements > flat.numel() or (n_elements and last >= flat.numel()):

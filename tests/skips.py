@@ -38,7 +38,7 @@ LIMITS = (
     Limit("no NVRTC or CUDA bindings", r"needs the extra cuda", 140),
     Limit("no C++ compiler", r"^(no|needs a) C\+\+ compiler$", 230),
     Limit("no overcommitment of memory", r"(can't|cannot) allocate memory", 1),
-    Limit("not Linux", r"(finds ranks in|reads) /proc$", 6),
+    Limit("not Linux", r"(finds ranks in|reads) /proc$|^needs /dev/full$", 11),
     Limit("no network namespaces", r"network namespaces are not permitted here", 1),
     Limit("not root", r"^needs root, ", 14),
     Limit("no mounts", r"^file systems cannot be mounted here: ", 8),

@@ -2,8 +2,12 @@
 
 import errno
 import os
+import re
 import resource
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,6 +20,7 @@ from mace_train.atomic_files import (
     append_text,
     remove_leftovers,
     replaced,
+    temporary_name,
     write_text,
     written_together,
 )
@@ -66,16 +71,53 @@ def test_files_written_together_keep_the_others_and_what_was_before(tmp_path):
 
 
 def test_leftovers_of_running_processes_stay_unless_the_folder_is_locked(tmp_path):
-    mine = tmp_path / f".a.json.{os.getpid()}.tmp"
+    mine, earlier = tmp_path / temporary_name("a"), tmp_path / f".a.json.{os.getpid()}.tmp"
     mine.mkdir()
+    earlier.mkdir()  # as an earlier version names it
     foreign = [tmp_path / name for name in (".a.tmp", ".x.y.tmp", ".keep", "a.12.tmp")]
     for path in foreign:
         path.touch()
     (tmp_path / ".b.safetensors.4194305.tmp").touch()  # above the largest number of a process
     remove_leftovers(tmp_path)
-    assert set(tmp_path.iterdir()) == {mine, *foreign}
+    assert set(tmp_path.iterdir()) == {mine, earlier, *foreign}
     remove_leftovers(tmp_path, locked=True)
     assert set(tmp_path.iterdir()) == set(foreign)
+
+
+def test_leftovers_of_other_hosts_and_containers_stay_for_a_day(tmp_path):
+    """A process number says nothing there: 4194305 is one that no process has."""
+    here = tmp_path / temporary_name("a").replace(str(os.getpid()), "4194305")
+    place = re.fullmatch(r"\.a\.([0-9a-f]{8})-4194305\.tmp", here.name)[1]
+    other = "00000000" if place != "00000000" else "11111111"
+    new, old = (tmp_path / f".{name}.{other}-4194305.tmp" for name in ("new", "old"))
+    busy = tmp_path / f".{other}-4194306.tmp"  # an old folder whose file has just been written to
+    for folder in (here, new, old, busy):
+        folder.mkdir()
+    (busy / "file").touch()
+    for folder in (old, busy):
+        os.utime(folder, (time.time() - 90_000,) * 2)
+    remove_leftovers(tmp_path)
+    assert set(tmp_path.iterdir()) == {new, busy}
+    remove_leftovers(tmp_path, locked=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_writer_in_another_container_is_not_disturbed(tmp_path):
+    """A real process in a space of process numbers of its own, where ours are not seen."""
+    program = (
+        "import sys; from pathlib import Path; from mace_train.atomic_files import write_text\n"
+        "write_text(Path(sys.argv[1]), 'other')"
+    )
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
+    with replaced(tmp_path / "a") as path:
+        path.write_text("mine")
+        for folder in tmp_path.glob(".*.tmp"):  # a number that is free there, and here is ours
+            assert str(os.getpid()) in folder.name
+        done = subprocess.run([*command, str(tmp_path / "b")], capture_output=True, text=True)
+        if done.returncode != 0 and "unshare:" in done.stderr:
+            pytest.skip("needs root, to make a container")
+        assert done.returncode == 0, done.stderr
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "mine", "b": "other"}
 
 
 def test_an_append_that_fails_leaves_no_half_line(tmp_path):

@@ -13,6 +13,7 @@ from mace_train.errors import InputError
 PACKAGE = Path(mace_train.__file__).parent
 # file -> why it uses os.environ itself
 EXCEPTIONS = {
+    "interrupts.py": "runs before any import; asks only whether this is a rank, and which",
     "environment_variables.py": "the one module that reads them",
     "irreps.py": "sets a variable of PyTorch for an import, and restores it",
 }

@@ -7,6 +7,7 @@ can be mounted, the disk is really full. Afterwards the same command does its wo
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,8 @@ def commands(xyz, prepared, trained, tmp_path) -> dict[str, list[str]]:
     """The words of every command that writes files, but for its output."""
     sweep = tmp_path / "sweep"
     (sweep / "0").mkdir(parents=True)
-    record = {"state": "done", "overrides": ["seed=1"], "started": 0.0, "ended": 1.0}
+    record = {"state": "done", "overrides": ["seed=1"], "host": "node1", "process": 1}
+    record |= {"started": 0.0, "ended": 1.0}
     (sweep / "0" / "job.json").write_text(json.dumps(record))
     (sweep / "0" / "metrics.jsonl").write_bytes((trained / "metrics.jsonl").read_bytes())
     model, data = f"checkpoint={trained}", f"data_dir={prepared}"
@@ -93,7 +95,7 @@ def test_no_space_is_one_line_and_the_command_works_afterwards(name, commands, t
     before = written(tmp_path)
     with limited_files(SOME):
         code, message = fails(words, capsys)
-    assert code == FULL
+    assert code == FULL, message
     assert "file too large; raise the limit" in message
     assert str(tmp_path) in message
     assert written(tmp_path) == before
@@ -203,3 +205,61 @@ def test_a_file_system_that_is_read_only(name, commands, tmp_path, capsys):
         code, message = fails(with_output(name, commands[name], tmp_path / "disk" / "o"), capsys)
     assert code == 2
     assert "Read-only file system" in message or "no permission" in message
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("words", "unbuffered"), [("--help", ""), ("inspect", ""), ("inspect", "1"), ("tune --cfg", "")]
+)
+def test_output_to_a_full_disk_is_one_line(words, unbuffered, prepared, tmp_path):
+    command = [sys.executable, "-m", "mace_train", *words.split()]
+    command += {"inspect": [str(prepared)], "tune --cfg": ["job"]}.get(words, [])
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+        )
+    assert done.returncode == FULL, done.stderr
+    assert "the standard output: no space left on device; free space there" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+ROOM = 8_000  # a checkpoint needs more, the records of a sweep less
+
+
+def states(sweep: Path) -> list[str]:
+    """What the records of the jobs say, in their order."""
+    return [json.loads((sweep / f"{job}/job.json").read_text())["state"] for job in (0, 1)]
+
+
+def test_a_multirun_on_a_full_disk(prepared, tmp_path, capsys):
+    sweep = tmp_path / "sweep"
+    words = ["train", "--multirun", f"data_dir={prepared}", "max_num_epochs=1", "seed=1,2"]
+    words += [f"output={sweep}", "restart_latest=true", *REFERENCE, *TINY_MODEL]
+    with limited_files(ROOM):
+        code, message = fails(words, capsys)
+    assert code == FULL
+    assert "job 0: " in message
+    assert "job 1: " in message
+    assert "cannot write a checkpoint" in message
+    assert states(sweep) == ["failed", "failed"]
+    run_command(*words)
+    assert states(sweep) == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    "launch", ["", pytest.param("torchrun --nproc-per-node=1", marks=pytest.mark.slow)]
+)
+def test_a_search_on_a_full_disk(launch, prepared, tmp_path, capsys):
+    pytest.importorskip("optuna")
+    sweep = tmp_path / "search"
+    words = ["tune", "trials=2", f"output={sweep}", *([f"launch='{launch}'"] if launch else [])]
+    words += ["--", f"data_dir={prepared}", "max_num_epochs=1", "seed=1,2", *REFERENCE, *TINY_MODEL]
+    with limited_files(ROOM):
+        code, message = fails(words, capsys)
+    assert code == FULL
+    assert f"trial in {sweep}/0: " in message
+    assert "cannot write a checkpoint" in message
+    assert not (sweep / "1").exists()  # the first continues, before another is drawn
+    run_command(*words)
+    assert states(sweep) == ["done", "done"]

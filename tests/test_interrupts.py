@@ -71,7 +71,7 @@ def test_a_training_keeps_what_it_has_learned(prepared, tmp_path, number, code, 
         process = subprocess.Popen(
             training(prepared), cwd=tmp_path, stderr=log, preexec_fn=_default_signals
         )
-        wait_for(lambda: records_so_far(tmp_path / "out"), process)
+        wait_for((tmp_path / "out" / "checkpoints" / "last.safetensors").exists, process)
         process.send_signal(number)
         assert process.wait(60) == code
         log.seek(0)
@@ -85,6 +85,29 @@ def test_a_training_keeps_what_it_has_learned(prepared, tmp_path, number, code, 
     command = training(prepared, epochs, "restart_latest=true")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+BEHIND_THE_RECORD = """
+import signal
+from mace_train.train import train
+log = train._log_epoch
+def interrupted_log(*arguments):
+    log(*arguments)
+    signal.raise_signal(signal.SIGINT)
+train._log_epoch = interrupted_log
+from mace_train.__main__ import run
+run()
+"""
+
+
+def test_between_a_record_and_its_checkpoint_the_epoch_is_kept(prepared, tmp_path):
+    command = [sys.executable, "-c", BEHIND_THE_RECORD, *training(prepared)[len(PROGRAM) :]]
+    done = subprocess.run(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=_default_signals
+    )
+    assert done.returncode == 130
+    assert done.stderr.count("interrupted after step") == 1
+    assert (tmp_path / "out" / "checkpoints" / "last.safetensors").exists()
 
 
 def _default_signals() -> None:
@@ -124,7 +147,7 @@ def test_while_kernels_are_compiled(prepared, tmp_path, monkeypatch, to):
 
     real = shutil.which("c++") or shutil.which("g++")
     if real is None:
-        pytest.skip("there is no C++ compiler")
+        pytest.skip("no C++ compiler")
     (tmp_path / "bin").mkdir()
     compiler = tmp_path / "bin" / "c++"
     compiler.write_text(COMPILER.format(real=real, started=tmp_path / "started"))

@@ -3,7 +3,10 @@
 import io
 import os
 import pickle
+import re
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -134,6 +137,46 @@ def test_tensors_take_no_state(state, tmp_path):
 def test_small_files_take_no_long_time_nor_much_memory(pickled, message, tmp_path):
     with pytest.raises(RestrictedPickleError, match=message):
         load_tensors(zip_of(tmp_path / "a.model", pickled))
+
+
+SIZES = {
+    "numbers of many bytes": (b"\x8a\xff" + b"\xff" * 254 + b"\x7f", 150_000, "more than 8 bytes"),
+    "a number of 9 bytes": (b"\x8a\x09" + bytes(7) + b"\x80\x00", 1, "more than 8 bytes"),
+    "a negative number of 9 bytes": (b"\x8a\x09" + b"\xff" * 7 + b"\x7f\xff", 1, "more than 8"),
+    "many dimensions": (b"\x8a\x08" + b"\xff" * 7 + b"\x7f", 150_000, "more than 64 dimensions"),
+    "large dimensions": (b"\x8a\x08" + b"\xff" * 7 + b"\x7f", 64, "beyond the end"),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_size_of_a_tensor_takes_no_long_time(name, tmp_path):
+    """In another process: the product runs in C, where not even Ctrl-C would end it."""
+    number, n_dimensions, message = SIZES[name]
+    size = b"(" + b"h\x05" * n_dimensions + b"t"
+    pickled = b"\x80\x04" + number + b"q\x050" + tensor_of(b"\x01", b"K\x00" + size + size) + b"."
+    path = zip_of(tmp_path / "a.model", pickled, **{"data/0": bytes(4)})
+    program = (
+        "import sys, pathlib; from mace_train.restricted_pickle import load_tensors\n"
+        "load_tensors(pathlib.Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert re.search(f"RestrictedPickleError: .*{message}", done.stderr), done.stderr[-500:]
+
+
+def test_numbers_of_8_bytes_are_read(tmp_path):
+    numbers = [2**31, 2**63 - 1, -(2**63)]
+    path = zip_of(tmp_path / "a.model", pickle.dumps(numbers, protocol=2))
+    assert load_tensors(path) == numbers
+
+
+def test_many_classes_take_little_memory(tmp_path, monkeypatch):
+    same = b"\x80\x02" + b"ca\nb\n0" * 3 + b"N."
+    monkeypatch.setattr(restricted_pickle, "_MOST_CLASSES", 2)
+    assert load_tensors(zip_of(tmp_path / "a.model", same)) is None
+    many = b"\x80\x02" + b"".join(b"ca\n%d\n0" % i for i in range(3)) + b"N."
+    with pytest.raises(RestrictedPickleError, match="more than 2 classes"):
+        load_tensors(zip_of(tmp_path / "b.model", many))
 
 
 def test_a_large_index_of_the_memo_takes_no_memory(tmp_path):

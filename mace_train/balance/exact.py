@@ -55,6 +55,7 @@ def smallest_largest_bin(
     solver.parameters.max_deterministic_time = seconds  # the same on a busy machine
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
+    solver.parameters.catch_sigint_signal = False  # it would only end the search, and no later one
     status = solver.solve(model)
     found = None
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):

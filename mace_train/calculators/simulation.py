@@ -8,20 +8,23 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import read, write
+from ase.io import write
 from ase.io.trajectory import Trajectory
 
 from mace_train.atomic_files import append_text
 from mace_train.calculators.calculator import MACETrainCalculator
 from mace_train.calculators.models import sample_from
 from mace_train.checks import as_files
+from mace_train.data.read import read_atoms
 from mace_train.errors import InputError, system_error
 from mace_train.settings import SimulationSettings
 
 
 def prepared_atoms(settings: SimulationSettings) -> Atoms:
     """The structure with the model as its calculator; InputError if they do not fit."""
-    atoms = _read(settings.structure, settings.index)
+    if not Path(settings.structure).is_file():
+        raise InputError(f"structure={settings.structure}: no such file")
+    atoms = read_atoms(settings.structure, settings.index)
     calc = MACETrainCalculator(
         as_files("checkpoint", settings.checkpoint),
         head=settings.head,
@@ -40,25 +43,6 @@ def prepared_atoms(settings: SimulationSettings) -> Atoms:
     if repeat != [1, 1, 1]:
         atoms = atoms.repeat(repeat)
     atoms.calc = calc
-    return atoms
-
-
-def _read(path: str, index: int) -> Atoms:
-    """One structure of a file; InputError if it cannot be read."""
-    if not Path(path).is_file():
-        raise InputError(f"structure={path}: no such file")
-    try:
-        atoms = read(path, index=index)
-    except (IndexError, StopIteration):
-        raise InputError(
-            f"structure={path}: no structure with index={index}; give another, or -1"
-        ) from None
-    except Exception as error:  # ASE's readers raise whatever they meet
-        raise InputError(
-            f"structure={path}: ASE cannot read this file ({type(error).__name__}: {error}); "
-            "correct it, or convert it to extended XYZ"
-        ) from None
-    assert isinstance(atoms, Atoms)
     return atoms
 
 

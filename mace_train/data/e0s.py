@@ -202,8 +202,8 @@ def fit_E0s(
     n_elements = len(elements)
     if n_structures == 0:
         LOGGER.warning(
-            "data.E0s=average: no structure has an energy, so all E0s are 0; energies of a model "
-            "of these data have no meaning, forces and stress have"
+            "data.E0s=average: no structure has an energy of a weight above 0, so all E0s "
+            "are 0; energies of a model of these data have no meaning, forces and stress have"
         )
         return dict.fromkeys(elements, 0.0)
     triangle = np.zeros((0, n_elements + 1))

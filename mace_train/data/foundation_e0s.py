@@ -4,14 +4,18 @@ mace-torch saves whole Python objects, and loading them runs code that the file 
 tensors are taken out (restricted_pickle.py): nothing is run, and mace-torch need not be installed.
 """
 
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ase.data import chemical_symbols
 
 from mace_train.errors import InputError
+from mace_train.json_files import converted
 from mace_train.restricted_pickle import RestrictedPickleError, load_tensors
 from mace_train.settings.ranges import ATOMIC_ENERGY
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def foundation_E0s(model: str) -> dict[int, float]:
@@ -32,36 +36,37 @@ def foundation_E0s(model: str) -> dict[int, float]:
     wrong += [z for z, energy in pairs if not ATOMIC_ENERGY.holds(energy)]
     if wrong:
         raise InputError(
-            f"data.foundation_model={path}: element {wrong[0]} is none, is listed twice, or has no "
-            f"finite E0, {ATOMIC_ENERGY}; give E0s as a mapping instead"
+            f"data.foundation_model={path}: element {str(wrong[0])[:20]} is none, is listed twice, "
+            f"or has no finite E0, {ATOMIC_ENERGY}; give E0s as a mapping instead"
         )
     return dict(pairs)
 
 
 def _of_checkpoint(path: Path) -> list[tuple[int, float]]:
-    try:
-        content = json.loads(path.with_suffix(".json").read_text())
-        data = content["model_data"]
-        heads = data.get("heads") or [data]  # older files have one head and no list
-        pairs = zip(data["atomic_numbers"], heads[0]["E0s"], strict=True)
-        found = [(int(z), float(energy)) for z, energy in pairs]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"data.foundation_model={path}: no E0s in the JSON beside it ({error!r}); give the "
-            "output folder of a training"
-        ) from error
+    """From the header inside the file, whose checksum is verified."""
+    from mace_train import checkpoint_files  # which imports PyTorch
+
+    _, header = checkpoint_files.read(path)
+    with checkpoint_files.reading(path):
+        data = converted(dict[str, Any], header["model_data"], "model_data")
+        # older files have one head and no list
+        heads = converted(list[dict[str, Any]], data.get("heads") or [data], "heads")
+        elements = converted(list[int], data["atomic_numbers"], "atomic_numbers")
+        energies = converted(list[float], heads[0]["E0s"], "E0s")
+        names = [converted(str, head.get("name", "Default"), "name") for head in heads]
+        pairs = list(zip(elements, energies, strict=True))
     if len(heads) > 1:
-        names = ", ".join(head["name"] for head in heads)
         raise InputError(
-            f"data.foundation_model={path} has the heads {names}; give E0s as a mapping instead"
+            f"data.foundation_model={path} has the heads {', '.join(names)}; give E0s as a mapping "
+            "instead"
         )
-    return found
+    return pairs
 
 
 def _of_mace_torch(path: Path) -> list[tuple[int, float]]:
     try:
         state = load_tensors(path).state
-        elements = [int(z) for z in state["_buffers"]["atomic_numbers"][:200]]
+        elements = _whole_numbers(state["_buffers"]["atomic_numbers"])
         block = state["_modules"]["atomic_energies_fn"].state
         energies = block["_buffers"]["atomic_energies"].double().reshape(-1, len(elements))
     except (
@@ -69,7 +74,7 @@ def _of_mace_torch(path: Path) -> list[tuple[int, float]]:
         RestrictedPickleError,
         RuntimeError,
         ValueError,
-        KeyError,
+        LookupError,
         TypeError,
         AttributeError,
     ) as error:
@@ -83,3 +88,14 @@ def _of_mace_torch(path: Path) -> list[tuple[int, float]]:
             "(mace_select_head)"
         )
     return list(zip(elements, energies[0].tolist(), strict=True))
+
+
+def _whole_numbers(atomic_numbers: "Tensor") -> list[int]:
+    """The numbers in a tensor that has one for each element; ``ValueError`` for others."""
+    if atomic_numbers.dim() == 0 or atomic_numbers.numel() >= len(chemical_symbols):
+        raise ValueError(f"atomic_numbers of shape {tuple(atomic_numbers.shape)}")
+    numbers = atomic_numbers.flatten().tolist()
+    for number in numbers:
+        if isinstance(number, bool) or number % 1 != 0:
+            raise ValueError(f"the atomic number {number}")
+    return [int(number) for number in numbers]

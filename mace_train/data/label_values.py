@@ -20,6 +20,8 @@ def numbers_in(value: Any, name: str, limits: Range, source: str) -> NDArray[np.
         given = np.array(value)
         if given.dtype.kind == "b":  # T, F or a key without a value
             raise TypeError
+        if given.dtype.kind in "SUO" and "_" in str(value):  # 1_0 is 10 to Python
+            raise ValueError
         array = given.astype(np.float64, copy=False)
     except (TypeError, ValueError):
         faults = [number_fault(token) for token in str(value).split()]
@@ -32,18 +34,23 @@ def numbers_in(value: Any, name: str, limits: Range, source: str) -> NDArray[np.
     return array
 
 
-def symmetric_matrix_in(value: Any, name: str, limits: Range, source: str) -> NDArray[np.float64]:
-    """``value`` of 3x3, 9 or (Voigt) 6 numbers as a symmetric matrix [3, 3]."""
+def symmetric_matrix_in(
+    value: Any, name: str, limits: Range, source: str, mask: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """``value`` of 3x3, 9 or (Voigt) 6 numbers as a symmetric matrix [3, 3].
+
+    Components where ``mask`` [3, 3] is not set are zero; they need not be symmetric.
+    """
     array = numbers_in(value, name, limits, source)
     if array.shape == (6,):
-        return array[_VOIGT]
+        return np.where(mask, array[_VOIGT], 0.0)
     if array.shape not in ((9,), (3, 3)):
         raise InvalidStructureError(
             "shape of a label",
             f"{source}: {name!r} has shape {array.shape}; it must have 3x3, 9 or "
             "(xx, yy, zz, yz, xz, xy) 6 numbers, correct the file",
         )
-    matrix = array.reshape(3, 3)
+    matrix = np.where(mask, array.reshape(3, 3), 0.0)
     if is_asymmetric(matrix):
         asymmetry = float(np.abs(matrix - matrix.T).max())
         raise InvalidStructureError(

@@ -6,10 +6,10 @@ Per structure i, x_i = (E_i - sum over its atoms of E0) / n_atoms_i in eV. Then
     rms_forces           = sqrt(mean of squared force components where there are forces), eV/Å
     avg_num_neighbors    = n_edges / number of atoms that have a neighbour
 
-as in mace-torch 0.3.16 (whose std has 1e-6 added to n - 1, and whose RMS counts missing forces as
-zeros). Counts merge as integers; means and sums of squared deviations by the update of Chan,
-Golub and LeVeque (1983), which is stable where |mean| >> std, unlike sums of squares. One pass,
-O(atoms + edges).
+as in mace-torch 0.3.16 (whose std has 1e-6 added to n - 1, whose RMS counts missing forces as
+zeros, and which includes labels of weight 0, left out here). Counts merge as integers; means and
+sums of squared deviations by the update of Chan, Golub and LeVeque (1983), which is stable where
+|mean| >> std, unlike sums of squares. One pass, O(atoms + edges).
 """
 
 import json
@@ -119,12 +119,21 @@ def sums_of_shard(arrays: Arrays, E0s: Mapping[str, Mapping[int, float]]) -> Sum
     columns = {
         "n_atoms": n_atoms,
         "n_edges": np.diff(arrays["edge_offsets"]),
-        "squared_forces": _sums_of_parts(squares, arrays["atom_offsets"]),  # missing ones are zero
+        "squared_forces": np.where(  # missing ones are zero
+            counts_in(arrays, "forces"), _sums_of_parts(squares, arrays["atom_offsets"]), 0.0
+        ),
     }
     return {
         name: _sums_of_head(arrays, columns, head, E0s[name])
         for head, name in enumerate(names_of(arrays, "head"))
     }
+
+
+def counts_in(arrays: Arrays, label: str) -> NDArray[np.bool_]:
+    """[n] which structures have the ``label`` (energy, forces or stress) with a weight above 0."""
+    column = 1 + ("energy", "forces", "stress").index(label)
+    weights = arrays["weights"]
+    return arrays[f"has_{label}"].astype(bool) & (weights[:, 0] * weights[:, column] > 0)
 
 
 def _check_labels(arrays: Arrays, n_atoms: NDArray[np.int64]) -> None:
@@ -167,8 +176,8 @@ def _sums_of_head(
         n_atoms=len(numbers),
         n_edges=int(columns["n_edges"][mine].sum()),
         n_atoms_with_neighbors=int(arrays["n_atoms_with_neighbors"][mine].sum(dtype=np.int64)),
-        energies=Moments.of(per_atom[arrays["has_energy"][mine].astype(bool)]),
-        n_force_components=3 * int(n_atoms[mine & arrays["has_forces"].astype(bool)].sum()),
+        energies=Moments.of(per_atom[counts_in(arrays, "energy")[mine]]),
+        n_force_components=3 * int(n_atoms[mine & counts_in(arrays, "forces")].sum()),
         squared_forces=float(columns["squared_forces"][mine].sum()),
         element_counts={z: int(counts[z]) for z in np.flatnonzero(counts).tolist()},
     )
@@ -191,12 +200,12 @@ def _sums_of_parts(values: NDArray[np.float64], offsets: NDArray[np.int64]) -> N
 def compositions(
     arrays: Arrays, elements: list[int], head: str | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Atoms of each element [n, n_elements], and energies [n] eV, of one shard and head."""
+    """Atoms of elements [n, n_elements] and energies [n] eV of one head, without weight 0."""
     column = np.zeros(256, dtype=np.int64)
     column[elements] = np.arange(len(elements))
     n_structures = len(arrays["energy"])
     rows = np.repeat(np.arange(n_structures), np.diff(arrays["atom_offsets"]))
-    chosen = arrays["has_energy"].astype(bool)
+    chosen = counts_in(arrays, "energy")
     if head is not None:
         names = names_of(arrays, "head")
         chosen &= np.array([name == head for name in names])[arrays["head"].astype(np.int64)]

@@ -10,14 +10,15 @@ periodic directions: the third lattice vector of a slab must be there.
 import numpy as np
 from numpy.typing import NDArray
 
-# cells and vectors that differ by less, relative to their lengths, differ by rounding
-ROUNDING = 1e-6
+# vectors that differ by less, relative to their lengths, differ by rounding of five digits
+ROUNDING = 1e-5
+SMALLEST_VOLUME = 1e-6  # of a cell that has one, relative to the product of its lengths
 
 
 def has_stress(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> bool:
     """Whether there is a periodic direction and a volume to divide by; cell [3, 3], pbc [3]."""
     lengths = np.linalg.norm(cell, axis=1)
-    return bool(pbc.any()) and abs(np.linalg.det(cell)) > ROUNDING * float(np.prod(lengths))
+    return bool(pbc.any()) and abs(np.linalg.det(cell)) > SMALLEST_VOLUME * float(np.prod(lengths))
 
 
 def stress_mask(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -31,10 +32,29 @@ def stress_mask(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np
            [ True,  True, False],
            [False, False, False]])
     """
-    across = np.abs(cell[pbc][:, ~pbc]).max(initial=0.0)
-    if not has_stress(cell, pbc) or across > ROUNDING * np.abs(cell[pbc]).max():
+    if no_stress_reason(cell, pbc) is not None:
         return np.zeros((3, 3), dtype=bool)
     return np.outer(pbc, pbc)
+
+
+def no_stress_reason(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> str | None:
+    """What a structure is or lacks, so that no component of its stress is defined; else None.
+
+    >>> no_stress_reason(np.diag([4.0, 4.0, 0.0]), np.array([True, True, False]))
+    'has no cell vector along its direction that is not periodic, so no volume'
+    """
+    if not pbc.any():
+        return "is not periodic"
+    if not has_stress(cell, pbc):
+        return "has no cell vector along its direction that is not periodic, so no volume"
+    across = np.abs(cell[pbc][:, ~pbc]).max(initial=0.0)
+    if across > ROUNDING * np.abs(cell[pbc]).max():
+        axes = ", ".join(f"{axis}" for axis in np.array(["x", "y", "z"])[pbc])
+        return (
+            f"is periodic along cell vectors that leave {axes} (by more than a share of "
+            f"{ROUNDING:g}), so that components mix with those that are not defined"
+        )
+    return None
 
 
 def projected_stress(

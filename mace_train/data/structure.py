@@ -25,7 +25,7 @@ from mace_train.data.found_labels import (
 from mace_train.data.label_values import numbers_in, symmetric_matrix_in
 from mace_train.data.notes import Notes
 from mace_train.data.raw_structure import AtomsLike
-from mace_train.data.stress_components import stress_mask
+from mace_train.data.stress_components import no_stress_reason, stress_mask
 from mace_train.data.values import (
     FORCE,
     POSITION,
@@ -250,21 +250,18 @@ class _Labels:
         found = self._find("stress")
         if found is None:
             return None
-        matrix = symmetric_matrix_in(found.value, found.key, self._range_of(found), self.source)
-        mask = stress_mask(cell, pbc)
-        if not mask.any():
-            self.notes.add(
-                "stress without volume",
-                self.source,
-                f"{found.key!r} is not used where a structure is not periodic, has no cell vector "
-                "along a direction that is not, or is periodic along others than x, y and z",
-            )
+        mask, limits = stress_mask(cell, pbc), self._range_of(found)
+        matrix = symmetric_matrix_in(found.value, found.key, limits, self.source, mask)
+        reason = no_stress_reason(cell, pbc)
+        if reason is not None:
+            what = f"{found.key!r} is not used where a structure {reason}"
+            self.notes.add(f"stress: {reason}", self.source, what)
             return None
         if found.kind == "virials":
             matrix = -matrix / abs(np.linalg.det(cell))
             what = f"the stress of {found.key!r} / volume"
             check_values(matrix, STRESS, what, self.source)
-        return np.where(mask, matrix, 0.0)
+        return matrix
 
     def _range_of(self, found: FoundLabel) -> Range:
         """What the numbers of a label are held to."""
@@ -320,16 +317,16 @@ class _Labels:
 
     def _as_read(self, found: FoundLabel, structure: Structure) -> NDArray[np.float64] | None:
         """A value that is not read, as the label would be; None where it is not valid."""
-        limits = self._range_of(found)
+        limits, mask = self._range_of(found), stress_mask(structure.cell, structure.pbc)
         try:
             if found.kind not in ("stress", "virials"):
                 return numbers_in(found.value, found.key, limits, self.source)
-            matrix = symmetric_matrix_in(found.value, found.key, limits, self.source)
+            matrix = symmetric_matrix_in(found.value, found.key, limits, self.source, mask)
         except InvalidStructureError:
             return None
         if found.kind == "virials":
             matrix = -matrix / abs(np.linalg.det(structure.cell))
-        return np.where(stress_mask(structure.cell, structure.pbc), matrix, 0.0)
+        return matrix
 
     def name(self, key: str, default: str) -> str:
         """A name such as config_type; ``default`` where there is none."""

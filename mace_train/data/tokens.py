@@ -8,6 +8,7 @@ _FORTRAN_D = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[dD][+-]?\d+")
 _NO_E = re.compile(r"[+-]?\d*\.\d+[+-]\d{3}")  # as Fortran writes exponents of three digits
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _COMMA = re.compile(r"[+-]?\d+,\d+([eEdD][+-]?\d+)?")
+_PLAIN = re.compile(_NUMBER)
 _JOINED = re.compile(rf"{_NUMBER}[+-](?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?.*")
 _WITH_UNIT = re.compile(rf"(?!0[xX])({_NUMBER})[A-Za-zÅ%].*")
 _ISOTOPES = {"D": "deuterium", "T": "tritium"}
@@ -34,6 +35,8 @@ def number_fault(text: str) -> str | None:
             "is two numbers without a space, or one whose exponent lost its E: write "
             f"'{text[:split]}E{text[split:]}' if it is one"
         )
+    if "_" in text and _PLAIN.fullmatch(text.replace("_", "")):
+        return f"has an underscore: write {text.replace('_', '')!r} if it is one number"
     if _COMMA.fullmatch(text):
         return f"has a decimal comma: write {text.replace(',', '.')!r}"
     if _JOINED.fullmatch(text):

@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: SIGTERM, SIGUSR1 and SIGHUP, and SIGINT within a step.
+"""Signals that ask a training to stop: SIGTERM, SIGUSR1 and SIGHUP, and SIGINT within an epoch.
 
 They come before a time limit or a preemption, when a terminal is closed, and with Ctrl-C.
 
@@ -45,7 +45,7 @@ class Interruption:
         self._before.append({number: catch(number, self._record) for number in numbers})
         return self
 
-    def within_step(self) -> AbstractContextManager[None]:
+    def until_checkpoint(self) -> AbstractContextManager[None]:
         """In a ``with`` block, SIGINT too is recorded, as long as it waits (``interrupts``)."""
         return interrupts.deferred(partial(self._record, signal.SIGINT, None))
 

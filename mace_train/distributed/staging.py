@@ -5,6 +5,7 @@ is one stream per node. The copy is named after the job and the data, so a job t
 the same node finds its earlier copy.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from mace_train import environment_variables, interrupts
 from mace_train.distributed.world import World
+from mace_train.errors import InputError, system_error, with_exit_code
 from mace_train.folders import existing_folder
 
 LOGGER = logging.getLogger("mace_train")
@@ -31,18 +33,21 @@ def staged(folder: Path, to: str | None, world: World) -> Iterator[Path]:
         yield folder
         return
     existing_folder("data_dir", str(folder))
-    message: str | None = None
+    failure: InputError | None = None
     copy = Path(to)
     try:
         copy = Path(to) / _name(folder)
         if world.local_rank == 0:
             _copy(folder, copy)
     except (OSError, ValueError) as error:
-        message = (
-            f"cluster.stage_to={to}: {os.uname().nodename} cannot copy {folder} there ({error}); "
-            "choose another folder, or leave stage_to out"
+        explained = system_error(error)
+        what = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+        failure = with_exit_code(
+            f"cluster.stage_to={to}: {os.uname().nodename} cannot copy {folder} there ({what}); "
+            "choose another folder, or leave stage_to out",
+            InputError.exit_code if explained is None else explained.exit_code,
         )
-    world.raise_on_all_ranks(message)
+    world.raise_on_all_ranks(failure)
     try:
         yield copy
     finally:
@@ -70,11 +75,16 @@ def _copy(folder: Path, copy: Path) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(copy.parent).free
     if size > free:
-        raise OSError(f"{size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free")
+        needed = f"{size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free"
+        raise OSError(errno.ENOSPC, needed, str(copy.parent))
     incomplete = copy.with_name(f"{copy.name}.incomplete")
     shutil.rmtree(incomplete, ignore_errors=True)
-    with interrupts.unfinished(incomplete):
-        shutil.copytree(folder, incomplete)
-    os.replace(incomplete, copy)
+    try:
+        with interrupts.unfinished(incomplete):
+            shutil.copytree(folder, incomplete)
+        os.replace(incomplete, copy)
+    except BaseException:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        raise
     seconds = time.monotonic() - start
     LOGGER.info("copied %.3g GB to %s, %.3g MB/s", size / 1e9, copy, size / 1e6 / seconds)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,7 @@ from mace_train.distributed.heartbeat import Heartbeat
 from mace_train.distributed.launcher import Launch, detect, job_gpus
 from mace_train.distributed.messages import decode, decode_record, encode, encode_record
 from mace_train.distributed.rendezvous import open_store
-from mace_train.errors import InputError, LostRankError
+from mace_train.errors import InputError, LostRankError, system_error, with_exit_code
 from mace_train.settings import ClusterSettings
 
 # What the messages of a collective that failed contain.
@@ -132,25 +132,32 @@ class World:
         return torch.nn.functional.pad(own, (0, longest - len(own))), lengths.tolist()
 
     def broadcast_result(self, function: Callable[[], _Value]) -> _Value:
-        """Rank 0's ``function()`` on every rank; its ``InputError`` is raised on all of them."""
-        result: tuple[_Value | None, str | None] = (None, None)
+        """Rank 0's ``function()`` on every rank.
+
+        Its ``InputError``, or error of the system, is raised on all, with the same exit code.
+        """
+        value: _Value | None = None
+        failure: InputError | None = None
         if self.is_main:
             try:
-                result = function(), None
-            except InputError as error:
-                result = None, str(error)
-        value, message = self.broadcast(result)
-        if message is not None:
-            raise InputError(message)
-        return value
+                value = function()
+            except Exception as error:
+                failure = system_error(error)
+                if failure is None:
+                    raise
+        value, failure_parts = self.broadcast((value, _parts(failure)))
+        if failure_parts is not None:
+            raise with_exit_code(*failure_parts)
+        return cast(_Value, value)
 
-    def raise_on_all_ranks(self, message: str | None) -> None:
-        """InputError on every rank if any rank has a message; costs one small all-reduce."""
-        found = self.all_reduce_async(torch.tensor([int(message is not None)]))()
+    def raise_on_all_ranks(self, error: InputError | None) -> None:
+        """The error of the first rank that has one, on every rank; costs one small all-reduce."""
+        found = self.all_reduce_async(torch.tensor([int(error is not None)]))()
         if found.item():
-            messages = [text for text in self.gather_all(message) if text is not None]
-            more = f" (and {len(messages) - 1} ranks more)" if len(messages) > 1 else ""
-            raise InputError(messages[0] + more)
+            errors = [parts for parts in self.gather_all(_parts(error)) if parts is not None]
+            more = f" (and {len(errors) - 1} ranks more)" if len(errors) > 1 else ""
+            message, exit_code = errors[0]
+            raise with_exit_code(message + more, exit_code)
 
     def report_progress(self, step: int, phase: str) -> None:
         """Set the step and phase that this rank's heartbeat shows to the others."""
@@ -179,6 +186,11 @@ class World:
         """Wait until every rank is here."""
         if self.size > 1:
             dist.all_reduce(torch.zeros(1, device=self.device))
+
+
+def _parts(error: InputError | None) -> tuple[str, int] | None:
+    """What of an error is sent to other ranks."""
+    return None if error is None else (str(error), error.exit_code)
 
 
 def _bytes_of(value: Any, device: torch.device) -> Tensor:
@@ -260,8 +272,8 @@ def _barrier_at_exit(world: World) -> None:
         raise world.explain(error) or error from error
 
 
-def device_conflict(store: Any, rank: int, device: str) -> str | None:
-    """Message if this rank shares its GPU with another, or only some ranks have one; else None.
+def device_conflict(store: Any, rank: int, device: str) -> InputError | None:
+    """An error if this rank shares its GPU with another, or only some ranks have one; else None.
 
     Each rank claims its device in the store, and the first to claim it has it: two requests a
     rank, however many there are.
@@ -269,7 +281,7 @@ def device_conflict(store: Any, rank: int, device: str) -> str | None:
     host, kind = socket.gethostname(), device.split()[0]
     first = _first_claim(store, "device/kind", rank, kind)
     if first["kind"] != kind:
-        return (
+        return InputError(
             f"rank {rank} on {host} uses a {kind}, rank {first['rank']} a {first['kind']}: all "
             "ranks must use the same; check the driver of that host (nvidia-smi), or use "
             "cluster=cpu"
@@ -279,7 +291,7 @@ def device_conflict(store: Any, rank: int, device: str) -> str | None:
     owner = _first_claim(store, f"device/{host}/{device}", rank, kind)["rank"]
     if owner == rank:
         return None
-    return (
+    return InputError(
         f"ranks {owner} and {rank} on {host} share one GPU ({device}); start one rank per GPU: "
         "srun --ntasks-per-node=GPUS --gpus-per-node=GPUS, or torchrun --nproc-per-node GPUS"
     )

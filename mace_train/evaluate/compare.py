@@ -13,6 +13,7 @@ from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.json_files import read_json
 from mace_train.settings import CompareSettings
+from mace_train.train.epoch_records import checked_epoch_record
 from mace_train.train.learning_curves import draw_learning
 from mace_train.train.log import read_records
 
@@ -52,7 +53,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     file = path / "metrics.jsonl"
     if not file.is_file():
         raise InputError(f"{path}: no metrics.jsonl; give the output folder of a training")
-    records = read_records(file)
+    records = read_records(file, checked_epoch_record)
     if not records:
         raise InputError(f"{path}: metrics.jsonl holds no epoch yet")
     return records

@@ -51,21 +51,6 @@ def write_report(
 ) -> None:
     """Write the report to ``settings.output`` and print the table; ``heads`` [n_structures]."""
     output = Path(settings.output)
-    with written_together(output) as new:
-        written = _write(table, predicted, source, heads, settings, model, new)
-    LOGGER.info("wrote %s to %s", ", ".join(written), output)
-
-
-def _write(
-    table: list[dict[str, Any]],
-    predicted: dict[int, Predicted],
-    source: SampleSource,
-    heads: NDArray[np.int64],
-    settings: EvaluateSettings,
-    model: ModelData,
-    output: Path,
-) -> list[str]:
-    """Write the files to ``output``; their names."""
     origin = (
         settings.test_file if settings.data_dir is None else f"{settings.data_dir}/{settings.split}"
     )
@@ -75,28 +60,28 @@ def _write(
         "n_structures": len(source),
         "errors": table,
     }
-    (output / "errors.json").write_text(json.dumps(record, indent=1) + "\n")
     title = f"{settings.checkpoint} on {origin}: {len(source)} structures"
     text = error_table(table, title) if table else f"{title}, none of them with a label"
-    with open(output / "errors.txt", "w") as handle:
-        Console(file=handle, width=140).print(text, soft_wrap=not table)
-    console = Console()
-    console.width = max(
-        console.width, 100
-    )  # a narrow terminal wraps lines rather than losing words
-    console.print(text, soft_wrap=not table)
-    written = ["errors.json", "errors.txt"]
-    structures = [source.sample(i).structure for i in range(len(source))]
-    if settings.plots and table:
-        E0s = _energies_of_atoms(structures, heads, model)
-        figure = parity_figure(structures, predicted, table, E0s)
-        figure.savefig(output / "parity.png", dpi=150)
-        written.append("parity.png")
-    if settings.predictions:
-        atoms = [_atoms(structure, predicted[i]) for i, structure in enumerate(structures)]
-        ase_write(output / "predictions.extxyz", atoms, format="extxyz", write_results=False)
-        written.append("predictions.extxyz")
-    return written
+    with written_together(output) as new:
+        (new / "errors.json").write_text(json.dumps(record, indent=1) + "\n")
+        with open(new / "errors.txt", "w") as handle:
+            Console(file=handle, width=140).print(text, soft_wrap=not table)
+        console = Console()
+        # a narrow terminal wraps lines rather than losing words
+        console.width = max(console.width, 100)
+        console.print(text, soft_wrap=not table)
+        written = ["errors.json", "errors.txt"]
+        structures = [source.sample(i).structure for i in range(len(source))]
+        if settings.plots and table:
+            E0s = _energies_of_atoms(structures, heads, model)
+            figure = parity_figure(structures, predicted, table, E0s)
+            figure.savefig(new / "parity.png", dpi=150)
+            written.append("parity.png")
+        if settings.predictions:
+            atoms = [_atoms(structure, predicted[i]) for i, structure in enumerate(structures)]
+            ase_write(new / "predictions.extxyz", atoms, format="extxyz", write_results=False)
+            written.append("predictions.extxyz")
+    LOGGER.info("wrote %s to %s", ", ".join(written), output)
 
 
 def _energies_of_atoms(

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,6 +24,7 @@ from mace_train.settings import (
     TrainSettings,
 )
 from mace_train.settings.learning import AGNOSTIC, DENSITY, INTERACTION_BLOCKS
+from mace_train.yaml_files import read_yaml
 
 LOGGER = logging.getLogger("mace_train")
 T = TypeVar("T")
@@ -104,15 +104,7 @@ def translate(config: str | None, words: list[str]) -> tuple[Equal, list[str]]:
 def _of_file(config: str | None) -> Values:
     if config is None:
         return {}
-    try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"config={config}: cannot be read ({error.strerror}); give a YAML file"
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"config={config}: not YAML ({reason}); correct the file") from None
+    content = read_yaml(Path(config), "correct the file")
     if not isinstance(content, dict):
         raise InputError(f"config={config}: must map arguments of mace_run_train to values")
     found: Values = {}

@@ -60,7 +60,7 @@ def read_header(path: Path, given: str | None) -> Header:
             "give header=FILE, which `mace-train export format=state_dict` writes, or "
             "json.dumps(mace_train.interop.header.header_of(model)) from a whole model"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{beside}: not JSON ({error}); write it again") from None
     if not isinstance(header, dict):
         raise InputError(f"{beside}: holds a {type(header).__name__}, not the header of a model")

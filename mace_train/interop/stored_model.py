@@ -18,6 +18,7 @@ from mace_train.interop.header import Header, header_of
 from mace_train.restricted_pickle import RestrictedPickleError, Shell, load_tensors
 
 _PACKAGES = ("mace", "e3nn", "torch", "opt_einsum_fx", "__torch__")  # __torch__: TorchScript
+_MOST_MODULES = 10_000  # with those of compiled code; models of mace-torch have a few hundred
 _MEMBERS = ("_parameters", "_buffers", "_modules")
 
 
@@ -31,8 +32,8 @@ def header_and_tensors(model: Shell) -> tuple[Header, dict[str, Tensor]]:
     if not _is_module(model):
         raise RestrictedPickleError(f"a {_name_of(model)}, not a model of mace-torch")
     try:
+        tensors = dict(_tensors(model, "", _Count()))  # first: it counts the modules
         header: Header = json.loads(json.dumps(header_of(_attributes_of(model)), allow_nan=False))
-        tensors = dict(_tensors(model, ""))
     except InputError:
         raise
     except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as e:
@@ -55,8 +56,22 @@ def _name_of(value: Any) -> str:
     return name[:100]
 
 
-def _tensors(module: Shell, prefix: str) -> Iterator[tuple[str, Tensor]]:
+class _Count:
+    """Of modules: a small file may hold one again and again, in trees without an end."""
+
+    def __init__(self) -> None:
+        self._n = 0
+
+    def add(self) -> None:
+        """One more; RestrictedPickleError beyond the limit."""
+        self._n += 1
+        if self._n > _MOST_MODULES:
+            raise RestrictedPickleError(f"it has more than {_MOST_MODULES} modules")
+
+
+def _tensors(module: Shell, prefix: str, count: _Count) -> Iterator[tuple[str, Tensor]]:
     """The state dict, by the rules of torch.nn.Module."""
+    count.add()
     state = module.state
     transient = state.get("_non_persistent_buffers_set") or ()
     for member in ("_parameters", "_buffers"):
@@ -65,22 +80,23 @@ def _tensors(module: Shell, prefix: str) -> Iterator[tuple[str, Tensor]]:
                 yield prefix + name, tensor
     for name, child in state["_modules"].items():
         if _is_module(child):
-            yield from _tensors(child, f"{prefix}{name}.")
+            yield from _tensors(child, f"{prefix}{name}.", count)
     for name, compiled in (state.get("__codegen__") or {}).items():
         if type(compiled) is not bytes:
             raise RestrictedPickleError("compiled code of another e3nn than 0.4")
-        for inner, tensor in _of_script(load_tensors(compiled), f"{prefix}{name}."):
+        for inner, tensor in _of_script(load_tensors(compiled), f"{prefix}{name}.", count):
             yield inner, tensor
 
 
-def _of_script(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _of_script(module: Any, prefix: str, count: _Count) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a module of TorchScript, which keeps all attributes in one mapping."""
+    count.add()
     state = module.state if isinstance(module, Shell) else None
     for name, value in (state if isinstance(state, dict) else {}).items():
         if isinstance(value, Tensor):
             yield prefix + name, value
         elif isinstance(value, Shell):
-            yield from _of_script(value, f"{prefix}{name}.")
+            yield from _of_script(value, f"{prefix}{name}.", count)
 
 
 class _Attributes:

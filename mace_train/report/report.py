@@ -43,17 +43,20 @@ def report(settings: ReportSettings) -> Path | None:
         settings = replace(settings, data_dir=str(_own_data(run, settings.split)))
     output = path / "report" if settings.output is None else Path(settings.output)
     with open_world(settings.cluster) as world:
-        if world.is_main:
-            make_folder("output", output)
         if not sets or settings.test_file is not None or settings.data_dir is not None:
-            errors = _evaluate(settings, world)
+            errors = _evaluate(settings, world, output)
             sets += [] if errors is None else [errors]
+        elif world.is_main:
+            make_folder("output", output)
         return _write(run, sets, output, settings.worst) if world.is_main else None
 
 
-def _evaluate(settings: ReportSettings, world: World) -> Errors | None:
-    """Errors on the structures that the settings name; None on other ranks than 0."""
-    done = evaluated(settings.run, settings, world)
+def _evaluate(settings: ReportSettings, world: World, output: Path) -> Errors | None:
+    """Errors on the structures that the settings name; None on other ranks than 0.
+
+    ``output`` is made once it is known that they can be evaluated.
+    """
+    done = evaluated(settings.run, settings, world, output)
     if not world.is_main:
         return None
     files = ", ".join(as_files("test_file", settings.test_file))

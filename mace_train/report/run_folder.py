@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from mace_train.balance.costs import Capacity, Costs
@@ -16,6 +15,7 @@ from mace_train.evaluate.compare import best_epoch, flat, read_metrics
 from mace_train.json_files import converted, read_json
 from mace_train.settings import MISSING, TrainSettings
 from mace_train.train import checkpoint
+from mace_train.yaml_files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,7 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
 
 def _data_dir_of(repeat: Path) -> Path:
     """The data_dir that repeat.yaml names."""
-    try:
-        content = yaml.safe_load(repeat.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{repeat} cannot be read ({reason}); restore or remove it") from None
+    content = read_yaml(repeat, "restore or remove it")
     if not isinstance(content, dict) or not isinstance(content.get("data_dir"), str):
         raise InputError(f"{repeat} names no data_dir; restore or remove it")
     return Path(content["data_dir"])

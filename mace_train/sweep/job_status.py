@@ -17,7 +17,7 @@ from typing import Any
 
 from mace_train import environment_variables
 from mace_train.atomic_files import write_text
-from mace_train.errors import InputError
+from mace_train.errors import InputError, system_error
 from mace_train.folders import make_folder
 from mace_train.json_files import converted, read_json
 
@@ -34,6 +34,7 @@ _KINDS = {  # of what is read again
     "started": float,
     "log": str | None,
     "error": str | None,
+    "exit_code": int | None,  # not in older files
 }
 
 
@@ -64,10 +65,12 @@ def recorded(folder: Path, overrides: list[str], log: Path | None = None) -> Ite
         stopped = isinstance(end, KeyboardInterrupt) or code in _STOPPED
         record |= {"state": "stopped"} if stopped else {"state": "failed", "error": f"code {code}"}
         raise
-    except InputError as error:
-        record |= {"state": "failed", "error": str(error)}
-        raise
     except BaseException as error:
+        explained = system_error(error)
+        if explained is not None:
+            code = explained.exit_code
+            record |= {"state": "failed", "error": str(explained), "exit_code": code}
+            raise
         last = traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
         record |= {"state": "failed", "error": last}
         raise

@@ -8,6 +8,7 @@ command was killed is continued by the next one that starts, from its last check
 
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -179,15 +180,27 @@ def _train(words: list[str], settings: TuneSettings, folder: Path) -> None:
     command = [*launch, *program, "-m", "mace_train", "train", *words]
     log = folder / "log.txt"
     with open(log, "a") as handle:
+        begin = handle.tell()
         code = run_child(
             command, stdout=handle, stderr=subprocess.STDOUT, is_training=True
         ).returncode
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    text = log.read_bytes()[begin:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if is_torchrun:
+        code = _exit_code_of_ranks(text) or code
+    said = [line for line in lines if line.startswith("mace-train: ") and "error: " in line]
+    last = (said or lines or [f"the training ended with code {code}"])[-1]
     if code == os.EX_TEMPFAIL or (is_torchrun and any("stopped by" in s for s in lines[-3:])):
         raise SystemExit(os.EX_TEMPFAIL)
     if code == StorageError.exit_code:
-        raise StorageError(f"trial in {folder}: {lines[-1] if lines else 'the disk is full'}")
+        raise StorageError(f"trial in {folder}: {last.rpartition('error: ')[2]}")
     if code == interrupts.EXIT_CODE:
         raise KeyboardInterrupt
     if code != 0:
-        raise InputError(lines[-1] if lines else f"the training ended with code {code}")
+        raise InputError(last)
+
+
+def _exit_code_of_ranks(text: str) -> int | None:
+    """The one of the first rank that failed, in the report of torchrun, which ends with 1."""
+    found = re.search(r"Root Cause.*?exitcode\s*: (\d+)", text, re.DOTALL)
+    return int(found[1]) if found else None

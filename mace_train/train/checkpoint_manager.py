@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mace_train.atomic_files import remove_leftovers, replaced, sync_folder
+from mace_train.atomic_files import remove_leftovers, replaced, sync_folder, temporary_name
 from mace_train.errors import InputError, system_error
 from mace_train.train import checkpoint
 
@@ -239,7 +239,7 @@ def also_called(path: Path, name: Path) -> None:
     if not path.with_suffix(".json").exists():
         checkpoint.write_readable(path)
     for one, other in ((path, name), (path.with_suffix(".json"), name.with_suffix(".json"))):
-        temporary = other.with_name(f".{other.name}.{os.getpid()}.tmp")
+        temporary = other.with_name(temporary_name(other.name))
         temporary.unlink(missing_ok=True)
         try:
             os.link(one, temporary)

@@ -10,19 +10,18 @@ import io
 import json
 import logging
 import math
-import secrets
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mace_train import interrupts
 from mace_train.atomic_files import append_text, write_text
-from mace_train.errors import InputError, system_error
+from mace_train.errors import system_error
 from mace_train.settings import LoggerSettings
-from mace_train.train.epoch_records import checked_epoch_record
+from mace_train.train.boards import Board, start_tensorboard, start_wandb
 
 LOGGER = logging.getLogger("mace_train")
 CSV_COLUMNS = (
@@ -67,11 +66,16 @@ class MetricsLog:
         self._at_close: list[Callable[[], None]] = []
         self._json = output / "metrics.jsonl"
         self._csv = output / "metrics.csv"
-        self._wandb = _start_wandb(settings, output, name, config) if settings.wandb else None
-        self._board: Any = None
+        self._boards: list[Board] = []
         self._name, self._drawn = name, time.monotonic()
         self._text = _LogFile(output / "train.log")
         LOGGER.addHandler(self._text)
+        if settings.wandb:
+            try:
+                self._boards.append(start_wandb(settings, output, name, config))
+            except BaseException:
+                self._close_text()
+                raise
 
     def on_close(self, action: Callable[[], None]) -> None:
         """Call ``action`` when the log is closed."""
@@ -83,7 +87,7 @@ class MetricsLog:
         write_text(self._json, "".join(_line(record) for record in kept))
         self._write_csv(kept)
         if self._settings.tensorboard:
-            self._board = _start_tensorboard(self._output, step + 1)
+            self._boards.append(start_tensorboard(self._output, step + 1))
 
     def records(self) -> list[dict[str, Any]]:
         """All records so far; see ``read_records``."""
@@ -97,11 +101,8 @@ class MetricsLog:
         else:
             self._write_csv(self.records())
         numbers = {k: v for k, v in record.items() if isinstance(v, (int, float))}
-        if self._wandb is not None:
-            self._wandb.log(numbers)
-        if self._board is not None:
-            for key, value in numbers.items():
-                self._board.add_scalar(key, value, record["step"])
+        for board in self._boards:
+            board.write(numbers)
         if time.monotonic() - self._drawn > _SECONDS_BETWEEN_PLOTS:
             self._draw()
 
@@ -127,14 +128,15 @@ class MetricsLog:
         """Flush and finish; a non-zero ``exit_code`` marks the wandb run as failed."""
         if not interrupts.received():  # it must end within a second
             self._draw()
-        LOGGER.removeHandler(self._text)
-        self._text.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=exit_code)
-        if self._board is not None:
-            self._board.close()
+        self._close_text()
+        for board in self._boards:
+            board.close(exit_code)
         for action in self._at_close:
             action()
+
+    def _close_text(self) -> None:
+        LOGGER.removeHandler(self._text)
+        self._text.close()
 
 
 class _LogFile(logging.FileHandler):
@@ -163,8 +165,16 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, [] where there is none.
+def _with_epoch(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict) or type(record.get("epoch")) is not int:
+        raise ValueError(f"{str(record)[:40]} is no record of an epoch")
+    return record
+
+
+def read_records(
+    path: Path, checked: Callable[[Any], dict[str, Any]] = _with_epoch
+) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, [] where there is none; ``checked`` raises ValueError.
 
     An incomplete last line, after a kill, is skipped; other lines that are none, after a loss of
     power, are skipped with a warning.
@@ -173,14 +183,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
-    records, broken = [], []
+    records, broken = [], []  # the latter as text
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            records.append(checked_epoch_record(json.loads(line)))
-        except (ValueError, RecursionError):
-            broken.append(number)
+            records.append(checked(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            broken.append(f"line {number} is damaged ({error})")
     if broken:
-        LOGGER.warning("%s: line %d is damaged and skipped (%d such)", path, broken[0], len(broken))
+        LOGGER.warning("%s: %s and skipped (%d such)", path, broken[0], len(broken))
     return records
 
 
@@ -199,48 +209,6 @@ def _line(record: dict[str, Any]) -> str:
         for key, value in record.items()
     }
     return json.dumps(finite, allow_nan=False) + "\n"
-
-
-def _start_wandb(settings: LoggerSettings, output: Path, name: str, config: dict[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise InputError(
-            "logger.wandb=true but wandb is not installed; pip install wandb"
-        ) from None
-    remembered = output / "wandb_id"  # a resumed training continues the same wandb run
-    if not remembered.exists():
-        remembered.write_text(secrets.token_hex(4))
-    try:
-        run = wandb.init(
-            project=settings.wandb_project,
-            entity=settings.wandb_entity,
-            name=settings.wandb_name or name,
-            id=remembered.read_text().strip(),
-            resume="allow",
-            dir=str(output),
-            mode=cast(Any, settings.wandb_mode),
-            config=config,
-        )
-        run.define_metric("step")  # not wandb's own count, which a resumed run could not repeat
-        run.define_metric("*", step_metric="step")
-        return run
-    except wandb.Error as error:
-        raise InputError(
-            f"logger.wandb_mode={settings.wandb_mode}: wandb cannot start ({error}); run "
-            "`wandb login`, or use logger.wandb_mode=offline and `wandb sync` later"
-        ) from None
-
-
-def _start_tensorboard(output: Path, purge_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError(
-            "logger.tensorboard=true but tensorboard is not installed; "
-            "pip install 'mace-train[loggers]'"
-        ) from None
-    return SummaryWriter(str(output / "tensorboard"), purge_step=purge_step)
 
 
 def rmse_text(errors: dict[str, Any]) -> str:

@@ -102,12 +102,16 @@ def _version(name: str) -> str | None:
 def git_commit() -> str | None:
     """The commit of the checkout this program runs from, ``-dirty`` if changed; None outside."""
     folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    command += ["--exclude=*"]
+    git = ["git", "--no-optional-locks", "-C", str(folder)]  # changes nothing in the checkout
+    name = [*git, "describe", "--always", "--abbrev=40", "--exclude=*"]
+    changed = [*git, "status", "--porcelain", "--untracked-files=no"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        commit, changes = (
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+            for command in (name, changed)
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    inside = ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__]
+    inside = [*git, "ls-files", "--error-unmatch", __file__]
     tracked = subprocess.run(inside, capture_output=True, check=False).returncode == 0
-    return done.stdout.strip() if tracked else None
+    return commit.strip() + ("-dirty" if changes else "") if tracked else None

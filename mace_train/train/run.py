@@ -12,7 +12,7 @@ from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.sampler import BinSampler
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
-from mace_train.errors import InputError, StorageError, system_error
+from mace_train.errors import system_error, with_exit_code
 from mace_train.model.mace import MACE
 from mace_train.settings import TrainSettings
 from mace_train.train import checkpoint
@@ -86,8 +86,7 @@ def on_main(world: World, write: Callable[[], None]) -> None:
             message, code = str(explained), explained.exit_code
     code = int(world.all_reduce_async(torch.tensor([code]))().item())
     if code:
-        kind = StorageError if code == StorageError.exit_code else InputError
-        raise kind(world.broadcast(message))
+        raise with_exit_code(world.broadcast(message), code)
 
 
 @dataclass

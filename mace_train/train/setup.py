@@ -4,6 +4,7 @@ shards and statistics -> model -> updater and bins -> (newest checkpoint) -> run
 """
 
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -116,12 +117,11 @@ def _check_same_on_all_ranks(run: Run) -> None:
     }
     of_main = run.world.broadcast(facts)
     different = [name for name, value in facts.items() if of_main[name] != value]
-    run.world.raise_on_all_ranks(
+    error = InputError(
         f"rank {run.world.rank} has another {', '.join(different)} than rank 0; data_dir and "
         "output must lie on a file system that all nodes share, or be the same copy on each"
-        if different
-        else None
     )
+    run.world.raise_on_all_ranks(error if different else None)
 
 
 def _on_host(model: MACE) -> dict[str, Tensor]:
@@ -131,8 +131,10 @@ def _on_host(model: MACE) -> dict[str, Tensor]:
 def start_output(run: Run) -> IO[str]:
     """Make the output folder with the resolved settings, locked for this run (rank 0)."""
     make_folder("output", run.output / "checkpoints")
-    lock = lock_folder("output", run.output)
-    remove_leftovers(run.output, locked=True)
-    run.checkpoint_manager.tidy(run.progress.to_header())
-    write_record(run)
+    with ExitStack() as stack:
+        lock = stack.enter_context(lock_folder("output", run.output))
+        remove_leftovers(run.output, locked=True)
+        run.checkpoint_manager.tidy(run.progress.to_header())
+        write_record(run)
+        stack.pop_all()  # held until the run ends
     return lock

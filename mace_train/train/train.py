@@ -6,6 +6,7 @@ rank 0 and broadcast, so ranks cannot diverge.
 
 import logging
 import math
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,21 +84,24 @@ def _epochs(
     while progress.epoch + 1 < settings.max_num_epochs and not run.stopped:
         _enter_stage(run)
         loop = (LbfgsLoop if run.stage.optimizer == "lbfgs" else EpochLoop)(run, interruption)
-        new = _one_epoch(run, loop)
-        if loop.interrupted:
-            return record, _log_interruption(run, interruption)
-        record = new
-        _end_stage_early(run)
-        done = max(progress.epoch + 1 - first_epoch, 1)
-        record["time_to_go_s"] = (
-            watch.seconds() / done * (settings.max_num_epochs - progress.epoch - 1)
-        )
-        # before the checkpoint: a run that is killed in between writes this record again
-        on_main(run.world, lambda: _log_epoch(run, log, record))  # noqa: B023 (called at once)
-        save_state(run)
-        flags = run.world.all_reduce_async(torch.tensor([int(interruption.signal is not None)]))()
-        if flags.item() and progress.epoch + 1 < settings.max_num_epochs:
-            return record, _log_interruption(run, interruption)
+        with interruption.until_checkpoint():
+            new = _one_epoch(run, loop)
+            if loop.interrupted:
+                return record, _log_interruption(run, interruption)
+            record = new
+            _end_stage_early(run)
+            done = max(progress.epoch + 1 - first_epoch, 1)
+            record["time_to_go_s"] = (
+                watch.seconds() / done * (settings.max_num_epochs - progress.epoch - 1)
+            )
+            # before the checkpoint: a run that is killed in between writes this record again
+            on_main(run.world, lambda: _log_epoch(run, log, record))  # noqa: B023 (called at once)
+            save_state(run)
+            flags = run.world.all_reduce_async(
+                torch.tensor([int(interruption.signal is not None)])
+            )()
+            if flags.item() and progress.epoch + 1 < settings.max_num_epochs:
+                return record, _log_interruption(run, interruption)
     _log_end(run, record)
     return record, None
 
@@ -132,10 +136,13 @@ def _start_log(run: Run) -> MetricsLog | None:
 
 
 def _open_log(run: Run) -> MetricsLog:
-    lock = start_output(run)
-    log = MetricsLog(run.settings.logger, run.output, run.settings.name, asdict(run.settings))
-    log.on_close(lock.close)
-    log.keep_until(run.progress.epoch, run.progress.step)
+    with ExitStack() as opened:
+        lock = opened.enter_context(start_output(run))
+        log = MetricsLog(run.settings.logger, run.output, run.settings.name, asdict(run.settings))
+        opened.callback(log.close, 1)
+        log.on_close(lock.close)
+        log.keep_until(run.progress.epoch, run.progress.step)
+        opened.pop_all()  # no error: it stays open
     n_weights = sum(parameter.numel() for parameter in run.model.parameters())
     n_frozen = n_weights - sum(parameter.numel() for parameter in run.updater.parameters)
     LOGGER.info(
@@ -229,8 +236,7 @@ def _end_stage_early(run: Run) -> None:
 def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
     """Train one epoch, validate, and keep the result in ``run.progress``; its record."""
     settings, progress = run.settings, run.progress
-    with loop.interruption.within_step():
-        sums = loop.train()
+    sums = loop.train()
     if loop.interrupted:
         return {}
     epoch = progress.epoch = progress.epoch + 1

@@ -82,7 +82,7 @@ def cases(work: Path) -> dict[str, Case]:
         "evaluate": Case([*PROGRAM, *evaluate]),
         "evaluate torchrun": Case([*TORCHRUN, *evaluate], targets=two, by_launcher=True),
         "report": Case([*PROGRAM, "report", str(run), "output=out", reference]),
-        "compare": Case([*PROGRAM, "compare", str(run), f"{run}2", "output=out", reference]),
+        "compare": Case([*PROGRAM, "compare", str(run), f"{run}2", "output=out"]),
         "sweep": Case([*PROGRAM, "sweep", str(work / "sweep")]),
         "tune": Case(
             [*PROGRAM, "tune", "trials=3", "output=out", "--", *plain[1:2], *plain[3:], "seed=1,2"],
@@ -110,6 +110,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="interrupts-"))
+    work.mkdir(parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(work / "cache")
     if not (work / "run2").exists():
         _prepare(work)

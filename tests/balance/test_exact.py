@@ -1,5 +1,7 @@
 """The exact solver against brute force, and the packers against the exact solver."""
 
+import subprocess
+import sys
 from itertools import product
 
 import numpy as np
@@ -34,6 +36,24 @@ def test_the_optimum_is_that_of_brute_force(seed):
     optimum = smallest_largest_bin(costs, capacity, 3, 20.0)
     assert optimum.found == best
     assert best is None or optimum.proven
+
+
+def test_ctrl_c_still_arrives_after_a_search():
+    code = """
+import signal
+import numpy as np
+from mace_train.balance.costs import Capacity, Costs
+from mace_train.balance.exact import smallest_largest_bin
+smallest_largest_bin(Costs(np.array([2, 1]), np.array([5, 0])), Capacity(9, 9), 1, 1.0)
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("arrived")
+"""
+    begin = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", begin + code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "arrived\n"
 
 
 def test_balanced_is_near_the_optimum_of_small_instances():

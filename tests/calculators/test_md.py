@@ -81,10 +81,11 @@ def test_nvt_of_a_committee_keeps_the_temperature(trained, crystal, tmp_path):
         (["md", "structure={start}", "ensemble=npt"], "valid choices are: nve, nvt"),
         (["md", "structure={start}", "ensemble=nvt", "temperature_K=null"], "needs a temperature"),
         (["md", "structure={start}", "timestep_fs=0"], "must be greater than 0"),
-        (["md", "structure={junk}"], "ASE cannot read this file"),
+        (["md", "structure={junk}"], "junk.xyz, structure 0: line 1 is b'three'"),
+        (["md", "structure={cut}"], "the file ends after 1 of 99999999 atoms"),
         (["md", "structure={carbon}"], "does not know C (6), only H, N, O, Al"),
         (["md"], "md needs structure"),
-        (["relax", "structure={start}", "index=0", "relax_cell=true"], "are periodic in all three"),
+        (["relax", "structure={start}", "index=0", "relax_cell=true"], "its cell has no volume"),
         (["relax", "structure={start}", "pressure_GPa=1"], "needs relax_cell=true"),
         (["relax", "structure={start}", "algorithm=newton"], "valid choices are: fire, lbfgs"),
         (["export", "format=onnx"], "state_dict, aoti, export"),
@@ -93,8 +94,9 @@ def test_nvt_of_a_committee_keeps_the_temperature(trained, crystal, tmp_path):
 )
 def test_bad_input(arguments, words, trained, crystal, tmp_path, capsys):
     (tmp_path / "junk.xyz").write_text("three\natoms\n")
+    (tmp_path / "cut.xyz").write_text("99999999\n\nH 0 0 0\n")
     write(tmp_path / "carbon.xyz", molecule("CH4"))
-    files = {name: tmp_path / f"{name}.xyz" for name in ("start", "junk", "carbon")}
+    files = {name: tmp_path / f"{name}.xyz" for name in ("start", "junk", "cut", "carbon")}
     words_of = [argument.format(**files) for argument in arguments]
     if not any(word.startswith("output=") for word in words_of):
         words_of.append(f"output={tmp_path / 'out'}")

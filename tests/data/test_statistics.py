@@ -240,3 +240,31 @@ def test_labels_that_would_overflow_are_named(tmp_path, label, value, message):
     shards = write_shards(tmp_path, samples)
     with pytest.raises(InputError, match=message):
         statistics_of({"train": shards}, GIVEN)
+
+
+@pytest.mark.parametrize("name", ["weight", "energy_weight", "forces_weight"])
+def test_labels_of_weight_0_have_no_part(tmp_path, name):
+    """Placeholders of 0 do not move E0s, mean, std and RMS; all geometries count."""
+    rng = np.random.default_rng(3)
+    kept = [random_structure(rng) for _ in range(12)]
+    left_out = [random_structure(rng, energy=0.0, **{name: 0.0}) for _ in range(5)]
+    samples = [sample_of(s, R_MAX) for s in [*kept, *left_out]]
+    shards = write_shards(tmp_path / "all", samples, 4, R_MAX)
+    alone = write_shards(tmp_path / "kept", samples[:12], 4, R_MAX)
+    found, expected = (
+        sum(
+            (sums_of_shard(s.arrays(k), HEADS)["Default"] for k in range(s.n_shards)),
+            StatisticsSums(),
+        )
+        for s in (shards, alone)
+    )
+    assert found.n_structures == 17
+    if name != "forces_weight":
+        assert found.energies == expected.energies
+        counts = sum(
+            len(compositions(shards.arrays(k), [1, 6, 8])[1]) for k in range(shards.n_shards)
+        )
+        assert counts == 12
+    if name != "energy_weight":
+        assert found.rms_forces == pytest.approx(expected.rms_forces, rel=1e-14)
+        assert found.n_force_components == expected.n_force_components

@@ -268,3 +268,40 @@ def test_refusals_name_the_structure(atoms, message):
 
 def test_a_cell_of_two_vectors_spans_a_slab():
     assert read(with_cell([[3, 0, 0], [1, 3, 0], [0, 0, 0]], [1, 1, 0])).pbc.tolist() == [1, 1, 0]
+
+
+def slab(cell=None, stress=None) -> Atoms:
+    atoms = crystal()
+    atoms.pbc = [True, True, False]
+    atoms.set_cell(np.diag([4.0, 4.0, 20.0]) if cell is None else cell)
+    atoms.info["REF_stress"] = np.eye(3) if stress is None else stress
+    return atoms
+
+
+def test_a_component_that_is_not_used_may_be_asymmetric():
+    stress = np.eye(3)
+    stress[0, 2] = 0.5
+    assert read(slab(stress=stress)).stress.tolist() == np.diag([1.0, 1.0, 0.0]).tolist()
+    stress[0, 1] = 0.5
+    with pytest.raises(InputError, match="not symmetric"):
+        read(slab(stress=stress))
+
+
+def test_rounding_of_a_cell_keeps_its_stress():
+    assert read(slab([[4, 0, 0.00001], [0, 4, 0], [0, 0, 20]])).stress is not None
+
+
+@pytest.mark.parametrize(
+    ("cell", "pbc", "reason"),
+    [
+        ([[4, 0, 0.1], [0, 4, 0], [0, 0, 20]], [True, True, False], "vectors that leave x, y"),
+        (np.diag([4.0, 4.0, 0.0]), [True, True, False], "has no cell vector along its direction"),
+        (np.diag([4.0, 4.0, 4.0]), [False] * 3, "is not periodic"),
+    ],
+)
+def test_the_remark_gives_the_reason(caplog, cell, pbc, reason):
+    atoms = slab(cell)
+    atoms.pbc = pbc
+    assert read(atoms).stress is None
+    assert "'REF_stress' is not used where a structure" in caplog.text
+    assert reason in caplog.text

@@ -196,6 +196,14 @@ def test_what_launchers_and_schedulers_really_set_is_no_fault(tmp_path):
         assert "environment" not in stderr
 
 
+@pytest.mark.parametrize("backend", ["127.0.0.1", "module://matplotlib_inline.backend_inline", ""])
+def test_a_backend_of_matplotlib_is_not_needed(backend, tmp_path):
+    words = ["evaluate", "checkpoint=none", "test_file=none.xyz", "output=out"]
+    [(code, stderr)] = run([(words, {"MPLBACKEND": backend})], tmp_path)
+    assert code == 2, stderr
+    assert "none" in stderr
+
+
 def test_threads_are_checked_before_a_library_reads_them(tmp_path):
     """A real start: OpenMP itself only writes a line of its own and takes another number."""
     done = subprocess.run(

@@ -2,9 +2,11 @@
 
 import json
 import pickle
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -107,6 +109,11 @@ def test_any_bytes_are_a_value_or_a_value_error(data, whole):
         {"dict": [1]},
         {"path": 3},
         {"array": ["object", [1]]},
+        {"array": []},
+        {"array": [[], [1]]},
+        {"array": ["int8", [0] * 100]},
+        {"tensor": ["int8", [0, 1 << 70]]},
+        {"path": "\x00\ud800", "more": 1},
         {"array": ["float64", [1, -1]]},
         {"array": ["float64", [1e3]]},
         {"array": ["float64", [1 << 60]]},
@@ -122,6 +129,44 @@ def test_a_wrong_description_is_a_value_error(described):
     text = json.dumps(described).encode()
     with pytest.raises(ValueError, match="a message that"):
         decode(len(text).to_bytes(8, "little") + text + bytes(4))
+
+
+JUNK = ("[]", "{}", "-1", "1e400", "NaN", "null", '"float64"', "[[]]", str(1 << 70), '"path"')
+
+
+def test_mutated_messages_are_a_value_or_a_value_error():
+    """2000 messages whose tokens are exchanged, dropped or repeated, or whose bytes are changed."""
+    random = Random(0)
+    value = [
+        1,
+        (2.5, "a"),
+        {"k": None},
+        Path("a"),
+        np.ones((2, 3)),
+        torch.ones(2),
+        np.zeros((0, 4)),
+    ]
+    good = bytes(encode(value))
+    end = 8 + int.from_bytes(good[:8], "little")
+    tokens = re.findall(r'"[^"]*"|[\w.+-]+|.', good[8:end].decode())
+    refused = 0
+    for number in range(2000):
+        changed = list(tokens)
+        for _ in range(random.randint(1, 3)):
+            i, j = random.randrange(len(changed)), random.randrange(len(tokens))
+            changed[i] = random.choice(["", changed[i] * 2, tokens[j], random.choice(JUNK)])
+        text = bytearray("".join(changed).encode())
+        if number % 4 == 0:
+            text[random.randrange(len(text))] = random.randrange(256)
+        for read in (
+            lambda: decode(len(text).to_bytes(8, "little") + text + good[end:]),  # noqa: B023
+            lambda: decode_record(bytes(text), count=int, host=str),  # noqa: B023
+        ):
+            try:
+                read()
+            except ValueError:
+                refused += 1
+    assert refused > 3000
 
 
 def test_a_deep_message_is_a_value_error():

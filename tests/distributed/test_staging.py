@@ -7,7 +7,8 @@ import pytest
 from mace_train.distributed import staging
 from mace_train.distributed.staging import staged
 from mace_train.distributed.world import World
-from mace_train.errors import InputError
+from mace_train.errors import InputError, StorageError
+from tests.killed import limited_files
 
 
 def files(folder):
@@ -51,7 +52,15 @@ def test_a_disk_that_is_full_or_refuses_is_an_error(prepared, tmp_path, monkeypa
     usage = staging.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage._replace(free=10))
     with (
-        pytest.raises(InputError, match=r"GB are needed, 0\.0 GB free"),
+        pytest.raises(StorageError, match=r"GB are needed, 0\.0 GB free"),
         staged(prepared, str(tmp_path / "disk"), World()),
     ):
         pass
+    monkeypatch.undo()
+    with (
+        pytest.raises(StorageError, match=r"cannot copy .* there \(.*File too large"),
+        limited_files(100),
+        staged(prepared, str(tmp_path / "disk"), World()),
+    ):
+        pass
+    assert list((tmp_path / "disk").iterdir()) == []

@@ -1,11 +1,14 @@
 """Launch detection and collectives, and the ports that ranks open."""
 
+import errno
+
 import pytest
 import torch
 
 from mace_train.distributed.world import World, open_world
-from mace_train.errors import InputError
+from mace_train.errors import InputError, LostRankError, StorageError
 from mace_train.settings import ClusterSettings
+from mace_train.train.run import on_main
 from tests.distributed.tasks.ranks import mpiexec
 from tests.train.ranks import collectives, free_port, run_ranks
 
@@ -33,11 +36,45 @@ def exchanged(world: World) -> tuple[list, list, dict]:
 
 
 def test_values_of_other_lengths_on_each_rank(tmp_path):
-    for rank, (everywhere, on_main, of_main) in enumerate(run_ranks(3, exchanged, tmp_path)):
+    for rank, (everywhere, there, of_main) in enumerate(run_ranks(3, exchanged, tmp_path)):
         assert [value["ids"] for value in everywhere] == [[], [*range(50)], [*range(100)]]
         assert [len(value["x"]) for value in everywhere] == [0, 1, 2]
-        assert on_main == ([(0, ""), (1, "é"), (2, "éé")] if rank == 0 else [])
+        assert there == ([(0, ""), (1, "é"), (2, "éé")] if rank == 0 else [])
         assert (of_main["rank"], of_main["ids"], len(of_main["x"])) == (0, [], 0)
+
+
+def failing(world: World, on_rank: int, error: Exception) -> list[tuple[str, int, str]]:
+    """(class, exit code, message) of what each collective that carries an error raises here."""
+
+    def fail() -> None:
+        raise error
+
+    failed = isinstance(error, InputError) and world.rank == on_rank
+    results = []
+    for raises in (
+        lambda: world.broadcast_result(fail),
+        lambda: world.raise_on_all_ranks(error if failed else None),
+        lambda: on_main(world, fail),
+    ):
+        try:
+            raises()
+        except InputError as raised:
+            results.append((type(raised).__name__, raised.exit_code, str(raised)))
+    return results
+
+
+@pytest.mark.parametrize("kind", [InputError, LostRankError, StorageError])
+def test_an_error_ends_all_ranks_with_its_own_exit_code(kind, tmp_path):
+    expected = [(kind.__name__, kind.exit_code, "what and where")] * 3
+    assert run_ranks(2, failing, tmp_path, 1, kind("what and where")) == [expected, expected]
+
+
+def test_an_error_of_the_system_on_rank_0_ends_all_with_one_message(tmp_path):
+    error = OSError(errno.EIO, "Input/output error", "runs/a/checkpoints")
+    first, second = run_ranks(2, failing, tmp_path, 1, error)
+    assert first == second
+    assert [(name, code) for name, code, _ in first] == [("StorageError", 74)] * 2
+    assert all("runs/a/checkpoints: input/output error" in text for _, _, text in first)
 
 
 LISTENING = """

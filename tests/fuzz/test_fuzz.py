@@ -16,7 +16,7 @@ from tests.fuzz.process import Result
 from tests.fuzz.settings_cases import all_settings, at_limits, numeric
 
 ROOT = Path(__file__).parents[2]
-N_INPUTS = 100
+N_INPUTS = 60
 
 
 @pytest.mark.slow
@@ -47,8 +47,8 @@ def test_every_setting_of_every_command_is_drawn_from():
 
 
 def test_values_at_the_limits_of_a_declared_range():
-    limited = [s for s in all_settings() if s.range is not None]
-    assert all(numeric(setting) for setting in limited)
+    limited = [s for s in all_settings() if s.range is not None and numeric(s)]
+    assert len(limited) > 100  # the others are mappings and lists of numbers
     for setting in limited:
         values = at_limits(setting.range, is_whole="int" in str(setting.type))
         inside = [setting.range.holds(float(value)) for value in values]
@@ -105,11 +105,11 @@ print(result.code, result.fate, repr(result.out), repr(result.err[-60:]))
 @pytest.mark.parametrize(
     ("main", "shown"),
     [
-        ("lambda words: print('hello')", "0  'hello\\n'"),
-        ("lambda words: sys.exit(2)", "2  "),
-        ("lambda words: 1 / 0", "ZeroDivisionError"),
-        ("lambda words: __import__('os').kill(__import__('os').getpid(), 11)", "-11 "),
-        ("lambda words: time.sleep(1000)", "130 interrupted"),
+        ("lambda: print('hello')", "0  'hello\\n'"),
+        ("lambda: sys.exit(2)", "2  "),
+        ("lambda: 1 / 0", "ZeroDivisionError"),
+        ("lambda: __import__('os').kill(__import__('os').getpid(), 11)", "-11 "),
+        ("lambda: time.sleep(1000)", "130 interrupted"),
     ],
 )
 def test_how_a_fork_ends(main, shown, tmp_path):

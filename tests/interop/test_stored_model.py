@@ -16,7 +16,7 @@ from mace_train.interop import import_model as importing
 from mace_train.interop import subprocess_client
 from mace_train.interop.header import header_of
 from mace_train.interop.import_model import import_model
-from mace_train.interop.state_files import read_file
+from mace_train.interop.state_files import read_file, read_header
 from mace_train.interop.stored_model import header_and_tensors
 from mace_train.restricted_pickle import RestrictedPickleError
 from mace_train.settings import ImportSettings
@@ -152,3 +152,24 @@ def test_modules_of_other_packages_are_refused(tmp_path):
     with_pickle(pickle.dumps(os.system, protocol=2), tmp_path / "b.model")
     with pytest.raises(InputError, match="holds a type"):
         read_file(tmp_path / "b.model")
+
+
+def test_a_module_that_holds_itself_again_and_again_is_one_message(tmp_path):
+    """60 levels, each of which has the next one twice, are 2^60 modules in a small file."""
+    module = torch.nn.Linear(1, 1)
+    for _ in range(60):
+        module = torch.nn.Sequential(module, module)
+    torch.save(module, tmp_path / "a.model")
+    with pytest.raises(RestrictedPickleError, match="more than 10000 modules"):
+        header_and_tensors(read_file(tmp_path / "a.model"))
+    module = torch.nn.Sequential()
+    module._modules["itself"] = module
+    torch.save(module, tmp_path / "b.model")
+    with pytest.raises(RestrictedPickleError, match="RecursionError"):
+        header_and_tensors(read_file(tmp_path / "b.model"))
+
+
+def test_a_deep_header_is_one_message(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"a\.json: not JSON"):
+        read_header(tmp_path / "a.safetensors", None)

@@ -227,7 +227,7 @@ def test_names_in_figures_are_no_formulas(monkeypatch):
     monkeypatch.setattr(pictures, "DPI", 40)
     structures = emt_structures(6, 4)
     for i, atoms in enumerate(structures):
-        atoms.info["config_type"] = (r"$\frac{", "_a", "\x1b[2J$")[i % 3]
+        atoms.info["config_type"] = (r"$\frac{", "_a", "[2J$")[i % 3]
     assert plots.distribution(errors_of(structures), "")
 
 
@@ -260,6 +260,7 @@ def test_an_evaluation_is_shown_as_it_was_written(trained, xyz, tmp_path, monkey
         (["{run}", "evaluation={tmp}"], "no predictions.extxyz"),
         (["{run}", "split=test"], "has no test/"),
         (["{run}", "test_file=a.xyz", "data_dir=b"], "not both"),
+        (["{run}", "test_file=missing.xyz"], "no such file"),
     ],
 )
 def test_what_is_missing_is_said(trained, tmp_path, capsys, words, message):
@@ -270,3 +271,4 @@ def test_what_is_missing_is_said(trained, tmp_path, capsys, words, message):
         )
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()

@@ -1,16 +1,24 @@
 """Records and journals of which a full disk or a loss of power has left half a line, or zeros."""
 
+import json
+import re
+
 import pytest
 
 from mace_train.train.log import read_records
+
+GOOD = {"step": 3, "stage": "one", "train_loss": None, "structures": 8, "epoch_s": 0.5}
+GOOD |= {"total_s": 0.5}
 
 
 def test_damaged_lines_of_metrics_are_skipped_with_a_warning(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     assert read_records(path) == []
-    path.write_bytes(b'{"epoch": 0}\n' + bytes(20) + b'\n[3]\n{"epoch": 1}\n{"epoch": 2, "st')
-    assert read_records(path) == [{"epoch": 0}, {"epoch": 1}]
-    assert "metrics.jsonl: line 2 is damaged and skipped (2 such)" in caplog.text
+    zero, one = (GOOD | {"epoch": epoch} for epoch in (0, 1))
+    lines = (json.dumps(zero).encode(), bytes(20), b"[3]", json.dumps(one).encode(), b'{"epoch": 2')
+    path.write_bytes(b"\n".join(lines))
+    assert read_records(path) == [zero, one]
+    assert re.search(r"metrics.jsonl: line 2 is damaged \(.*\) and skipped \(2 such\)", caplog.text)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b'{}\n{"op_co', b'{"op'])

@@ -19,6 +19,10 @@ def record(epoch: int, **more: float) -> dict[str, float]:
         "atoms_per_s": 1234.5,
         "imbalance": 1.01,
         "time_to_go_s": 3725.0,
+        "stage": "1",
+        "structures": 8.0,
+        "epoch_s": 1.0,
+        "total_s": 1.0 + epoch,
     }
     return base | more
 

@@ -1,7 +1,9 @@
 """The record of a run's folder: provenance, a command that repeats it, comparison, timer."""
 
 import json
+import os
 import shutil
+import subprocess
 import time
 from typing import Any
 
@@ -12,6 +14,7 @@ from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.evaluate.compare import compare
 from mace_train.settings import CompareSettings
+from mace_train.train import provenance
 from mace_train.train.checkpoint import read
 from mace_train.train.provenance import git_commit
 from mace_train.train.timing import PHASES, StepTimer, peak_memory_mb
@@ -95,3 +98,20 @@ def test_compare_needs_runs(tmp_path):
         compare(CompareSettings(runs=[str(tmp_path)]))
     with pytest.raises(InputError, match="at least one run"):
         CompareSettings(runs=[])
+
+
+def test_the_checkout_is_not_changed(tmp_path, monkeypatch):
+    source = tmp_path / "provenance.py"
+    source.write_text("1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(provenance, "__file__", str(source))
+    os.utime(source, (1, 1))  # for which git would write its index again
+    before = (tmp_path / ".git" / "index").read_bytes()
+    commit = git_commit()
+    assert commit is not None
+    assert len(commit) == 40
+    source.write_text("2\n")
+    assert git_commit() == f"{commit}-dirty"
+    assert (tmp_path / ".git" / "index").read_bytes() == before

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mace_train import checkpoint_files
 from mace_train.atomic_files import remove_leftovers
 from mace_train.errors import InputError
 from mace_train.train import checkpoint
@@ -184,7 +185,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monke
     def refuse(*arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    monkeypatch.setattr(checkpoint_files, "safe_open", refuse)
     with pytest.raises(InputError, match="permission denied; change its permissions"):
         CheckpointManager(tmp_path).newest()
     remove_leftovers(tmp_path, locked=True)

@@ -3,23 +3,25 @@
 ``data.group_key`` names a value in the files, such as the system or the trajectory: structures
 with equal values are a group, in whichever files they are. ``data.structures_per_group`` cuts each
 file into blocks of so many neighbouring structures, for frames of a trajectory, of which
-neighbours are almost copies. Groups that hold copies of a structure are joined. A structure has a
-key of 8 bytes for its geometry and one for its group; O(n log n) for n of them.
+neighbours are almost copies. Groups that hold copies of a structure (duplicates.py) are joined. A
+structure has the number of its geometry and a key of 8 bytes for its group; O(n log n) for n.
 """
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from mace_train.data.preprocess.duplicates import KEY_BYTES
 from mace_train.data.raw_structure import AtomsLike
 from mace_train.data.structure import LOGGER, names_in
 from mace_train.errors import InvalidStructureError
 from mace_train.settings import DataSettings
+
+KEY_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Grouping:
             return _digest(file, str(index // self.n_neighbors))
         value = atoms.info.get(self.key)
         if value is not None:
-            return _digest(str(np.asarray(value).tolist()))
+            return _digest(str(_without_point(np.asarray(value).tolist())))
         if isolated:
             return _digest(file, str(index))
         raise InvalidStructureError(
@@ -64,19 +66,21 @@ class Grouping:
         )
 
 
+def _without_point(value: Any) -> Any:
+    """``value``, or nested lists of them, with 3 in place of 3.0, which files write for one."""
+    if isinstance(value, list):
+        return [_without_point(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _digest(*parts: str) -> bytes:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=KEY_BYTES).digest()
 
 
-def keys_of_hex(text: str) -> NDArray[np.uint64]:
-    """[n] keys from their bytes, one after the other, as hexadecimal digits."""
-    return np.frombuffer(bytes.fromhex(text), dtype="<u8").astype(np.uint64)
-
-
 def groups_of(
-    geometries: NDArray[np.uint64], groups: NDArray[np.uint64] | None
+    geometries: NDArray[np.int64], groups: NDArray[np.uint64] | None
 ) -> NDArray[np.int64]:
-    """[n] number of the group of every structure, from keys [n] of geometries and of groups."""
+    """[n] number of the group of every structure, from its geometry [n] and key of a group [n]."""
     geometry = np.unique(geometries, return_inverse=True)[1].reshape(-1)
     if groups is None:
         return geometry
@@ -89,7 +93,7 @@ def groups_of(
 
 
 def log_groups(
-    geometries: NDArray[np.uint64],
+    geometries: NDArray[np.int64],
     groups: NDArray[np.uint64] | None,
     joined: NDArray[np.int64],
     setting: str,

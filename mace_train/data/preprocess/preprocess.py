@@ -5,7 +5,7 @@
 Every stage is a list of tasks that a pool shares: unpack and cut the files into blocks
 (file_blocks.py); read blocks, check structures, find neighbours, write part files (read_block.py);
 then, with the split known, join parts to shards and take the sums of the statistics (assemble.py).
-Memory: one block or one shard per process, and on rank 0 about 150 bytes per structure. The result
+Memory: one block or one shard per process, and on rank 0 about 250 bytes per structure. The result
 depends neither on the number of processes nor on interruptions: what is finished stays in the work
 folder, from which the next run continues (work_folder.py), and the output folder appears when it is
 complete.
@@ -57,7 +57,7 @@ from mace_train.data.preprocess.work_folder import (
 from mace_train.data.read import check_files
 from mace_train.data.shards.arrays import Storage
 from mace_train.data.shards.shard_set import ShardSet
-from mace_train.data.statistics import FILE_NAME, Statistics, merge, statistics_from
+from mace_train.data.statistics import FILE_NAME, Statistics, counts_in, merge, statistics_from
 from mace_train.data.structure import LOGGER, LabelKeys
 from mace_train.distributed.tasks.task_pool import TaskPool, open_task_pool
 from mace_train.errors import InputError, system_error
@@ -329,6 +329,19 @@ def _check_edges(train: ShardSet) -> None:
         )
 
 
+def _log_weightless(labels: LabelCounts, counted: dict[str, int]) -> None:
+    """Log how many labels have no part in the statistics, as their weight is 0."""
+    n_energies = labels.energy - counted["energy"]
+    n_forces = labels.forces - counted["forces"]
+    if n_energies or n_forces:
+        LOGGER.info(
+            "train: the energies of %d and the forces of %d structures have weight 0 and are left "
+            "out of average E0s, mean and std of the energy, and RMS force",
+            n_energies,
+            n_forces,
+        )
+
+
 def _log_result(settings: PreprocessSettings) -> None:
     """Log what was written."""
     output = Path(settings.output)
@@ -345,13 +358,20 @@ def _log_result(settings: PreprocessSettings) -> None:
             split.n_edges,
             labels.summary(),
         )
-        if name == "train" and labels.energy:
+        if name != "train":
+            continue
+        counted = {
+            label: sum(int(counts_in(shards.rows(k), label).sum()) for k in range(shards.n_shards))
+            for label in ("energy", "forces")
+        }
+        _log_weightless(labels, counted)
+        if counted["energy"]:
             energy = (
                 f"mean interaction energy per atom {statistics.mean_energy_per_atom:.6f} eV "
                 "(energy less E0s over atoms, mean of the structures; std "
                 f"{statistics.std_energy_per_atom:.6f})"
             )
-        if name == "train" and labels.forces:
+        if counted["forces"]:
             force = f"RMS force {statistics.rms_forces:.6f} eV/Å"
     for head, of_head in statistics.heads.items():
         E0s = ", ".join(f"{chemical_symbols[z]} {E0:.6f}" for z, E0 in of_head.E0s.items())

@@ -19,7 +19,7 @@ from ase.io import write
 from mace_train.data.e0s import check_covered
 from mace_train.data.labels import LabelReport
 from mace_train.data.notes import Notes
-from mace_train.data.preprocess.duplicates import KEY_BYTES, geometry_key
+from mace_train.data.preprocess.duplicates import GEOMETRY_KEY, KEY_VERSION, geometry_key
 from mace_train.data.preprocess.file_blocks import FileBlock
 from mace_train.data.preprocess.groups import Grouping
 from mace_train.data.preprocess.work_folder import BLOCKS, write_json
@@ -57,7 +57,7 @@ class ReadSettings:
         """The name of a block's files."""
         made_from = [asdict(self.keys), self.r_max, self.structures_per_part, self.float32]
         optional = [] if self.require_energy else ["energies are optional"]
-        return block.key(*made_from, self.grouping.setting, *optional)
+        return block.key(*made_from, KEY_VERSION, self.grouping.setting, *optional)
 
 
 @dataclass
@@ -117,7 +117,7 @@ def _finished(reading: ReadSettings, key: str, block: FileBlock) -> BlockSummary
         headers = [read_header(part) for part in parts]
         if [header.checksum for header in headers] != summary.checksums:
             return None
-        if len(summary.geometries) != 2 * KEY_BYTES * summary.n_structures:
+        if len(summary.geometries) != 2 * GEOMETRY_KEY.itemsize * summary.n_structures:
             return None
         for header in headers:  # the disk may have lost some of it with the power
             ShardReader(header).check(0, header.n_structures)

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.data.e0s import REMEDY, E0Sources, IsolatedAtoms, check_covered
 from mace_train.data.labels import LabelReport, keys_in_words
+from mace_train.data.preprocess.duplicates import GEOMETRY_KEY, geometries_of
 from mace_train.data.preprocess.file_blocks import FileBlock
-from mace_train.data.preprocess.groups import groups_of, keys_of_hex, log_groups
+from mace_train.data.preprocess.groups import KEY_BYTES, groups_of, log_groups
 from mace_train.data.preprocess.read_block import BlockSummary, ReadSettings, part_paths
 from mace_train.data.preprocess.split import ElementSets, split_heads
 from mace_train.data.structure import LOGGER, LabelKeys
@@ -61,9 +63,9 @@ class Selection:
         self._head_of = np.concatenate([np.zeros(0, dtype=np.int32), *heads])
         counts = [len(source.rows) for source in self._sources]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self.geometries = _kept_keys([summary.geometries for summary in summaries], kept)
-        groups = [summary.groups for summary in summaries]
-        self._groups = _kept_keys(groups, kept) if self._setting else None
+        self.geometries = _kept_keys(summaries, "geometries", kept, GEOMETRY_KEY)
+        group_key = np.dtype(f"<u{KEY_BYTES}")
+        self._groups = _kept_keys(summaries, "groups", kept, group_key) if self._setting else None
 
     def _add_isolated(self, summary: BlockSummary) -> None:
         for head, element, energy, source in summary.isolated_atoms:
@@ -105,8 +107,9 @@ class Selection:
             (head, np.flatnonzero(self._head_of == self.heads.index(head)), sets)
             for head, sets in self.elements.items()
         ]
-        groups = groups_of(self.geometries, self._groups)
-        log_groups(self.geometries, self._groups, groups, self._setting)
+        geometries = geometries_of(self.geometries)
+        groups = groups_of(geometries, self._groups)
+        log_groups(geometries, self._groups, groups, self._setting)
         return split_heads(heads, groups, fraction, seed)
 
     def sources(self, numbers: NDArray[np.int64]) -> list[SelectedRows]:
@@ -121,10 +124,18 @@ class Selection:
         ]
 
 
-def _kept_keys(texts: Sequence[str], kept: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint64]:
-    """[n] keys of the structures that are kept, in order."""
-    parts = [keys_of_hex(text)[keep] for text, keep in zip(texts, kept, strict=True)]
-    return np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
+def _kept_keys(
+    summaries: Sequence[BlockSummary],
+    name: str,
+    kept: Sequence[NDArray[np.bool_]],
+    key: np.dtype[Any],
+) -> NDArray[Any]:
+    """[n] keys of the structures that are kept, in order; their text, the larger part, goes."""
+    parts = [np.zeros(0, dtype=key)]
+    for summary, keep in zip(summaries, kept, strict=True):
+        parts.append(np.frombuffer(bytes.fromhex(getattr(summary, name)), dtype=key)[keep])
+        setattr(summary, name, "")
+    return np.concatenate(parts)
 
 
 def check_training(

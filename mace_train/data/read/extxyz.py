@@ -28,10 +28,12 @@ from mace_train.data.found_labels import is_asymmetric
 from mace_train.data.raw_structure import ParseFn, RawStructure, Results
 from mace_train.data.read.extxyz_errors import (
     DEFAULT_PROPERTIES,
+    MOST_ATOMS,
     FrameError,
     explain,
     fault_of_count,
     has_lone_return,
+    has_underscored_number,
     properties_fault,
 )
 from mace_train.data.read.extxyz_header import read_header
@@ -127,6 +129,8 @@ def _parse(lines: list[bytes]) -> RawStructure:
         raise ValueError("a carriage return inside a line, where ASE begins another")
     info, remarks = read_header(lines[1].decode().strip())
     properties = str(info.pop("Properties", DEFAULT_PROPERTIES))
+    if has_underscored_number(lines[2:], properties):
+        raise ValueError("an underscore in a number")
     columns = _columns(properties)
     if columns is None:
         fault = properties_fault(properties)
@@ -273,7 +277,8 @@ def _array(kind: str, cells: list[tuple[bytes, ...]]) -> NDArray[Any]:
 
 def _n_atoms(header: bytes, shown: str, index: int, line_number: int) -> int:
     text = header.strip()
-    if not text.isdigit() or len(header) == _LONGEST_COUNT:
+    too_long = len(text) > len(str(MOST_ATOMS))
+    if not text.isdigit() or too_long or int(text) > MOST_ATOMS:
         raise InputError(
             f"{shown}, structure {index}: {fault_of_count(header, index, line_number)}"
         )

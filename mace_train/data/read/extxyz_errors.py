@@ -18,8 +18,9 @@ _PAIR = re.compile(
 )
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")  # of UTF-16 and UTF-32
 _WIDE_DIGIT = re.compile(rb"\0[ \d]|[ \d]\0")  # without a mark
-_MATRICES = ("Lattice", "virial", "stress")
+MATRICES = ("Lattice", "virial", "stress")  # nine numbers, column by column
 _POSITIONS, _ELEMENTS = {"pos", "positions"}, {"species", "symbols", "Z", "numbers"}
+MOST_ATOMS = 10**9  # of one structure
 _LARGEST_INTEGER = 2**31 - 1  # of a column, in ASE
 
 
@@ -38,6 +39,13 @@ def pairs(text: str) -> list[tuple[str, str]]:
 
 def fault_of_count(line: bytes, index: int, line_number: int) -> str:
     """Why ``line`` does not give the number of atoms of structure ``index``."""
+    if line.strip().isdigit():
+        digits = line.strip().decode()
+        shown = digits if len(digits) <= 40 else f"{digits[:20]}... ({len(digits)} digits)"
+        return (
+            f"line {line_number} gives {shown} atoms, more than any file holds (at most "
+            f"{MOST_ATOMS:,} are read); correct the number of atoms"
+        )
     what = f"line {line_number} is {line.strip()[:40]!r} where a number of atoms should stand"
     if line.startswith(_WIDE_MARKS) or (index == 0 and _WIDE_DIGIT.match(line)):
         name = "UTF-32" if b"\0\0" in line[:4] else "UTF-16"
@@ -90,6 +98,17 @@ def has_lone_return(lines: list[bytes]) -> bool:
     """Whether a line holds a carriage return before its end."""
     marked = [line for line in lines if b"\r" in line]
     return any(b"\r" in line.rstrip() for line in marked)
+
+
+def has_underscored_number(rows: list[bytes], properties: str) -> bool:
+    """Whether a column of numbers holds an underscore, which Python and ASE leave out."""
+    marked = [row for row in rows if b"_" in row]
+    columns = list(_columns(properties)) if marked else []
+    return any(
+        column.kind in "RI" and "_" in token
+        for row in marked
+        for token, column in zip(row.decode().split(), columns, strict=False)
+    )
 
 
 def properties_fault(text: str) -> str | None:
@@ -151,7 +170,7 @@ def _fault_of_bytes(line: bytes) -> str | None:
 def _fault_of_comment(text: str) -> str | None:
     """Of a comment whose matrices are none."""
     for key, value in pairs(text):
-        if key not in _MATRICES:
+        if key not in MATRICES:
             continue
         for token in value.split():
             fault = None if _is_number(token) else number_fault(token)
@@ -160,7 +179,7 @@ def _fault_of_comment(text: str) -> str | None:
         tokens = re.findall(r"[^\s,]+", value)
         for token in tokens:
             if not _is_number(token):
-                return f"{key} holds {token!r}, which {number_fault(token) or 'is not a number'}"
+                return f"{key} holds {token!r}, which {_no_number(token)}"
         if len(tokens) != 9:
             voigt = (
                 "; six numbers (xx, yy, zz, yz, xz, xy) are read under another key, such as "
@@ -168,8 +187,12 @@ def _fault_of_comment(text: str) -> str | None:
             )
             hint = voigt if len(tokens) == 6 and key != "Lattice" else ""
             return f"{key} has {len(tokens)} numbers where 9 are needed{hint}; correct it"
-    words = [word for word in text.split() if word in _MATRICES]
+    words = [word for word in text.split() if word in MATRICES]
     return f'{words[0]} has no value; write {words[0]}="9 numbers"' if words else None
+
+
+def _no_number(token: str) -> str:
+    return number_fault(token) or "is not a number: correct it"
 
 
 class _NamedColumn(NamedTuple):
@@ -208,21 +231,24 @@ def _fault_of_cell(token: str, column: _NamedColumn) -> str | None:
     if column.name in _ELEMENTS and column.kind == "S":
         return None if token.capitalize() in atomic_numbers else element_fault(token)
     if column.kind == "R" and not _is_number(token):
-        return number_fault(token) or "is not a number"
+        return _no_number(token)
     if column.kind == "I":
+        if "_" in token:
+            return number_fault(token) or "is no integer"
         try:
             if abs(int(token)) > _LARGEST_INTEGER:
                 return "does not fit into an integer of 32 bits: name the column R"
         except ValueError:
             if not _is_number(token):
-                return number_fault(token) or "is not a number"
+                return _no_number(token)
             return "is no integer" + ("" if column.name in _ELEMENTS else ": name the column R")
     return None
 
 
 def _is_number(token: str) -> bool:
+    """Whether it is one; 1_0, which is 10 to Python and so to ASE, is none."""
     try:
         float(token)
     except ValueError:
         return False
-    return True
+    return "_" not in token

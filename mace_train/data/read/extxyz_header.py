@@ -14,12 +14,11 @@ import numpy as np
 from ase.io.extxyz import key_val_str_to_dict
 from numpy.typing import NDArray
 
-from mace_train.data.read.extxyz_errors import FrameError, pairs
+from mace_train.data.read.extxyz_errors import MATRICES, FrameError, pairs
 
 _PAIR = re.compile(
     r"""([A-Za-z_][\w:.-]*)=(?:"([^"\\,]+|_JSON[ ][^"\\]+)"|([^\s"'{}\[\]\\=,]+))(?:\s+|$)"""
 )
-_MATRICES = ("Lattice", "virial", "stress")  # nine numbers, column by column
 _TRUTH = {
     **dict.fromkeys(("T", "true", "True", "TRUE"), True),
     **dict.fromkeys(("F", "false", "False", "FALSE"), False),
@@ -70,6 +69,7 @@ def read_header(text: str) -> Header:
     if position < len(text) or not _AS_TEXT.isdisjoint(info):
         info = key_val_str_to_dict(text)
         remarks += _given_twice(text, info)
+        _keep_underscores(text, info)
     if "pbc" in info:
         _check_pbc(info["pbc"])
     if not _MISSPELT.isdisjoint(info):
@@ -89,15 +89,15 @@ def _value(key: str, text: str) -> Any:
     try:
         numbers = _numbers(tokens, text)
     except ValueError:
-        return None if key in _MATRICES else _truth_or_text(tokens, text)
-    if key in _MATRICES:
+        return None if key in MATRICES else _truth_or_text(tokens, text)
+    if key in MATRICES:
         return numbers.reshape(3, 3, order="F") if len(tokens) == 9 else None
     return numbers[0] if len(tokens) == 1 else numbers
 
 
 def _json(key: str, text: str) -> Any:
     """An array of numbers or truth values, as ASE writes them; None for what ASE should judge."""
-    if key in _MATRICES or key in _GEOMETRY.values() or not text.startswith("_JSON ["):
+    if key in MATRICES or key in _GEOMETRY.values() or not text.startswith("_JSON ["):
         return None
     with suppress(ValueError):
         array = np.array(json.loads(text.removeprefix("_JSON ")))
@@ -107,7 +107,9 @@ def _json(key: str, text: str) -> Any:
 
 
 def _numbers(tokens: list[str], text: str) -> NDArray[Any]:
-    """Integers if all are, else float64."""
+    """Integers if all are, else float64; ValueError for what is none, or is only to Python."""
+    if "_" in text:  # 1_0 is 10 to Python
+        raise ValueError
     if "." not in text:
         with suppress(ValueError, OverflowError):
             return np.array(list(map(int, tokens)), dtype=np.int64)
@@ -119,6 +121,15 @@ def _truth_or_text(tokens: list[str], text: str) -> Any:
     if None in truth:
         return text
     return truth[0] if len(truth) == 1 else truth
+
+
+def _keep_underscores(text: str, info: dict[str, Any]) -> None:
+    """Put back as text what ASE made numbers of without their underscores; for a matrix raise."""
+    for key, value in pairs(text) if "_" in text else ():
+        if "_" in value.removeprefix("_JSON") and np.asarray(info.get(key, "")).dtype.kind in "iuf":
+            if key in MATRICES:
+                raise ValueError(f"{key} holds a number with an underscore")
+            info[key] = value
 
 
 def _given_twice(text: str, info: dict[str, Any]) -> list[tuple[str, str]]:

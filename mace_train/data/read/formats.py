@@ -95,6 +95,16 @@ CALLS = {
 and why a file that is read here does not make them; tests/data/read/test_foreign.py looks for new
 ones in the ASE that is installed."""
 _BY_SUFFIX = {".lmdb": "lmdb", ".aselmdb": "lmdb", ".h5": "mace_hdf5", ".hdf5": "mace_hdf5"}
+_ASE_BY_SUFFIX = {  # ASE looks at the name's beginning first: POSCAR_set.xyz, mysql_set.xyz
+    ".xyz": "extxyz",
+    ".extxyz": "extxyz",
+    ".traj": "traj",
+    ".db": "db",
+    ".json": "db",
+    ".cif": "cif",
+    ".xsf": "xsf",
+    ".pdb": "proteindatabank",
+}
 
 
 def format_of(path: str) -> str:
@@ -104,6 +114,9 @@ def format_of(path: str) -> str:
     if known is not None:
         return known
     _refuse_programs(path, suffix)
+    # a folder is a trajectory of its own; an empty file, as of a damaged archive, is refused below
+    if suffix in _ASE_BY_SUFFIX and os.path.isfile(path) and os.path.getsize(path) > 0:
+        return _ASE_BY_SUFFIX[suffix]
     name: str = filetype(path)
     return "db" if name == "json" else name
 

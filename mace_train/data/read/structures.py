@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 
+from ase import Atoms
+from ase.io import read as ase_read
+
 from mace_train.atomic_files import scratch_folder
 from mace_train.data.labels import LabelReport
 from mace_train.data.notes import Notes
@@ -37,7 +40,7 @@ def read_structures(
     """
     notes = Notes() if labels is None else labels.notes
     for file in check_files(files):
-        for path, shown in _plain(file):
+        for path, shown in plain_files(file):
             name, file_ranges = split_file(path, shown, _WHOLE_FILE)
             n_read = 0
             for file_range in file_ranges:
@@ -58,7 +61,34 @@ def read_structures(
         notes.log()
 
 
-def _plain(file: str) -> Iterator[tuple[str, str]]:
+def read_atoms(file: str, index: int) -> Atoms:
+    """One structure of a file as ASE reads it, with momenta and constraints.
+
+    The file is checked as for ``read_structures``, because ASE stops at a blank line, goes on
+    behind the end of a file, and runs what is in some; of an archive the first file is read.
+
+    Raises:
+        InputError: a file that is missing, empty, damaged or of unknown format, or has no structure
+            ``index``.
+    """
+    [file] = check_files([file])
+    for path, shown in plain_files(file):
+        name, _ = split_file(path, shown, _WHOLE_FILE)
+        with read_errors(shown, index):
+            try:
+                atoms = ase_read(
+                    path, index=index, format=name, parallel=False, do_not_split_by_at_sign=True
+                )
+            except (IndexError, StopIteration):
+                raise InputError(
+                    f"{shown}: no structure with index={index}; give another, or -1"
+                ) from None
+        assert isinstance(atoms, Atoms)
+        return atoms
+    raise InputError(f"{file} holds no structures; give a file that does")
+
+
+def plain_files(file: str) -> Iterator[tuple[str, str]]:
     """(path, name to show) of the plain files behind ``file``; copies last until the next one."""
     if not is_packed(file):
         yield file, file

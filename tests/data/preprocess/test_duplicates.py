@@ -2,8 +2,18 @@
 
 import numpy as np
 import pytest
+from ase import Atoms
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mace_train.data.preprocess.duplicates import (
+    GEOMETRY_KEY,
+    TOLERANCE,
+    geometries_of,
+    geometry_key,
+)
 from mace_train.data.statistics import open_split
+from mace_train.data.structure import Structure
 from tests.data.factories import (
     atoms_of_molecules,
     crystal,
@@ -111,3 +121,100 @@ def test_files_that_are_known_to_share_frames(tmp_path, caplog):
     train, valid = (real_file(f"botnet_3BPA/train_{name}.extxyz.gz") for name in ("300K", "mixedT"))
     run(tmp_path, None, train_file=train, valid_file=valid, E0s="average", r_max=2.0)
     assert "31 of the 500 structures of valid are in train, too" in warning_of(caplog)
+
+
+def large(n: int, seed: int = 0) -> list[Atoms]:
+    """Frames of 40 atoms of copper, in a slightly different cell each."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for _ in range(n):
+        atoms = Atoms(
+            "Cu40", rng.uniform(0, 9, (40, 3)), cell=rng.normal(size=(3, 3)) + 9 * np.eye(3)
+        )
+        atoms.pbc = True
+        atoms.info["REF_energy"] = float(rng.normal() - 100)
+        atoms.arrays["REF_forces"] = rng.normal(size=(40, 3))
+        frames.append(atoms)
+    return frames
+
+
+def with_decimals(frames, n):
+    rounded = [atoms.copy() for atoms in frames]
+    for atoms in rounded:
+        atoms.positions[:] = atoms.positions.round(n)
+        atoms.set_cell(atoms.cell.array.round(n))
+    return rounded
+
+
+def in_float32(frames):
+    rounded = [atoms.copy() for atoms in frames]
+    for atoms in rounded:
+        atoms.positions[:] = atoms.positions.astype(np.float32)
+    return rounded
+
+
+def displaced(frames, by):
+    moved = [atoms.copy() for atoms in frames]
+    for i, atoms in enumerate(moved):
+        atoms.positions[i % 40, i % 3] += by
+    return moved
+
+
+@pytest.mark.parametrize("rounded", [lambda f: with_decimals(f, 6), in_float32], ids=["6", "f32"])
+def test_copies_of_other_precision_are_copies(tmp_path, caplog, rounded):
+    caplog.set_level("INFO", logger="mace_train")
+    frames = large(40)
+    files = [
+        write_xyz(tmp_path / "a.xyz", with_decimals(frames, 8)),
+        write_xyz(tmp_path / "b.xyz", rounded(frames)),
+    ]
+    run(tmp_path, None, train_file=files, E0s="average", valid_fraction=0.25, r_max=2.0)
+    assert "40 geometries occur more than once (80 structures)" in caplog.text
+    run(
+        tmp_path, None, name="two", train_file=files[0], valid_file=files[1], E0s="average",
+        r_max=2.0,
+    )  # fmt: skip
+    assert "40 of the 40 structures of valid are in train, too" in warning_of(caplog)
+
+
+def keys_of(frames):
+    raw = b"".join(geometry_key(Structure.unlabelled(atoms)) for atoms in frames)
+    return np.frombuffer(raw, dtype=GEOMETRY_KEY)
+
+
+def test_displaced_atoms_are_other_structures():
+    frames = large(60)
+    variants = [*frames, *displaced(frames, 1e-3), *displaced(frames[:1] * 120, 1e-3)]
+    n_distinct = len(np.unique(geometries_of(keys_of(variants))))
+    assert n_distinct == 60 + 60 + 119  # the first displacement of the first frame is there twice
+    again = [*variants, *with_decimals(variants, 6)]
+    assert len(np.unique(geometries_of(keys_of(again)))) == n_distinct
+
+
+@given(seed=st.integers(0, 10_000), n=st.integers(0, 60), spread=st.sampled_from([3e-5, 2e-3]))
+@settings(deadline=None, max_examples=60)
+def test_geometries_are_those_of_all_pairs(seed, n, spread):
+    rng = np.random.default_rng(seed)
+    keys = np.zeros(n, dtype=GEOMETRY_KEY)
+    keys["discrete"] = rng.integers(0, 2, n)
+    shift = np.zeros(6)
+    shift[: rng.integers(0, 7)] = spread
+    keys["projections"] = rng.uniform(-1, 1, (n, 6)) * np.maximum(shift, TOLERANCE / 2)
+    near = np.abs(keys["projections"][:, None] - keys["projections"]).max(-1) <= TOLERANCE
+    near &= keys["discrete"][:, None] == keys["discrete"]
+    expected = np.arange(n)
+    for _ in range(n):
+        expected = np.array([expected[near[i]].min() for i in range(n)], dtype=int)
+    order = rng.permutation(n)
+    found = np.empty(n, dtype=int)
+    found[order] = geometries_of(keys[order])
+    np.testing.assert_array_equal(found[:, None] == found, expected[:, None] == expected)
+
+
+def test_many_frames_take_no_time_for_every_pair():
+    rng = np.random.default_rng(0)
+    keys = np.zeros(100_000, dtype=GEOMETRY_KEY)
+    keys["projections"] = rng.normal(size=(len(keys), 6)) * 0.01
+    keys[50_000:] = keys[:50_000]
+    keys["projections"][50_000:] += rng.uniform(-1e-6, 1e-6, (50_000, 6))
+    assert len(np.unique(geometries_of(keys))) == 50_000

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mace_train.data.preprocess.groups import groups_of
+from mace_train.data.preprocess.groups import Grouping, groups_of
 from mace_train.data.statistics import open_split
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings
@@ -30,7 +30,7 @@ def connected(geometries, groups):
 )
 @settings(deadline=None, max_examples=100)
 def test_groups_are_connected_components(keys, grouped):
-    geometries = np.array([key[0] for key in keys], dtype=np.uint64) + np.uint64(2**63)
+    geometries = np.array([key[0] for key in keys], dtype=np.int64)
     groups = np.array([key[1] for key in keys], dtype=np.uint64)
     found = groups_of(geometries, groups if grouped else None)
     expected = connected(geometries, groups if grouped else geometries)
@@ -123,3 +123,15 @@ def test_one_group_per_structure():
         DataSettings(train_file="x", group_key="run", structures_per_group=2)
     with pytest.raises(InputError, match="structures_per_group"):
         DataSettings(train_file="x", structures_per_group=0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(3, 3.0), (np.int64(3), np.float64(3)), ([1, 2], np.array([1.0, 2.0]))]
+)
+def test_whole_numbers_are_one_value(one, other):
+    def key(value):
+        atoms = molecules(1)[0]
+        atoms.info["traj"] = value
+        return Grouping("traj").group_key(atoms, "a.xyz", 0, isolated=False)
+
+    assert key(one) == key(other) != key(3.5)

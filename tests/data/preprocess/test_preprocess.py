@@ -248,3 +248,16 @@ def test_stress_of_slabs_is_counted_and_stored_along_their_plane(tmp_path, caplo
     found = [shards.sample(i).structure.stress for i in (0, 3)]
     np.testing.assert_array_equal(found[0], np.diag([0.1, 0.0, 0.3]))
     np.testing.assert_array_equal(found[1], np.diag([0.1, 0.2, 0.3]))
+
+
+def test_labels_of_weight_0_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO", logger="mace_train")
+    frames = [*molecules(20), *molecules(30)[20:]]
+    for atoms in frames[20:]:
+        atoms.info.update(REF_energy=0.0, config_energy_weight=0.0)
+    output = run(tmp_path, frames, E0s="average", valid_fraction=0)
+    assert "the energies of 10 and the forces of 0 structures have weight 0" in caplog.text
+    run(tmp_path, frames[:20], name="kept", E0s="average", valid_fraction=0)
+    found, kept = (statistics_in(folder) for folder in (output, tmp_path / "kept"))
+    assert found.E0s == pytest.approx(kept.E0s, rel=1e-12)
+    assert found.std_energy_per_atom == pytest.approx(kept.std_energy_per_atom, rel=1e-9)

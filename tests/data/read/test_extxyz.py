@@ -41,7 +41,7 @@ HEADERS = [
     'energy=-1.5 pbc="T T F" Lattice="1 0 0 0 2 0 0 0 3"',
     'Lattice="1.0 0.5 0 0 2 0 0 0 3" REF_energy=-1e-3 n=3 name=abc list="1 2 3"',
     'pbc=F stress="1 2 3 2 5 6 3 6 9" virials="1 2 3 4 5 6 7 8 9" virial="9 8 7 6 5 4 3 2 1"',
-    'free_energy=3 magmom=0.5 dipole="0.1 0.2 0.3" big=99999999999999999999 under=1_000',
+    'free_energy=3 magmom=0.5 dipole="0.1 0.2 0.3" big=99999999999999999999',
     'flag other=T truth="T F T" word="two words" quoted=\'single\' curly={1 2 3} square=[1,2]',
     'json="_JSON [[1, 2], [3, 4]]" uid=0012 config_type=7 empty="" comma=1,2,3',
     'key with spaces = 5 a==b equals="a=b" escaped="say \\"hi\\"" unicode="Größe"',

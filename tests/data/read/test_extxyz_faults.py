@@ -55,7 +55,7 @@ REFUSED = {
     with_row("Cu 0,5 0,0 0,0"): "'0,5' has a decimal comma: write '0.5'",
     with_row("Cu 0 0 \u22121"): "has the typographic minus sign U+2212: write -",
     with_row("Cu 0 0\r0"): "line 7, column 7: a carriage return inside the line, where ASE begins",
-    with_row("Cu 0 0 one"): "column 4 (pos): 'one' is not a number",
+    with_row("Cu 0 0 one"): "column 4 (pos): 'one' is not a number: correct it",
     with_row("Cu 0 0 1.5eV"): "is not a number alone: write '1.5'",
     with_row("Cu 0 0 0 1.5", "species:S:1:pos:R:3:tags:I:1"): "'1.5' is no integer: name the col",
     with_row("Cu 0 0 0 9999999999", "species:S:1:pos:R:3:t:I:1"): "does not fit into an integer",
@@ -75,6 +75,8 @@ REFUSED = {
     with_header(f'{LATTICE} pbc="T T"'): 'line 6: pbc="T T" is not understood; write T or F',
     with_header('x="_JSON {bad"'): "lines 5 to 8 cannot be read (JSONDecodeError",
     WHOLE + "2.0" + frame()[1:]: "line 5 is b'2.0' where a number of atoms should stand",
+    WHOLE + "9" * 5000 + frame()[1:]: "line 5 gives 99999999999999999999... (5000 digits) atoms",
+    WHOLE + "0" * 5000 + frame()[1:]: "(5000 digits) atoms, more than",
     WHOLE + "\0" * 60: "bytes of zero mean that the file was not written to its end",
 }  # fmt: skip
 BYTES_REFUSED = {
@@ -100,6 +102,13 @@ NOT_AS_ASE = {
     with_row("X 0 0 0"): r"atom 0 has atomic number 0 \(X, a dummy atom\)",
     with_row("0 0 0 0", "Z:I:1:pos:R:3"): "atom 0 has atomic number 0",
     with_header(f'{LATTICE} stress="1 2 3 4 5 6 7 8 9"'): "'stress' is .* not symmetric",
+    with_row(
+        "Cu 1_0.15 0 0"
+    ): r"line 7 \(atom 0\), column 2 \(pos\): '1_0.15' has an underscore: write",
+    with_row("29_0 0 0 0", "Z:I:1:pos:R:3"): r"column 1 \(Z\): '29_0' has an underscore",
+    with_header('Lattice="1_0 0 0 0 4 0 0 0 4"'): "Lattice holds '1_0', which has an underscore",
+    WHOLE + frame("REF_energy=-1_1.5"): "'REF_energy' is '-1_1.5', not a number; it has an under",
+    WHOLE + frame("REF_energy=-1_1.5 word {a}"): "'REF_energy' is '-1_1.5', not a number",
     with_header("config_type=a\0b"): "config_type='a.x00b' is not a name",
     with_header("head"): "head=True is not a name",
 }
@@ -130,6 +139,13 @@ def test_what_ase_refuses_is_named(tmp_path, packed):
         if content in REFUSED:
             assert ", structure 1: " in message
         assert "cannot be read (KeyError" not in message
+
+
+def test_a_count_for_which_ase_would_read_lines_for_ever(tmp_path):
+    path = written(tmp_path, WHOLE + "9" * 20 + frame()[1:], packed=False)
+    assert f", structure 1: line 5 gives {'9' * 20} atoms, more than any file holds" in refusal(
+        path
+    )
 
 
 def test_what_ase_reads_wrongly_is_refused(tmp_path):

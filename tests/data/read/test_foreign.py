@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from ase.io.formats import ioformats
 
-from mace_train.data.read import read_structures, unpack
+from mace_train.data.read import read_atoms, read_structures, unpack
 from mace_train.data.read.formats import CALLS
 from mace_train.errors import InputError
 from tests.data.factories import KEYS, molecule, write_xyz
@@ -65,6 +65,18 @@ def test_no_program_is_run(tmp_path):
     assert "a.py is a program: reading it would run what is in it" in done.stderr
     assert "convert it yourself first (ase.io.write of extended XYZ)" in done.stderr
     assert sorted(os.listdir(tmp_path)) == ["a.py"]
+
+
+@pytest.mark.parametrize("name", ["a.py", "a.pckl", "a.pckl.gz", "a.traj"])
+def test_one_structure_is_read_with_the_same_care(name, tmp_path):
+    marker = tmp_path / "ran"
+    program = f"open({str(marker)!r}, 'w')".encode()
+    content = program if name == "a.py" else pickle.dumps(Runs(marker))
+    content = b"PickleTrajectory" + content if name == "a.traj" else content
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(InputError, match="would run what is in it"):
+        read_atoms(str(tmp_path / name), -1)
+    assert not marker.exists()
 
 
 def test_an_old_trajectory_is_named(tmp_path):

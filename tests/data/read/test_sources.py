@@ -18,7 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from mace_train.data.read import read_structures
 from mace_train.data.read.file_range import ChunkLimit
-from mace_train.data.read.formats import parse_fns_of, split_file
+from mace_train.data.read.formats import format_of, parse_fns_of, split_file
 from mace_train.errors import InputError
 from tests.data.factories import KEYS, crystal, molecule, write_xyz
 
@@ -49,6 +49,27 @@ def test_compressed(tmp_path, text, suffix):
     path.write_bytes(PACK[suffix](text)[:-9])
     with pytest.raises(InputError, match=rf"b\.xyz\.{suffix}, structure 0: cannot be read"):
         energies(path)
+
+
+NAMES = ("mysql_set", "postgres", "mariadb", "POSCAR_set", "OUTCAR_set", "XDATCAR", "CONTCAR", "pg")
+
+
+@pytest.mark.parametrize("stem", NAMES)
+def test_the_end_of_a_name_says_the_format_not_its_beginning(stem, tmp_path, text, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # ASE looks at the beginning of the path, too
+    for suffix in ("xyz", "extxyz", "xyz.gz", "xyz.zst"):
+        packed = PACK.get(suffix.partition(".")[2], bytes)(text)
+        (tmp_path / f"{stem}.{suffix}").write_bytes(packed)
+        assert energies(f"{stem}.{suffix}") == [-1.0, -2.0]
+    atoms = crystal()
+    atoms.info.clear()
+    for suffix in ("traj", "db", "json", "cif", "xsf"):
+        ase.io.write(f"a.{suffix}", atoms)
+        expected = format_of(f"a.{suffix}")
+        (tmp_path / f"a.{suffix}").rename(f"{stem}.{suffix}")
+        assert format_of(f"{stem}.{suffix}") == expected
+    (tmp_path / "OUTCAR").write_text("x")
+    assert format_of("OUTCAR") == "vasp-out"  # without an end, the beginning says it
 
 
 MEMBERS = ["below/b.xyz", "README.md", "c.xyz.zst", "a.xyz", "nested.tar.gz"]

@@ -23,6 +23,7 @@ from mace_train.settings import (
     PreprocessSettings,
     TrainSettings,
 )
+from mace_train.settings.learning import AGNOSTIC, DENSITY, INTERACTION_BLOCKS
 from mace_train.yaml_files import read_yaml
 
 LOGGER = logging.getLogger("mace_train")
@@ -222,6 +223,16 @@ def _model(values: Values, equal: Equal, without: list[str]) -> None:
     train["model.max_L"] = 1 if max_L is None else int(max_L)
     train["model.radial_MLP"] = _literal("radial_MLP", values["radial_MLP"], list)
     train["model.model"] = values["model"]
+    for name in ("interaction", "interaction_first"):
+        block = values[name]
+        train[f"model.{name}"] = block
+        if block not in INTERACTION_BLOCKS:
+            without.append(f"--{name}={block}: one of {', '.join(INTERACTION_BLOCKS)}")
+            del train[f"model.{name}"]
+    # mace_run_train takes no residual block there in a MACE, whatever is said
+    without_residual = values["interaction_first"] in (AGNOSTIC, DENSITY)
+    if not without_residual and values["model"] == "MACE":
+        train["model.interaction_first"] = None
     if values["model"] not in ("MACE", "ScaleShiftMACE"):
         without.append(f"--model={values['model']}: MACE and ScaleShiftMACE are here")
         del train["model.model"]
@@ -296,6 +307,10 @@ def _place(values: Values, equal: Equal, without: list[str]) -> None:
             train[f"logger.{name}"] = values[name]
 
 
+_MODEL = (
+    *("model", "hidden_irreps", "num_channels", "max_L", "radial_MLP"),
+    *("interaction", "interaction_first"),
+)
 _Special = Callable[[Values, Equal, list[str]], None]
 _SPECIAL: dict[str, _Special] = {
     **dict.fromkeys(("name", "work_dir"), _folders),
@@ -303,7 +318,7 @@ _SPECIAL: dict[str, _Special] = {
         ("train_file", "valid_file", "test_file", "test_dir", "heads", "E0s"),
         _data,
     ),
-    **dict.fromkeys(("model", "hidden_irreps", "num_channels", "max_L", "radial_MLP"), _model),
+    **dict.fromkeys(_MODEL, _model),
     **dict.fromkeys(
         (
             *("optimizer", "beta", "beta1_schedulefree", "beta2_schedulefree", "lbfgs"),

@@ -11,17 +11,16 @@ import numpy as np
 
 from mace_train.errors import InputError
 from mace_train.irreps import irreps_string
+from mace_train.settings.learning import AGNOSTIC, INTERACTION_BLOCKS
 
 Header = dict[str, Any]
 
-RESIDUAL = "RealAgnosticResidualInteractionBlock"
-AGNOSTIC = "RealAgnosticInteractionBlock"
 
 # features beyond our settings that a header may state; old headers may leave any of them out
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "class": ("ScaleShiftMACE", "MACE"),
-    "interaction_cls": ([], [RESIDUAL]),
-    "interaction_cls_first": (RESIDUAL, AGNOSTIC),
+    "interaction_cls": ([], *([name] for name in INTERACTION_BLOCKS)),
+    "interaction_cls_first": INTERACTION_BLOCKS,
     "gate": ("silu",),
     "radial_type": ("bessel",),
     "distance_transform": ("None", None, "Agnesi", "Soft"),

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from mace_train.data.graph import Graph
 from mace_train.errors import InputError
-from mace_train.interop.header import RESIDUAL
 from mace_train.irreps import FeatureIrreps, import_o3, importing_e3nn
 
 MISSING_PACKAGE = "needs mace-torch; pip install 'mace-train[interop]'"
@@ -96,7 +95,7 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
     o3 = import_o3()
     E0s = tensors["atomic_energies_fn.atomic_energies"].double()
     numbers = [int(z) for z in tensors["atomic_numbers"]]
-    classes = modules.interaction_classes
+    classes, first = modules.interaction_classes, header["interaction_cls_first"]
     hidden = FeatureIrreps(header["num_channels"], header["max_L"])
     scale, shift = (
         tensors.get(f"scale_shift.{name}", torch.tensor([value])).tolist()
@@ -109,8 +108,8 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
             num_bessel=header["num_radial_basis"],
             num_polynomial_cutoff=header["num_cutoff_basis"],
             max_ell=header["max_ell"],
-            interaction_cls=classes[RESIDUAL],
-            interaction_cls_first=classes[header["interaction_cls_first"]],
+            interaction_cls=classes[next(iter(header["interaction_cls"]), first)],
+            interaction_cls_first=classes[first],
             num_interactions=header["num_interactions"],
             num_elements=len(numbers),
             hidden_irreps=o3.Irreps(str(hidden)),

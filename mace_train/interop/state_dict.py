@@ -18,14 +18,15 @@ from torch import Tensor
 
 from mace_train.errors import InputError
 from mace_train.interop.couplings import check_convolution, contraction_weights
-from mace_train.interop.header import AGNOSTIC, RESIDUAL, Header, check_features
+from mace_train.interop.header import Header, check_features
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.model.pair_repulsion import AGNESI, SOFT, ZBL, ZBL_WEIGHTS
 from mace_train.settings import ModelSettings
+from mace_train.settings.learning import RESIDUAL
 
 E0_NAME = "atomic_energies_fn.atomic_energies"  # [n_heads, n_elements]
 # settings that belong to the data, to training, or that num_channels and max_L say too
-_NOT_IN_HEADERS = ("r_max", "scaling", "hidden_irreps")
+_NOT_IN_HEADERS = ("r_max", "scaling", "hidden_irreps", "interaction", "interaction_first")
 # tensors that hold no trained number, or that are checked before they are left out
 _DERIVED = re.compile(
     r"(output_mask|\.bias|conv_tp\.weight|_zeroed|U_matrix_\d+|_w3j_\d+_\d+_\d+)$"
@@ -48,7 +49,11 @@ def from_mace_torch(state_dict: Mapping[str, Tensor], header: Mapping[str, Any])
     header = {**header, "distance_transform": header.get("distance_transform") or "None"}
     _check_sizes(state_dict, header)
     names = {field.name for field in fields(ModelSettings)} - set(_NOT_IN_HEADERS)
-    settings = ModelSettings(**{name: header[name] for name in names if name in header})
+    settings = ModelSettings(
+        **{name: header[name] for name in names if name in header},
+        interaction=next(iter(header.get("interaction_cls", [])), RESIDUAL),
+        interaction_first=header.get("interaction_cls_first"),
+    )
     data = ModelData(
         r_max=float(header["r_max"]),
         atomic_numbers=tuple(int(z) for z in state_dict["atomic_numbers"]),
@@ -86,7 +91,7 @@ def to_mace_torch_state_dict(model: MACE) -> dict[str, Tensor]:
 def header_for(model: MACE) -> Header:
     """The header that belongs to ``to_mace_torch_state_dict`` of the model, as plain data."""
     settings, data = asdict(model.settings), model.data
-    agnostic = settings["model"] == "MACE"
+    first, *others = model.settings.blocks()
     for name in _NOT_IN_HEADERS:
         del settings[name]
     return {
@@ -98,8 +103,8 @@ def header_for(model: MACE) -> Header:
         "atomic_numbers": list(data.atomic_numbers),
         "E0s": [list(head.E0s) for head in data.heads],
         "heads": list(data.head_names),
-        "interaction_cls_first": AGNOSTIC if agnostic else RESIDUAL,
-        "interaction_cls": [RESIDUAL] if model.settings.num_interactions > 1 else [],
+        "interaction_cls_first": first,
+        "interaction_cls": sorted(set(others)),
         "gate": "silu",
         "radial_type": "bessel",
     }
@@ -117,10 +122,6 @@ def _check_sizes(state_dict: Mapping[str, Tensor], header: Mapping[str, Any]) ->
                 f"header and tensors differ in {name}: the header says {header[name]!r}, the "
                 f"tensors say {found!r}; make the header from the same model with header_of"
             )
-    expected = header.get("model", ModelSettings.model)
-    first = header.get("interaction_cls_first", RESIDUAL)
-    if (expected == "MACE") != (first == AGNOSTIC) and "interaction_cls_first" in header:
-        raise InputError(f"header: model={expected!r} does not go with {first} as first layer")
 
 
 def _n_channels(state_dict: Mapping[str, Tensor]) -> int:

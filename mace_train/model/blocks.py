@@ -1,35 +1,17 @@
-"""Layers of MACE: interaction, product and readouts (arXiv 2206.07697, eqs. 7-13).
+"""Layers of MACE beside the interactions: embedding, product, readouts (arXiv 2206.07697).
 
 Module and parameter names are those of mace-torch's state dict, so that weights are exchanged by
 name. Features are [n_atoms, (l_max + 1)^2, n_channels].
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from mace_train.irreps import FeatureIrreps
 from mace_train.model.batch_index import BatchIndex
 from mace_train.model.contraction import SymmetricContraction
-from mace_train.model.convolution import Convolution, EdgeFeatures
-from mace_train.model.linear import DegreeLinear, ElementLinear, split_degrees
-from mace_train.model.radial import RadialNetwork, scaled_silu
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """What a layer needs to know of the architecture, by mace-torch's names where it has one."""
-
-    n_elements: int
-    node_feats_irreps: FeatureIrreps  # that enter the layer
-    edge_attrs_irreps: FeatureIrreps  # spherical harmonics
-    target_irreps: FeatureIrreps  # message
-    hidden_irreps: FeatureIrreps  # that leave the layer
-    correlation: int
-    n_basis: int
-    radial_widths: list[int]
-    avg_num_neighbors: float
+from mace_train.model.layer_spec import LayerSpec
+from mace_train.model.linear import DegreeLinear, split_degrees
+from mace_train.model.radial import scaled_silu
 
 
 class NodeEmbedding(nn.Module):
@@ -44,48 +26,6 @@ class NodeEmbedding(nn.Module):
         """Features [n_atoms, 1, n_channels]."""
         table = self.linear.weight.view(self.n_elements, 1, -1) * self.n_elements**-0.5
         return index.backend.take_rows(table, index.elements)
-
-
-class InteractionBlock(nn.Module):
-    """Messages from neighbours, and the term that skips the product.
-
-    A residual block passes the incoming features through an element-dependent linear map around
-    the product; the other (first layer of the "MACE" flavour) applies one to the message.
-    """
-
-    def __init__(self, spec: LayerSpec, *, residual: bool) -> None:
-        super().__init__()
-        self.residual = residual
-        self.checkpointing = False  # of what the convolution makes per edge
-        self.avg_num_neighbors = spec.avg_num_neighbors
-        n_channels, l_in = spec.node_feats_irreps.mul, spec.node_feats_irreps.l_max
-        self._convolution = Convolution(l_in, spec.edge_attrs_irreps.l_max)
-        n_paths = len(self._convolution.paths)
-        fan_in = [
-            self._convolution.paths_to(degree) * n_channels for degree in spec.target_irreps.degrees
-        ]
-        self.linear_up = DegreeLinear([n_channels] * (l_in + 1), n_channels)
-        self.conv_tp_weights = RadialNetwork(spec.n_basis, spec.radial_widths, n_paths, n_channels)
-        self.linear = DegreeLinear(fan_in, spec.target_irreps.mul)
-        skipped = FeatureIrreps(n_channels, min(l_in, spec.hidden_irreps.l_max))
-        self.skip_tp = ElementLinear(skipped if residual else spec.target_irreps, spec.n_elements)
-
-    def extra_repr(self) -> str:
-        """What has no module of its own."""
-        return f"{self._convolution}, residual={self.residual}"
-
-    def forward(
-        self, x: Tensor, edges: EdgeFeatures, index: BatchIndex
-    ) -> tuple[Tensor, Tensor | None]:
-        """Message [n_atoms, (l_edges + 1)^2, n_channels], and the skipping term or None."""
-        up = self.linear_up(split_degrees(x))
-        summed = self._convolution(
-            up, edges, index, self.conv_tp_weights, checkpointing=self.checkpointing
-        )
-        message = self.linear(summed) / self.avg_num_neighbors
-        if self.residual:
-            return message, self.skip_tp(x, index.groups)
-        return self.skip_tp(message, index.groups), None
 
 
 class ProductBlock(nn.Module):

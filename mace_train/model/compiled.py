@@ -24,7 +24,7 @@ from mace_train.data.graph import Graph
 from mace_train.model.batch_index import (
     BatchIndex,
     EdgeBlocks,
-    EdgeSpecies,
+    EdgeEnds,
     ElementGroups,
     ElementSlots,
 )
@@ -34,7 +34,7 @@ from mace_train.ops.backends import Backend
 from mace_train.ops.convolution import EdgeIndex
 from mace_train.ops.symmetric_contraction import Chunks
 
-INDICES = (BatchIndex, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks, EdgeSpecies)
+INDICES = (BatchIndex, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks, EdgeEnds)
 for _class in INDICES:
     torch.export.register_dataclass(_class, serialized_type_name=f"mace_train.{_class.__name__}")
 # no input of a graph, but part of what a graph is made for
@@ -99,7 +99,21 @@ def trace(model: MACE) -> GraphModule:
     both = partial(energies_and_gradient, ModelEnergies(model), create_graph=True)
     make = make_fx(both, tracing_mode="symbolic", _allow_non_fake_inputs=True)
     traced: GraphModule = make(dict(model.named_parameters()), *inputs)
+    _keep_derivatives(traced)
     return traced
+
+
+def _keep_derivatives(traced: GraphModule) -> None:
+    """Remove the detach before each use of a saved result, which the trace of a backward pass has.
+
+    Of functions whose derivative takes their result (tanh, exp), the derivative of the derivative
+    in the weights would end there. That of ``vectors`` stays.
+    """
+    for node in list(traced.graph.nodes):
+        if node.target is torch.ops.aten.detach.default and node.args[0].op != "placeholder":
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    traced.recompile()
 
 
 def energies_and_gradient(

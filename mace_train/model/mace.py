@@ -9,8 +9,8 @@ the readouts, and have scale, shift and E0s of their own; the head of its struct
 output an atom takes.
 
 Readouts are linear but the last, which is a perceptron if there is more than one layer; the last
-layer carries scalars only. Both flavours of mace-torch are here: "ScaleShiftMACE" has residual
-interactions in all layers; "MACE" has a non-residual first one (and is trained with shift 0).
+layer carries scalars only. The interactions are of the kinds that the settings name; "MACE" has
+a non-residual first one (and is trained with shift 0).
 
 Parameters have the names, shapes and initial distributions of mace-torch; the state dict holds
 nothing else. Energies of isolated atoms stay in float64 whatever the model is cast to.
@@ -30,8 +30,6 @@ from mace_train.errors import InputError
 from mace_train.irreps import FeatureIrreps
 from mace_train.model.batch_index import BatchIndex
 from mace_train.model.blocks import (
-    InteractionBlock,
-    LayerSpec,
     LinearReadout,
     NodeEmbedding,
     NonLinearReadout,
@@ -39,6 +37,8 @@ from mace_train.model.blocks import (
 )
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.convolution import EdgeFeatures
+from mace_train.model.interactions import INTERACTIONS, InteractionBlock
+from mace_train.model.layer_spec import LayerSpec
 from mace_train.model.matmul_precision import MatmulModule
 from mace_train.model.pair_repulsion import TRANSFORMS, PairRepulsion
 from mace_train.model.radial import RadialBasis
@@ -161,8 +161,12 @@ class MACE(nn.Module):
         self.node_embedding = NodeEmbedding(n_elements, settings.num_channels)
         layers = [_layer_spec(settings, data, layer) for layer in range(settings.num_interactions)]
         self.interactions = nn.ModuleList(
-            InteractionBlock(spec, residual=layer > 0 or settings.model != "MACE")
-            for layer, spec in enumerate(layers)
+            INTERACTIONS[name](spec) for name, spec in zip(settings.blocks(), layers, strict=True)
+        )
+        self._needs_edge_ends = (
+            self._transform is not None
+            or self._repulsion is not None
+            or any(INTERACTIONS[name].needs_edge_ends for name in settings.blocks())
         )
         self.products = nn.ModuleList(ProductBlock(spec) for spec in layers)
         self.readouts = nn.ModuleList(
@@ -259,7 +263,7 @@ class MACE(nn.Module):
             first_of_pair,
             n_elements=len(self.data.atomic_numbers),
             heads=heads,
-            edge_species=self._transform is not None or self._repulsion is not None,
+            edge_ends=self._needs_edge_ends,
             static_shapes=self.static_shapes,
         )
 
@@ -305,13 +309,14 @@ class MACE(nn.Module):
         is_reverse = rows.is_reverse().unsqueeze(1)
         signs = torch.where(is_reverse, self._parity.like(of_pairs), 1.0)
         transformed = repulsion = None
-        if index.species is not None:
-            species = index.species.indices(elements, len(self.data.atomic_numbers))
+        if self._transform is not None or self._repulsion is not None:
+            assert index.ends is not None
+            species = index.ends.species(elements, len(self.data.atomic_numbers))
             if self._transform is not None:
                 transformed = self._transform(lengths, species)
             if self._repulsion is not None:
                 repulsion = self._repulsion(
-                    lengths, species, index.species, elements.shape[0], index.backend.sum_rows
+                    lengths, species, index.ends, elements.shape[0], index.backend.sum_rows
                 )
         radial = self._radial(lengths, transformed)
         if index.blocks is not None:  # one row more, of zeros, for the empty slots

@@ -7,6 +7,7 @@ from itertools import pairwise
 from mace_train.errors import InputError
 from mace_train.model.coupling import convolution_paths
 from mace_train.settings import ModelSettings
+from mace_train.settings.learning import DENSITY_BLOCKS, RESIDUAL_BLOCKS
 
 MOST_WEIGHTS = 10**10  # with gradient and moments 160 GB in float32, more than one GPU has
 MOST_PATHS = 2000  # of the contraction to one degree; finding independent ones is cubic in it
@@ -43,7 +44,7 @@ def count_weights(settings: ModelSettings, n_elements: int, n_heads: int = 1) ->
     n_channels, max_ell = settings.num_channels, settings.max_ell
     square, n_layers = n_channels**2, settings.num_interactions
     total = n_elements * n_channels  # embedding
-    for layer in range(n_layers):
+    for layer, block in enumerate(settings.blocks()):
         is_first, is_last = layer == 0, layer == n_layers - 1
         l_in, l_out = 0 if is_first else settings.max_L, 0 if is_last else settings.max_L
         n_paths = len(convolution_paths(l_in, max_ell))
@@ -51,8 +52,9 @@ def count_weights(settings: ModelSettings, n_elements: int, n_heads: int = 1) ->
         total += (l_in + 1) * square  # linear_up
         total += sum(a * b for a, b in pairwise(widths))
         total += n_paths * square  # linear
-        l_skip = min(l_in, l_out) if layer > 0 or settings.model != "MACE" else max_ell
+        l_skip = min(l_in, l_out) if block in RESIDUAL_BLOCKS else max_ell
         total += (l_skip + 1) * n_elements * square  # skip_tp
+        total += settings.num_radial_basis if block in DENSITY_BLOCKS else 0
         n_products = sum(
             n_contraction_paths(max_ell, order, degree)
             for order in range(1, settings.correlation + 1)

@@ -19,6 +19,13 @@ from mace_train.settings.ranges import (
 )
 
 DISTANCE_TRANSFORMS = ("None", "Agnesi", "Soft")
+RESIDUAL = "RealAgnosticResidualInteractionBlock"
+AGNOSTIC = "RealAgnosticInteractionBlock"
+DENSITY = "RealAgnosticDensityInteractionBlock"
+DENSITY_RESIDUAL = "RealAgnosticDensityResidualInteractionBlock"
+RESIDUAL_BLOCKS = (RESIDUAL, DENSITY_RESIDUAL)
+DENSITY_BLOCKS = (DENSITY, DENSITY_RESIDUAL)
+INTERACTION_BLOCKS = (RESIDUAL, AGNOSTIC, DENSITY_RESIDUAL, DENSITY)
 _WIDTH = Range(1, MOST_CHANNELS, reason="published models have up to 512")
 _MOST_LAYERS = 100  # of the radial network
 _DEGREE = "e3nn has coupling coefficients up to degree 11"
@@ -30,6 +37,13 @@ class ModelSettings:
 
     model: str = "ScaleShiftMACE"
     """ScaleShiftMACE, or MACE: agnostic first block and no shift, as in mace-torch."""
+    interaction: str = RESIDUAL
+    """Interaction block of all layers but the first: RealAgnosticResidualInteractionBlock,
+    RealAgnosticInteractionBlock, and RealAgnosticDensityResidualInteractionBlock,
+    RealAgnosticDensityInteractionBlock, which divide messages by a learned density."""
+    interaction_first: str | None = None
+    """That of the first layer; null: RealAgnosticInteractionBlock for model=MACE, else
+    RealAgnosticResidualInteractionBlock."""
     r_max: float | None = bounded(None, CUTOFF)
     """Cutoff radius, Å; null takes the one of the shards, another value is an error."""
     num_channels: int = bounded(128, _WIDTH)
@@ -69,6 +83,7 @@ class ModelSettings:
             "model.scaling", self.scaling, ("rms_forces_scaling", "std_scaling", "no_scaling")
         )
         check_choice("model.distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
+        self._check_interactions()
         self._take_hidden_irreps()
         check_ranges(self, "model.")
         check_at_least("model.max_ell", self.max_ell, self.max_L)
@@ -77,6 +92,26 @@ class ModelSettings:
                 f"model.radial_MLP has {len(self.radial_MLP)} widths; give 1 to {_MOST_LAYERS}"
             )
         self.MLP_irreps = f"{self.mlp_width()}x0e"  # however it was written
+
+    def blocks(self) -> list[str]:
+        """The names of the interaction blocks of all layers."""
+        first = self.interaction_first or (AGNOSTIC if self.model == "MACE" else RESIDUAL)
+        return [first] + [self.interaction] * (self.num_interactions - 1)
+
+    def _check_interactions(self) -> None:
+        """InputError for unknown blocks; equal models get equal settings."""
+        check_choice("model.interaction", self.interaction, INTERACTION_BLOCKS)
+        if self.interaction_first is None:
+            return
+        check_choice("model.interaction_first", self.interaction_first, INTERACTION_BLOCKS)
+        if self.model == "MACE" and self.interaction_first not in (AGNOSTIC, DENSITY):
+            raise InputError(
+                f"model.model=MACE and model.interaction_first={self.interaction_first}: a MACE "
+                f"has no residual in its first layer; give {AGNOSTIC} or {DENSITY}, or "
+                "model.model=ScaleShiftMACE"
+            )
+        if self.interaction_first == (AGNOSTIC if self.model == "MACE" else RESIDUAL):
+            self.interaction_first = None
 
     def mlp_width(self) -> int:
         """The number of hidden scalars that MLP_irreps names."""

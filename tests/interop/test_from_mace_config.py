@@ -16,6 +16,7 @@ from mace_train.cli_help import valid_names
 from mace_train.errors import InputError
 from mace_train.interop.arguments import ARGUMENTS, table
 from mace_train.interop.from_mace_config import _SPECIAL, as_yaml, translate
+from mace_train.settings.learning import DENSITY, DENSITY_RESIDUAL
 from tests.conftest import run_command
 from tests.model.mace_torch import import_mace
 
@@ -166,6 +167,26 @@ def test_printed_commands_and_yaml_compose_into_the_same(typical, capsys, tmp_pa
 @pytest.mark.parametrize(
     ("words", "setting", "value"),
     [
+        (
+            ["--interaction=RealAgnosticDensityResidualInteractionBlock"],
+            "model.interaction",
+            DENSITY_RESIDUAL,
+        ),
+        (
+            ["--interaction_first=RealAgnosticDensityInteractionBlock"],
+            "model.interaction_first",
+            DENSITY,
+        ),
+        (
+            ["--interaction_first=RealAgnosticResidualInteractionBlock"],
+            "model.interaction_first",
+            None,
+        ),
+        (
+            ["--model=ScaleShiftMACE", "--interaction_first=RealAgnosticInteractionBlock"],
+            "model.interaction_first",
+            "RealAgnosticInteractionBlock",
+        ),
         (["--loss=ef", "--forces_weight=7"], "loss.forces_weight", 1.0),
         (["--loss=forces_only"], "loss.energy_weight", 0.0),
         (["--loss=stress", "--stress_weight=3"], "loss.stress_weight", 3.0),

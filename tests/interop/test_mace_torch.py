@@ -59,6 +59,22 @@ CASES = {
     "mace": (WATER, [water(), single_atom()], {"flavour": "MACE"}),
     "mace_crystal": (SALT, [salt()], {"flavour": "MACE", "max_L": 2, "max_ell": 2}),
     "mace_one_layer": (METAL, [tiny_cell()], {"flavour": "MACE", "num_interactions": 1}),
+    "density": (
+        WATER,
+        [water(), single_atom()],
+        {"first": "RealAgnosticDensity", "interaction": "RealAgnosticDensityResidual"},
+    ),
+    "density_tensors": (
+        SALT,
+        [salt()],
+        {
+            "first": "RealAgnosticDensityResidual",
+            "interaction": "RealAgnosticDensity",
+            "max_L": 2,
+            "max_ell": 2,
+            "num_interactions": 3,
+        },
+    ),
     "radial": (
         SALT,
         [salt()],

@@ -17,6 +17,26 @@ VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change
     "default": ({"correlation": 3}, {}, None),
     "tensors": ({"max_L": 2}, {}, None),
     "mace": ({"flavour": "MACE", "max_ell": 1}, {}, None),
+    "agnostic": ({"flavour": "MACE", "interaction": "RealAgnostic", "max_ell": 1}, {}, None),
+    "density": (
+        {"first": "RealAgnosticDensity", "interaction": "RealAgnosticDensityResidual"},
+        {},
+        None,
+    ),
+    "density_residual_first": (
+        {
+            "first": "RealAgnosticDensityResidual",
+            "interaction": "RealAgnosticDensity",
+            "max_ell": 1,
+        },
+        {"elements": ["O", "H"]},
+        None,
+    ),
+    "density_heads": (
+        {**HEADS, "first": "RealAgnosticDensity", "interaction": "RealAgnosticDensityResidual"},
+        {"head": "scan"},
+        None,
+    ),
     "one_layer": (TINY, {}, None),
     "three_layers": ({"num_interactions": 3, "max_ell": 1, "max_L": 0}, {}, None),
     "repulsion": ({**TINY, "pair_repulsion": True}, {}, None),

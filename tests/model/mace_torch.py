@@ -23,6 +23,8 @@ def mace_torch_model(
     channels: int = 4,
     max_L: int = 1,
     scripted: bool = False,
+    first: str | None = None,
+    interaction: str = "RealAgnosticResidual",
     **changes: Any,
 ) -> torch.nn.Module:
     """A float64 model as mace_run_train builds it for --model=flavour, with random weights.
@@ -33,14 +35,14 @@ def mace_torch_model(
     o3 = import_o3()
     blocks = modules.interaction_classes
     agnostic = flavour == "MACE"
-    first = f"RealAgnostic{'' if agnostic else 'Residual'}InteractionBlock"
+    first = first or ("RealAgnostic" if agnostic else "RealAgnosticResidual")
     arguments = {
         "r_max": 4.0,
         "num_bessel": 8,
         "num_polynomial_cutoff": 5,
         "max_ell": 3,
-        "interaction_cls": blocks["RealAgnosticResidualInteractionBlock"],
-        "interaction_cls_first": blocks[first],
+        "interaction_cls": blocks[f"{interaction}InteractionBlock"],
+        "interaction_cls_first": blocks[f"{first}InteractionBlock"],
         "num_interactions": 2,
         "num_elements": len(atomic_numbers),
         "hidden_irreps": o3.Irreps(str(FeatureIrreps(channels, max_L))),

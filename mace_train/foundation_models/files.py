@@ -11,6 +11,8 @@ import logging
 import os
 import pkgutil
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mace_train import environment_variables
@@ -168,26 +170,36 @@ def _download(model: FoundationModel, target: Path) -> None:
         f"download {model.file} from {model.addresses[0]} yourself, elsewhere if need be, and put "
         f"it to {target}, or give its path instead of {model.name}"
     )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with lock_file(target.with_name(f".{model.file}.lock"), f"the download of {model.file}"):
-            if target.is_file():
-                return
-            LOGGER.info(
-                "downloading %s (%s MB, %s) to %s",
-                *(model.addresses[0], model.size, model.licence, target),
-            )
+    with _locked(target, f"the download of {model.file}", model.name, remedy):
+        if target.is_file():
+            return
+        LOGGER.info(
+            "downloading %s (%s MB, %s) to %s",
+            *(model.addresses[0], model.size, model.licence, target),
+        )
+        try:
             found = download(model.addresses, target, n_bytes=model.n_bytes, sha256=model.sha256)
-            write_text(target.with_name(f"{model.file}.sha256"), f"{found}  {model.file}\n")
-    except StorageError:
-        raise
-    except InputError as error:
-        raise InputError(f"{model.name} cannot be downloaded: {error}; {remedy}") from None
-    except OSError as error:
-        raise InputError(
-            f"{model.name}: the cache {target.parent} cannot be written ({error.strerror}); set "
-            f"XDG_CACHE_HOME to a folder of yours, or {remedy}"
-        ) from None
+        except StorageError:
+            raise
+        except InputError as error:
+            raise InputError(f"{model.name} cannot be downloaded: {error}; {remedy}") from None
+        write_text(target.with_name(f"{model.file}.sha256"), f"{found}  {model.file}\n")
+
+
+@contextmanager
+def _locked(path: Path, work: str, name: str, remedy: str) -> Iterator[None]:
+    """The lock of what is made in our cache; InputError where that cannot be written."""
+    with ExitStack() as opened:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            opened.enter_context(lock_file(path.with_name(f".{path.name}.lock"), work))
+        except OSError as error:
+            kind = type(system_error(error) or InputError())
+            raise kind(
+                f"{name}: the cache {path.parent} cannot be written ({error.strerror}); set "
+                f"XDG_CACHE_HOME to a folder of yours, or {remedy}"
+            ) from None
+        yield
 
 
 def imported_checkpoint(
@@ -208,16 +220,9 @@ def imported_checkpoint(
     folder = cache_folder() / "imported" / name
     written = folder / "checkpoints" / "best.safetensors"
     if not written.is_file():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with lock_file(folder.with_name(f".{name}.lock"), f"the import of {model.name}"):
-                if not written.is_file():
-                    pkgutil.resolve_name(_IMPORT)(model, folder)
-        except OSError as error:
-            raise system_error(error) or InputError(
-                f"{model.name}: the cache {folder.parent} cannot be written ({error.strerror}); "
-                f"set XDG_CACHE_HOME to a folder of yours, or import it elsewhere: mace-train "
-                f"import {model.name} output=FOLDER"
-            ) from None
+        remedy = f"import it elsewhere: mace-train import {model.name} output=FOLDER"
+        with _locked(folder, f"the import of {model.name}", model.name, remedy):
+            if not written.is_file():
+                pkgutil.resolve_name(_IMPORT)(model, folder)
     LOGGER.info("%s: %s, %s; %s", model.name, model.title, model.licence, folder)
     return folder

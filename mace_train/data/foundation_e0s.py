@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ase.data import chemical_symbols
 
 from mace_train.errors import InputError
-from mace_train.foundation_models.files import check_licence, model_file, named
+from mace_train.foundation_models.lookup import check_licence, model_file, named
 from mace_train.json_files import converted
 from mace_train.restricted_pickle import RestrictedPickleError, load_tensors
 from mace_train.settings.ranges import ATOMIC_ENERGY

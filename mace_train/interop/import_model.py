@@ -16,7 +16,7 @@ from torch import Tensor
 from mace_train.console import Console
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
-from mace_train.foundation_models.files import check_licence, found_file, model_file, named
+from mace_train.foundation_models.lookup import check_licence, found_file, model_file, named
 from mace_train.foundation_models.table import MODELS, FoundationModel
 from mace_train.interop.equivalence import (
     TOLERANCE,

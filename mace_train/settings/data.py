@@ -7,7 +7,7 @@ from omegaconf import MISSING
 
 from mace_train.checks import check_choice, files_by_head
 from mace_train.errors import InputError
-from mace_train.foundation_models.files import check_licence_name
+from mace_train.foundation_models.lookup import check_licence_name
 from mace_train.settings.ranges import (
     ATOMIC_ENERGY,
     COUNT,

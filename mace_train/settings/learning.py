@@ -5,7 +5,7 @@ from typing import Any
 
 from mace_train.checks import check_at_least, check_choice
 from mace_train.errors import InputError
-from mace_train.foundation_models.files import check_licence_name
+from mace_train.foundation_models.lookup import check_licence_name
 from mace_train.irreps import MOST_CHANNELS, FeatureIrreps, count_scalars
 from mace_train.settings.ranges import (
     COUNT,

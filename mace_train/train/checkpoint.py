@@ -29,7 +29,7 @@ from mace_train.checkpoint_files import (
     reading,
 )
 from mace_train.errors import InputError
-from mace_train.foundation_models.files import imported_checkpoint
+from mace_train.foundation_models.lookup import imported_checkpoint
 from mace_train.model.lora import merged
 from mace_train.model.mace import MACE, ModelData
 from mace_train.settings import ModelSettings

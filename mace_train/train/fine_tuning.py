@@ -23,7 +23,7 @@ from mace_train.data.loading.packed import on_device
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
-from mace_train.foundation_models.files import imported_checkpoint, named
+from mace_train.foundation_models.lookup import imported_checkpoint, named
 from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.lora import add_low_rank
 from mace_train.model.mace import MACE, Head, ModelData

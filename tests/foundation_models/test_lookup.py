@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mace_train.errors import InputError
-from mace_train.foundation_models import files
-from mace_train.foundation_models.files import (
+from mace_train.foundation_models import lookup
+from mace_train.foundation_models.lookup import (
     cache_folder,
     check_licence,
     imported_checkpoint,
@@ -23,7 +23,7 @@ from mace_train.settings import DataSettings, FoundationSettings, ImportSettings
 from tests.conftest import run_command
 from tests.foundation_models.server import names, serving, torch_file
 from tests.interrupted import ROOT, interrupted
-from tests.test_full_disk import small_disk
+from tests.killed import small_disk
 from tests.train.processes import LINUX
 
 FILE = torch_file()
@@ -94,7 +94,7 @@ def test_names_and_addresses_are_those_of_mace_torch():
     expected |= {f"{size}_off": url for size, url in theirs.mace_off_urls.items()}
     found = {name: model.addresses[0] for name, model in MODELS.items() if name != "mace_omol"}
     assert found == expected
-    assert files.NOT_READ.keys() == theirs.polar_model_urls.keys()
+    assert lookup.NOT_READ.keys() == theirs.polar_model_urls.keys()
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_the_cache_of_mace_torch_is_looked_into(address, name, cache, caplog):
     place = cache / "mace" / name
     place.write_bytes(FILE)
     assert model_file(model) == place
-    assert files.found_file(model) == place
+    assert lookup.found_file(model) == place
     assert names(cache) == {"mace"}
 
 

@@ -65,7 +65,9 @@ def import_model(settings: ImportSettings) -> MACE:
     target = Path(settings.output) / "checkpoints" / "best.safetensors"
     named_model = named("model_file", given)
     if named_model is None and not Path(given).is_file():
-        raise InputError(f"model_file={given}: no such file")
+        raise InputError(
+            f"model_file={given}: no such file; give one, or a name that `mace-train import` lists"
+        )
     if target.exists():
         raise InputError(f"output={settings.output} already holds {target}; choose another output")
     if named_model is not None:

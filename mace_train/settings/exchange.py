@@ -52,7 +52,8 @@ class ExportSettings:
     """Export a trained model: `mace-train export RUN format=... output=FILE`."""
 
     checkpoint: str = MISSING
-    """best.safetensors or last.safetensors, or the output folder of a training or an import."""
+    """best.safetensors or last.safetensors, the output folder of a training or an import, or the
+    name of a foundation model."""
     format: str = "mace-torch"
     """mace-torch (a .model file for its calculators and tools; needs the extra interop),
     state_dict (safetensors with mace-torch's names, and a header in JSON), aoti (a compiled library

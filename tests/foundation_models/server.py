@@ -10,6 +10,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+WITH_TINY = """
+import sys
+from mace_train.foundation_models.table import MODELS, FoundationModel
+MODELS["tiny"] = FoundationModel("tiny", "of a test", "MIT", (sys.argv.pop(1),), None, None)
+from mace_train.__main__ import run
+run()
+"""  # the program, with a model at the address that is its first argument
 PAGE = b"<!DOCTYPE html><html><body>Sign in to this network</body></html>"
 
 

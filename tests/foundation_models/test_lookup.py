@@ -21,20 +21,13 @@ from mace_train.foundation_models.lookup import (
 from mace_train.foundation_models.table import LICENCES, MODELS, TO_ACCEPT, FoundationModel
 from mace_train.settings import DataSettings, FoundationSettings, ImportSettings
 from tests.conftest import run_command
-from tests.foundation_models.server import names, serving, torch_file
+from tests.foundation_models.server import WITH_TINY, names, serving, torch_file
 from tests.interrupted import ROOT, interrupted
 from tests.killed import small_disk
 from tests.train.processes import LINUX
 
 FILE = torch_file()
 SECOND = torch_file(seed=1)
-WITH_TINY = """
-import sys
-from mace_train.foundation_models.table import MODELS, FoundationModel
-MODELS["tiny"] = FoundationModel("tiny", "of a test", "MIT", (sys.argv.pop(1),), None, None)
-from mace_train.__main__ import run
-run()
-"""
 
 
 @pytest.fixture(autouse=True)

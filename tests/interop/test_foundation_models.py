@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -17,7 +19,8 @@ from mace_train.interop.import_model import import_model
 from mace_train.settings import ImportSettings
 from mace_train.train.checkpoint import load_model, read_header
 from tests.conftest import TINY_MODEL, run_command
-from tests.foundation_models.server import names, serving, torch_file
+from tests.foundation_models.server import WITH_TINY, names, serving, torch_file
+from tests.interrupted import ROOT
 from tests.model.mace_torch import mace_torch_model
 
 
@@ -119,6 +122,25 @@ def test_preprocess_and_training_by_name(published, prepared, xyz, tmp_path):
     assert header["settings"]["foundation"]["checkpoint"] == "academic"
     run_command("export", "tiny", "format=state_dict", f"output={tmp_path / 'tiny.safetensors'}")
     assert len(published.requests) == 2  # one for each name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_there", [True, False])
+def test_one_rank_downloads_and_all_train_or_end(is_there, published, prepared, tmp_path):
+    published.plan = ["slow"] if is_there else ["404"] * 9
+    (tmp_path / "program.py").write_text(WITH_TINY)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", str(tmp_path / "program.py"), published.url("tiny.model")]
+    command += ["train", f"data_dir={prepared}", "max_num_epochs=1", "cluster=cpu", *TINY_MODEL]
+    command += ["foundation.checkpoint=tiny", f"output={tmp_path / 'run'}"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert len(published.requests) == 1
+    assert (done.returncode == 0) == is_there, done.stderr
+    assert done.stderr.count("tiny cannot be downloaded: ") == (0 if is_there else 2), done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "best.safetensors").exists() == is_there
 
 
 def test_nothing_in_what_was_downloaded_is_run(server, tmp_path, capsys):

@@ -5,6 +5,7 @@ from typing import Any
 
 from mace_train.checks import check_at_least, check_choice
 from mace_train.errors import InputError
+from mace_train.foundation_models.lookup import check_licence_name
 from mace_train.irreps import MOST_CHANNELS, FeatureIrreps, count_scalars
 from mace_train.settings.ranges import (
     COUNT,
@@ -143,7 +144,10 @@ class FoundationSettings:
     """A trained model to start from (fine-tuning); its architecture replaces that of `model`."""
 
     checkpoint: str | None = None
-    """Checkpoint, or output folder of a training; null: random weights."""
+    """Checkpoint, output folder of a training or an import, or the name of a foundation model, such
+    as medium-mpa-0 (`mace-train import` lists them); null: random weights."""
+    accept_licence: str | None = None
+    """The licence of a foundation model that you accept, such as ASL (no commercial use)."""
     head: str | None = None
     """Head to start from, if the model has several; every head of the data begins as this one."""
     E0s: str = "data"
@@ -163,6 +167,7 @@ class FoundationSettings:
     def __post_init__(self) -> None:
         check_choice("foundation.E0s", self.E0s, ("data", "foundation", "estimated"))
         check_choice("foundation.elements", self.elements, ("data", "all"))
+        check_licence_name("foundation.accept_licence", self.accept_licence)
         check_ranges(self, "foundation.")
         defaults = FoundationSettings.__dataclass_fields__
         given = [n for n, item in defaults.items() if getattr(self, n) != item.default]

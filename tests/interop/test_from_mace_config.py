@@ -259,10 +259,21 @@ def test_replay_is_a_head_with_what_mace_torch_changes_for_it():
     equal, _ = translate(None, [*words, "--force_mh_ft_lr=True"])
     assert equal["train"]["optimizer.lr"] == 0.5
     equal, without = translate(None, ["--name=a", "--train_file=a", "--foundation_model=small"])
-    assert equal["import"]["model_file"] == "small.model"
-    assert [x.partition(":")[0].partition("=")[0] for x in without] == [
-        *("--foundation_model", "--pt_train_file", "--r_max")
-    ]
+    assert equal["import"]["model_file"] == "small"
+    assert [line.partition(":")[0] for line in without] == ["--pt_train_file", "--r_max"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "words"),
+    [
+        ("medium_off", "medium_off", "Academic Software License .* add accept_licence=ASL to imp"),
+        ("polar-1-m", "polar-1-m.model", "mace-torch downloads it; give its .model file"),
+    ],
+)
+def test_names_of_foundation_models(name, file, words):
+    equal, without = translate(None, ["--name=a", "--train_file=a", f"--foundation_model={name}"])
+    assert equal["import"] == {"model_file": file, "output": "a/foundation"}
+    assert re.search(f"^--foundation_model={name}: .*{words}", without[0])
 
 
 def test_heads_become_mappings():

@@ -23,7 +23,7 @@ from mace_train.settings import (
     PreprocessSettings,
     TrainSettings,
 )
-from mace_train.settings.learning import AGNOSTIC, DENSITY, INTERACTION_BLOCKS
+from mace_train.settings.model import AGNOSTIC, DENSITY, INTERACTION_BLOCKS
 from mace_train.yaml_files import read_yaml
 
 LOGGER = logging.getLogger("mace_train")

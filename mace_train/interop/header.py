@@ -11,7 +11,7 @@ import numpy as np
 
 from mace_train.errors import InputError
 from mace_train.irreps import irreps_string
-from mace_train.settings.learning import AGNOSTIC, INTERACTION_BLOCKS
+from mace_train.settings.model import AGNOSTIC, INTERACTION_BLOCKS
 
 Header = dict[str, Any]
 
@@ -25,12 +25,11 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "radial_type": ("bessel",),
     "distance_transform": ("None", None, "Agnesi", "Soft"),
     "pair_repulsion": (False, True),
-    "apply_cutoff": (True,),
+    "apply_cutoff": (True, False),
     "use_so3": (False,),
-    "use_agnostic_product": (False,),
+    "use_agnostic_product": (False, True),
     "use_last_readout_only": (False,),
     "joint_embedding": (False,),
-    "edge_irreps": (None,),
     "uniform_correlation": (True,),
     "readout_cls": ("NonLinearReadoutBlock", "LinearReadoutBlock"),
 }
@@ -56,6 +55,7 @@ def header_of(mace_torch_model: Any) -> Header:
     transform = getattr(model.radial_embedding, "distance_transform", None)
     last = model.readouts[-1]
     heads = list(getattr(model, "heads", ["Default"]))
+    edge_irreps = getattr(model, "edge_irreps", None)
     first = type(model.interactions[0]).__name__
     orders = {
         len(contraction.weights) + 1
@@ -76,6 +76,10 @@ def header_of(mace_torch_model: Any) -> Header:
         "num_radial_basis": int(model.radial_embedding.out_dim),
         "num_cutoff_basis": int(model.radial_embedding.cutoff_fn.p),
         "radial_MLP": [int(n) for n in model.interactions[0].conv_tp_weights.hs[1:-1]],
+        "edge_irreps": edge_irreps and str(edge_irreps),
+        "use_edge_irreps_first": bool(
+            edge_irreps and getattr(model, "use_edge_irreps_first", False)
+        ),
         "MLP_irreps": _hidden_scalars(last, len(heads)) if len(model.interactions) > 1 else "16x0e",
         "interaction_cls_first": first,
         "interaction_cls": sorted({type(block).__name__ for block in model.interactions[1:]}),
@@ -89,7 +93,6 @@ def header_of(mace_torch_model: Any) -> Header:
         "use_agnostic_product": getattr(model, "use_agnostic_product", False),
         "use_last_readout_only": getattr(model, "use_last_readout_only", False),
         "joint_embedding": hasattr(model, "joint_embedding"),
-        "edge_irreps": getattr(model, "edge_irreps", None) and str(model.edge_irreps),
         "uniform_correlation": len(orders) == 1,
         "readout_cls": type(last).__name__,
     }

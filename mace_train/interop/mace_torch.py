@@ -97,6 +97,7 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
     numbers = [int(z) for z in tensors["atomic_numbers"]]
     classes, first = modules.interaction_classes, header["interaction_cls_first"]
     hidden = FeatureIrreps(header["num_channels"], header["max_L"])
+    edge_irreps = header.get("edge_irreps")
     scale, shift = (
         tensors.get(f"scale_shift.{name}", torch.tensor([value])).tolist()
         for name, value in (("scale", 1.0), ("shift", 0.0))
@@ -124,6 +125,10 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
             radial_MLP=list(header["radial_MLP"]),
             heads=list(header.get("heads", ["Default"])),
             use_reduced_cg=header.get("use_reduced_cg", False),
+            use_agnostic_product=header.get("use_agnostic_product", False),
+            apply_cutoff=header.get("apply_cutoff", True),
+            edge_irreps=None if edge_irreps is None else o3.Irreps(edge_irreps),
+            use_edge_irreps_first=header.get("use_edge_irreps_first", False),
             atomic_inter_scale=scale,
             atomic_inter_shift=shift,
         )

@@ -22,7 +22,7 @@ from mace_train.interop.header import Header, check_features
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.model.pair_repulsion import AGNESI, SOFT, ZBL, ZBL_WEIGHTS
 from mace_train.settings import ModelSettings
-from mace_train.settings.learning import RESIDUAL
+from mace_train.settings.model import RESIDUAL
 
 E0_NAME = "atomic_energies_fn.atomic_energies"  # [n_heads, n_elements]
 # settings that belong to the data, to training, or that num_channels and max_L say too
@@ -134,11 +134,26 @@ def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _radial_widths(state_dict: Mapping[str, Tensor]) -> list[int]:
-    n_layers = _count(state_dict, r"interactions\.0\.conv_tp_weights\.layer(\d+)\.weight")
-    return [
-        state_dict[f"interactions.0.conv_tp_weights.layer{i}.weight"].shape[0]
-        for i in range(n_layers)
-    ]
+    """Of the radial basis and the hidden layers of the first interaction."""
+    network = "interactions.0.conv_tp_weights."
+    n_layers = _count(state_dict, re.escape(network) + r"layer(\d+)\.weight")
+    if n_layers > 0:
+        return [state_dict[f"{network}layer{i}.weight"].shape[0] for i in range(n_layers)]
+    # maps, each with a norm and an activation behind it; inputs are those of both elements too
+    maps = [state_dict[f"{network}net.0.weight"]]
+    while (name := f"{network}net.{3 * len(maps)}.weight") in state_dict:
+        maps.append(state_dict[name])
+    n_inputs, *hidden = (matrix.shape[1] for matrix in maps)
+    return [n_inputs - 2 * _n_channels(state_dict), *hidden]
+
+
+def _degree_of_message(state_dict: Mapping[str, Tensor]) -> int:
+    """Of the first interaction, whose messages have one path to every degree."""
+    up = state_dict["interactions.0.linear_up.weight"]  # of scalars alone
+    if "interactions.0.linear_2.weight" in state_dict:
+        n_weights = state_dict["interactions.0.linear_2.weight"].numel()
+        return n_weights // _n_channels(state_dict) ** 2 - 1
+    return state_dict["interactions.0.linear.weight"].numel() // up.numel() - 1
 
 
 _TRANSFORM_KEYS = {
@@ -152,9 +167,7 @@ _SIZES: dict[str, Callable[[Mapping[str, Tensor]], Any]] = {
     "num_interactions": lambda tensors: _count(tensors, r"interactions\.(\d+)\."),
     "max_L": lambda tensors: _count(tensors, _CONTRACTION + r"(\d+)\.weights_max") - 1,
     "correlation": lambda tensors: _count(tensors, _CONTRACTION + r"0\.weights\.(\d+)") + 1,
-    "max_ell": lambda tensors: (
-        tensors["interactions.0.linear.weight"].numel() // _n_channels(tensors) ** 2 - 1
-    ),
+    "max_ell": _degree_of_message,
     "num_radial_basis": lambda tensors: _radial_widths(tensors)[0],
     "radial_MLP": lambda tensors: _radial_widths(tensors)[1:],
     "pair_repulsion": lambda tensors: _count(tensors, r"(pair_repulsion_fn)\.") > 0,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mace_train.model.batch_index import BatchIndex
 from mace_train.model.contraction import SymmetricContraction
 from mace_train.model.layer_spec import LayerSpec
-from mace_train.model.linear import DegreeLinear, split_degrees
+from mace_train.model.linear import DegreeLinear, ElementEmbedding, split_degrees
 from mace_train.model.radial import scaled_silu
 
 
@@ -19,13 +19,11 @@ class NodeEmbedding(nn.Module):
 
     def __init__(self, n_elements: int, n_channels: int) -> None:
         super().__init__()
-        self.n_elements = n_elements
-        self.linear = DegreeLinear([n_elements], n_channels)
+        self.linear = ElementEmbedding(n_elements, n_channels)
 
     def forward(self, index: BatchIndex) -> Tensor:
         """Features [n_atoms, 1, n_channels]."""
-        table = self.linear.weight.view(self.n_elements, 1, -1) * self.n_elements**-0.5
-        return index.backend.take_rows(table, index.elements)
+        return index.backend.take_rows(self.linear.table().unsqueeze(1), index.elements)
 
 
 class ProductBlock(nn.Module):
@@ -35,7 +33,7 @@ class ProductBlock(nn.Module):
         super().__init__()
         n_channels, l_out = spec.hidden_irreps.mul, spec.hidden_irreps.l_max
         self.symmetric_contractions = SymmetricContraction(
-            spec.target_irreps.l_max, l_out, spec.correlation, spec.n_elements, n_channels
+            spec.target_irreps.l_max, l_out, spec.correlation, spec.n_product_elements, n_channels
         )
         self.linear = DegreeLinear([n_channels] * (l_out + 1), n_channels)
 

@@ -38,7 +38,7 @@ from mace_train.model.blocks import (
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.convolution import EdgeFeatures
 from mace_train.model.interactions import INTERACTIONS, InteractionBlock
-from mace_train.model.layer_spec import LayerSpec
+from mace_train.model.layer_spec import layer_specs
 from mace_train.model.matmul_precision import MatmulModule
 from mace_train.model.pair_repulsion import TRANSFORMS, PairRepulsion
 from mace_train.model.radial import RadialBasis
@@ -150,7 +150,12 @@ class MACE(nn.Module):
         self._harmonics = SphericalHarmonics(settings.max_ell)
         degrees = np.arange(settings.max_ell + 1)
         self._parity = ConstantTensor(np.repeat((-1.0) ** degrees, 2 * degrees + 1))
-        self._radial = RadialBasis(data.r_max, settings.num_radial_basis, settings.num_cutoff_basis)
+        self._radial = RadialBasis(
+            data.r_max,
+            settings.num_radial_basis,
+            settings.num_cutoff_basis,
+            apply_cutoff=settings.apply_cutoff,
+        )
         transform = TRANSFORMS[settings.distance_transform]
         self._transform = None if transform is None else transform(data.atomic_numbers)
         self._repulsion = (
@@ -159,15 +164,17 @@ class MACE(nn.Module):
             else None
         )
         self.node_embedding = NodeEmbedding(n_elements, settings.num_channels)
-        layers = [_layer_spec(settings, data, layer) for layer in range(settings.num_interactions)]
+        layers = layer_specs(settings, n_elements, data.avg_num_neighbors)
+        kinds = [INTERACTIONS[name] for name in settings.blocks()]
         self.interactions = nn.ModuleList(
-            INTERACTIONS[name](spec) for name, spec in zip(settings.blocks(), layers, strict=True)
+            kind(spec) for kind, spec in zip(kinds, layers, strict=True)
         )
         self._needs_edge_ends = (
             self._transform is not None
             or self._repulsion is not None
-            or any(INTERACTIONS[name].needs_edge_ends for name in settings.blocks())
+            or any(kind.needs_edge_ends for kind in kinds)
         )
+        self._directed_edges = any(kind.directed_edges for kind in kinds)
         self.products = nn.ModuleList(ProductBlock(spec) for spec in layers)
         self.readouts = nn.ModuleList(
             NonLinearReadout(settings.num_channels, settings.mlp_width(), n_heads)
@@ -227,7 +234,8 @@ class MACE(nn.Module):
 
         Takes edge vectors [n_edges, 3] (Å, sender to receiver, in the model's dtype), elements
         [n_atoms], senders and receivers [n_edges], int64; receivers ascending. With pairs (see
-        ``Graph``) only the vector of the first edge of each pair is used; without them, all are.
+        ``Graph``) only the vector of the first edge of each pair is used, unless the model tells
+        an edge from its reverse; without them, all are.
         ``heads`` [n_atoms] int64 is needed if the model has several. In place of all but the first
         two there may be an ``index`` that ``batch_index`` has made of them.
         """
@@ -264,6 +272,8 @@ class MACE(nn.Module):
             n_elements=len(self.data.atomic_numbers),
             heads=heads,
             edge_ends=self._needs_edge_ends,
+            directed_edges=self._directed_edges,
+            agnostic_product=self.settings.use_agnostic_product,
             static_shapes=self.static_shapes,
         )
 
@@ -318,26 +328,8 @@ class MACE(nn.Module):
                 repulsion = self._repulsion(
                     lengths, species, index.ends, elements.shape[0], index.backend.sum_rows
                 )
-        radial = self._radial(lengths, transformed)
+        radial, cutoff = self._radial(lengths, transformed)
         if index.blocks is not None:  # one row more, of zeros, for the empty slots
-            of_pairs, radial = (
-                torch.nn.functional.pad(t, (0, 0, 0, 1)) for t in (of_pairs, radial)
-            )
+            of_pairs = torch.nn.functional.pad(of_pairs, (0, 0, 0, 1))
         harmonics = of_pairs.index_select(0, rows.pairs) * signs
-        return EdgeFeatures(harmonics, radial), repulsion
-
-
-def _layer_spec(settings: ModelSettings, data: ModelData, layer: int) -> LayerSpec:
-    is_first, is_last = layer == 0, layer == settings.num_interactions - 1
-    n_channels, max_L = settings.num_channels, settings.max_L
-    return LayerSpec(
-        n_elements=len(data.atomic_numbers),
-        node_feats_irreps=FeatureIrreps(n_channels, 0 if is_first else max_L),
-        edge_attrs_irreps=FeatureIrreps(1, settings.max_ell),
-        target_irreps=FeatureIrreps(n_channels, settings.max_ell),
-        hidden_irreps=FeatureIrreps(n_channels, 0 if is_last else max_L),
-        correlation=settings.correlation,
-        n_basis=settings.num_radial_basis,
-        radial_widths=settings.radial_MLP,
-        avg_num_neighbors=data.avg_num_neighbors,
-    )
+        return EdgeFeatures(harmonics, radial, cutoff), repulsion

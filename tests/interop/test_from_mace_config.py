@@ -16,7 +16,7 @@ from mace_train.cli_help import valid_names
 from mace_train.errors import InputError
 from mace_train.interop.arguments import ARGUMENTS, table
 from mace_train.interop.from_mace_config import _SPECIAL, as_yaml, translate
-from mace_train.settings.learning import DENSITY, DENSITY_RESIDUAL
+from mace_train.settings.model import DENSITY, DENSITY_RESIDUAL
 from tests.conftest import run_command
 from tests.model.mace_torch import import_mace
 

@@ -35,6 +35,8 @@ def mace_torch_model(
     o3 = import_o3()
     blocks = modules.interaction_classes
     agnostic = flavour == "MACE"
+    if "edge_irreps" in changes:
+        changes["edge_irreps"] = o3.Irreps(changes["edge_irreps"])
     first = first or ("RealAgnostic" if agnostic else "RealAgnosticResidual")
     arguments = {
         "r_max": 4.0,
@@ -65,9 +67,22 @@ def mace_torch_model(
         torch.manual_seed(seed)
         torch.set_default_dtype(torch.float64)
         try:
-            return modules.ScaleShiftMACE(**arguments)
+            model = modules.ScaleShiftMACE(**arguments)
         finally:
             torch.set_default_dtype(default)
+        for block in model.interactions:
+            if hasattr(block, "beta"):  # whose weights at first hide elements and density
+                draw_nonlinear_weights(block)
+    return model
+
+
+def draw_nonlinear_weights(block: torch.nn.Module) -> None:
+    """Weights of a nonlinear interaction, ours or mace-torch's, as after a training."""
+    with torch.no_grad():
+        for embedding in (block.source_embedding, block.target_embedding):
+            embedding.weight.normal_()
+        block.alpha.fill_(3.1)
+        block.beta.fill_(0.7)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mace_train.data.graph import Graph
 from mace_train.errors import InputError
 from mace_train.irreps import FeatureIrreps, import_o3, importing_e3nn
+from mace_train.settings.model import READOUTS
 
 MISSING_PACKAGE = "needs mace-torch; pip install 'mace-train[interop]'"
 
@@ -119,7 +120,10 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
             avg_num_neighbors=float(header["avg_num_neighbors"]),
             atomic_numbers=numbers,
             correlation=header["correlation"],
-            gate=torch.nn.functional.silu,
+            gate=modules.gate_dict[header.get("gate", "silu")],
+            readout_cls=modules.readout_classes[header.get("readout_cls", READOUTS[0])],
+            radial_type=header.get("radial_type", "bessel"),
+            use_last_readout_only=header.get("use_last_readout_only", False),
             pair_repulsion=header.get("pair_repulsion", False),
             distance_transform=header.get("distance_transform", "None"),
             radial_MLP=list(header["radial_MLP"]),

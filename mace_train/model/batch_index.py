@@ -240,8 +240,8 @@ class BatchIndex:
     ) -> "BatchIndex":
         """The index of edges that are sorted by receiver; ``edge_ends`` are made if needed.
 
-        With ``directed_edges`` every edge is a pair of its own; with ``agnostic_product`` chunks are of
-        atoms of any element.
+        With ``directed_edges`` every edge is a pair of its own; with ``agnostic_product`` a chunk
+        has atoms of any element.
         """
         if directed_edges:
             pairs = first_of_pair = None

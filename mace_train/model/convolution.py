@@ -78,9 +78,10 @@ class Convolution:
         """Degrees [n_atoms, 2 l3 + 1, n_paths_to_l3 * n_channels] of the summed messages.
 
         Takes x [n_atoms, (l_nodes + 1)^2, n_channels] and both ``factors`` of the paths' weights
-        of every pair, which the network has made and multiplies. With ``checkpointing`` only CHANNELS_AT_A_TIME channels of what is
-        made per edge exist at any time: channels do not mix here, so nothing is computed for more
-        than one of these parts but the network's narrow layers.
+        of every pair, which the network has made and multiplies. With ``checkpointing`` only
+        CHANNELS_AT_A_TIME channels of what is made per edge exist at any time: channels do not mix
+        here, so nothing is computed for more than one of these parts but the network's narrow
+        layers.
         """
 
         def part(x: Tensor, harmonics: Tensor, hidden: Tensor, last: Tensor) -> tuple[Tensor, ...]:

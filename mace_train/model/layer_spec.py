@@ -47,7 +47,7 @@ def layer_specs(
             edge_attrs_irreps=FeatureIrreps(1, settings.max_ell),
             target_irreps=FeatureIrreps(n_channels, settings.max_ell),
             hidden_irreps=FeatureIrreps(n_channels, l_out),
-            correlation=settings.correlation,
+            correlation=settings.correlations()[layer],
             use_agnostic_product=settings.use_agnostic_product,
             n_basis=settings.num_radial_basis,
             radial_widths=settings.radial_MLP,

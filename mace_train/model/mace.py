@@ -8,8 +8,8 @@ A model may have several heads, one for each level of theory of its data: they s
 the readouts, and have scale, shift and E0s of their own; the head of its structure says which
 output an atom takes.
 
-Readouts are linear but the last, which is a perceptron if there is more than one layer; the last
-layer carries scalars only. The interactions are of the kinds that the settings name; "MACE" has
+Readouts are those of ``readouts``; the last layer carries scalars only. The interactions are of the
+kinds that the settings name; "MACE" has
 a non-residual first one (and is trained with shift 0).
 
 Parameters have the names, shapes and initial distributions of mace-torch; the state dict holds
@@ -29,12 +29,7 @@ from torch import Tensor, nn
 from mace_train.errors import InputError
 from mace_train.irreps import FeatureIrreps
 from mace_train.model.batch_index import BatchIndex
-from mace_train.model.blocks import (
-    LinearReadout,
-    NodeEmbedding,
-    NonLinearReadout,
-    ProductBlock,
-)
+from mace_train.model.blocks import NodeEmbedding, ProductBlock
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.convolution import EdgeFeatures
 from mace_train.model.interactions import INTERACTIONS, InteractionBlock
@@ -42,6 +37,7 @@ from mace_train.model.layer_spec import layer_specs
 from mace_train.model.matmul_precision import MatmulModule
 from mace_train.model.pair_repulsion import TRANSFORMS, PairRepulsion
 from mace_train.model.radial import RadialBasis
+from mace_train.model.readouts import make_readouts
 from mace_train.model.size import check_size
 from mace_train.model.spherical_harmonics import SphericalHarmonics
 from mace_train.ops.backends import backend_of
@@ -154,6 +150,7 @@ class MACE(nn.Module):
             data.r_max,
             settings.num_radial_basis,
             settings.num_cutoff_basis,
+            settings.radial_type,
             apply_cutoff=settings.apply_cutoff,
         )
         transform = TRANSFORMS[settings.distance_transform]
@@ -176,12 +173,7 @@ class MACE(nn.Module):
         )
         self._directed_edges = any(kind.directed_edges for kind in kinds)
         self.products = nn.ModuleList(ProductBlock(spec) for spec in layers)
-        self.readouts = nn.ModuleList(
-            NonLinearReadout(settings.num_channels, settings.mlp_width(), n_heads)
-            if 0 < layer == len(layers) - 1
-            else LinearReadout(settings.num_channels, n_heads)
-            for layer in range(len(layers))
-        )
+        self.readouts = make_readouts(settings, n_heads)
 
     @property
     def E0s(self) -> Tensor:
@@ -287,12 +279,14 @@ class MACE(nn.Module):
         x = self.node_embedding(index)
         energies = torch.zeros_like(x[:, 0, 0]) if repulsion is None else repulsion
         head = self._head_one_hot(index.heads, x)
-        for interaction, product, readout in zip(
-            self.interactions, self.products, self.readouts, strict=True
+        n_without = len(self.interactions) - len(self.readouts)  # layers without a readout
+        for layer, (interaction, product) in enumerate(
+            zip(self.interactions, self.products, strict=True)
         ):
             message, skip = interaction(x, edges, index)
             x = product(message, skip, index)
-            energies = energies + readout(x, head)
+            if layer >= n_without:
+                energies = energies + self.readouts[layer - n_without](x, head)
         if head is None:
             return self.data.heads[0].scale * energies + self.data.heads[0].shift
         scale, shift = (table.like(x) for table in (self._scale, self._shift))

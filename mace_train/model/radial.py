@@ -1,14 +1,16 @@
-"""Radial functions of the edge length r: Bessel basis, smooth cutoff, and the radial network.
+"""Radial functions of the edge length r: basis, smooth cutoff, and the radial network.
 
     e_n(r) = sqrt(2 / r_max) sin(n pi r / r_max) / r * f(r / r_max),     n = 1..n_basis
     f(u)   = 1 - u^p [(p+1)(p+2)/2 - p (p+2) u + p (p+1)/2 u^2]  for u < 1, else exactly 0
 
-(arXiv 2003.03123, eqs. 7, 8). A network without biases maps them to one weight per path and
-channel, so an edge at r_max has all weights exactly zero. With ``apply_cutoff=False`` the basis is
-free of f, and what the network makes of it is multiplied instead. The network is the largest matrix
-product of MACE: about 2 n_edges * width * n_paths * n_channels floating point operations.
+(arXiv 2003.03123, eqs. 7, 8; Gaussians may take the place of the Bessel functions). A network
+without biases maps them to one weight per path and channel, so an edge at r_max has all weights
+exactly zero. With ``apply_cutoff=False`` the basis is free of f, and what the network makes of it
+is multiplied instead. The network is the largest matrix product of MACE: about
+2 n_edges * width * n_paths * n_channels floating point operations.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from math import pi, sqrt
 
@@ -34,30 +36,58 @@ def envelope(u: Tensor, exponent: int) -> Tensor:
     return inside * (1 - u**exponent * polynomial)
 
 
+def bessel_functions(r: Tensor, r_max: float, n_basis: int) -> Tensor:
+    """The e_n(r) above without f [n_edges, n_basis], of lengths r [n_edges, 1] > 0."""
+    n = torch.arange(1, n_basis + 1, dtype=r.dtype, device=r.device)
+    return sqrt(2.0 / r_max) * torch.sin(n * (pi / r_max) * r) / r
+
+
+def gaussian_functions(r: Tensor, r_max: float, n_basis: int) -> Tensor:
+    """Gaussians [n_edges, n_basis] of lengths r [n_edges, 1], with as many centres from 0 to r_max.
+
+    Their standard deviation is the distance of two centres.
+    """
+    distance = r_max / (n_basis - 1)
+    centres = torch.arange(n_basis, dtype=r.dtype, device=r.device) * distance
+    return torch.exp(-0.5 * ((r - centres) / distance).square())
+
+
+RADIAL_FUNCTIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
+    "bessel": bessel_functions,
+    "gaussian": gaussian_functions,
+}
+
+
 class RadialBasis:
-    """Bessel functions times the cutoff, or both apart."""
+    """Radial functions times the cutoff, or both apart."""
 
     def __init__(
-        self, r_max: float, n_basis: int, exponent: int, *, apply_cutoff: bool = True
+        self,
+        r_max: float,
+        n_basis: int,
+        exponent: int,
+        kind: str = "bessel",
+        *,
+        apply_cutoff: bool = True,
     ) -> None:
         self.r_max = r_max
         self.n_basis = n_basis
         self.exponent = exponent
         self.apply_cutoff = apply_cutoff
+        self._functions = RADIAL_FUNCTIONS[kind]
 
     def __call__(
         self, lengths: Tensor, transformed: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Values [n_edges, n_basis] at lengths [n_edges] > 0, Å; the cutoff if not among them.
 
-        The Bessel functions are taken at the transformed lengths, if there are any. The cutoff is
+        The functions are taken at the transformed lengths, if there are any. The cutoff is
         [n_edges, 1].
         """
         r = (lengths if transformed is None else transformed).unsqueeze(1)
-        n = torch.arange(1, self.n_basis + 1, dtype=r.dtype, device=r.device)
-        bessel = sqrt(2.0 / self.r_max) * torch.sin(n * (pi / self.r_max) * r) / r
+        functions = self._functions(r, self.r_max, self.n_basis)
         cutoff = envelope(lengths.unsqueeze(1) / self.r_max, self.exponent)
-        return (bessel * cutoff, None) if self.apply_cutoff else (bessel, cutoff)
+        return (functions * cutoff, None) if self.apply_cutoff else (functions, cutoff)
 
 
 class RadialLayer(nn.Module):

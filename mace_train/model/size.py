@@ -6,6 +6,7 @@ from collections import Counter
 from mace_train.errors import InputError
 from mace_train.model.interactions import INTERACTIONS
 from mace_train.model.layer_spec import layer_specs
+from mace_train.model.readouts import readout_kinds
 from mace_train.settings import ModelSettings
 
 MOST_WEIGHTS = 10**10  # with gradient and moments 160 GB in float32, more than one GPU has
@@ -16,7 +17,7 @@ def check_size(settings: ModelSettings, n_elements: int, n_heads: int) -> None:
     """InputError for a model that no machine, or not this one, could hold or set up."""
     n_paths = max(
         n_contraction_paths(settings.max_ell, order, degree)
-        for order in range(1, settings.correlation + 1)
+        for order in range(1, max(settings.correlations()) + 1)
         for degree in range(settings.max_L + 1)
     )
     if n_paths > MOST_PATHS:
@@ -42,7 +43,9 @@ def count_weights(settings: ModelSettings, n_elements: int, n_heads: int = 1) ->
     """The number of weights of the model, without building it."""
     n_channels, layers = settings.num_channels, layer_specs(settings, n_elements)
     total = n_elements * n_channels  # embedding
-    for layer, (block, spec) in enumerate(zip(settings.blocks(), layers, strict=True)):
+    for readout in readout_kinds(settings):
+        total += readout.count_weights(n_channels, settings.mlp_width(), n_heads)
+    for block, spec in zip(settings.blocks(), layers, strict=True):
         total += INTERACTIONS[block].count_weights(spec)
         n_products = sum(
             n_contraction_paths(spec.target_irreps.l_max, order, degree)
@@ -51,9 +54,6 @@ def count_weights(settings: ModelSettings, n_elements: int, n_heads: int = 1) ->
         )
         total += n_products * spec.n_product_elements * n_channels
         total += len(spec.hidden_irreps.degrees) * n_channels**2  # linear of the products
-        is_linear = layer == 0 or layer < len(layers) - 1
-        hidden = settings.mlp_width() * n_heads
-        total += n_channels * n_heads if is_linear else n_channels * hidden + hidden * n_heads
     return total
 
 

@@ -71,10 +71,11 @@ def with_heads(model: MACE, heads: Sequence[Head], source: str | None = None) ->
             return weight
         if name.endswith("linear_1.weight"):  # [channel, head, hidden]
             return weight.view(model.settings.num_channels, -1).repeat(1, n_heads).flatten()
-        if name.endswith("linear_2.weight"):  # [head, hidden, head]
-            return (
-                torch.kron(torch.eye(n_heads).to(weight), weight[:, None]).flatten() * n_heads**0.5
-            )
+        if name.endswith(".bias"):  # [head, hidden] or [head]
+            return weight.repeat(n_heads)
+        if name.endswith(("linear_mid.weight", "linear_2.weight")):  # [head, hidden, head, n_out]
+            block = weight.view(model.settings.mlp_width(), -1)
+            return torch.kron(torch.eye(n_heads).to(weight), block).flatten() * n_heads**0.5
         return weight[:, None].repeat(1, n_heads).flatten()  # [channel, head]
 
     return _rebuilt(model, data, change)
@@ -96,8 +97,11 @@ def one_head(model: MACE, name: str | None = None) -> MACE:
             return weight
         if name.endswith("linear_1.weight"):  # [channel, head, hidden]
             return weight.view(model.settings.num_channels, n_heads, -1)[:, head].flatten()
-        if name.endswith("linear_2.weight"):  # [head, hidden, head]
-            return weight.view(n_heads, -1, n_heads)[head, :, head] * n_heads**-0.5
+        if name.endswith(".bias"):  # [head, hidden] or [head]
+            return weight.view(n_heads, -1)[head]
+        if name.endswith(("linear_mid.weight", "linear_2.weight")):  # [head, hidden, head, n_out]
+            blocks = weight.view(n_heads, model.settings.mlp_width(), n_heads, -1)
+            return blocks[head, :, head].flatten() * n_heads**-0.5
         return weight.view(-1, n_heads)[:, head]  # [channel, head]
 
     return _rebuilt(model, replace(model.data, heads=(model.data.heads[head],)), change)

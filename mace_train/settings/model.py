@@ -1,12 +1,16 @@
 """Settings of the architecture."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from mace_train.checks import check_at_least, check_choice
 from mace_train.errors import InputError
 from mace_train.irreps import MOST_CHANNELS, FeatureIrreps, count_scalars
 from mace_train.settings.ranges import CUTOFF, Range, bounded, check_ranges
 
+RADIAL_TYPES = ("bessel", "gaussian")
+GATES = ("silu", "tanh", "abs", "None")
+READOUTS = ("NonLinearReadoutBlock", "NonLinearBiasReadoutBlock")
 DISTANCE_TRANSFORMS = ("None", "Agnesi", "Soft")
 RESIDUAL = "RealAgnosticResidualInteractionBlock"
 AGNOSTIC = "RealAgnosticInteractionBlock"
@@ -51,14 +55,17 @@ class ModelSettings:
     """The weights of the symmetric contraction do not depend on the element."""
     max_ell: int = bounded(3, Range(1, 11, reason=_DEGREE))
     """Highest degree of the spherical harmonics."""
-    correlation: int = bounded(
+    correlation: Any = bounded(
         3, Range(1, 10, reason="published models have 3; the cost grows exponentially")
     )
-    """Order of the symmetric contraction (body order minus one)."""
+    """Order of the symmetric contraction (body order minus one); a list has one for each layer,
+    such as [3, 2]."""
     num_interactions: int = bounded(2, Range(1, 100, reason="published models have 2"))
     """Message-passing layers."""
+    radial_type: str = "bessel"
+    """Radial basis: bessel or gaussian (mace-torch's chebyshev gives no forces, there either)."""
     num_radial_basis: int = bounded(8, Range(1, 1024, reason="published models have 8 to 10"))
-    """Bessel functions of the radial basis."""
+    """Functions of the radial basis."""
     num_cutoff_basis: int = bounded(
         5, Range(2, 100, reason="published models have 5; forces are continuous from 2 on")
     )
@@ -68,11 +75,18 @@ class ModelSettings:
     radial_MLP: list[int] = bounded([64, 64, 64], _WIDTH)
     """Hidden widths of the radial network."""
     distance_transform: str = "None"
-    """Transform of the lengths that the Bessel functions see: None, Agnesi or Soft."""
+    """Transform of the lengths that the radial basis sees: None, Agnesi or Soft."""
     pair_repulsion: bool = False
     """Add the repulsion of Ziegler, Biersack and Littmark (ZBL), scaled as all the rest."""
+    readout_cls: str = "NonLinearReadoutBlock"
+    """Last readout, of models with more than one layer: NonLinearReadoutBlock (two maps), or
+    NonLinearBiasReadoutBlock (three maps, the last two with biases)."""
     MLP_irreps: str = "16x0e"
     """Hidden scalars of the last readout."""
+    gate: str = "silu"
+    """Nonlinear function of the last readout: silu, tanh, abs or None."""
+    use_last_readout_only: bool = False
+    """Read energies from the last layer alone."""
     scaling: str = "rms_forces_scaling"
     """Scale of the interaction energy: rms_forces_scaling, std_scaling or no_scaling."""
 
@@ -82,16 +96,46 @@ class ModelSettings:
             "model.scaling", self.scaling, ("rms_forces_scaling", "std_scaling", "no_scaling")
         )
         check_choice("model.distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
+        check_choice("model.radial_type", self.radial_type, RADIAL_TYPES)
+        check_choice("model.gate", self.gate, GATES)
+        check_choice("model.readout_cls", self.readout_cls, READOUTS)
         self._check_interactions()
         self._take_hidden_irreps()
         self._check_edge_irreps()
         check_ranges(self, "model.")
+        self._check_correlation()
         check_at_least("model.max_ell", self.max_ell, self.max_L)
         if not 1 <= len(self.radial_MLP) <= _MOST_LAYERS:
             raise InputError(
                 f"model.radial_MLP has {len(self.radial_MLP)} widths; give 1 to {_MOST_LAYERS}"
             )
+        if self.radial_type == "gaussian" and self.num_radial_basis < 2:
+            raise InputError("model.num_radial_basis=1: radial_type=gaussian takes at least 2")
+        if self.use_last_readout_only and self.num_interactions == 1:
+            raise InputError(
+                "model.use_last_readout_only=true: a model of one layer has no other readout (and "
+                "mace-torch's would have none at all); set it to false, or num_interactions to 2"
+            )
         self.MLP_irreps = f"{self.mlp_width()}x0e"  # however it was written
+
+    def correlations(self) -> list[int]:
+        """The order of the contraction of every layer."""
+        if isinstance(self.correlation, list):
+            return list(self.correlation)
+        return [self.correlation] * self.num_interactions
+
+    def _check_correlation(self) -> None:
+        """InputError unless it is a number, or one for each layer; equal ones become one."""
+        by_layer = isinstance(self.correlation, list)
+        given = self.correlation if by_layer else [self.correlation]
+        right_number = len(given) == self.num_interactions or not by_layer
+        if not right_number or not all(type(order) is int for order in given):
+            raise InputError(
+                f"model.correlation={self.correlation!r} must be a number without fraction, or a "
+                f"list of one for each of the {self.num_interactions} layers, such as 3 or [3, 2]"
+            )
+        if len(set(given)) == 1:
+            self.correlation = given[0]
 
     def blocks(self) -> list[str]:
         """The names of the interaction blocks of all layers."""

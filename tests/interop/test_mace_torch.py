@@ -116,6 +116,23 @@ CASES = {
             "max_ell": 2,
         },
     ),
+    "last_readout_only": (
+        WATER,
+        [water()],
+        {"num_interactions": 3, "max_ell": 1, "use_last_readout_only": True, "gate": torch.abs},
+    ),
+    "gaussian": (WATER, [water()], {"max_ell": 1, "radial_type": "gaussian", "gate": torch.tanh}),
+    "gaussian_agnesi": (
+        METAL,
+        [tiny_cell()],
+        {"max_ell": 1, "radial_type": "gaussian", "distance_transform": "Agnesi", "gate": None},
+    ),
+    "correlation_of_layers": (SALT, [salt()], {"max_ell": 2, "correlation": [3, 2]}),
+    "bias_readout": (
+        WATER,
+        [water()],
+        {"max_ell": 1, "readout_cls": "NonLinearBiasReadoutBlock"},
+    ),
     "agnostic_product": (SALT, [salt()], {"use_agnostic_product": True, "apply_cutoff": False}),
     "radial": (
         SALT,
@@ -236,9 +253,9 @@ def test_foreign_couplings_are_an_error():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"radial_type": "gaussian"}, "radial_type='GaussianBasis'"),
-        ({"gate": torch.tanh}, "gate='tanh'"),
-        ({"correlation": [2, 3]}, "uniform_correlation=False"),
+        ({"radial_type": "chebyshev"}, "radial_type='ChebychevBasis'"),
+        ({"gate": torch.sin}, "gate='sin'"),
+        ({"use_so3": True}, "use_so3=True"),
     ],
 )
 def test_unsupported_features_are_named(changes, words):

@@ -37,6 +37,8 @@ def mace_torch_model(
     agnostic = flavour == "MACE"
     if "edge_irreps" in changes:
         changes["edge_irreps"] = o3.Irreps(changes["edge_irreps"])
+    if "readout_cls" in changes:
+        changes["readout_cls"] = modules.readout_classes[changes["readout_cls"]]
     first = first or ("RealAgnostic" if agnostic else "RealAgnosticResidual")
     arguments = {
         "r_max": 4.0,
@@ -70,6 +72,9 @@ def mace_torch_model(
             model = modules.ScaleShiftMACE(**arguments)
         finally:
             torch.set_default_dtype(default)
+        for name, parameter in model.readouts.named_parameters():
+            if name.endswith("bias") and parameter.numel() > 0:  # zeros at first
+                parameter.data.normal_()
         for block in model.interactions:
             if hasattr(block, "beta"):  # whose weights at first hide elements and density
                 draw_nonlinear_weights(block)

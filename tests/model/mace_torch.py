@@ -11,6 +11,7 @@ import torch
 from mace_train.interop.mace_torch import batch_of as mace_torch_batch
 from mace_train.interop.mace_torch import import_mace
 from mace_train.irreps import FeatureIrreps, import_o3
+from tests.model.systems import draw_nonlinear_weights
 
 __all__ = ["import_mace", "mace_torch_batch", "mace_torch_model"]
 
@@ -79,15 +80,6 @@ def mace_torch_model(
             if hasattr(block, "beta"):  # whose weights at first hide elements and density
                 draw_nonlinear_weights(block)
     return model
-
-
-def draw_nonlinear_weights(block: torch.nn.Module) -> None:
-    """Weights of a nonlinear interaction, ours or mace-torch's, as after a training."""
-    with torch.no_grad():
-        for embedding in (block.source_embedding, block.target_embedding):
-            embedding.weight.normal_()
-        block.alpha.fill_(3.1)
-        block.beta.fill_(0.7)
 
 
 @contextmanager

@@ -8,7 +8,15 @@ from ase import Atoms
 
 from mace_train.model.compiled import CompiledMACE, export, trace
 from mace_train.model.derivatives import predict
-from tests.model.systems import graph_of, mixed, model_of, salt, single_atom, water
+from tests.model.systems import (
+    graph_of,
+    mixed,
+    model_of,
+    nonlinear_model_of,
+    salt,
+    single_atom,
+    water,
+)
 
 ELEMENTS = (1, 8, 11, 17)
 R_MAX = 4.0
@@ -92,11 +100,26 @@ def test_a_float32_trace_leaves_no_tables_behind():
 
 
 @torch_warnings
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_a_trace_of_nonlinear_interactions(kernels):
+    model = nonlinear_model_of(ELEMENTS, max_L=1, correlation=2)
+    model.kernels = kernels
+    check_batches(model, CompiledMACE(model, "eager"))
+
+
+@torch_warnings
 @pytest.mark.parametrize(
-    ("kernels", "forces"), [("auto", False), ("auto", True), ("reference", False)]
+    ("make", "kernels", "forces"),
+    [
+        (model_of, "auto", False),
+        (model_of, "auto", True),
+        (model_of, "reference", False),
+        (nonlinear_model_of, "auto", True),
+    ],
 )
-def test_export(kernels, forces):
-    model = small_model(kernels)
+def test_export(make, kernels, forces):
+    model = make(ELEMENTS, max_ell=1, max_L=1, correlation=2)
+    model.kernels = kernels
     file = io.BytesIO()
     torch.export.save(export(model, forces=forces), file)
     file.seek(0)

@@ -105,7 +105,7 @@ class RealAgnosticResidualNonLinearInteractionBlock(InteractionBlock):
         of_edges = torch.tanh(self.density_fn(inputs).square())
         of_edges = of_edges if edges.cutoff is None else of_edges * edges.cutoff
         assert index.ends is not None
-        receivers, n_atoms = index.ends.receiver_of_edge, index.elements.shape[0]
+        receivers, n_atoms = index.ends.receivers, index.elements.shape[0]
         return index.backend.sum_rows(of_edges, receivers, n_atoms, ascending=True)
 
 

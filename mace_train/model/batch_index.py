@@ -121,8 +121,8 @@ class EdgeEnds:
         first_of_pair: Tensor | None = None,
     ) -> "EdgeEnds":
         """From the senders and receivers of edges; without pairs every edge is alone."""
-        if pairs is None or first_of_pair is None:
-            pairs = first_of_pair = torch.arange(len(senders), device=senders.device)
+        if pairs is None or first_of_pair is None:  # not len(), as above
+            pairs = first_of_pair = torch.arange(senders.shape[0], device=senders.device)
         first_senders, first_receivers = (
             atoms.index_select(0, first_of_pair) for atoms in (senders, receivers)
         )

@@ -7,7 +7,15 @@ import torch
 from mace_train.model.compiled import CompiledMACE
 from mace_train.model.derivatives import predict
 from mace_train.model.interactions import INTERACTIONS
-from tests.model.systems import graph_of, mixed, model_of, salt
+from mace_train.settings.model import NONLINEAR
+from tests.model.systems import (
+    NONLINEAR_SETTINGS,
+    graph_of,
+    mixed,
+    model_of,
+    nonlinear_model_of,
+    salt,
+)
 
 NUMBERS = (1, 8, 11, 17)
 MODELS = {
@@ -21,12 +29,14 @@ MODELS = {
         "interaction_first": "RealAgnosticDensityResidualInteractionBlock",
         "interaction": "RealAgnosticDensityInteractionBlock",
     },
+    "nonlinear": NONLINEAR_SETTINGS,
 }
 every_model = pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 
 
 def model_with(settings):
-    return model_of(NUMBERS, max_ell=2, max_L=1, correlation=2, **settings)
+    make = nonlinear_model_of if settings.get("interaction") == NONLINEAR else model_of
+    return make(NUMBERS, **{"max_ell": 2, "max_L": 1, "correlation": 2, **settings})
 
 
 def loss_of(prediction):

@@ -14,6 +14,9 @@ from mace_train.model.interactions.density import (
     RealAgnosticDensityResidualInteractionBlock,
 )
 from mace_train.model.interactions.interaction import InteractionBlock
+from mace_train.model.interactions.nonlinear import (
+    RealAgnosticResidualNonLinearInteractionBlock,
+)
 
 INTERACTIONS: dict[str, type[InteractionBlock]] = {
     block.__name__: block
@@ -22,6 +25,7 @@ INTERACTIONS: dict[str, type[InteractionBlock]] = {
         RealAgnosticResidualInteractionBlock,
         RealAgnosticDensityInteractionBlock,
         RealAgnosticDensityResidualInteractionBlock,
+        RealAgnosticResidualNonLinearInteractionBlock,
     )
 }
 

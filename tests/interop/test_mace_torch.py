@@ -34,6 +34,12 @@ NONLINEAR = {
     "apply_cutoff": False,
     "max_ell": 2,
 }
+ATTENTION = {
+    "first": "RealAgnosticAttResidual",
+    "interaction": "RealAgnosticAttResidual",
+    "apply_cutoff": False,
+    "max_ell": 2,
+}
 
 
 def squeezed():
@@ -102,6 +108,18 @@ CASES = {
         ALL,
         [mixed(ALL)],
         {**NONLINEAR, "use_agnostic_product": False, "max_ell": 1, "apply_cutoff": True},
+    ),
+    "attention": (WATER, [water(), single_atom()], ATTENTION),
+    "attention_after_density": (
+        SALT,
+        [salt()],
+        {
+            **ATTENTION,
+            "first": "RealAgnosticDensity",
+            "num_interactions": 3,
+            "max_L": 2,
+            "edge_irreps": "2x0e+2x1o",
+        },
     ),
     "narrow_edges": (WATER, [water()], {"max_ell": 2, "edge_irreps": "2x0e"}),
     "narrow_edges_density": (

@@ -18,6 +18,11 @@ NONLINEAR = {
     "interaction": "RealAgnosticResidualNonLinear",
     "apply_cutoff": False,
 }
+ATTENTION = {
+    "first": "RealAgnosticAttResidual",
+    "interaction": "RealAgnosticAttResidual",
+    "apply_cutoff": False,
+}
 VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change of the model)
     "default": ({"correlation": 3}, {}, None),
     "tensors": ({"max_L": 2}, {}, None),
@@ -42,7 +47,7 @@ VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change
         {"head": "scan"},
         None,
     ),
-    "nonlinear": (NONLINEAR, {}, None),
+    "nonlinear": (NONLINEAR, {}, "forget"),
     "nonlinear_heads": (  # as MACE-MH-1
         {
             **HEADS,
@@ -56,6 +61,12 @@ VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change
     ),
     "nonlinear_elements": (
         {**NONLINEAR, "edge_irreps": "4x0e", "use_edge_irreps_first": True, "max_ell": 1},
+        {"elements": ["O", "H"]},
+        None,
+    ),
+    "attention": (ATTENTION, {}, None),
+    "attention_elements": (
+        {**ATTENTION, "first": "RealAgnosticDensity", "max_ell": 1},
         {"elements": ["O", "H"]},
         None,
     ),
@@ -112,4 +123,15 @@ def make_old(model):
                 del contraction._buffers[name]
 
 
-CHANGES = {"reduce": reduce_couplings, "age": make_old, "round": lambda model: model.float()}
+def forget_widths(model):
+    """The first version with nonlinear blocks did not keep the widths of networks."""
+    for block in model.interactions:
+        del block.conv_tp_weights.hs, block.density_fn.hs
+
+
+CHANGES = {
+    "forget": forget_widths,
+    "reduce": reduce_couplings,
+    "age": make_old,
+    "round": lambda model: model.float(),
+}

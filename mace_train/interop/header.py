@@ -81,6 +81,8 @@ def header_of(mace_torch_model: Any) -> Header:
         "num_channels": int(model.node_embedding.linear.irreps_out.dim),
         "correlation": orders[0] if len(set(orders)) == 1 else orders,
         "num_interactions": len(model.interactions),
+        "keep_last_layer_irreps": len(model.products) > 1
+        and int(model.products[-1].linear.irreps_out.lmax) > 0,
         "num_radial_basis": int(model.radial_embedding.out_dim),
         "num_cutoff_basis": int(model.radial_embedding.cutoff_fn.p),
         "radial_MLP": _radial_MLP(model.interactions),

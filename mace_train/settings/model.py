@@ -65,6 +65,8 @@ class ModelSettings:
     such as [3, 2]."""
     num_interactions: int = bounded(2, Range(1, 100, reason="published models have 2"))
     """Message-passing layers."""
+    keep_last_layer_irreps: bool = False
+    """Keep features of all degrees in the last layer: descriptors have them, energies do not."""
     radial_type: str = "bessel"
     """Radial basis: bessel or gaussian (mace-torch's chebyshev gives no forces, there either)."""
     num_radial_basis: int = bounded(8, Range(1, 1024, reason="published models have 8 to 10"))

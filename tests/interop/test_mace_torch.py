@@ -145,6 +145,11 @@ CASES = {
         [tiny_cell()],
         {"max_ell": 1, "radial_type": "gaussian", "distance_transform": "Agnesi", "gate": None},
     ),
+    "last_layer_irreps": (
+        WATER,
+        [water()],
+        {"max_ell": 2, "max_L": 2, "keep_last_layer_irreps": True, "channels": 2},
+    ),
     "correlation_of_layers": (SALT, [salt()], {"max_ell": 2, "correlation": [3, 2]}),
     "bias_readout": (
         WATER,

@@ -78,6 +78,7 @@ VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change
     ),
     "no_gate": ({"gate": None, "max_ell": 1, "max_L": 0}, {}, None),
     "gaussian": ({"radial_type": "gaussian", "max_ell": 1, "gate": torch.abs}, {}, None),
+    "last_layer_irreps": ({"keep_last_layer_irreps": True, "max_ell": 1}, {}, None),
     "correlation_of_layers": ({"correlation": [1, 2], "max_ell": 1}, {}, None),
     "one_layer": (TINY, {}, None),
     "three_layers": ({"num_interactions": 3, "max_ell": 1, "max_L": 0}, {}, None),

@@ -82,6 +82,14 @@ COMMANDS = {
     ),
     "train": Command(settings.TrainSettings, "mace_train.train.train:train"),
     "evaluate": Command(settings.EvaluateSettings, "mace_train.evaluate.evaluate:evaluate"),
+    "descriptors": Command(
+        settings.DescriptorsSettings,
+        "mace_train.evaluate.descriptors:descriptors",
+        one_process=True,
+    ),
+    "select": Command(
+        settings.SelectSettings, "mace_train.evaluate.select:select", one_process=True
+    ),
     "report": Command(settings.ReportSettings, "mace_train.report.report:report", leading="run"),
     "compare": Command(
         settings.CompareSettings,

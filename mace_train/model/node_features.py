@@ -84,5 +84,7 @@ def _l_max(x: Tensor) -> int:
 
 def _by_degree(x: Tensor) -> Sequence[Tensor]:
     """Features of every degree as columns [n_atoms, n_channels * (2l + 1)]."""
-    parts = x.split([2 * degree + 1 for degree in range(_l_max(x) + 1)], dim=1)
-    return [part.transpose(1, 2).flatten(1) for part in parts]
+    return [
+        x[:, degree**2 : (degree + 1) ** 2].transpose(1, 2).flatten(1)
+        for degree in range(_l_max(x) + 1)
+    ]

@@ -41,6 +41,11 @@ from mace_train.settings.running import (
     ClusterSettings,
     LoggerSettings,
 )
+from mace_train.settings.selection import (
+    DescriptorsSettings,
+    SelectSettings,
+    StructureSetSettings,
+)
 from mace_train.settings.simulation import (
     MDSettings,
     RelaxSettings,
@@ -55,6 +60,7 @@ __all__ = [
     "ClusterSettings",
     "CompareSettings",
     "DataSettings",
+    "DescriptorsSettings",
     "DoctorSettings",
     "EvaluateSettings",
     "ExportSettings",
@@ -73,8 +79,10 @@ __all__ = [
     "RelaxSettings",
     "ReportSettings",
     "SchedulerSettings",
+    "SelectSettings",
     "SimulationSettings",
     "StageTwoSettings",
+    "StructureSetSettings",
     "SweepSettings",
     "TrainSettings",
     "TuneSettings",

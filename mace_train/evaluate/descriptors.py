@@ -23,6 +23,7 @@ import numpy as np
 
 from mace_train.atomic_files import replaced
 from mace_train.distributed.world import open_world
+from mace_train.evaluate.array_file import ArrayFile, RowArray
 from mace_train.evaluate.set_descriptors import DescriptorBatch, model_for, stream_descriptors
 from mace_train.evaluate.structure_stream import BatchLimits, StructureStream, open_stream
 from mace_train.folders import make_folder, new_file
@@ -42,7 +43,7 @@ def descriptors(settings: DescriptorsSettings) -> Path:
     """
     output = new_file("output", settings.output, (".h5", ".hdf5"))
     with open_world(settings.cluster) as world:
-        model = model_for(settings.checkpoint, settings.default_dtype, settings.cluster, world)
+        model = model_for(settings.checkpoint, settings, world)
         stream = open_stream(settings, r_max=model.data.r_max)
         batches = stream_descriptors(
             model,
@@ -70,31 +71,25 @@ def _write(
     names, types = np.unique(np.asarray(stream.config_types, dtype=str), return_inverse=True)
     first = next(batches)
     columns, dtype = first.mean.shape[1], first.mean.dtype
-    with h5py.File(path, "w") as file:
-        file.attrs.update(
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "checkpoint": settings.checkpoint,
-                "structures": stream.title,
-                "invariants_only": settings.invariants_only,
-                "irreps": json.dumps(list(first.irreps)),
-            }
-        )
-        file["n_atoms"] = stream.n_atoms
-        file["config_type"] = types.reshape(-1).astype(np.int32)
-        file["config_type_names"] = np.array(names.tolist(), dtype=h5py.string_dtype())
-        file.create_dataset("mean", (n, columns), dtype)
-        if settings.per_atom:
-            file.create_dataset("atoms", (total, columns), dtype)
-            file.create_dataset("numbers", (total,), np.uint8)
-        n_written = n_atoms = 0
+    arrays = {
+        "n_atoms": stream.n_atoms,
+        "config_type": types.reshape(-1).astype(np.int32),
+        "config_type_names": np.array(names.tolist(), dtype=h5py.string_dtype()),
+    }
+    rows = {"mean": RowArray((n, columns), dtype)}
+    if settings.per_atom:
+        rows["atoms"] = RowArray((total, columns), dtype)
+        rows["numbers"] = RowArray((total,), np.dtype(np.uint8))
+    attributes = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "checkpoint": settings.checkpoint,
+        "structures": stream.title,
+        "invariants_only": settings.invariants_only,
+        "irreps": json.dumps(list(first.irreps)),
+    }
+    with ArrayFile(path, arrays, rows, attributes) as file:
         for batch in chain([first], batches):
-            end, last = n_written + len(batch.mean), n_atoms + len(batch.atoms)
-            file["mean"][n_written:end] = batch.mean
-            if settings.per_atom:
-                file["atoms"][n_atoms:last] = batch.atoms
-                file["numbers"][n_atoms:last] = batch.numbers
-            n_written, n_atoms = end, last
-    assert (n_written, n_atoms) == (n, total)
+            for name in rows:
+                file.append(name, getattr(batch, name))
     return int(columns)

@@ -88,19 +88,19 @@ def select(settings: SelectSettings) -> Path:
 def _check_model_is_given(settings: SelectSettings) -> None:
     if settings.checkpoint is not None:
         return
-    for what, needed in (
-        ("pseudolabels=true", settings.pseudolabels),
-        ("method=farthest", settings.method == "farthest"),
-    ):
-        if needed:
-            raise InputError(f"{what} needs checkpoint=RUN, the model whose it takes")
+    if settings.pseudolabels:
+        raise InputError("pseudolabels=true needs checkpoint=RUN, the model that predicts them")
+    if settings.method == "farthest":
+        raise InputError(
+            "method=farthest needs checkpoint=RUN, the model whose descriptors are compared"
+        )
 
 
 def _model(settings: SelectSettings, world: World) -> MACE | None:
     """The model, of one head where it predicts labels; None where none is needed."""
     if settings.checkpoint is None:
         return None
-    model = model_for(settings.checkpoint, settings.default_dtype, settings.cluster, world)
+    model = model_for(settings.checkpoint, settings, world)
     if not settings.pseudolabels:
         return model
     kernels = model.kernels

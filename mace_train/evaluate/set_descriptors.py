@@ -19,7 +19,7 @@ from mace_train.model.mace import MACE
 from mace_train.model.node_features import check_num_layers, node_descriptors
 from mace_train.ops.backends import backend_of
 from mace_train.progress import ProgressBar
-from mace_train.settings import ClusterSettings
+from mace_train.settings import StructureSetSettings
 from mace_train.train.build_model import choose_kernels
 from mace_train.train.checkpoint import load_model
 
@@ -36,11 +36,16 @@ class DescriptorBatch:
     irreps: tuple[str, ...]  # columns of every layer, see model/node_features.py
 
 
-def model_for(checkpoint: str, dtype: str | None, cluster: ClusterSettings, world: World) -> MACE:
-    """The model of a checkpoint on the device, without gradients of its weights."""
-    given = None if dtype is None else getattr(torch, dtype)
-    model = load_model(Path(checkpoint), given)[0].to(world.device)
-    choose_kernels(model, cluster, world)
+def model_for(checkpoint: str, settings: StructureSetSettings, world: World) -> MACE:
+    """The model of a checkpoint on the device, without gradients of its weights.
+
+    Raises ``InputError`` for a checkpoint that cannot be read, or layers that it does not have.
+    """
+    dtype = settings.default_dtype
+    model = load_model(Path(checkpoint), None if dtype is None else getattr(torch, dtype))[0]
+    check_num_layers(model, settings.num_layers)
+    model.to(world.device)
+    choose_kernels(model, settings.cluster, world)
     return model.requires_grad_(False)
 
 
@@ -60,10 +65,12 @@ def stream_descriptors(
         InputError: at once, for layers that the model does not have, or elements that it does not
             know.
 
+    >>> from mace_train.distributed.world import open_world
     >>> from mace_train.evaluate.structure_stream import ShardStream
+    >>> from mace_train.settings import ClusterSettings
     >>> stream = ShardStream(Path("prepared"), "train")
     >>> with open_world(ClusterSettings(device="cpu")) as world:
-    ...     model = model_for("runs/first", None, ClusterSettings(device="cpu"), world)
+    ...     model = model_for("runs/first", StructureSetSettings(data_dir="prepared"), world)
     >>> every = np.arange(len(stream.n_atoms))
     >>> found = stream_descriptors(model, stream, every, BatchLimits(1000, 100_000))
     >>> sum(len(batch.mean) for batch in found) == len(every)

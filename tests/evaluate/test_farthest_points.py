@@ -7,17 +7,7 @@ from hypothesis import strategies as st
 
 from mace_train.evaluate import farthest_points as module
 from mace_train.evaluate.farthest_points import farthest_points, random_projection
-
-
-def brute_force(points, n, first):
-    """Chosen rows and their distances, from the matrix of all distances in float64."""
-    every = np.linalg.norm(points[:, None].astype(float) - points[None].astype(float), axis=2)
-    chosen, distances = [first], [np.inf]
-    while len(chosen) < n:
-        nearest = every[:, chosen].min(axis=1)
-        chosen.append(int(np.argmax(nearest)))
-        distances.append(nearest.max())
-    return chosen, distances
+from tests.evaluate.brute_force import brute_force
 
 
 @given(

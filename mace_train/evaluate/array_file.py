@@ -55,10 +55,10 @@ class ArrayFile:
 
         Raises OSError: no room for all of it, or it cannot be written there.
         """
-        pieces = _Pieces()
+        sparse = _SparseFile()
         self._rows, self._filled = rows, dict.fromkeys(rows, 0)
         self._place: dict[str, int] = {}
-        with h5py.File(pieces, "w", libver="latest") as file:
+        with h5py.File(sparse, "w", libver="latest") as file:
             file.attrs.update(attributes)
             for name, array in arrays.items():
                 file[name] = array
@@ -68,8 +68,8 @@ class ArrayFile:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             self._allocate(size)
-            for place, piece in pieces.written:
-                self._write(piece, place)
+            for place, part in sparse.written:
+                self._write(part, place)
         except BaseException:
             os.close(self._file)
             raise
@@ -129,7 +129,7 @@ def _reserve(file: h5py.File, name: str, array: RowArray) -> int:
     return int(made.get_offset() or 0)
 
 
-class _Pieces(io.RawIOBase):
+class _SparseFile(io.RawIOBase):
     """A file that keeps what is written to it, and nothing in between."""
 
     def __init__(self) -> None:
@@ -151,19 +151,19 @@ class _Pieces(io.RawIOBase):
         return self._size
 
     def write(self, content: Any) -> int:
-        piece = bytes(content)
-        self.written.append((self._at, piece))
-        self._at += len(piece)
+        part = bytes(content)
+        self.written.append((self._at, part))
+        self._at += len(part)
         self._size = max(self._size, self._at)
-        return len(piece)
+        return len(part)
 
     def readinto(self, target: Any) -> int:
         view = memoryview(target).cast("B")
         n = min(len(view), max(self._size - self._at, 0))
         view[:n] = bytes(n)
-        for place, piece in self.written:
-            first, last = max(place, self._at), min(place + len(piece), self._at + n)
+        for place, part in self.written:
+            first, last = max(place, self._at), min(place + len(part), self._at + n)
             if first < last:
-                view[first - self._at : last - self._at] = piece[first - place : last - place]
+                view[first - self._at : last - self._at] = part[first - place : last - place]
         self._at += n
         return n

@@ -32,7 +32,7 @@ from mace_train.evaluate.element_sets import (
 )
 from mace_train.evaluate.farthest_points import farthest_points, random_projection
 from mace_train.evaluate.selected_structures import (
-    Selection,
+    SelectedIds,
     isolated_atoms,
     selected_structures,
     write_structures,
@@ -41,7 +41,7 @@ from mace_train.evaluate.set_descriptors import check_elements, model_for, strea
 from mace_train.evaluate.structure_stream import (
     BatchLimits,
     FileStream,
-    Ids,
+    StructureIds,
     StructureStream,
     open_stream,
 )
@@ -132,7 +132,7 @@ def _given_elements(settings: SelectSettings) -> ElementSets | None:
 
 def _candidates(
     stream: StructureStream, given: ElementSets | None, settings: SelectSettings
-) -> Ids:
+) -> StructureIds:
     """Ids of the structures to choose from: with the right elements, and no isolated atoms."""
     fits = np.ones(len(stream.n_atoms), dtype=bool)
     what = ""
@@ -161,8 +161,8 @@ def _candidates(
 
 
 def _choose(
-    stream: StructureStream, candidates: Ids, model: MACE | None, settings: SelectSettings
-) -> Selection:
+    stream: StructureStream, candidates: StructureIds, model: MACE | None, settings: SelectSettings
+) -> SelectedIds:
     n = min(settings.n, len(candidates))
     if settings.method == "random" or model is None:
         order = np.random.default_rng(settings.seed).permutation(len(candidates))[:n]
@@ -180,7 +180,7 @@ def _choose(
         _log_distances(distances, n, settings.n)
     ids = candidates[order]
     ascending = np.argsort(ids)
-    return Selection(ids[ascending], ascending)
+    return SelectedIds(ids[ascending], ascending)
 
 
 def _log_distances(distances: NDArray[np.float64], n: int, wanted: int) -> None:
@@ -200,7 +200,7 @@ def _log_distances(distances: NDArray[np.float64], n: int, wanted: int) -> None:
 
 
 def _points(
-    stream: StructureStream, candidates: Ids, model: MACE, settings: SelectSettings
+    stream: StructureStream, candidates: StructureIds, model: MACE, settings: SelectSettings
 ) -> NDArray[np.float32]:
     """Mean descriptors [n_candidates, n_columns] or, where these need more memory, a projection."""
     limits = BatchLimits.of(stream.n_atoms[candidates], settings.batching)

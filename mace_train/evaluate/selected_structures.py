@@ -15,22 +15,22 @@ from mace_train.data.loading.packed import on_device
 from mace_train.data.stress_components import stress_mask
 from mace_train.data.structure import LOGGER, Structure
 from mace_train.evaluate.element_sets import element_set, numbers_in, passing
-from mace_train.evaluate.structure_stream import BatchLimits, Ids, StructureStream
+from mace_train.evaluate.structure_stream import BatchLimits, StructureIds, StructureStream
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
 from mace_train.progress import ProgressBar
 
 
 @dataclass(frozen=True)
-class Selection:
+class SelectedIds:
     """The chosen structures of a set."""
 
-    ids: Ids  # [n], ascending
+    ids: StructureIds  # [n], ascending
     ranks: NDArray[np.int64]  # [n] in which order they were chosen, from 0
 
 
 def selected_structures(
-    stream: StructureStream, chosen: Selection, model: MACE | None, limits: BatchLimits
+    stream: StructureStream, chosen: SelectedIds, model: MACE | None, limits: BatchLimits
 ) -> Iterator[Atoms]:
     """The chosen structures, with labels of the model if one is given."""
     structures = stream.structures(chosen.ids)
@@ -45,7 +45,7 @@ def selected_structures(
 def _pseudolabelled(
     structures: Iterator[Structure],
     stream: StructureStream,
-    ids: Ids,
+    ids: StructureIds,
     model: MACE,
     limits: BatchLimits,
 ) -> Iterator[Structure]:
@@ -80,7 +80,7 @@ def _pseudolabelled(
             bar.advance(graph.n_graphs, graph.n_graphs)
 
 
-def isolated_atoms(stream: StructureStream, ids: Ids, model: MACE | None) -> list[Atoms]:
+def isolated_atoms(stream: StructureStream, ids: StructureIds, model: MACE | None) -> list[Atoms]:
     """Isolated atoms of the elements of the structures ``ids``, with their E0s as energies.
 
     E0s are those of the model, if one gives the labels; else of the set: as stored with shards, or

@@ -14,7 +14,7 @@ from mace_train.data.loading.packed import on_device
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.evaluate.element_sets import element_set, numbers_in
-from mace_train.evaluate.structure_stream import BatchLimits, Ids, StructureStream
+from mace_train.evaluate.structure_stream import BatchLimits, StructureIds, StructureStream
 from mace_train.model.mace import MACE
 from mace_train.model.node_features import check_num_layers, node_descriptors
 from mace_train.ops.backends import backend_of
@@ -28,7 +28,7 @@ from mace_train.train.checkpoint import load_model
 class DescriptorBatch:
     """Descriptors of the next structures of a set."""
 
-    ids: Ids  # [n_structures]
+    ids: StructureIds  # [n_structures]
     n_atoms: NDArray[np.int64]  # [n_structures]
     numbers: NDArray[np.uint8]  # [n_atoms] atomic numbers
     atoms: NDArray[Any]  # [n_atoms, n_columns], in the model's dtype
@@ -52,7 +52,7 @@ def model_for(checkpoint: str, settings: StructureSetSettings, world: World) -> 
 def stream_descriptors(
     model: MACE,
     stream: StructureStream,
-    ids: Ids,
+    ids: StructureIds,
     limits: BatchLimits,
     *,
     invariants_only: bool = True,
@@ -82,7 +82,7 @@ def stream_descriptors(
     return _stream(model, stream, ids, limits, words, show_progress)
 
 
-def check_elements(model: MACE, stream: StructureStream, ids: Ids) -> None:
+def check_elements(model: MACE, stream: StructureStream, ids: StructureIds) -> None:
     """InputError that names the first structure with an element that the model does not know."""
     known = element_set(model.data.atomic_numbers)
     unknown = (stream.elements[ids] & ~known).any(axis=1)
@@ -103,7 +103,7 @@ def check_elements(model: MACE, stream: StructureStream, ids: Ids) -> None:
 def _stream(
     model: MACE,
     stream: StructureStream,
-    ids: Ids,
+    ids: StructureIds,
     limits: BatchLimits,
     words: dict[str, Any],
     show_progress: bool,

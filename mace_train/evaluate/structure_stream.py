@@ -28,7 +28,7 @@ from mace_train.folders import existing_folder
 from mace_train.model.mace import MACE
 from mace_train.settings import BatchingSettings, StructureSetSettings
 
-Ids = NDArray[np.int64]
+StructureIds = NDArray[np.int64]
 NO_LABELS = LabelKeys(energy="", forces="", stress="", virials="")
 
 
@@ -58,11 +58,11 @@ class StructureStream(Protocol):
     config_types: list[str]  # [n]
     E0s: Mapping[str, Mapping[int, float]]  # eV, by head and atomic number; {} if not known
 
-    def structures(self, ids: Ids) -> Iterator[Structure]:
+    def structures(self, ids: StructureIds) -> Iterator[Structure]:
         """The structures ``ids`` [n] with their labels."""
         ...
 
-    def graphs(self, ids: Ids, model: MACE, limits: BatchLimits) -> Iterator[Graph]:
+    def graphs(self, ids: StructureIds, model: MACE, limits: BatchLimits) -> Iterator[Graph]:
         """The structures ``ids`` [n] in batches for the model, on the CPU."""
         ...
 
@@ -117,11 +117,11 @@ class ShardStream:
             self.isolated[i] = is_isolated(self.shards.sample(i).structure)
         self.config_types = self.shards.config_types
 
-    def structures(self, ids: Ids) -> Iterator[Structure]:
+    def structures(self, ids: StructureIds) -> Iterator[Structure]:
         """The structures ``ids`` [n] with their labels."""
         return (self.shards.sample(i).structure for i in ids.tolist())
 
-    def graphs(self, ids: Ids, model: MACE, limits: BatchLimits) -> Iterator[Graph]:
+    def graphs(self, ids: StructureIds, model: MACE, limits: BatchLimits) -> Iterator[Graph]:
         """The structures ``ids`` [n] in batches for the model, on the CPU."""
         sizes = np.stack((self.n_atoms[ids], self.shards.n_edges[ids]), axis=1)
         return batches(
@@ -163,7 +163,7 @@ class FileStream:
         labels.warn("structures")
         LOGGER.info("structures: %d structures; %s", len(self.n_atoms), labels.counts.summary())
 
-    def structures(self, ids: Ids) -> Iterator[Structure]:
+    def structures(self, ids: StructureIds) -> Iterator[Structure]:
         """The structures ``ids`` [n] with their labels."""
         wanted = iter(ids.tolist())
         following = next(wanted, None)
@@ -180,7 +180,7 @@ class FileStream:
             "changed since they were opened, start again"
         )
 
-    def graphs(self, ids: Ids, model: MACE, limits: BatchLimits) -> Iterator[Graph]:
+    def graphs(self, ids: StructureIds, model: MACE, limits: BatchLimits) -> Iterator[Graph]:
         """The structures ``ids`` [n] in batches for the model, on the CPU."""
         pending: list[Sample] = []
         numbers: list[int] = []
@@ -211,10 +211,10 @@ class FileStream:
         return read_structures(self.files, self.keys, require_energy=False, labels=labels)
 
 
-class Runs(Sequence[Ids]):
-    """Ids [n] cut into runs, each filled up to the limits; 8 bytes per run beside the ids."""
+class Runs(Sequence[StructureIds]):
+    """Ids [n] cut into runs, each as long as the limits allow; 8 bytes per run beside the ids."""
 
-    def __init__(self, ids: Ids, sizes: NDArray[np.int64], limits: BatchLimits) -> None:
+    def __init__(self, ids: StructureIds, sizes: NDArray[np.int64], limits: BatchLimits) -> None:
         """``sizes`` [n, 2] are the atoms and edges of the structures."""
         self._ids = ids
         ends = sizes.cumsum(axis=0)
@@ -234,10 +234,10 @@ class Runs(Sequence[Ids]):
         return len(self._bounds) - 1
 
     @overload
-    def __getitem__(self, index: int) -> Ids: ...
+    def __getitem__(self, index: int) -> StructureIds: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Ids]: ...
-    def __getitem__(self, index: int | slice) -> Ids | list[Ids]:
+    def __getitem__(self, index: slice) -> list[StructureIds]: ...
+    def __getitem__(self, index: int | slice) -> StructureIds | list[StructureIds]:
         """The ids of one run, or of several."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]

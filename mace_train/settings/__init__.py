@@ -41,15 +41,15 @@ from mace_train.settings.running import (
     ClusterSettings,
     LoggerSettings,
 )
-from mace_train.settings.selection import (
-    DescriptorsSettings,
-    SelectSettings,
-    StructureSetSettings,
-)
 from mace_train.settings.simulation import (
     MDSettings,
     RelaxSettings,
     SimulationSettings,
+)
+from mace_train.settings.structure_sets import (
+    DescriptorsSettings,
+    SelectSettings,
+    StructureSetSettings,
 )
 
 __all__ = [

@@ -145,9 +145,9 @@ def test_pseudolabels_are_what_the_model_predicts_and_can_be_trained_on(trained,
 
 
 @pytest.mark.parametrize(
-    ("element_filter", "n_kinds"), [("subset", 1), ("overlap", 4), ("equal", 1), ("superset", 2)]
+    ("element_filter", "n_formulas"), [("subset", 1), ("overlap", 4), ("equal", 1), ("superset", 2)]
 )
-def test_elements(xyz, tmp_path, element_filter, n_kinds):
+def test_elements(xyz, tmp_path, element_filter, n_formulas):
     """Whichever are drawn at random, without a model."""
     output = tmp_path / "chosen.xyz"
     words = [f"structures={xyz}", "n=1000", "method=random", f"output={output}"]
@@ -164,7 +164,7 @@ def test_elements(xyz, tmp_path, element_filter, n_kinds):
     assert len(chosen) == len(expected) > 0
     for found, atoms in zip(chosen, expected, strict=True):
         assert (found.numbers == atoms.numbers).all()
-    assert len({atoms.get_chemical_formula() for atoms in chosen}) >= n_kinds
+    assert len({atoms.get_chemical_formula() for atoms in chosen}) >= n_formulas
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -1,6 +1,6 @@
 """Descriptors of a set of structures, batch after batch; memory does not grow with the set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,23 @@ import torch
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from mace_train.data.graph import Graph
+from mace_train.data.loading.loader import SampleSource, batches
 from mace_train.data.loading.packed import on_device
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.evaluate.element_sets import element_set, numbers_in
-from mace_train.evaluate.structure_stream import BatchLimits, StructureIds, StructureStream
+from mace_train.evaluate.structure_stream import (
+    BatchLimits,
+    Runs,
+    StructureIds,
+    StructureStream,
+)
 from mace_train.model.mace import MACE
 from mace_train.model.node_features import check_num_layers, node_descriptors
 from mace_train.ops.backends import backend_of
 from mace_train.progress import ProgressBar
-from mace_train.settings import StructureSetSettings
+from mace_train.settings import BatchingSettings, StructureSetSettings
 from mace_train.train.build_model import choose_kernels
 from mace_train.train.checkpoint import load_model
 
@@ -78,8 +85,27 @@ def stream_descriptors(
     """
     check_num_layers(model, num_layers)
     check_elements(model, stream, ids)
-    words = {"invariants_only": invariants_only, "num_layers": num_layers}
-    return _stream(model, stream, ids, limits, words, show_progress)
+    graphs = stream.graphs(ids, model, limits)
+    bar = ProgressBar(
+        "descriptors", len(ids), enabled=show_progress, counted="structures", log=show_progress
+    )
+    return _batches(model, graphs, bar, invariants_only, num_layers)
+
+
+def mean_descriptors(
+    model: MACE, source: SampleSource, ids: StructureIds, batching: BatchingSettings
+) -> NDArray[np.float64]:
+    """Mean invariant descriptors [n, n_columns] of the structures ``ids`` [n] of a source."""
+    sizes = np.stack((source.n_atoms[ids], source.n_edges[ids]), axis=1).astype(np.int64)
+    graphs = batches(
+        source,
+        Runs(ids, sizes, BatchLimits.of(sizes[:, 0], batching)),
+        atomic_numbers=model.data.atomic_numbers,
+        dtype=model.dtype,
+    )
+    bar = ProgressBar("descriptors", len(ids), counted="structures", log=True)
+    means = [batch.mean for batch in _batches(model, graphs, bar, True, -1)]
+    return np.concatenate(means).astype(np.float64)
 
 
 def check_elements(model: MACE, stream: StructureStream, ids: StructureIds) -> None:
@@ -100,24 +126,22 @@ def check_elements(model: MACE, stream: StructureStream, ids: StructureIds) -> N
     )
 
 
-def _stream(
+def _batches(
     model: MACE,
-    stream: StructureStream,
-    ids: StructureIds,
-    limits: BatchLimits,
-    words: dict[str, Any],
-    show_progress: bool,
+    graphs: Iterable[Graph],
+    bar: ProgressBar,
+    invariants_only: bool,
+    num_layers: int,
 ) -> Iterator[DescriptorBatch]:
     numbers = np.array(model.data.atomic_numbers, dtype=np.uint8)
     backend = backend_of(model.kernels, model.E0s.device)
-    bar = ProgressBar(
-        "descriptors", len(ids), enabled=show_progress, counted="structures", log=show_progress
-    )
     with bar:
-        for graph in stream.graphs(ids, model, limits):
+        for graph in graphs:
             on_cpu = graph
             graph = on_device(graph, model.E0s.device)
-            found = node_descriptors(model, graph, **words)
+            found = node_descriptors(
+                model, graph, invariants_only=invariants_only, num_layers=num_layers
+            )
             counts = graph.n_atoms_of_graph.to(found.values.dtype).unsqueeze(1)
             sums = backend.sum_rows(
                 found.values, graph.graph_of_atom, graph.n_graphs, ascending=True

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class BatchLimits:
     max_edges: int
 
     @classmethod
-    def of(cls, n_atoms: NDArray[np.int32], batching: BatchingSettings) -> "BatchLimits":
+    def of(cls, n_atoms: NDArray[np.integer[Any]], batching: BatchingSettings) -> "BatchLimits":
         """valid_batch_size mean structures of those with ``n_atoms`` [n], or as given."""
         total = int(n_atoms.sum(dtype=np.int64))
         size = ATOM_SLACK_PERCENT * batching.valid_batch_size

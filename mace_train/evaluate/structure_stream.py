@@ -208,7 +208,13 @@ class FileStream:
             yield batch()
 
     def _read(self, labels: LabelReport) -> Iterator[Structure]:
-        return read_structures(self.files, self.keys, require_energy=False, labels=labels)
+        return read_structures(
+            self.files,
+            self.keys,
+            require_energy=False,
+            labels=labels,
+            read_labels=self.keys is not NO_LABELS,
+        )
 
 
 class Runs(Sequence[StructureIds]):

@@ -108,6 +108,15 @@ def test_what_is_wrong_is_found_when_it_is_opened(tmp_path, xyz):
             open_stream(StructureSetSettings(structures=str(path)), keys)
 
 
+def test_wrong_labels_do_not_matter_where_none_are_read(tmp_path):
+    path = tmp_path / "nan.xyz"
+    path.write_text("1\nProperties=species:S:1:pos:R:3:forces:R:3 energy=nan\nO 0 0 0 1e300 0 0\n")
+    (structure,) = FileStream([str(path)], None).structures(np.array([0]))
+    assert structure.energy is None
+    with pytest.raises(InputError, match="nan"):
+        FileStream([str(path)], KEYS)
+
+
 def test_labels_are_read_only_where_they_are_wanted(xyz, caplog):
     with caplog.at_level("INFO", logger="mace_train"):
         without = FileStream([str(xyz)], None)

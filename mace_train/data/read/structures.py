@@ -8,6 +8,7 @@ from ase.io import read as ase_read
 from mace_train.atomic_files import scratch_folder
 from mace_train.data.labels import LabelReport
 from mace_train.data.notes import Notes
+from mace_train.data.raw_structure import without_results
 from mace_train.data.read.file_range import ChunkLimit
 from mace_train.data.read.files import check_files
 from mace_train.data.read.formats import parse_fns_of, read_errors, split_file
@@ -24,6 +25,7 @@ def read_structures(
     *,
     require_energy: bool = True,
     labels: LabelReport | None = None,
+    read_labels: bool = True,
 ) -> Iterator[Structure]:
     """Every structure of ``files``, in order; ``source`` counts from 0 in each file.
 
@@ -33,6 +35,8 @@ def read_structures(
         require_energy: Refuse structures without energy; else their energy is None.
         labels: Counts the labels of every structure and collects the remarks about them, for its
             ``warn``; without it the remarks are logged at the end.
+        read_labels: Read labels that ASE has parsed; False with keys that are not in the files
+            reads none, whatever they are.
 
     Raises:
         InputError: a file that is missing, empty, damaged or of unknown format, or a structure
@@ -48,6 +52,8 @@ def read_structures(
                     source = f"{shown}, structure {n_read}"
                     with read_errors(shown, n_read):
                         atoms = parse()
+                    if not read_labels:
+                        atoms = without_results(atoms)
                     structure = structure_from_atoms(
                         atoms, keys, source, notes, require_energy=require_energy
                     )

@@ -6,7 +6,7 @@
    (selected_structures.py).
 
 The set is read from disk each time; in memory are its sizes and elements, and one row of float32
-per candidate. fps_rank of a structure says in which order it was chosen.
+per candidate. selection_rank of a structure says in which order it was chosen.
 """
 
 import logging
@@ -134,23 +134,19 @@ def _candidates(
     stream: StructureStream, given: ElementSets | None, settings: SelectSettings
 ) -> StructureIds:
     """Ids of the structures to choose from: with the right elements, and no isolated atoms."""
-    fits = np.ones(len(stream.n_atoms), dtype=bool)
-    what = ""
+    fits, by_elements = np.ones(len(stream.n_atoms), dtype=bool), ""
     if given is not None:
         fits = passing(stream.elements, given, settings.element_filter)
-        what = f" pass elements {symbols_in(given)} (element_filter={settings.element_filter})"
+        by_elements = f", by elements {symbols_in(given)} ({settings.element_filter})"
     candidates = np.flatnonzero(fits & ~stream.isolated)
     n = int((~stream.isolated).sum())
+    what = f"{stream.title}: {len(candidates):,} of {n:,} structures to choose from{by_elements}"
     if not len(candidates):
         raise InputError(
-            f"{stream.title}: none of {n:,} structures is left to choose from{what and ':'}"
-            f"{what.replace(' pass', ' none passes', 1)}; the set has the elements "
-            f"{symbols_in(stream.elements)}"
+            f"{what}; the set has {symbols_in(stream.elements)}; give other elements, or another "
+            "element_filter"
         )
-    LOGGER.info(
-        "%s: %s of %s structures%s", stream.title, f"{len(candidates):,}", f"{n:,}",
-        what or " to choose from",
-    )  # fmt: skip
+    LOGGER.info("%s", what)
     if settings.n > len(candidates):
         LOGGER.warning(
             "n=%d, but there are only %d structures to choose from: all of them are taken",

@@ -38,7 +38,7 @@ def selected_structures(
         structures = _pseudolabelled(structures, stream, chosen.ids, model, limits)
     for structure, rank in zip(structures, chosen.ranks.tolist(), strict=True):
         atoms = labelled_atoms(structure)
-        atoms.info["fps_rank"] = rank
+        atoms.info["selection_rank"] = rank
         yield atoms
 
 

@@ -13,7 +13,7 @@ from mace_train.evaluate.farthest_points import random_projection
 from mace_train.evaluate.select import columns_that_fit, select
 from mace_train.settings import ClusterSettings, SelectSettings
 from mace_train.train.checkpoint import load_model
-from tests.conftest import run_command
+from tests.conftest import TINY_MODEL, run_command
 from tests.evaluate.brute_force import brute_force
 
 CPU = "cluster.device=cpu"
@@ -31,15 +31,15 @@ def without_isolated(structures):
 def chosen_in(path):
     """(isolated atoms, chosen structures) of a file."""
     structures = read(path, ":")
-    chosen = [atoms for atoms in structures if "fps_rank" in atoms.info]
+    chosen = [atoms for atoms in structures if "selection_rank" in atoms.info]
     assert structures[len(structures) - len(chosen) :] == chosen
     return structures[: len(structures) - len(chosen)], chosen
 
 
 def in_order(chosen):
     """Sources of the chosen structures, the first chosen first."""
-    ranked = sorted(chosen, key=lambda atoms: atoms.info["fps_rank"])
-    assert [atoms.info["fps_rank"] for atoms in ranked] == list(range(len(chosen)))
+    ranked = sorted(chosen, key=lambda atoms: atoms.info["selection_rank"])
+    assert [atoms.info["selection_rank"] for atoms in ranked] == list(range(len(chosen)))
     return [atoms.info["source"] for atoms in ranked]
 
 
@@ -167,6 +167,42 @@ def test_elements(xyz, tmp_path, element_filter, n_formulas):
     assert len({atoms.get_chemical_formula() for atoms in chosen}) >= n_formulas
 
 
+def test_heads_of_shards_keep_their_E0s_and_pseudolabels_have_none(xyz, tmp_path, capsys):
+    """A model with two heads: one has to be named; the set's labels keep their heads."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shifted = read(xyz, ":")
+    for atoms in shifted:
+        atoms.info["REF_energy"] += 5.0 * len(atoms)
+    write(tmp_path / "other.xyz", shifted, format="extxyz")
+    files = f"data.train_file={{a: {xyz}, b: {tmp_path / 'other.xyz'}}}"
+    run_command("preprocess", files, "r_max=4.0", f"output={data}")
+    train = ["max_num_epochs=1", "cluster=cpu", *TINY_MODEL]
+    run_command("train", f"data_dir={data}", f"output={run}", *train)
+    model, _ = load_model(run)
+    E0s = [dict(zip(model.data.atomic_numbers, row, strict=True)) for row in model.E0s.tolist()]
+    words = ["select", f"checkpoint={run}", f"data_dir={data}", "n=9", CPU]
+    run_command(*words, f"output={tmp_path / 'own.xyz'}")
+    isolated, chosen = chosen_in(tmp_path / "own.xyz")
+    assert {atoms.info["head"] for atoms in chosen} <= {"a", "b"}
+    for atoms in isolated:
+        expected = E0s["ab".index(atoms.info["head"])][int(atoms.numbers[0])]
+        assert atoms.info["REF_energy"] == pytest.approx(expected)
+    assert {atoms.info["head"] for atoms in isolated} == {"a", "b"}
+    words += ["pseudolabels=true", "default_dtype=float64"]
+    run_command(*words, f"output={tmp_path / 'b.xyz'}", "head=b")
+    isolated, chosen = chosen_in(tmp_path / "b.xyz")
+    calculator = MACETrainCalculator(run, head="b", device="cpu", default_dtype="float64")
+    for atoms in chosen:
+        assert "head" not in atoms.info
+        energy = calculator.get_potential_energy(atoms)
+        assert atoms.info["REF_energy"] == pytest.approx(energy, abs=1e-6)
+    assert all(a.info["REF_energy"] == pytest.approx(E0s[1][a.numbers[0]]) for a in isolated)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run_command(*words, f"output={tmp_path / 'c.xyz'}")
+    assert "the model has the heads a, b; name one of them" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_elements_of_the_new_data(xyz, prepared, tmp_path, kind):
     new = tmp_path / "new.xyz"
@@ -250,7 +286,10 @@ def test_more_than_there_are(trained, xyz, tmp_path, capsys):
         (["structures={xyz}", "method=random", "head=a"], "set pseudolabels=true"),
         (["structures={xyz}", "method=random", "elements=[Xx]"], "'Xx' is no element"),
         (["structures={xyz}", "method=random", "elements=H"], "must be a list, such as [H,C,O]"),
-        (["structures={xyz}", "method=random", "elements=[He]"], "has the elements H, N, O, Al"),
+        (
+            ["structures={xyz}", "method=random", "elements=[He]"],
+            "0 of 32 structures to choose from, by elements He (subset); the set has H, N",
+        ),
         (["structures={xyz}", "method=random", "elements=[H]", "elements_of={xyz}"], "both set"),
         (["structures={xyz}", "method=random", "element_filter=equal"], "needs elements="),
         (["structures={xyz}", "method=random", "element_filter=any"], "subset, overlap, equal"),
@@ -302,6 +341,6 @@ def test_as_a_program(trained, xyz, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert "pass elements H, N (element_filter=subset)" in done.stderr
+    assert "structures to choose from, by elements H, N (subset)" in done.stderr
     assert "distances between descriptors" in done.stderr
     assert len(chosen_in(tmp_path / "c.xyz")[1]) == 5

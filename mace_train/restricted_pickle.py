@@ -46,7 +46,7 @@ _OPCODES = re.compile(
     "|EMPTY_LIST|APPENDS?|EMPTY_DICT|SETITEMS?|BINPUT|LONG_BINPUT|MEMOIZE|BINGET|LONG_BINGET"
     "|GLOBAL|STACK_GLOBAL|REDUCE|BUILD|NEWOBJ|NEWOBJ_EX|BINPERSID"
 )
-_LARGEST_PICKLE = 64 << 20  # bytes; models of mace-torch have less than 1 MiB of it
+_LARGEST_PICKLE = 16 << 20  # bytes, which may ask for 70 times more memory; models have below 1 MiB
 _MOST_DIMENSIONS = 64  # of a tensor; torch has the same limit
 _MOST_CLASSES = 10_000  # that a file may name; models of mace-torch have about 60
 

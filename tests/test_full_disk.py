@@ -104,6 +104,20 @@ def test_no_space_is_one_line_and_the_command_works_afterwards(name, commands, t
     assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"]
 
 
+@pytest.mark.parametrize("form", ["state_dict", "export"])
+def test_no_space_for_a_model_in_another_form(form, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mace_train.interop.export_model.has_mace_torch", lambda: False)
+    target = tmp_path / ("o.safetensors" if form == "state_dict" else "o.pt2")
+    words = ["export", str(trained), f"format={form}", f"output={target}"]
+    with limited_files(SOME):
+        code, message = fails(words, capsys)
+    assert code == FULL, message
+    assert "file too large; raise the limit" in message
+    assert written(tmp_path) == set()
+    run_command(*words)
+    assert target.stat().st_size > SOME
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "sweep"])
 @pytest.mark.parametrize(
     ("output", "words"),

@@ -99,6 +99,8 @@ def export_program(
     text = json.dumps(description, indent=1, ensure_ascii=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of its own pytrees
+        # of tables that are views of one array; the program holds each whole
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
         program = program_of(model)
         with written_together(path.parent) as new:
             if format == "export":

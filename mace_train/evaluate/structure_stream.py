@@ -18,10 +18,17 @@ from mace_train.checks import as_files
 from mace_train.data.graph import Graph
 from mace_train.data.labels import LabelReport
 from mace_train.data.loading.loader import batches, collate
-from mace_train.data.read import read_structures
+from mace_train.data.raw_structure import without_results
+from mace_train.data.read.structures import parsed_structures, read_structures
 from mace_train.data.shards.shard_set import Sample, ShardSet, sample_of
 from mace_train.data.statistics import FILE_NAME, Statistics, open_split
-from mace_train.data.structure import LOGGER, LabelKeys, Structure, is_isolated
+from mace_train.data.structure import (
+    LOGGER,
+    LabelKeys,
+    Structure,
+    is_isolated,
+    structure_from_atoms,
+)
 from mace_train.errors import InputError
 from mace_train.evaluate.element_sets import ElementSets, element_set, element_sets
 from mace_train.folders import existing_folder
@@ -208,13 +215,15 @@ class FileStream:
             yield batch()
 
     def _read(self, labels: LabelReport) -> Iterator[Structure]:
-        return read_structures(
-            self.files,
-            self.keys,
-            require_energy=False,
-            labels=labels,
-            read_labels=self.keys is not NO_LABELS,
-        )
+        if self.keys is not NO_LABELS:
+            yield from read_structures(
+                self.files, self.keys, require_energy=False, labels=labels
+            )
+            return
+        for atoms, source in parsed_structures(self.files):
+            yield structure_from_atoms(
+                without_results(atoms), NO_LABELS, source, labels.notes, require_energy=False
+            )
 
 
 class Runs(Sequence[StructureIds]):

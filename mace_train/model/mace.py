@@ -16,6 +16,7 @@ Parameters have the names, shapes and initial distributions of mace-torch; the s
 nothing else. Energies of isolated atoms stay in float64 whatever the model is cast to.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,12 @@ class ModelData:
             if len(head.E0s) != len(numbers):
                 n_E0s = len(head.E0s)
                 raise InputError(f"{n_E0s} E0s for {len(numbers)} elements: give one of each")
+            for value in (*head.E0s, head.scale, head.shift):
+                if not isinstance(value, (int, float)) or not math.isfinite(value):
+                    raise InputError(
+                        f"head {head.name}: E0s, scale or shift has {value!r}; they must be finite "
+                        "numbers"
+                    )
         names = self.head_names
         if not names or len(set(names)) < len(names):
             raise InputError(f"heads {list(names)}: at least one, each with a name of its own")

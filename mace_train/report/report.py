@@ -10,12 +10,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from ase.io import read as ase_read
+import numpy as np
 
 from mace_train.atomic_files import written_together
 from mace_train.checks import as_files
+from mace_train.data.raw_structure import AtomsLike
+from mace_train.data.read import parsed_structures
 from mace_train.data.structure import LabelKeys, structure_from_atoms
 from mace_train.distributed.world import World, open_world
 from mace_train.errors import InputError
@@ -90,14 +91,27 @@ def _read_evaluation(folder: Path) -> Errors:
         )
     keys = LabelKeys("REF_energy", "REF_forces", "REF_stress", "REF_virials")
     structures, predicted = [], {}
-    for i, atoms in enumerate(ase_read(path, ":")):
-        source = str(atoms.info.get("source", f"{path}: {i}"))
-        structures.append(structure_from_atoms(atoms, keys, source, require_energy=False))
-        stress: Any = atoms.info.get("MACE_stress", structures[-1].cell * 0)
-        predicted[i] = Predicted(atoms.info["MACE_energy"], atoms.arrays["MACE_forces"], stress)
     remedy = "give the output folder of `mace-train evaluate`"
+    for i, (atoms, where) in enumerate(parsed_structures([str(path)])):
+        source = str(atoms.info.get("source", where))
+        structures.append(structure_from_atoms(atoms, keys, source, require_energy=False))
+        try:
+            predicted[i] = _prediction(atoms)
+        except (LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{where}: no prediction that can be read ({error}); {remedy}"
+            ) from None
     record = read_json(folder / "errors.json", dict, remedy)
     return Errors(str(record.get("data", folder)), structures, predicted)
+
+
+def _prediction(atoms: AtomsLike) -> Predicted:
+    """What MACE_energy, MACE_forces and MACE_stress hold; any error if they are none."""
+    stress = np.asarray(atoms.info.get("MACE_stress", np.zeros((3, 3))), np.float64)
+    forces = np.asarray(atoms.arrays["MACE_forces"], np.float64)
+    return Predicted(
+        float(atoms.info["MACE_energy"]), forces.reshape(len(atoms), 3), stress.reshape(3, 3)
+    )
 
 
 def _write(

@@ -77,7 +77,7 @@ class FromMaceConfigSettings:
 
     config: str | None = None
     """YAML file as `mace_run_train --config` takes it."""
-    arguments: Any = None
+    arguments: list[str] | None = None
     """Arguments of mace_run_train, as a list; on the command line, what follows `--`.
     They override config."""
     output: str | None = None
@@ -88,3 +88,6 @@ class FromMaceConfigSettings:
             raise InputError(
                 "from-mace-config needs a YAML file, or arguments of mace_run_train after --"
             )
+        for word in self.arguments or []:
+            if not isinstance(word, str):
+                raise InputError(f"arguments: {word!r} is not a word; write them as --NAME=VALUE")

@@ -301,3 +301,13 @@ def test_file_that_is_none(tmp_path, capsys):
 def test_the_table_in_the_docs_is_this_one():
     text = (CONFIGS.parent / "mace_train" / "interop" / "README.md").read_text()
     assert table() in text
+
+
+@pytest.mark.parametrize("given", ["[[]]", "[{a: 1}]", "5", "{a: 1}", "[null]", "true", "a"])
+def test_arguments_that_are_no_words_are_refused(given, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_command("from-mace-config", f"arguments={given}")
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "arguments: " in error
+    assert "Traceback" not in error

@@ -297,6 +297,8 @@ def test_other_architectures_are_equivariant(options):
         ({"atomic_numbers": (8, 1)}, "ascending"),
         ({"heads": (Head((1.0,), 1.0, 0.0),)}, "1 E0s for 2 elements"),
         ({"heads": (Head((0.0, 0.0), 1.0, 0.0),) * 2}, "each with a name of its own"),
+        ({"heads": (Head(([None], 0.0), 1.0, 0.0),)}, "has .None.; they must be finite numbers"),
+        ({"heads": (Head((0.0, 0.0), float("nan"), 0.0),)}, "shift has nan"),
         ({"heads": ()}, "at least one"),
         ({"avg_num_neighbors": 0.0}, "must be positive"),
     ],

@@ -253,6 +253,28 @@ def test_an_evaluation_is_shown_as_it_was_written(trained, xyz, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("99999999999999999999\n\n", "more than any file holds"),
+        (
+            "1\nMACE_energy=1.0\nH 0 0 0\n",
+            "structure 0: no prediction that can be read ('MACE_f",
+        ),
+        (
+            "1\nProperties=species:S:1:pos:R:3:MACE_forces:R:3 MACE_energy=x\nH 0 0 0 0 0 0\n",
+            "structure 0: no prediction that can be read (could not convert",
+        ),
+    ],
+)
+def test_predictions_that_are_none_are_refused(trained, tmp_path, capsys, content, message):
+    (tmp_path / "predictions.extxyz").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        run_command("report", trained, f"evaluation={tmp_path}", f"output={tmp_path / 'r'}")
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["{tmp}/none"], "no such folder"),

@@ -4,6 +4,6 @@
 """
 
 from mace_train.data.read.files import check_files
-from mace_train.data.read.structures import read_atoms, read_structures
+from mace_train.data.read.structures import parsed_structures, read_atoms, read_structures
 
-__all__ = ["check_files", "read_atoms", "read_structures"]
+__all__ = ["check_files", "parsed_structures", "read_atoms", "read_structures"]

@@ -1,7 +1,9 @@
 """Files with random access: ASE trajectories and databases, LMDB, and mace-torch's HDF5."""
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -60,14 +62,17 @@ def database(path: str, file_range: FileRange) -> Iterator[ParseFn]:
 
 def count_lmdb(path: str) -> int:
     """Rows of an ASE-LMDB."""
-    return len(_open_lmdb(path).ids)
+    with _lmdb_errors():
+        return len(_open_lmdb(path).ids)
 
 
 def lmdb(path: str, file_range: FileRange) -> Iterator[ParseFn]:
     """The rows of a range of an ASE-LMDB."""
-    opened = _open_lmdb(path)
+    with _lmdb_errors():
+        opened = _open_lmdb(path)
     for index in _range(file_range):
-        row = opened._get_row(opened.ids[index])
+        with _lmdb_errors():
+            row = opened._get_row(opened.ids[index])
         yield partial(_atoms_of_row, row)
 
 
@@ -85,12 +90,26 @@ def _open_lmdb(path: str) -> Database:
             ) from None
     import lmdb
 
-    try:
-        lmdb.open(path, subdir=False, readonly=True, lock=False).close()
-        opened: Database = LMDBDatabase(path, readonly=True, use_lock_file=False)
-    except (lmdb.Error, OSError, ValueError, TypeError) as error:
-        raise OSError(f"not an ASE-LMDB: {error}") from error
+    with lmdb.open(path, subdir=False, readonly=True, lock=False) as file:
+        size = (file.info()["last_pgno"] + 1) * file.stat()["psize"]
+    if os.path.getsize(path) < size:  # to read behind its end would end the process
+        raise InputError(
+            f"{path}: {os.path.getsize(path)} bytes where its header says {size}; it is truncated, "
+            "copy it again (if it is whole, `mdb_copy -c` makes one that says so)"
+        )
+    opened: Database = LMDBDatabase(path, readonly=True, use_lock_file=False)
     return opened
+
+
+@contextmanager
+def _lmdb_errors() -> Iterator[None]:
+    """Turn the errors of LMDB, which have a base of their own, into OSError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "lmdb":
+            raise
+        raise OSError(f"not a whole ASE-LMDB: {error}") from error
 
 
 def _atoms_of_row(row: AtomsRow) -> Atoms:

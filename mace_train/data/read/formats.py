@@ -104,6 +104,8 @@ _ASE_BY_SUFFIX = {  # ASE looks at the name's beginning first: POSCAR_set.xyz, m
     ".cif": "cif",
     ".xsf": "xsf",
     ".pdb": "proteindatabank",
+    ".cube": "cube",
+    ".vasp": "vasp",
 }
 
 

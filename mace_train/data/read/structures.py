@@ -8,7 +8,7 @@ from ase.io import read as ase_read
 from mace_train.atomic_files import scratch_folder
 from mace_train.data.labels import LabelReport
 from mace_train.data.notes import Notes
-from mace_train.data.raw_structure import without_results
+from mace_train.data.raw_structure import AtomsLike
 from mace_train.data.read.file_range import ChunkLimit
 from mace_train.data.read.files import check_files
 from mace_train.data.read.formats import parse_fns_of, read_errors, split_file
@@ -25,7 +25,6 @@ def read_structures(
     *,
     require_energy: bool = True,
     labels: LabelReport | None = None,
-    read_labels: bool = True,
 ) -> Iterator[Structure]:
     """Every structure of ``files``, in order; ``source`` counts from 0 in each file.
 
@@ -35,36 +34,39 @@ def read_structures(
         require_energy: Refuse structures without energy; else their energy is None.
         labels: Counts the labels of every structure and collects the remarks about them, for its
             ``warn``; without it the remarks are logged at the end.
-        read_labels: Read labels that ASE has parsed; False with keys that are not in the files
-            reads none, whatever they are.
 
     Raises:
         InputError: a file that is missing, empty, damaged or of unknown format, or a structure
             that ``structure_from_atoms`` refuses; the message names file and structure.
     """
     notes = Notes() if labels is None else labels.notes
+    for atoms, source in parsed_structures(files):
+        structure = structure_from_atoms(atoms, keys, source, notes, require_energy=require_energy)
+        if labels is not None:
+            labels.add(atoms, structure)
+        yield structure
+    if labels is None:
+        notes.log()
+
+
+def parsed_structures(files: list[str]) -> Iterator[tuple[AtomsLike, str]]:
+    """(structure as parsed, source) of every structure of ``files``, in order.
+
+    Raises:
+        InputError: a file that is missing, empty, damaged or of unknown format.
+    """
     for file in check_files(files):
         for path, shown in plain_files(file):
             name, file_ranges = split_file(path, shown, _WHOLE_FILE)
             n_read = 0
             for file_range in file_ranges:
                 for parse in parse_fns_of(path, shown, name, file_range):
-                    source = f"{shown}, structure {n_read}"
                     with read_errors(shown, n_read):
                         atoms = parse()
-                    if not read_labels:
-                        atoms = without_results(atoms)
-                    structure = structure_from_atoms(
-                        atoms, keys, source, notes, require_energy=require_energy
-                    )
-                    if labels is not None:
-                        labels.add(atoms, structure)
-                    yield structure
+                    yield atoms, f"{shown}, structure {n_read}"
                     n_read += 1
             if n_read == 0:
                 raise InputError(f"{shown} holds no structures; give a file that does")
-    if labels is None:
-        notes.log()
 
 
 def read_atoms(file: str, index: int) -> Atoms:

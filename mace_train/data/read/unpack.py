@@ -11,35 +11,35 @@ import bz2
 import gzip
 import lzma
 import os
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import zstandard
-
 from mace_train.data.read.files import is_structure_file
 from mace_train.data.structure import LOGGER
 from mace_train.errors import InputError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 _COPY = 1 << 22  # bytes
 _ALWAYS, _LARGEST_RATIO = 1 << 30, 200  # bytes that any file may unpack to, and how many times more
 _DEEPEST = 4  # archives in archives
 
 
-def _open_zstd(path: Path, mode: str) -> IO[bytes]:
-    return zstandard.open(path, mode)
-
-
 _DECOMPRESSORS: dict[str, Callable[..., Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
-    ".zst": _open_zstd,
+    ".zst": zstd.open,
 }
 _ARCHIVES = (".tar", ".zip", ".tgz", ".tbz2", ".txz")
-UNPACK_ERRORS = (zstandard.ZstdError, tarfile.TarError, zipfile.BadZipFile)
+UNPACK_ERRORS = (zstd.ZstdError, tarfile.TarError, zipfile.BadZipFile)
 
 
 def is_packed(path: str) -> bool:
@@ -139,7 +139,9 @@ def _tar_members(path: str) -> Iterator[tuple[str, IO[bytes]]]:
 
 def _plain_stream(path: str) -> IO[bytes]:
     """The bytes of a tar file; tarfile itself knows all compressions but zstd."""
-    return _open_zstd(Path(path), "rb") if path.endswith(".zst") else Path(path).open("rb")
+    opened = _DECOMPRESSORS[".zst"] if path.endswith(".zst") else open
+    stream: IO[bytes] = opened(path, "rb")
+    return stream
 
 
 def _zip_members(path: str) -> Iterator[tuple[str, IO[bytes]]]:

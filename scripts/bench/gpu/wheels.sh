@@ -31,7 +31,7 @@ mkdir -p "$folder" "$folder/openequivariance" "$folder/spare"
 
 # Of mace-train's dependencies mpi4py, ortools and wandb are not needed: they are imported only where
 # they are used, which no measurement does.
-needs=(ase hydra-core "omegaconf>=2.3,<2.4" zstandard vesin)
+needs=(ase hydra-core "omegaconf>=2.3,<2.4" backports.zstd vesin)
 mace=("mace-torch==0.3.16" "e3nn==0.4.4" matscipy configargparse GitPython gitdb smmap lmdb orjson
   prettytable wcwidth torch-ema)
 cuequivariance=("cuequivariance==0.13.0" "cuequivariance-torch==0.13.0"

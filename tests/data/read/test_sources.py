@@ -13,7 +13,6 @@ import ase.io
 import h5py
 import numpy as np
 import pytest
-import zstandard
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mace_train.data.read import read_structures
@@ -21,6 +20,11 @@ from mace_train.data.read.file_range import ChunkLimit
 from mace_train.data.read.formats import format_of, parse_fns_of, split_file
 from mace_train.errors import InputError
 from tests.data.factories import KEYS, crystal, molecule, write_xyz
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 def energies(path):
@@ -37,7 +41,7 @@ PACK = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
     "xz": lzma.compress,
-    "zst": lambda data: zstandard.ZstdCompressor().compress(data),
+    "zst": zstd.compress,
 }
 
 
@@ -46,6 +50,8 @@ def test_compressed(tmp_path, text, suffix):
     path = tmp_path / f"b.xyz.{suffix}"
     path.write_bytes(PACK[suffix](text))
     assert energies(path) == [-1.0, -2.0]
+    path.write_bytes(PACK[suffix](text) + PACK[suffix](text))  # as `cat` of two packed files
+    assert energies(path) == [-1.0, -2.0] * 2
     path.write_bytes(PACK[suffix](text)[:-9])
     with pytest.raises(InputError, match=rf"b\.xyz\.{suffix}, structure 0: cannot be read"):
         energies(path)
@@ -63,7 +69,7 @@ def test_the_end_of_a_name_says_the_format_not_its_beginning(stem, tmp_path, tex
         assert energies(f"{stem}.{suffix}") == [-1.0, -2.0]
     atoms = crystal()
     atoms.info.clear()
-    for suffix in ("traj", "db", "json", "cif", "xsf"):
+    for suffix in ("traj", "db", "json", "cif", "xsf", "cube"):
         ase.io.write(f"a.{suffix}", atoms)
         expected = format_of(f"a.{suffix}")
         (tmp_path / f"a.{suffix}").rename(f"{stem}.{suffix}")
@@ -169,6 +175,25 @@ def test_lmdb_of_fairchem(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match="pip install ase-db-backends"):
         energies(path)
+
+
+def test_a_damaged_lmdb(tmp_path):
+    backend = pytest.importorskip("ase_db_backends.aselmdb", reason="extra 'lmdb' is missing")
+    path = tmp_path / "a.aselmdb"
+    with backend.LMDBDatabase(path) as database:
+        for _ in range(60):
+            database.write(crystal())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4096])  # reading its last page would end the process by SIGBUS
+    with pytest.raises(
+        InputError, match=r"where its header says \d+; it is truncated, copy it again"
+    ):
+        list(read_structures([str(path)], KEYS, require_energy=False))
+    pages = range(3 * 4096, len(whole), 4096)
+    for page in pages:
+        path.write_bytes(whole[:page] + bytes([171]) * 4096 + whole[page + 4096 :])
+        with pytest.raises(InputError, match=r"a\.aselmdb, structure \d+: cannot be read"):
+            list(read_structures([str(path)], KEYS, require_energy=False))
 
 
 def test_a_file_that_is_no_lmdb(tmp_path):

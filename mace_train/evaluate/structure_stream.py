@@ -19,7 +19,7 @@ from mace_train.data.graph import Graph
 from mace_train.data.labels import LabelReport
 from mace_train.data.loading.loader import batches, collate
 from mace_train.data.raw_structure import without_results
-from mace_train.data.read.structures import parsed_structures, read_structures
+from mace_train.data.read import parsed_structures, read_structures
 from mace_train.data.shards.shard_set import Sample, ShardSet, sample_of
 from mace_train.data.statistics import FILE_NAME, Statistics, open_split
 from mace_train.data.structure import (
@@ -216,9 +216,7 @@ class FileStream:
 
     def _read(self, labels: LabelReport) -> Iterator[Structure]:
         if self.keys is not NO_LABELS:
-            yield from read_structures(
-                self.files, self.keys, require_energy=False, labels=labels
-            )
+            yield from read_structures(self.files, self.keys, require_energy=False, labels=labels)
             return
         for atoms, source in parsed_structures(self.files):
             yield structure_from_atoms(

@@ -6,6 +6,7 @@ from typing import Any
 from mace_train.checks import check_at_least, check_choice
 from mace_train.errors import InputError
 from mace_train.irreps import MOST_CHANNELS, FeatureIrreps, count_scalars
+from mace_train.settings.inputs import InputSpec, checked_specs, input_specs
 from mace_train.settings.ranges import (
     COUNT,
     COUNT_OR_ZERO,
@@ -76,6 +77,12 @@ class ModelSettings:
     """Hidden scalars of the last readout."""
     scaling: str = "rms_forces_scaling"
     """Scale of the interaction energy: rms_forces_scaling, std_scaling or no_scaling."""
+    embedding_specs: Any = None
+    """Inputs beside the geometry, as in mace-torch, such as '{total_charge: {type: categorical,
+    per: graph, num_classes: 21, offset: 10, emb_dim: 64}, temperature: {type: continuous,
+    per: graph, in_dim: 1, emb_dim: 32}}'; data.info_keys reads them."""
+    use_embedding_readout: bool = False
+    """Add an energy that depends on the element and these inputs alone."""
 
     def __post_init__(self) -> None:
         check_choice("model.model", self.model, ("ScaleShiftMACE", "MACE"))
@@ -85,6 +92,7 @@ class ModelSettings:
         check_choice("model.distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
         self._check_interactions()
         self._take_hidden_irreps()
+        self.embedding_specs = checked_specs(self.embedding_specs, self.use_embedding_readout)
         check_ranges(self, "model.")
         check_at_least("model.max_ell", self.max_ell, self.max_L)
         if not 1 <= len(self.radial_MLP) <= _MOST_LAYERS:
@@ -97,6 +105,10 @@ class ModelSettings:
         """The names of the interaction blocks of all layers."""
         first = self.interaction_first or (AGNOSTIC if self.model == "MACE" else RESIDUAL)
         return [first] + [self.interaction] * (self.num_interactions - 1)
+
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The inputs beside the geometry."""
+        return input_specs(self.embedding_specs)
 
     def _check_interactions(self) -> None:
         """InputError for unknown blocks; equal models get equal settings."""

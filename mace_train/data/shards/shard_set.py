@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.shards.arrays import Arrays, Sample, ShardArrays, Storage
+from mace_train.data.input_values import InputColumns
+from mace_train.data.shards.arrays import Arrays, Sample, ShardArrays, Storage, input_columns
 from mace_train.data.shards.batch import Batch, ShardRows
 from mace_train.data.shards.hdf5 import (
     ShardHeader,
@@ -119,6 +120,12 @@ class ShardSet:
     def rows(self, shard: int) -> Arrays:
         """The per-structure arrays of one shard; those of atoms and edges may not be in memory."""
         return self._shard(shard).arrays
+
+    def inputs(self) -> Iterator[tuple[InputColumns | None, NDArray[np.int64]]]:
+        """Inputs beside the geometry (None: there are none) and atoms [n], shard by shard."""
+        for k in range(self.n_shards):
+            arrays = self._shard(k).arrays
+            yield input_columns(arrays), np.diff(arrays["atom_offsets"])
 
     def _locate(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
         """The shard [n] and the row in it [n] of every structure."""

@@ -155,6 +155,8 @@ def _atoms(structure: Structure, predicted: Predicted) -> Atoms:
     atoms.arrays["MACE_forces"] = predicted.forces
     if stress_mask(structure.cell, structure.pbc).any():
         atoms.info["MACE_stress"] = predicted.stress
+    atoms.info.update(structure.inputs.graph)
+    atoms.arrays.update(structure.inputs.atom)
     if structure.energy is not None:
         atoms.info["REF_energy"] = structure.energy
     if structure.forces is not None:

@@ -28,6 +28,7 @@ from mace_train.model.batch_index import (
     ElementGroups,
     ElementSlots,
 )
+from mace_train.model.embeddings import refuse_inputs
 from mace_train.model.derivatives import Prediction, prediction_from
 from mace_train.model.mace import MACE
 from mace_train.ops.backends import Backend
@@ -93,6 +94,7 @@ def trace(model: MACE) -> GraphModule:
     A function of (parameters by name, vectors, elements, index): of all numbers of atoms and
     edges, of the model's present dtype, device and kernels. Later changes of the parameters count.
     """
+    refuse_inputs(model.inputs, "a traced model")
     inputs = example(model)
     with torch.no_grad():
         model.energies(*inputs)  # tables are made and kernels compiled outside of the trace
@@ -126,6 +128,7 @@ def export(model: MACE, *, forces: bool = True) -> torch.export.ExportedProgram:
     A function of (vectors, elements, index), with ``index`` from ``MACE.batch_index``. Where the
     graph is loaded again, a model of this architecture must have been made for fused kernels.
     """
+    refuse_inputs(model.inputs, "an exported model")
     inputs = example(model)
     shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     groups = inputs[2].groups

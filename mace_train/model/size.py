@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from mace_train.errors import InputError
 from mace_train.model.coupling import convolution_paths
+from mace_train.model.embeddings import count_embedding_weights
 from mace_train.settings import ModelSettings
 from mace_train.settings.learning import DENSITY_BLOCKS, RESIDUAL_BLOCKS
 
@@ -65,7 +66,9 @@ def count_weights(settings: ModelSettings, n_elements: int, n_heads: int = 1) ->
         is_linear = is_first or not is_last
         hidden = settings.mlp_width() * n_heads
         total += n_channels * n_heads if is_linear else n_channels * hidden + hidden * n_heads
-    return total
+    return total + count_embedding_weights(
+        settings.inputs(), n_channels, n_heads, readout=settings.use_embedding_readout
+    )
 
 
 def n_contraction_paths(l_max: int, order: int, l_out: int) -> int:

@@ -91,6 +91,16 @@ def input_specs(given: Any) -> tuple[InputSpec, ...]:
     return tuple(_spec(name, spec) for name, spec in given.items())
 
 
+def known_keys(given: Mapping[str, Any] | None) -> dict[str, dict[str, Any]] | None:
+    """embedding_specs of mace-torch, which ignores unknown keys, without these."""
+    if not given:
+        return None
+    return {
+        name: {key: value for key, value in spec.items() if key in _KEYS}
+        for name, spec in given.items()
+    }
+
+
 def checked_specs(given: Any, readout: bool) -> dict[str, dict[str, Any]] | None:
     """``model.embedding_specs`` with all defaults: equal models get equal settings.
 

@@ -107,6 +107,9 @@ def _model_header(settings: ModelSettings, data: ModelData) -> dict[str, Any]:
     model_settings = asdict(settings)
     # always None (num_channels and max_L say it), and version 0.1.0 does not know it
     assert model_settings.pop("hidden_irreps") is None
+    if settings.embedding_specs is None:  # so that earlier versions read models without inputs
+        for name in ("embedding_specs", "use_embedding_readout"):
+            del model_settings[name]
     return {"model_settings": model_settings, "model_data": asdict(data)}
 
 

@@ -30,7 +30,7 @@ from mace_train.model.surgery import one_head, with_elements, with_heads
 from mace_train.settings import TrainSettings
 from mace_train.train.checkpoint import load_model
 from mace_train.train.checkpoint_manager import CheckpointManager
-from mace_train.train.splits import Split
+from mace_train.train.splits import Split, check_inputs
 from mace_train.train.validation import evaluation_bins
 
 LOGGER = logging.getLogger("mace_train")
@@ -62,6 +62,7 @@ def fine_tuned_model(
             f"preprocess again with r_max={origin.data.r_max}"
         )
     more = origin.data.atomic_numbers if given.elements == "all" else ()
+    check_inputs(origin.inputs, train)
     model = with_elements(origin, [*statistics.atomic_numbers, *more])
     earlier = world.broadcast_result(lambda: _earlier_data(manager))
     if earlier is not None:
@@ -126,7 +127,8 @@ def _corrections(
     n = len(model.data.atomic_numbers)
     sums = torch.zeros(n, n + 1, dtype=torch.float64, device=world.device)
     numbers, dtype = model.data.atomic_numbers, model.dtype
-    for graph in batches(train.shards, bins, atomic_numbers=numbers, dtype=dtype):
+    inputs = model.inputs
+    for graph in batches(train.shards, bins, atomic_numbers=numbers, dtype=dtype, inputs=inputs):
         graph = on_device(graph, world.device)
         with torch.no_grad():
             found = predict(model, graph, stress=False, forces=False, create_graph=False)
@@ -206,7 +208,14 @@ def _comparable(origin: MACE, train: Split) -> NDArray[np.int64]:
 def _predictions(model: MACE, train: Split, ids: NDArray[np.int64], head: int) -> Prediction:
     numbers = model.data.atomic_numbers
     heads = np.full(len(train.shards), head, dtype=np.int64)
-    (graph,) = batches(train.shards, [ids], atomic_numbers=numbers, dtype=model.dtype, heads=heads)
+    (graph,) = batches(
+        train.shards,
+        [ids],
+        atomic_numbers=numbers,
+        dtype=model.dtype,
+        heads=heads,
+        inputs=model.inputs,
+    )
     return predict(model, graph.to(model.E0s.device), stress=False, create_graph=False)
 
 

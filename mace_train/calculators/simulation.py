@@ -21,6 +21,7 @@ from mace_train.settings import SimulationSettings
 
 LOGGER = logging.getLogger("mace_train")
 
+
 def prepared_atoms(settings: SimulationSettings) -> Atoms:
     """The structure with the model as its calculator; InputError if they do not fit."""
     if not Path(settings.structure).is_file():

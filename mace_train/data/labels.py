@@ -207,10 +207,11 @@ class LabelReport:
 
         Under its own name it may be missing everywhere: its default is taken, with a remark.
         """
-        unread = self.names & set(CALCULATOR_KEYS) - {name for key in inputs for name in key.keys}
+        known = {*CALCULATOR_KEYS, *CALCULATOR_KEYS.values()}
+        unread = self.names & known - {name for key in inputs for name in key.keys}
         if unread:
             LOGGER.info(
-                "%s: %s is in the files and not read; data.info_keys reads inputs of a model",
+                "%s: %s, in the files, is not read; info_keys names the inputs of a model",
                 where,
                 ", ".join(sorted(unread)),
             )

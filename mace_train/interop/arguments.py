@@ -5,8 +5,13 @@ mace-torch need not be installed.
 """
 
 import argparse
+import ast
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from mace_train.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def _rows() -> list[Argument]:
         a("distance_transform", "None", "train: model.distance_transform"),
         a("apply_cutoff", True, instead=_FIXED, kind="bool"),
         a("use_last_readout_only", False, instead=_FIXED, kind="bool"),
-        a("use_embedding_readout", False, instead=_FIXED, kind="bool"),
+        a("use_embedding_readout", False, "train: model.use_embedding_readout", kind="bool"),
         a("interaction", "RealAgnosticResidualInteractionBlock", "train: model.interaction"),
         a(
             "interaction_first",
@@ -157,10 +162,15 @@ def _rows() -> list[Argument]:
         a("polarizability_key", "polarizability", instead=_POLAR),
         a("head_key", "head", "preprocess: data.head_key"),
         a("charges_key", "REF_charges", instead=_POLAR),
-        a("elec_temp_key", "elec_temp", instead=_POLAR),
-        a("total_spin_key", "total_spin", instead=_POLAR),
-        a("total_charge_key", "total_charge", instead=_POLAR),
-        a("embedding_specs", None, instead=_FIXED),
+        a("elec_temp_key", "elec_temp", "preprocess: data.info_keys"),
+        a("total_spin_key", "total_spin", "preprocess: data.info_keys"),
+        a("total_charge_key", "total_charge", "preprocess: data.info_keys"),
+        a(
+            "embedding_specs",
+            None,
+            "train: model.embedding_specs; preprocess: data.info_keys; preprocess: "
+            "data.arrays_keys; preprocess: data.input_defaults",
+        ),
         a("skip_evaluate_heads", "pt_head", instead="evaluate is a command of its own"),
         a("loss", "weighted", "train: loss.loss; train: weights"),
         a("forces_weight", 100.0, "train: loss.forces_weight"),
@@ -293,3 +303,16 @@ def parser() -> argparse.ArgumentParser:
             several = "*" if isinstance(argument.default, list) else None
             result.add_argument(*options, dest=name, nargs=several)
     return result
+
+
+def literal(name: str, value: Any, kind: type[T]) -> T:
+    """A list or mapping, which may be written as text."""
+    what, such = ("a mapping", "{'a': 1}") if kind is dict else ("a list", "[64, 64]")
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise InputError(f"--{name}={value}: cannot be read as {what}; give {such}") from None
+    if not isinstance(value, kind):
+        raise InputError(f"--{name}={value!r}: give {what}, such as {such}")
+    return value

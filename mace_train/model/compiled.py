@@ -28,8 +28,8 @@ from mace_train.model.batch_index import (
     ElementGroups,
     ElementSlots,
 )
-from mace_train.model.embeddings import refuse_inputs
 from mace_train.model.derivatives import Prediction, prediction_from
+from mace_train.model.embeddings import refuse_inputs
 from mace_train.model.mace import MACE
 from mace_train.ops.backends import Backend
 from mace_train.ops.convolution import EdgeIndex

@@ -6,7 +6,7 @@ per structure in ``info``, one per atom in ``arrays``.
 """
 
 import keyword
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,9 @@ _WIDTH = Range(1, 8192, reason="mace-torch's examples have 32 to 64")
 _CLASSES = Range(1, 10**6, reason="mace-torch's examples have 101 to 201")
 _OFFSET = Range(-(10**6), 10**6, reason="it moves the smallest value to class 0")
 _KEYS = ("type", "per", "emb_dim", "num_classes", "offset", "in_dim", "use_bias", "key", "default")
-_EXAMPLE = "'{total_charge: {type: categorical, per: graph, num_classes: 21, offset: 10, emb_dim: 64}}'"
+_EXAMPLE = (
+    "'{total_charge: {type: categorical, per: graph, num_classes: 21, offset: 10, emb_dim: 64}}'"
+)
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,20 @@ def _check_name(where: str, name: Any) -> None:
         raise InputError(f"{where}: {name} is part of every structure; choose another name")
 
 
+def data_settings(specs: Sequence[InputSpec], keys: Mapping[str, str]) -> dict[str, Any]:
+    """The settings ``data.*`` with which preprocess reads the inputs of a model.
+
+    ``keys`` are names in the files by input, for those that do not state their own.
+    """
+    found: dict[str, dict[str, Any]] = {"info_keys": {}, "arrays_keys": {}, "input_defaults": {}}
+    for spec in specs:
+        key = spec.key or keys.get(spec.name, spec.name)
+        found["info_keys" if spec.per == "graph" else "arrays_keys"][spec.name] = key
+        if spec.default != MACE_TORCH_DEFAULTS.get(spec.name):
+            found["input_defaults"][spec.name] = spec.default
+    return {name: values for name, values in found.items() if values}
+
+
 @dataclass(frozen=True)
 class InputKey:
     """Where an input stands in a file, or in ``ase.Atoms``."""
@@ -232,7 +248,7 @@ def keys_by_name(where: str, given: Any) -> dict[str, str]:
 
 
 def model_input_keys(
-    specs: tuple[InputSpec, ...],
+    specs: Sequence[InputSpec],
     info_keys: Any = None,
     arrays_keys: Any = None,
     *,

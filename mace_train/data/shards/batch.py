@@ -62,8 +62,19 @@ class Batch:
         """All structures of ``parts`` (at least one), whose batch_rows are 0, 1, ... together."""
         n_atoms, of_atoms = _joined(parts, OF_ATOMS, "atom_offsets")
         n_edges, of_edges = _joined(parts, OF_EDGES, "edge_offsets")
-        columns = (_rows(parts), n_atoms, n_edges, *of_atoms, *of_edges)
-        return cls(*columns, inputs=_inputs(parts, len(n_atoms)))
+        (numbers, positions, forces), (senders, receivers, shifts) = of_atoms, of_edges
+        return cls(
+            _rows(parts),
+            n_atoms,
+            n_edges,
+            numbers,
+            positions,
+            forces,
+            senders,
+            receivers,
+            shifts,
+            _inputs(parts, len(n_atoms)),
+        )
 
 
 def _inputs(parts: Sequence[ShardRows], n_structures: int) -> InputColumns | None:

@@ -226,9 +226,7 @@ def read_header(path: Path) -> ShardHeader:
             attributes = _attributes(file)
             _check_format(path, attributes)
             header = _header(path, file, attributes)
-            arrays = {
-                name: own_dataset(file, name)[()] for name in _header_arrays(header.layout)
-            }
+            arrays = {name: own_dataset(file, name)[()] for name in _header_arrays(header.layout)}
             if _header_checksum(attributes, arrays) != attributes["header_checksum"]:
                 raise damaged(path, "its header does not match its checksum")
     except InputError:

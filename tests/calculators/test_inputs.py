@@ -143,7 +143,7 @@ def test_dynamics_and_relaxation_of_a_file(model, tmp_path, capsys):
     write(file, atoms)
     common = [f"checkpoint={checkpoint}", f"structure={file}", "device=cpu"]
     run_command("md", *common, "steps=3", f"output={tmp_path / 'md'}")
-    run_command("relax", *common, "steps=2", f"output={tmp_path / 'relax'}", "repeat=[1,1,1]")
+    run_command("relax", *common, "max_steps=2", f"output={tmp_path / 'relax'}")
     with pytest.raises(SystemExit):
         run_command("md", *common, "info_keys={total_charge: T}", f"output={tmp_path / 'other'}")
     assert "the input total_charge is 0.7, but the model takes" in capsys.readouterr().err

@@ -123,8 +123,8 @@ def test_energies_follow_the_charge(charges, tmp_path):
             charges,
             tmp_path / name,
             model=model,
-            max_num_epochs=40,
-            optimizer=OptimizerSettings(lr=0.03),
+            max_num_epochs=15,
+            optimizer=OptimizerSettings(lr=0.05),
             loss=LossSettings(energy_weight=100.0, forces_weight=1.0),
         )
         last = records(tmp_path / name)[-1]

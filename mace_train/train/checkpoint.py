@@ -34,6 +34,13 @@ from mace_train.model.mace import MACE, ModelData
 from mace_train.settings import ModelSettings
 
 __all__ = ["DamagedError", "checksum", "read", "read_header", "reading"]  # of checkpoint_files
+_SETTINGS_OF_0_1_0 = frozenset(
+    (
+        *("MLP_irreps", "correlation", "distance_transform", "max_L", "max_ell", "model"),
+        *("num_channels", "num_cutoff_basis", "num_interactions", "num_radial_basis"),
+        *("pair_repulsion", "r_max", "radial_MLP", "scaling"),
+    )
+)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -104,12 +111,14 @@ def is_number(value: object) -> bool:
 
 
 def _model_header(settings: ModelSettings, data: ModelData) -> dict[str, Any]:
-    model_settings = asdict(settings)
-    # always None (num_channels and max_L say it), and version 0.1.0 does not know it
-    assert model_settings.pop("hidden_irreps") is None
-    if settings.embedding_specs is None:  # so that earlier versions read models without inputs
-        for name in ("embedding_specs", "use_embedding_readout"):
-            del model_settings[name]
+    assert settings.hidden_irreps is None  # num_channels and max_L say it
+    defaults = asdict(ModelSettings())
+    # version 0.1.0 refuses settings that it does not know: it reads models that do without them
+    model_settings = {
+        name: value
+        for name, value in asdict(settings).items()
+        if name in _SETTINGS_OF_0_1_0 or value != defaults[name]
+    }
     return {"model_settings": model_settings, "model_data": asdict(data)}
 
 

@@ -26,7 +26,7 @@ from mace_train.balance.bins import StructureIds
 from mace_train.balance.costs import Capacity
 from mace_train.balance.epoch_plan import EpochPlan, as_bits, from_bits
 from mace_train.errors import InputError
-from mace_train.settings import LossSettings
+from mace_train.settings import LossSettings, TrainSettings
 from mace_train.train import checkpoint
 from mace_train.train.loss import LossSums
 from mace_train.train.provenance import provenance
@@ -201,10 +201,10 @@ def _check_same_origin(run: Run, header: dict[str, Any], path: Path) -> None:
         )
     now, before = _as_json(_header(run)), _as_json(checkpoint.model_header_of(header))
     changed = [
-        f"{name}: {_short(before[part][name])} there, {_short(value)} now"
+        f"{name}: {_short(before[part].get(name))} there, {_short(now[part].get(name))} now"
         for part in ("model_settings", "model_data")
-        for name, value in now[part].items()
-        if name != "r_max" and before[part][name] != value
+        for name in {**before[part], **now[part]}  # a setting that is not there has its default
+        if name != "r_max" and before[part].get(name) != now[part].get(name)
     ]
     if header["default_dtype"] != now["default_dtype"]:
         changed.append(
@@ -219,7 +219,8 @@ def _check_same_origin(run: Run, header: dict[str, Any], path: Path) -> None:
 
 def _log_changes(run: Run, header: dict[str, Any]) -> None:
     """Log settings that changed; forget the best loss where it cannot be compared."""
-    before, now = _flat(header["settings"]), _flat(_as_json(asdict(run.settings)))
+    defaults, now = (_flat(_as_json(asdict(s))) for s in (TrainSettings(), run.settings))
+    before = {**defaults, **_flat(header["settings"])}  # which earlier versions may not have known
     ignored = ("output", "data_dir", "restart_latest", "logger", "cluster", "checkpoints")
     changed = [
         f"{name} {before.get(name)} -> {value}"

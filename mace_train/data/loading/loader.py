@@ -282,7 +282,7 @@ def packed(
         "forces": batch.forces,
         "ids": ids,
         "heads": np.zeros(n_graphs, dtype=np.int64) if heads is None else heads,
-        "inputs": encoded(inputs, batch.inputs, batch.n_atoms),
+        "inputs": encoded(inputs, batch.inputs, batch.n_atoms) if inputs else _none(batch),
         **{name: rows[name] for name in _OF_ROWS},
         **{name: rows["weights"][:, i] for i, name in enumerate(WEIGHTS)},
     }
@@ -291,6 +291,11 @@ def packed(
     if memory.shape is not None:
         pad_batch(result, *sizes, memory.shape.r_max)
     return result
+
+
+def _none(batch: Batch) -> NDArray[np.float64]:
+    """Inputs [n_atoms, 0] of a model that has none."""
+    return np.zeros((len(batch.numbers), 0))
 
 
 def _elements(batch: Batch, atomic_numbers: tuple[int, ...]) -> NDArray[np.int64]:

@@ -79,10 +79,10 @@ class Batch:
 
 def _inputs(parts: Sequence[ShardRows], n_structures: int) -> InputColumns | None:
     """Those of all structures; the parts are of one data set, so they have the same."""
-    of_parts = [input_columns(part.arrays) for part in parts]
-    first = of_parts[0]
-    if first is None:
+    if not any("input_names" in part.arrays for part in parts):
         return None
+    of_parts = [input_columns(part.arrays) for part in parts]
+    first = of_parts[0] or InputColumns(((), ()), np.zeros((0, 0)), np.zeros((0, 0)))
     graph = np.empty((n_structures, len(first.names[0])))
     for part, columns in zip(parts, of_parts, strict=True):
         if columns is None or columns.names != first.names:

@@ -1,9 +1,11 @@
 """Small labelled structures (ASE's EMT), a preprocessed folder and a trained model, made once."""
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,15 @@ TINY_MODEL = (
 def pytest_configure(config: pytest.Config) -> None:
     """Bounds on the numbers of skipped tests."""
     config.pluginmanager.register(SkipLimits(), "skip-limits")
+
+
+@pytest.fixture(autouse=True)
+def root_handlers_as_before() -> Iterator[None]:
+    """Hydra and mace-torch add handlers to the root logger, on streams that end with the test."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    root.handlers[:] = before
 
 
 def labelled(atoms: Atoms, config_type: str) -> Atoms:

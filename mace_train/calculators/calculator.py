@@ -45,11 +45,13 @@ class MACETrainCalculator(Calculator):
 
     Args:
         checkpoint: Output folder of a training, a checkpoint file, a pattern such as
-            ``runs/seed-*``, a model, or several of these.
+            ``runs/seed-*``, the name of a foundation model such as ``medium-mpa-0``, a model, or
+            several of these.
         head: Which head (level of theory) of models that have several.
         device: auto (a GPU if there is one), cpu or cuda.
         default_dtype: float32 or float64; None takes the type of the training.
         kernels: auto, reference, cpp or cuda.
+        accept_licence: Licence of a foundation model that you accept, such as ASL.
         info_keys: Names in ``atoms.info`` of the model's inputs per structure, such as
             ``{"total_charge": "charge"}``. Without it they stand under the name that the model
             states, or their own (``total_charge``), or that of mace-torch's calculators
@@ -79,13 +81,19 @@ class MACETrainCalculator(Calculator):
         device: str = "auto",
         default_dtype: str | None = None,
         kernels: str = "auto",
+        accept_licence: str | None = None,
         info_keys: Any = None,
         arrays_keys: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.models = load_models(
-            checkpoint, head=head, device=device, dtype=default_dtype, kernels=kernels
+            checkpoint,
+            head=head,
+            device=device,
+            dtype=default_dtype,
+            kernels=kernels,
+            accept_licence=accept_licence,
         )
         self._input_keys = [
             model_input_keys(model.inputs, info_keys, arrays_keys, calculator=True)

@@ -17,13 +17,13 @@ from mace_train.folders import make_folder
 from mace_train.interop.arguments import ARGUMENTS, literal, parser
 from mace_train.interop.fine_tuning_arguments import Equal, Values, fine_tuning, with_its_changes
 from mace_train.interop.input_arguments import input_arguments
+from mace_train.interop.model_arguments import MODEL_ARGUMENTS, model
 from mace_train.settings import (
     FromMaceConfigSettings,
     ImportSettings,
     PreprocessSettings,
     TrainSettings,
 )
-from mace_train.settings.learning import AGNOSTIC, DENSITY, INTERACTION_BLOCKS
 from mace_train.yaml_files import read_yaml
 
 LOGGER = logging.getLogger("mace_train")
@@ -200,40 +200,6 @@ def _E0s(value: Any) -> Any:
     return text if text.endswith(".json") else literal("E0s", text, dict)
 
 
-def _model(values: Values, equal: Equal, without: list[str]) -> None:
-    train = equal["train"]
-    channels, max_L = values["num_channels"], values["max_L"]
-    if values["hidden_irreps"] is not None and (channels is None or max_L is None):
-        channels, max_L = _irreps(values["hidden_irreps"], without)
-    train["model.num_channels"] = 128 if channels is None else int(channels)
-    train["model.max_L"] = 1 if max_L is None else int(max_L)
-    train["model.radial_MLP"] = literal("radial_MLP", values["radial_MLP"], list)
-    train["model.model"] = values["model"]
-    for name in ("interaction", "interaction_first"):
-        block = values[name]
-        train[f"model.{name}"] = block
-        if block not in INTERACTION_BLOCKS:
-            without.append(f"--{name}={block}: one of {', '.join(INTERACTION_BLOCKS)}")
-            del train[f"model.{name}"]
-    # mace_run_train takes no residual block there in a MACE, whatever is said
-    without_residual = values["interaction_first"] in (AGNOSTIC, DENSITY)
-    if not without_residual and values["model"] == "MACE":
-        train["model.interaction_first"] = None
-    if values["model"] not in ("MACE", "ScaleShiftMACE"):
-        without.append(f"--model={values['model']}: MACE and ScaleShiftMACE are here")
-        del train["model.model"]
-
-
-def _irreps(text: str, without: list[str]) -> tuple[int, int]:
-    """(channels, highest degree) of hidden_irreps such as 128x0e + 128x1o."""
-    found = re.findall(r"(\d+)\s*x\s*(\d+)([eo])", text)
-    widths = {int(n) for n, _, _ in found}
-    natural = [(str(d), "oe"[d % 2 == 0]) for d in range(len(found))]
-    if len(widths) != 1 or [(d, parity) for _, d, parity in found] != natural:
-        without.append(f"--hidden_irreps={text}: degrees 0e, 1o, ... of one width are here")
-    return max(widths, default=128), max(len(found) - 1, 0)
-
-
 def _learning(values: Values, equal: Equal, without: list[str]) -> None:
     train = equal["train"]
     kind = values["optimizer"]
@@ -293,10 +259,6 @@ def _place(values: Values, equal: Equal, without: list[str]) -> None:
             train[f"logger.{name}"] = values[name]
 
 
-_MODEL = (
-    *("model", "hidden_irreps", "num_channels", "max_L", "radial_MLP"),
-    *("interaction", "interaction_first"),
-)
 _Special = Callable[[Values, Equal, list[str]], None]
 _SPECIAL: dict[str, _Special] = {
     **dict.fromkeys(("name", "work_dir"), _folders),
@@ -304,7 +266,7 @@ _SPECIAL: dict[str, _Special] = {
         ("train_file", "valid_file", "test_file", "test_dir", "heads", "E0s"),
         _data,
     ),
-    **dict.fromkeys(_MODEL, _model),
+    **dict.fromkeys(MODEL_ARGUMENTS, model),
     **dict.fromkeys(
         (
             *("embedding_specs", "use_embedding_readout"),

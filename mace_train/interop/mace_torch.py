@@ -21,6 +21,7 @@ from mace_train.data.graph import Graph
 from mace_train.errors import InputError
 from mace_train.irreps import FeatureIrreps, import_o3, importing_e3nn
 from mace_train.settings.inputs import InputSpec, input_specs, known_keys
+from mace_train.settings.model import READOUTS
 
 MISSING_PACKAGE = "needs mace-torch; pip install 'mace-train[interop]'"
 
@@ -98,6 +99,7 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
     numbers = [int(z) for z in tensors["atomic_numbers"]]
     classes, first = modules.interaction_classes, header["interaction_cls_first"]
     hidden = FeatureIrreps(header["num_channels"], header["max_L"])
+    edge_irreps = header.get("edge_irreps")
     scale, shift = (
         tensors.get(f"scale_shift.{name}", torch.tensor([value])).tolist()
         for name, value in (("scale", 1.0), ("shift", 0.0))
@@ -119,12 +121,20 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
             avg_num_neighbors=float(header["avg_num_neighbors"]),
             atomic_numbers=numbers,
             correlation=header["correlation"],
-            gate=torch.nn.functional.silu,
+            gate=modules.gate_dict[header.get("gate", "silu")],
+            readout_cls=modules.readout_classes[header.get("readout_cls", READOUTS[0])],
+            radial_type=header.get("radial_type", "bessel"),
+            keep_last_layer_irreps=header.get("keep_last_layer_irreps", False),
+            use_last_readout_only=header.get("use_last_readout_only", False),
             pair_repulsion=header.get("pair_repulsion", False),
             distance_transform=header.get("distance_transform", "None"),
             radial_MLP=list(header["radial_MLP"]),
             heads=list(header.get("heads", ["Default"])),
             use_reduced_cg=header.get("use_reduced_cg", False),
+            use_agnostic_product=header.get("use_agnostic_product", False),
+            apply_cutoff=header.get("apply_cutoff", True),
+            edge_irreps=None if edge_irreps is None else o3.Irreps(edge_irreps),
+            use_edge_irreps_first=header.get("use_edge_irreps_first", False),
             atomic_inter_scale=scale,
             atomic_inter_shift=shift,
             embedding_specs=header.get("embedding_specs"),

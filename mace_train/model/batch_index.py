@@ -5,13 +5,15 @@ The backend decides how they are arranged,
                 fused kernels (cpp, cuda)              reference
     edges       ``EdgeIndex``: sorted by receiver      ``EdgeBlocks``: blocks of one receiver each
                 and, beside, by sender
-    atoms       ``Chunks``: sorted by element          their elements
+    atoms       ``Chunks``: sorted by element, if      their elements
+                the contraction depends on it
     groups      ``ElementGroups``: atoms by element, for weights of each element;
                 with static shapes ``ElementSlots``
     ends        ``EdgeEnds``: atoms at both ends of edges, where the model uses them
 
 and layers take from a ``BatchIndex`` what is there. Every batch gets a new one. With static
-shapes (CUDA graphs) all sizes follow from the numbers of atoms and edges alone.
+shapes (CUDA graphs) all sizes follow from the numbers of atoms and edges alone. An edge and its
+reverse share a row of what is made per pair, unless the model tells the two apart.
 """
 
 from dataclasses import dataclass
@@ -119,8 +121,8 @@ class EdgeEnds:
         first_of_pair: Tensor | None = None,
     ) -> "EdgeEnds":
         """From the senders and receivers of edges; without pairs every edge is alone."""
-        if pairs is None or first_of_pair is None:
-            pairs = first_of_pair = torch.arange(len(senders), device=senders.device)
+        if pairs is None or first_of_pair is None:  # not len(), as above
+            pairs = first_of_pair = torch.arange(senders.shape[0], device=senders.device)
         first_senders, first_receivers = (
             atoms.index_select(0, first_of_pair) for atoms in (senders, receivers)
         )
@@ -232,15 +234,26 @@ class BatchIndex:
         n_elements: int,
         heads: Tensor | None = None,
         edge_ends: bool = False,
+        directed_edges: bool = False,
+        agnostic_product: bool = False,
         static_shapes: bool = False,
     ) -> "BatchIndex":
-        """The index of edges that are sorted by receiver; ``edge_ends`` are made if needed."""
+        """The index of edges that are sorted by receiver; ``edge_ends`` are made if needed.
+
+        With ``directed_edges`` every edge is a pair of its own; with ``agnostic_product`` a chunk
+        has atoms of any element.
+        """
+        if directed_edges:
+            pairs = first_of_pair = None
         ends = (senders, receivers, elements.shape[0], pairs, first_of_pair)
         edges = chunks = blocks = edge_atoms = None
         if backend.fused:
             edges = EdgeIndex.of(*ends)
             of_elements = Chunks.of_size if static_shapes else Chunks.of
-            chunks = of_elements(elements, n_elements)
+            if agnostic_product:
+                chunks = of_elements(torch.zeros_like(elements), 1)
+            else:
+                chunks = of_elements(elements, n_elements)
         else:
             blocks = (SingleEdges if static_shapes else EdgeBlocks).of(*ends)
         if edge_ends:

@@ -101,7 +101,21 @@ def trace(model: MACE) -> GraphModule:
     both = partial(energies_and_gradient, ModelEnergies(model), create_graph=True)
     make = make_fx(both, tracing_mode="symbolic", _allow_non_fake_inputs=True)
     traced: GraphModule = make(dict(model.named_parameters()), *inputs)
+    _without_detach(traced)
     return traced
+
+
+def _without_detach(traced: GraphModule) -> None:
+    """Let derivatives of the graph pass through what autograd has saved while it was traced.
+
+    Operations whose derivative needs their result (tanh, sqrt) save it, and a trace of that
+    derivative holds the result detached: a second derivative would miss the part through it.
+    """
+    graph = traced.graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.detach.default):
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+    traced.recompile()
 
 
 def energies_and_gradient(
@@ -126,7 +140,9 @@ def export(model: MACE, *, forces: bool = True) -> torch.export.ExportedProgram:
     """``trace`` with the weights inside; without ``forces`` energies alone.
 
     A function of (vectors, elements, index), with ``index`` from ``MACE.batch_index``. Where the
-    graph is loaded again, a model of this architecture must have been made for fused kernels.
+    graph is loaded again, a model of this architecture must have been made for fused kernels. One
+    whose edges are directed is loaded by ``module(check_guards=False)``: the check that PyTorch
+    writes of equal sizes takes ``first`` of an index for the beginning of ``first_of_pair``.
     """
     refuse_inputs(model.inputs, "an exported model")
     inputs = example(model)

@@ -3,8 +3,9 @@
     W = W_0 + (alpha / r) A B        A [rows, r] normal, B [r, n_out] zero at first
 
 W_0 is fixed, A and B are trained, in every matrix that mixes channels: linear layers of each
-degree (whose matrices share B), skip products, radial networks, embedding, readouts. Each such
-matrix acts on channels alone, so the model stays equivariant. The contraction's weights are fixed.
+degree (whose matrices share B, gates too), skip products, radial networks, embeddings, readouts.
+Each such matrix acts on channels alone, so the model stays equivariant. The contraction's weights
+are fixed.
 """
 
 from collections.abc import Mapping

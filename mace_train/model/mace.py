@@ -8,14 +8,15 @@ A model may have several heads, one for each level of theory of its data: they s
 the readouts, and have scale, shift and E0s of their own; the head of its structure says which
 output an atom takes.
 
-Readouts are linear but the last, which is a perceptron if there is more than one layer; the last
-layer carries scalars only. The interactions are of the kinds that the settings name; "MACE" has
+Readouts are those of ``readouts``; the last layer carries scalars only (or features that no readout
+sees). The interactions are of the kinds that the settings name; "MACE" has
 a non-residual first one (and is trained with shift 0).
 
 Parameters have the names, shapes and initial distributions of mace-torch; the state dict holds
 nothing else. Energies of isolated atoms stay in float64 whatever the model is cast to.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,20 +30,16 @@ from torch import Tensor, nn
 from mace_train.errors import InputError
 from mace_train.irreps import FeatureIrreps
 from mace_train.model.batch_index import BatchIndex
-from mace_train.model.blocks import (
-    LinearReadout,
-    NodeEmbedding,
-    NonLinearReadout,
-    ProductBlock,
-)
+from mace_train.model.blocks import NodeEmbedding, ProductBlock
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.convolution import EdgeFeatures
 from mace_train.model.embeddings import JointEmbedding
 from mace_train.model.interactions import INTERACTIONS, InteractionBlock
-from mace_train.model.layer_spec import LayerSpec
+from mace_train.model.layer_spec import layer_specs
 from mace_train.model.matmul_precision import MatmulModule
 from mace_train.model.pair_repulsion import TRANSFORMS, PairRepulsion
 from mace_train.model.radial import RadialBasis
+from mace_train.model.readouts import LinearReadout, make_readouts
 from mace_train.model.size import check_size
 from mace_train.model.spherical_harmonics import SphericalHarmonics
 from mace_train.ops.backends import backend_of
@@ -77,6 +74,12 @@ class ModelData:
             if len(head.E0s) != len(numbers):
                 n_E0s = len(head.E0s)
                 raise InputError(f"{n_E0s} E0s for {len(numbers)} elements: give one of each")
+            for value in (*head.E0s, head.scale, head.shift):
+                if not isinstance(value, (int, float)) or not math.isfinite(value):
+                    raise InputError(
+                        f"head {head.name}: E0s, scale or shift has {value!r}; they must be finite "
+                        "numbers"
+                    )
         names = self.head_names
         if not names or len(set(names)) < len(names):
             raise InputError(f"heads {list(names)}: at least one, each with a name of its own")
@@ -151,7 +154,13 @@ class MACE(nn.Module):
         self._harmonics = SphericalHarmonics(settings.max_ell)
         degrees = np.arange(settings.max_ell + 1)
         self._parity = ConstantTensor(np.repeat((-1.0) ** degrees, 2 * degrees + 1))
-        self._radial = RadialBasis(data.r_max, settings.num_radial_basis, settings.num_cutoff_basis)
+        self._radial = RadialBasis(
+            data.r_max,
+            settings.num_radial_basis,
+            settings.num_cutoff_basis,
+            settings.radial_type,
+            apply_cutoff=settings.apply_cutoff,
+        )
         transform = TRANSFORMS[settings.distance_transform]
         self._transform = None if transform is None else transform(data.atomic_numbers)
         self._repulsion = (
@@ -166,22 +175,19 @@ class MACE(nn.Module):
             self.joint_embedding = JointEmbedding(self.inputs, settings.num_channels)
         if settings.use_embedding_readout:
             self.embedding_readout = LinearReadout(settings.num_channels, n_heads)
-        layers = [_layer_spec(settings, data, layer) for layer in range(settings.num_interactions)]
+        layers = layer_specs(settings, n_elements, data.avg_num_neighbors)
+        kinds = [INTERACTIONS[name] for name in settings.blocks()]
         self.interactions = nn.ModuleList(
-            INTERACTIONS[name](spec) for name, spec in zip(settings.blocks(), layers, strict=True)
+            kind(spec) for kind, spec in zip(kinds, layers, strict=True)
         )
         self._needs_edge_ends = (
             self._transform is not None
             or self._repulsion is not None
-            or any(INTERACTIONS[name].needs_edge_ends for name in settings.blocks())
+            or any(kind.needs_edge_ends for kind in kinds)
         )
+        self._directed_edges = any(kind.directed_edges for kind in kinds)
         self.products = nn.ModuleList(ProductBlock(spec) for spec in layers)
-        self.readouts = nn.ModuleList(
-            NonLinearReadout(settings.num_channels, settings.mlp_width(), n_heads)
-            if 0 < layer == len(layers) - 1
-            else LinearReadout(settings.num_channels, n_heads)
-            for layer in range(len(layers))
-        )
+        self.readouts = make_readouts(settings, n_heads)
 
     @property
     def E0s(self) -> Tensor:
@@ -235,7 +241,8 @@ class MACE(nn.Module):
 
         Takes edge vectors [n_edges, 3] (Å, sender to receiver, in the model's dtype), elements
         [n_atoms], senders and receivers [n_edges], int64; receivers ascending. With pairs (see
-        ``Graph``) only the vector of the first edge of each pair is used; without them, all are.
+        ``Graph``) only the vector of the first edge of each pair is used, unless the model tells
+        an edge from its reverse; without them, all are.
         ``heads`` [n_atoms] int64 is needed if the model has several. In place of all of these but
         the first two there may be an ``index`` that ``batch_index`` has made of them. ``inputs``
         [n_atoms, n_inputs] (see ``Graph``) are needed if the model has any.
@@ -273,6 +280,8 @@ class MACE(nn.Module):
             n_elements=len(self.data.atomic_numbers),
             heads=heads,
             edge_ends=self._needs_edge_ends,
+            directed_edges=self._directed_edges,
+            agnostic_product=self.settings.use_agnostic_product,
             static_shapes=self.static_shapes,
         )
 
@@ -296,12 +305,14 @@ class MACE(nn.Module):
             x = x + self.joint_embedding(inputs, index)
             if self.embedding_readout is not None:
                 of_inputs = self.embedding_readout(x, head)
-        for interaction, product, readout in zip(
-            self.interactions, self.products, self.readouts, strict=True
+        n_without = len(self.interactions) - len(self.readouts)  # layers without a readout
+        for layer, (interaction, product) in enumerate(
+            zip(self.interactions, self.products, strict=True)
         ):
             message, skip = interaction(x, edges, index)
             x = product(message, skip, index)
-            energies = energies + readout(x, head)
+            if layer >= n_without:
+                energies = energies + self.readouts[layer - n_without](x, head)
         if head is None:
             energies = self.data.heads[0].scale * energies + self.data.heads[0].shift
         else:
@@ -339,26 +350,8 @@ class MACE(nn.Module):
                 repulsion = self._repulsion(
                     lengths, species, index.ends, elements.shape[0], index.backend.sum_rows
                 )
-        radial = self._radial(lengths, transformed)
+        radial, cutoff = self._radial(lengths, transformed)
         if index.blocks is not None:  # one row more, of zeros, for the empty slots
-            of_pairs, radial = (
-                torch.nn.functional.pad(t, (0, 0, 0, 1)) for t in (of_pairs, radial)
-            )
+            of_pairs = torch.nn.functional.pad(of_pairs, (0, 0, 0, 1))
         harmonics = of_pairs.index_select(0, rows.pairs) * signs
-        return EdgeFeatures(harmonics, radial), repulsion
-
-
-def _layer_spec(settings: ModelSettings, data: ModelData, layer: int) -> LayerSpec:
-    is_first, is_last = layer == 0, layer == settings.num_interactions - 1
-    n_channels, max_L = settings.num_channels, settings.max_L
-    return LayerSpec(
-        n_elements=len(data.atomic_numbers),
-        node_feats_irreps=FeatureIrreps(n_channels, 0 if is_first else max_L),
-        edge_attrs_irreps=FeatureIrreps(1, settings.max_ell),
-        target_irreps=FeatureIrreps(n_channels, settings.max_ell),
-        hidden_irreps=FeatureIrreps(n_channels, 0 if is_last else max_L),
-        correlation=settings.correlation,
-        n_basis=settings.num_radial_basis,
-        radial_widths=settings.radial_MLP,
-        avg_num_neighbors=data.avg_num_neighbors,
-    )
+        return EdgeFeatures(harmonics, radial, cutoff), repulsion

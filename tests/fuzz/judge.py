@@ -16,7 +16,7 @@ REMEDY = re.compile(  # words that say what to do, or what is allowed
     r"|install|remove|rename|name|quote|quoted|at least|at most|greater than|correct|one of|again"
     r"|wait|start|add|change|for example|instead|make|another|leave|is not key=value|or|once"
     r"|no such [\w ]*(file|folder)|lists the settings|they have|found|supported|restore"
-    r"|heads (of the data )?are|lower|point|unset|convert|makes one)\b"
+    r"|heads (of the data )?are|keep|lower|point|unset|convert|makes one)\b"
 )
 ERROR = re.compile(r"^mace-train: (\[rank \d+\] )?error: ", re.M)
 TEMPORARY = re.compile(r"(\.partial|\.tmp|~)$|^\.\./|^(outputs|multirun)\b")

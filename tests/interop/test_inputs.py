@@ -32,6 +32,11 @@ KINDS = {
     "readout": {"use_embedding_readout": True},
     "without readout": {},
     "heads": {**HEADS, "use_embedding_readout": True},
+    "nonlinear": {
+        "first": "RealAgnosticResidualNonLinear",
+        "interaction": "RealAgnosticResidualNonLinear",
+        "apply_cutoff": False,
+    },
     "density": {"first": "RealAgnosticDensity", "interaction": "RealAgnosticDensityResidual"},
     "charge and spin": {
         "embedding_specs": {

@@ -13,6 +13,16 @@ HEADS = {
 }
 SMALL = {"channels": 8, "max_ell": 2, "correlation": 2, "max_L": 1}
 TINY = {"num_interactions": 1, "max_L": 0, "max_ell": 1}
+NONLINEAR = {
+    "first": "RealAgnosticResidualNonLinear",
+    "interaction": "RealAgnosticResidualNonLinear",
+    "apply_cutoff": False,
+}
+ATTENTION = {
+    "first": "RealAgnosticAttResidual",
+    "interaction": "RealAgnosticAttResidual",
+    "apply_cutoff": False,
+}
 VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change of the model)
     "default": ({"correlation": 3}, {}, None),
     "tensors": ({"max_L": 2}, {}, None),
@@ -37,6 +47,39 @@ VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change
         {"head": "scan"},
         None,
     ),
+    "nonlinear": (NONLINEAR, {}, "forget"),
+    "nonlinear_heads": (  # as MACE-MH-1
+        {
+            **HEADS,
+            **NONLINEAR,
+            "edge_irreps": "4x0e+4x1o",
+            "use_agnostic_product": True,
+            "readout_cls": "NonLinearBiasReadoutBlock",
+        },
+        {"head": "scan"},
+        None,
+    ),
+    "nonlinear_elements": (
+        {**NONLINEAR, "edge_irreps": "4x0e", "use_edge_irreps_first": True, "max_ell": 1},
+        {"elements": ["O", "H"]},
+        None,
+    ),
+    "attention": (ATTENTION, {}, None),
+    "attention_elements": (
+        {**ATTENTION, "first": "RealAgnosticDensity", "max_ell": 1},
+        {"elements": ["O", "H"]},
+        None,
+    ),
+    "narrow_edges": ({"edge_irreps": "4x0e+4x1o", "max_ell": 1, "apply_cutoff": False}, {}, None),
+    "last_readout_only": (
+        {**HEADS, "use_last_readout_only": True, "gate": torch.tanh, "max_ell": 1},
+        {},
+        None,
+    ),
+    "no_gate": ({"gate": None, "max_ell": 1, "max_L": 0}, {}, None),
+    "gaussian": ({"radial_type": "gaussian", "max_ell": 1, "gate": torch.abs}, {}, None),
+    "last_layer_irreps": ({"keep_last_layer_irreps": True, "max_ell": 1}, {}, None),
+    "correlation_of_layers": ({"correlation": [1, 2], "max_ell": 1}, {}, None),
     "one_layer": (TINY, {}, None),
     "three_layers": ({"num_interactions": 3, "max_ell": 1, "max_L": 0}, {}, None),
     "repulsion": ({**TINY, "pair_repulsion": True}, {}, None),
@@ -81,4 +124,15 @@ def make_old(model):
                 del contraction._buffers[name]
 
 
-CHANGES = {"reduce": reduce_couplings, "age": make_old, "round": lambda model: model.float()}
+def forget_widths(model):
+    """The first version with nonlinear blocks did not keep the widths of networks."""
+    for block in model.interactions:
+        del block.conv_tp_weights.hs, block.density_fn.hs
+
+
+CHANGES = {
+    "forget": forget_widths,
+    "reduce": reduce_couplings,
+    "age": make_old,
+    "round": lambda model: model.float(),
+}

@@ -199,7 +199,8 @@ def test_a_non_finite_gradient_stops_and_names_the_structures(prepared, tmp_path
 
 
 def test_a_non_finite_validation_loss_stops(prepared, tmp_path):
-    optimizer = OptimizerSettings(lr=1e200)
+    optimizer = OptimizerSettings()
+    optimizer.lr = 1e200  # the settings allow no such value
     batching = BatchingSettings(batch_size=1000)
     settings = settings_for(prepared, tmp_path / "run", optimizer=optimizer, batching=batching)
     with pytest.raises(InputError, match="validation loss after epoch 1 is nan"):

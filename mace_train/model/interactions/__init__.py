@@ -9,11 +9,15 @@ from mace_train.model.interactions.agnostic import (
     RealAgnosticInteractionBlock,
     RealAgnosticResidualInteractionBlock,
 )
+from mace_train.model.interactions.attention import RealAgnosticAttResidualInteractionBlock
 from mace_train.model.interactions.density import (
     RealAgnosticDensityInteractionBlock,
     RealAgnosticDensityResidualInteractionBlock,
 )
 from mace_train.model.interactions.interaction import InteractionBlock
+from mace_train.model.interactions.nonlinear import (
+    RealAgnosticResidualNonLinearInteractionBlock,
+)
 
 INTERACTIONS: dict[str, type[InteractionBlock]] = {
     block.__name__: block
@@ -22,6 +26,8 @@ INTERACTIONS: dict[str, type[InteractionBlock]] = {
         RealAgnosticResidualInteractionBlock,
         RealAgnosticDensityInteractionBlock,
         RealAgnosticDensityResidualInteractionBlock,
+        RealAgnosticResidualNonLinearInteractionBlock,
+        RealAgnosticAttResidualInteractionBlock,
     )
 }
 

@@ -5,20 +5,26 @@ from torch import Tensor
 from mace_train.model.batch_index import BatchIndex
 from mace_train.model.convolution import EdgeFeatures
 from mace_train.model.interactions.interaction import (
-    InteractionBlock,
-    map_of_message,
-    skip_of_features,
+    RadialInteractionBlock,
+    irreps_of_skip,
 )
 from mace_train.model.layer_spec import LayerSpec
+from mace_train.model.linear import ElementLinear, element_linear_size
 
 
-class RealAgnosticInteractionBlock(InteractionBlock):
+class RealAgnosticInteractionBlock(RadialInteractionBlock):
     """The message goes through a map of each element; nothing skips the product."""
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__(spec)
         self.avg_num_neighbors = spec.avg_num_neighbors
-        self.skip_tp = map_of_message(spec)
+        self.skip_tp = ElementLinear(spec.target_irreps, spec.n_elements)
+
+    @classmethod
+    def count_weights(cls, spec: LayerSpec) -> int:
+        """The number of weights of the block, without building it."""
+        by_element = element_linear_size(spec.target_irreps, spec.n_elements)
+        return super().count_weights(spec) + by_element
 
     def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, None]:
         """See ``InteractionBlock``."""
@@ -26,13 +32,19 @@ class RealAgnosticInteractionBlock(InteractionBlock):
         return self.skip_tp(message, index.groups), None
 
 
-class RealAgnosticResidualInteractionBlock(InteractionBlock):
+class RealAgnosticResidualInteractionBlock(RadialInteractionBlock):
     """The features that enter skip the product, through a map of each element."""
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__(spec)
         self.avg_num_neighbors = spec.avg_num_neighbors
-        self.skip_tp = skip_of_features(spec)
+        self.skip_tp = ElementLinear(irreps_of_skip(spec), spec.n_elements)
+
+    @classmethod
+    def count_weights(cls, spec: LayerSpec) -> int:
+        """The number of weights of the block, without building it."""
+        by_element = element_linear_size(irreps_of_skip(spec), spec.n_elements)
+        return super().count_weights(spec) + by_element
 
     def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, Tensor]:
         """See ``InteractionBlock``."""

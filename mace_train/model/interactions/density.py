@@ -2,8 +2,9 @@
 
     m_n = linear(sum_e ...) / (1 + rho_n),     rho_n = sum_{edges e to n} tanh((w . b(r_e))^2)
 
-with the radial basis b, which is zero at the cutoff: an atom whose neighbours come and go meets no
-step, and one with many neighbours has no larger message than one with few.
+with the radial basis b, which is zero at the cutoff (or, where it is not, times the cutoff): an
+atom whose neighbours come and go meets no step, and one with many neighbours has no larger message
+than one with few.
 """
 
 from typing import ClassVar
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from mace_train.model.batch_index import BatchIndex
 from mace_train.model.convolution import EdgeFeatures
 from mace_train.model.interactions.interaction import (
-    InteractionBlock,
-    map_of_message,
-    skip_of_features,
+    RadialInteractionBlock,
+    irreps_of_skip,
 )
 from mace_train.model.layer_spec import LayerSpec
+from mace_train.model.linear import ElementLinear, element_linear_size
 from mace_train.model.radial import RadialLayer
 
 
@@ -33,17 +34,23 @@ class EdgeDensity(nn.Module):
         """Densities [n_atoms, 1]; an edge and its reverse have the same part of them."""
         assert index.ends is not None
         of_pairs = torch.tanh(torch.matmul(edges.radial, self.layer0.scaled()).square())
+        of_pairs = of_pairs if edges.cutoff is None else of_pairs * edges.cutoff
         of_edges = index.backend.take_rows(of_pairs, index.ends.pair_of_edge)
         receivers, n_atoms = index.ends.receiver_of_edge, index.elements.shape[0]
         return index.backend.sum_rows(of_edges, receivers, n_atoms, ascending=True)
 
 
-class _DensityBlock(InteractionBlock):
+class _DensityBlock(RadialInteractionBlock):
     needs_edge_ends: ClassVar[bool] = True
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__(spec)
         self.density_fn = EdgeDensity(spec.n_basis)
+
+    @classmethod
+    def count_weights(cls, spec: LayerSpec) -> int:
+        """The number of weights of the block, without building it."""
+        return super().count_weights(spec) + spec.n_basis
 
     def message(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> Tensor:
         """The message m above [n_atoms, (l_edges + 1)^2, n_channels]."""
@@ -56,7 +63,13 @@ class RealAgnosticDensityInteractionBlock(_DensityBlock):
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__(spec)
-        self.skip_tp = map_of_message(spec)
+        self.skip_tp = ElementLinear(spec.target_irreps, spec.n_elements)
+
+    @classmethod
+    def count_weights(cls, spec: LayerSpec) -> int:
+        """The number of weights of the block, without building it."""
+        by_element = element_linear_size(spec.target_irreps, spec.n_elements)
+        return super().count_weights(spec) + by_element
 
     def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, None]:
         """See ``InteractionBlock``."""
@@ -68,7 +81,13 @@ class RealAgnosticDensityResidualInteractionBlock(_DensityBlock):
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__(spec)
-        self.skip_tp = skip_of_features(spec)
+        self.skip_tp = ElementLinear(irreps_of_skip(spec), spec.n_elements)
+
+    @classmethod
+    def count_weights(cls, spec: LayerSpec) -> int:
+        """The number of weights of the block, without building it."""
+        by_element = element_linear_size(irreps_of_skip(spec), spec.n_elements)
+        return super().count_weights(spec) + by_element
 
     def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, Tensor]:
         """See ``InteractionBlock``."""

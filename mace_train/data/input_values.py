@@ -75,7 +75,8 @@ def input_values(
 def _values(atoms: AtomsLike, key: InputKey, source: str, notes: Notes) -> Floats:
     """[] or [n_atoms] numbers."""
     per_atom = key.per == "atom"
-    place: Mapping[str, Any] = atoms.arrays if per_atom else atoms.info
+    results: Mapping[str, Any] = getattr(atoms.calc, "results", {})  # HDF5 of mace-torch
+    place: Mapping[str, Any] = {**results, **(atoms.arrays if per_atom else atoms.info)}
     n = len(atoms) if per_atom else 1
     found = {name: place[name] for name in key.keys if place.get(name) is not None}
     if not found:

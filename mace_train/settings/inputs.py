@@ -220,10 +220,10 @@ def input_keys(info_keys: Any, arrays_keys: Any, defaults: Any) -> tuple[InputKe
             if default is not None:
                 default = _number(f"data.input_defaults.{name}", default)
             found[name] = InputKey(name, (key,), per, default)
-    unused = sorted(set(given) - set(found))
+    unused = sorted(map(str, set(given) - set(found)))
     if unused:
         raise InputError(
-            f"data.input_defaults names {', '.join(map(str, unused))}, which neither "
+            f"data.input_defaults names {', '.join(unused)}, which neither "
             "data.info_keys nor data.arrays_keys reads; add it there, or leave it out"
         )
     return tuple(found.values())
@@ -235,7 +235,7 @@ def keys_by_name(where: str, given: Any) -> dict[str, str]:
         return {}
     if isinstance(given, str):
         given = [given]
-    if isinstance(given, (list, tuple)):
+    if isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given):
         given = {name: name for name in given}
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given.values()):
         raise InputError(

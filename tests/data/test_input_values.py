@@ -5,6 +5,7 @@ import pytest
 
 from mace_train.data.input_values import InputColumns, check_inputs, encoded, input_values
 from mace_train.data.notes import Notes
+from mace_train.data.raw_structure import RawStructure, Results
 from mace_train.data.structure import structure_from_atoms
 from mace_train.errors import InputError, InvalidStructureError
 from mace_train.settings import DataSettings, ModelSettings
@@ -42,6 +43,16 @@ def test_what_is_missing_has_the_default_of_mace_torch(name, default):
         f"a.xyz, structure 7: no '{name}' (info) for the input {name}; taking its default, "
         f"{default:g}"
     )
+
+
+def test_values_of_a_file_of_mace_torch():
+    """Its HDF5 holds them beside the labels."""
+    atoms = charged(4)
+    raw = RawStructure(atoms.numbers, atoms.positions, np.zeros((3, 3)), atoms.pbc)
+    raw.calc = Results({"total_charge": 2.0, "site": np.arange(5)})
+    values, _ = read(raw, input_keys(["total_charge"], ["site"], None))
+    assert values.graph == {"total_charge": 2.0}
+    np.testing.assert_array_equal(values.atom["site"], np.arange(5))
 
 
 def test_other_defaults_are_those_of_the_settings():
@@ -176,6 +187,8 @@ def test_specifications_are_complete_and_stay_as_they_are():
     [
         ({"info_keys": 3}, "info_keys=3 must map names of inputs to names in the files"),
         ({"info_keys": {"q": 1}}, "must map names of inputs to names in the files"),
+        ({"info_keys": [["a"]]}, "must map names of inputs"),
+        ({"input_defaults": {1: 2, "a": 3}}, "input_defaults names 1, a, which neither"),
         ({"info_keys": ["cell"]}, "cell is part of every structure"),
         ({"info_keys": ["q"], "arrays_keys": ["q"]}, "both name q"),
         ({"info_keys": ["q"], "input_defaults": {"r": 1}}, "input_defaults names r, which neither"),

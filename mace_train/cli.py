@@ -1,8 +1,8 @@
 """The command line: ``mace-train COMMAND key=value ...``, composed and swept by Hydra.
 
 Every command is one dataclass of settings (settings/), one YAML file of the same name with the
-config groups it uses (configs/), and one function in a module of the same name: see COMMANDS. What
-a user can get wrong ends in one message on stderr and exit code 2.
+config groups it uses (configs/), and one function in a module of the same name (cli_commands.py).
+What a user can get wrong ends in one message on stderr and exit code 2.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,8 +29,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mace_train import __version__, interrupts, settings
+from mace_train import __version__, interrupts
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
+from mace_train.cli_commands import COMMANDS, Command
 from mace_train.cli_errors import (
     HYDRA_QUIET,
     checked_settings,
@@ -50,83 +50,6 @@ from mace_train.sweep.job_status import job_folders, read_record, recorded
 from mace_train.sweep.jobs import quoted_list, single_job, words_behind
 from mace_train.yaml_files import explain_yaml
 
-
-@dataclass(frozen=True)
-class Command:
-    """One command: its settings, the function that carries it out, its short ways of writing."""
-
-    schema: type
-    target: str
-    """module:function, imported when the command runs; the module bears the command's name."""
-    leading: str | None = None
-    """The setting that a first word without = sets: ``report RUN`` is ``report run=RUN``."""
-    leading_list: str | None = None
-    """The setting that all first words without = set: ``compare A B`` is ``runs=[A,B]``."""
-    trailing_list: str | None = None
-    """The setting that the words after ``--`` set."""
-    alias: tuple[str, str] | None = None
-    """(short, full) name of a setting whose short name Hydra reads as a config group."""
-    one_process: bool = False
-    """Refused when several ranks are started."""
-
-
-COMMANDS = {
-    "preprocess": Command(
-        settings.PreprocessSettings, "mace_train.data.preprocess.preprocess:preprocess"
-    ),
-    "inspect": Command(
-        settings.InspectSettings, "mace_train.data.inspect:inspect", leading="data_dir"
-    ),
-    "balance": Command(
-        settings.BalanceSettings, "mace_train.balance.balance:balance", one_process=True
-    ),
-    "train": Command(settings.TrainSettings, "mace_train.train.train:train"),
-    "evaluate": Command(settings.EvaluateSettings, "mace_train.evaluate.evaluate:evaluate"),
-    "report": Command(settings.ReportSettings, "mace_train.report.report:report", leading="run"),
-    "compare": Command(
-        settings.CompareSettings,
-        "mace_train.evaluate.compare:compare",
-        leading_list="runs",
-        one_process=True,
-    ),
-    "sweep": Command(
-        settings.SweepSettings,
-        "mace_train.sweep.sweep:summarise",
-        leading="folder",
-        one_process=True,
-    ),
-    "tune": Command(
-        settings.TuneSettings,
-        "mace_train.sweep.tune:tune",
-        trailing_list="training",
-        one_process=True,
-    ),
-    "md": Command(settings.MDSettings, "mace_train.calculators.md:run_md", one_process=True),
-    "relax": Command(
-        settings.RelaxSettings, "mace_train.calculators.relax:relax", one_process=True
-    ),
-    "import": Command(
-        settings.ImportSettings,
-        "mace_train.interop.import_model:import_or_list",
-        leading="model_file",
-        alias=("model", "model_file"),
-        one_process=True,
-    ),
-    "export": Command(
-        settings.ExportSettings,
-        "mace_train.export:export",
-        leading="checkpoint",
-        one_process=True,
-    ),
-    "from-mace-config": Command(
-        settings.FromMaceConfigSettings,
-        "mace_train.interop.from_mace_config:print_settings",
-        leading="config",
-        trailing_list="arguments",
-        one_process=True,
-    ),
-    "doctor": Command(settings.DoctorSettings, "mace_train.doctor.doctor:examine"),
-}
 _IN_RANKS = ("train", "evaluate")  # doctor reports a wrong launch itself
 
 

@@ -18,6 +18,8 @@ mace-train: train MACE interatomic potentials on whole clusters
   mace-train balance     data_dir=prepared gpus=8
   mace-train train       data_dir=prepared model=small output=runs/first
   mace-train evaluate    checkpoint=runs/first test_file=test.xyz output=runs/first/test
+  mace-train descriptors checkpoint=runs/first data_dir=prepared output=descriptors.h5
+  mace-train select      checkpoint=runs/first structures=large.xyz n=500 output=old.extxyz
   mace-train report      runs/first
   mace-train compare     runs/first runs/second output=comparison
   mace-train sweep       runs/sweep

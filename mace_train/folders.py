@@ -1,4 +1,4 @@
-"""Folders that settings name: checked, made, or locked by one process."""
+"""Folders and new files that settings name: checked, made, or locked by one process."""
 
 import fcntl
 import logging
@@ -33,6 +33,20 @@ def make_folder(name: str, path: Path) -> None:
         ) from None
     if not os.access(path, os.W_OK):
         raise InputError(f"{name}={path}: no permission to write here; choose another {name}")
+
+
+def new_file(name: str, value: str, suffixes: tuple[str, ...]) -> Path:
+    """The file to write that a setting names; InputError if it is there, or has another suffix."""
+    path = Path(value)
+    if path.suffix not in suffixes:
+        raise InputError(f"{name}={value}: the name of the file ends in {' or '.join(suffixes)}")
+    try:
+        is_there = path.exists()
+    except OSError as error:  # such as too long a name
+        raise system_error(error, path) or InputError(f"{name}={value}: {error}") from None
+    if is_there:
+        raise InputError(f"{name}={value} is already there; choose another name")
+    return path
 
 
 def lock_folder(name: str, path: Path) -> IO[str]:

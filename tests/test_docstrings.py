@@ -11,10 +11,14 @@ EXAMPLES = {
     "mace_train.balance.sampler": ["BinSampler"],
     "mace_train.data.loading.loader": ["batches"],
     "mace_train.data.shards.shard_set": ["ShardSet"],
+    "mace_train.evaluate.array_file": ["ArrayFile"],
     "mace_train.evaluate.evaluate": ["evaluated"],
+    "mace_train.evaluate.farthest_points": ["farthest_points"],
+    "mace_train.evaluate.set_descriptors": ["stream_descriptors"],
     "mace_train.model.mace": ["MACE"],
     "mace_train.ops.codegen.polynomial": ["Polynomial"],
     "mace_train.ops.segmented_polynomial": ["segmented_polynomial"],
+    "mace_train.report.structure_map": ["Plane.of"],
     "mace_train.train.checkpoint": ["load_model"],
 }
 

@@ -132,6 +132,36 @@ def test_an_output_that_cannot_be_is_one_line(name, output, words, commands, tmp
     assert written(tmp_path) == before
 
 
+FILES = {"descriptors": ("d.h5", ["per_atom=true"]), "select": ("s.xyz", ["n=30"])}
+
+
+@pytest.mark.parametrize("room", [SOME, 3_000, 9_000])
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_without_room_is_one_line(name, room, trained, xyz, tmp_path, capsys):
+    file, words = FILES[name]
+    words = [name, f"checkpoint={trained}", f"structures={xyz}", *words, *REFERENCE]
+    words.append(f"output={tmp_path / file}")
+    with limited_files(room):
+        code, message = fails(words, capsys)
+    assert code == FULL, message
+    assert f"{file}: file too large; raise the limit" in message
+    assert not [*tmp_path.iterdir()]
+    run_command(*words)
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", ["file/below", "x" * 300], ids=["below a file", "too long"])
+def test_a_file_that_cannot_be_is_one_line(name, place, trained, xyz, tmp_path, capsys):
+    file, words = FILES[name]
+    (tmp_path / "file").write_text("mine")
+    words = [name, f"checkpoint={trained}", f"structures={xyz}", *words, *REFERENCE]
+    code, message = fails([*words, f"output={tmp_path / place / file}"], capsys)
+    assert code == 2
+    assert "ot a directory" in message or "ile name too long" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("room", [8_000, 13_000, 30_000], ids=["no best", "no last", "no plot"])
 def test_a_training_on_a_full_disk_continues_to_the_same_end(room, prepared, tmp_path, capsys):
     words = ["train", f"data_dir={prepared}", "max_num_epochs=2", "batching.batch_size=2"]

@@ -25,6 +25,7 @@ from mace_train.calculators.models import (
 from mace_train.data.notes import Notes
 from mace_train.data.shards.arrays import Sample
 from mace_train.errors import InputError
+from mace_train.model.node_features import node_descriptors
 from mace_train.settings.inputs import model_input_keys
 
 
@@ -36,7 +37,7 @@ class MACETrainCalculator(Calculator):
     [n_atoms, 3], and ``stress`` [6] (xx, yy, zz, yz, xz, xy) of periodic structures, divided by the
     volume of the cell. Slabs and wires have components along periodic directions, the others are
     zero, so ASE's filters relax these directions of the cell and no others; the cell needs vectors
-    along all directions. ``get_hessian`` gives second derivatives.
+    along all directions. ``get_hessian`` gives second derivatives, ``get_descriptors`` descriptors.
 
     Several checkpoints are a committee: results are means over its members, and of q = energy,
     forces and stress there are also ``q_comm``, one value per member along the first axis, and
@@ -164,6 +165,34 @@ class MACETrainCalculator(Calculator):
         found = [hessian(m, s) for m, s in zip(self.models, samples, strict=True)]
         mean: NDArray[np.float64] = np.mean([h.cpu().numpy() for h in found], axis=0)
         return mean
+
+    def get_descriptors(
+        self, atoms: Atoms | None = None, invariants_only: bool = True, num_layers: int = -1
+    ) -> NDArray[Any] | list[NDArray[Any]]:
+        """Descriptors [n_atoms, n_columns] of the atoms; of a committee a list of them.
+
+        Equal to mace-torch's, whose arguments these are. Columns are the features of layer after
+        layer (see model/node_features.py): n_channels invariant ones each, or with
+        ``invariants_only=False`` all of them, which turn with the structure.
+
+        Args:
+            atoms: The structure; None takes that of the last calculation.
+            invariants_only: Leave out what turns with the structure.
+            num_layers: Take the first so many layers; -1 takes all.
+
+        Raises:
+            InputError: as for a calculation, or for more layers than the model has.
+        """
+        structure = self._atoms(atoms)
+        found = []
+        samples = self._samples(structure, f"structure {structure.symbols}")
+        for model, sample in zip(self.models, samples, strict=True):
+            graph = graph_from([sample], model)
+            of_model = node_descriptors(
+                model, graph, invariants_only=invariants_only, num_layers=num_layers
+            )
+            found.append(of_model.values.cpu().numpy())
+        return found[0] if len(found) == 1 else found
 
     def _atoms(self, atoms: Atoms | None) -> Atoms:
         found = self.atoms if atoms is None else atoms

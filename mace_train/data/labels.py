@@ -217,8 +217,9 @@ class LabelReport:
             )
         for key in inputs:
             if key.keys != (key.name,) and not self.names & set(key.keys):
+                n = self.counts.n_structures  # 0 where labels are not read
                 raise InputError(
-                    f"{where}: none of the {self.counts.n_structures} structures has "
+                    f"{where}: {f'none of the {n} structures' if n else 'no structure'} has "
                     f"{' or '.join(map(repr, key.keys))} for the input {key.name}; found "
                     f"{', '.join(sorted(self.names)) or 'no values'}; correct the key "
                     "(data.info_keys, data.arrays_keys), or leave it out"

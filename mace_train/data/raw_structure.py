@@ -48,6 +48,12 @@ def already_parsed(atoms: AtomsLike) -> ParseFn:
     return lambda: atoms
 
 
+def without_results(atoms: AtomsLike) -> RawStructure:
+    """The same structure without the labels that ASE has parsed."""
+    cell = np.asarray(atoms.cell[:], dtype=np.float64)
+    return RawStructure(atoms.numbers, atoms.positions, cell, atoms.pbc, atoms.info, atoms.arrays)
+
+
 def as_atoms(raw: AtomsLike) -> Atoms:
     """The same as ``ase.Atoms``, to write it to a file."""
     if isinstance(raw, Atoms):

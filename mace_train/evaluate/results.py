@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mace_train.atomic_files import written_together
 from mace_train.console import Console
+from mace_train.data.labelled_atoms import labelled_atoms
 from mace_train.data.loading.loader import SampleSource
 from mace_train.data.stress_components import stress_mask
 from mace_train.data.structure import Structure
@@ -145,22 +146,9 @@ def parity_figure(
 
 def _atoms(structure: Structure, predicted: Predicted) -> Atoms:
     """Reference labels as REF_*, predictions as MACE_* (the names mace_eval_configs writes)."""
-    atoms = Atoms(
-        structure.numbers, positions=structure.positions, cell=structure.cell, pbc=structure.pbc
-    )
-    atoms.info["config_type"] = structure.config_type
-    atoms.info["head"] = structure.head
-    atoms.info["source"] = structure.source
+    atoms = labelled_atoms(structure)
     atoms.info["MACE_energy"] = predicted.energy
     atoms.arrays["MACE_forces"] = predicted.forces
     if stress_mask(structure.cell, structure.pbc).any():
         atoms.info["MACE_stress"] = predicted.stress
-    atoms.info.update(structure.inputs.graph)
-    atoms.arrays.update(structure.inputs.atom)
-    if structure.energy is not None:
-        atoms.info["REF_energy"] = structure.energy
-    if structure.forces is not None:
-        atoms.arrays["REF_forces"] = structure.forces
-    if structure.stress is not None:
-        atoms.info["REF_stress"] = structure.stress
     return atoms

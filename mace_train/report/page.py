@@ -35,6 +35,7 @@ class ErrorSection:
     errors: Errors
     parity: list[Picture]
     distribution: list[Picture]
+    maps: list[Picture]
     worst_forces: list[WorstStructure]
     worst_energy: list[WorstStructure]
 
@@ -73,7 +74,7 @@ class Page:
     @property
     def pictures(self) -> list[Picture]:
         """All figures."""
-        of_errors = (s.parity + s.distribution for s in self.sections)
+        of_errors = (s.parity + s.distribution + s.maps for s in self.sections)
         return [*self.learning, *chain.from_iterable(of_errors), *self.balance, *self.time]
 
 

@@ -7,6 +7,7 @@ and the figures (light) as PNG; the page works offline, on a phone, in light and
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from mace_train.report import plots
 from mace_train.report.error_tables import Errors
 from mace_train.report.page import ErrorSection, Page, rendered
 from mace_train.report.run_folder import RunFolder, fill_of_bins, read_run
+from mace_train.report.structure_map import StructureMap, map_pictures, structure_maps
 from mace_train.settings import ReportSettings
 
 LOGGER = logging.getLogger("mace_train")
@@ -49,7 +51,10 @@ def report(settings: ReportSettings) -> Path | None:
             sets += [] if errors is None else [errors]
         elif world.is_main:
             make_folder("output", output)
-        return _write(run, sets, output, settings.worst) if world.is_main else None
+        if not world.is_main:
+            return None
+        maps = structure_maps(run, settings, sets, world) if settings.map else [None] * len(sets)
+        return _write(run, sets, maps, output, settings.worst)
 
 
 def _evaluate(settings: ReportSettings, world: World, output: Path) -> Errors | None:
@@ -109,7 +114,13 @@ def _prediction(atoms: AtomsLike) -> Predicted:
     )
 
 
-def _write(run: RunFolder, sets: list[Errors], output: Path, n_worst: int) -> Path:
+def _write(
+    run: RunFolder,
+    sets: list[Errors],
+    maps: Sequence[StructureMap | None],
+    output: Path,
+    n_worst: int,
+) -> Path:
     """Draw, render and write everything."""
     fill = fill_of_bins(run)
     sections = [
@@ -117,10 +128,11 @@ def _write(run: RunFolder, sets: list[Errors], output: Path, n_worst: int) -> Pa
             errors,
             plots.parity(errors, prefix),
             plots.distribution(errors, prefix),
+            [] if found is None else map_pictures(errors, found, prefix),
             errors.worst(errors.forces_rmse, n_worst),
             errors.worst(abs(errors.energy), n_worst),
         )
-        for errors, prefix in zip(sets, _prefixes(len(sets)), strict=True)
+        for errors, prefix, found in zip(sets, _prefixes(len(sets)), maps, strict=True)
     ]
     page = Page(run, sections, plots.learning(run), plots.balance(run, fill), plots.time(run), fill)
     with written_together(output) as new:

@@ -46,6 +46,11 @@ from mace_train.settings.simulation import (
     RelaxSettings,
     SimulationSettings,
 )
+from mace_train.settings.structure_sets import (
+    DescriptorsSettings,
+    SelectSettings,
+    StructureSetSettings,
+)
 
 __all__ = [
     "MISSING",
@@ -55,6 +60,7 @@ __all__ = [
     "ClusterSettings",
     "CompareSettings",
     "DataSettings",
+    "DescriptorsSettings",
     "DoctorSettings",
     "EvaluateSettings",
     "ExportSettings",
@@ -73,8 +79,10 @@ __all__ = [
     "RelaxSettings",
     "ReportSettings",
     "SchedulerSettings",
+    "SelectSettings",
     "SimulationSettings",
     "StageTwoSettings",
+    "StructureSetSettings",
     "SweepSettings",
     "TrainSettings",
     "TuneSettings",

@@ -227,6 +227,11 @@ class ReportSettings(PredictionSettings):
     """Output folder or folders of `mace-train evaluate`, which are shown and not computed again."""
     worst: int = bounded(10, Range(1, 10000, reason="a page lists them all"))
     """Structures with the largest errors to list, by forces and by energy."""
+    map: bool = False
+    """Draw maps: the two principal components of the model's mean descriptors, of the training set
+    by config_type and of the evaluated structures by error; they take a pass over both."""
+    map_structures: int = bounded(5000, Range(2, 10**6, reason="a point each"))
+    """Structures of each set in a map, drawn at random where there are more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

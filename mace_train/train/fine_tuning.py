@@ -31,7 +31,7 @@ from mace_train.model.surgery import one_head, with_elements, with_heads
 from mace_train.settings import TrainSettings
 from mace_train.train.checkpoint import load_model
 from mace_train.train.checkpoint_manager import CheckpointManager
-from mace_train.train.splits import Split, check_inputs
+from mace_train.train.splits import Split
 from mace_train.train.validation import evaluation_bins
 
 LOGGER = logging.getLogger("mace_train")
@@ -70,7 +70,7 @@ def fine_tuned_model(
             f"preprocess again with r_max={origin.data.r_max}"
         )
     more = origin.data.atomic_numbers if given.elements == "all" else ()
-    check_inputs(origin.inputs, train)
+    train.shards.check_inputs(origin.inputs)
     model = with_elements(origin, [*statistics.atomic_numbers, *more])
     earlier = world.broadcast_result(lambda: _earlier_data(manager))
     if earlier is not None:

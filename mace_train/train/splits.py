@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mace_train.balance.costs import Costs
-from mace_train.data.input_values import InputOfStructureError, encoded
 from mace_train.data.loading.loader import config_types_of, heads_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import Statistics, open_split
@@ -83,25 +82,9 @@ def _split(shards: ShardSet, heads: list[str], loss: LossSettings) -> Split:
     )
 
 
-def check_inputs(specs: Sequence[InputSpec], *splits: Split | None) -> None:
-    """InputError, which names a structure, for an input that the model does not take."""
-    for split in splits if specs else ():
-        n = 0
-        for columns, n_atoms in () if split is None else split.shards.inputs():
-            try:
-                encoded(specs, columns, n_atoms)
-            except InputOfStructureError as error:
-                assert split is not None
-                source = split.shards.sample(n + error.structure).structure.source
-                raise InputError(f"{split.shards.folder}: {source}: {error}") from None
-            n += len(n_atoms)
-
-
 def warn_of_unused_inputs(specs: Sequence[InputSpec], train: Split) -> None:
     """Warn of inputs in the shards that the model does not take."""
-    columns, _ = next(train.shards.inputs())
-    names = set() if columns is None else {name for of in columns.names for name in of}
-    unused = sorted(names - {spec.name for spec in specs})
+    unused = sorted(set(train.shards.input_names) - {spec.name for spec in specs})
     if unused:
         LOGGER.warning(
             "the training structures have %s, which the model does not take as an input "

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/bench/**/*.py")])
 PROGRAMS = [path for path in SCRIPTS if '__name__ == "__main__"' in path.read_text()]
 PEERS = {"mace", "e3nn", "cuequivariance_torch", "torch_geometric", "ortools", "tblite"}
-WITHOUT_OPTIONS = {"make_reference", "plot_quickstart"}  # they write one fixed file
+# they write one fixed file
+WITHOUT_OPTIONS = {"make_reference", "make_reference_descriptors", "plot_quickstart"}
 # benchmarks without --json: they write a folder, a page or nothing
 WITHOUT_JSON = {"campaign", "chunks", "data_scale", "fuzz", "machine"}
 

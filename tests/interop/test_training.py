@@ -68,6 +68,10 @@ CASES: dict[str, dict[str, Any]] = {
     "l1l2": {"loss": "l1l2energyforces", "forces_weight": 10.0},
     "config_types": {"config_type_weights": '{"cubic": 2.5, "primitive": 0.5}'},
     "agnostic": {"model": "MACE"},
+    "density": {
+        "interaction_first": "RealAgnosticDensityInteractionBlock",
+        "interaction": "RealAgnosticDensityResidualInteractionBlock",
+    },
     # optimizers
     "adamw": {"optimizer": "adamw", "weight_decay": 0.05, "beta": 0.8},
     "l2": {"weight_decay": 0.05},

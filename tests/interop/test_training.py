@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.distributed.world import World
-from mace_train.interop.from_mace_config import translate
+from mace_train.interop.from_mace_config import _word, translate
 from mace_train.interop.state_dict import to_mace_torch_state_dict
 from mace_train.settings import TrainSettings
 from mace_train.train import log
@@ -108,6 +108,14 @@ def test_same_weights_after_32_steps_of_two_stages(mace_here, tmp_path, monkeypa
     compare(changes, tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
+def test_same_weights_of_two_heads(mace_here, tmp_path, monkeypatch):
+    """Of two levels of theory; mace-torch's best epoch is the best of its last head."""
+    files = {head: write_files(tmp_path / head, seed) for seed, head in enumerate(("pbe", "scan"))}
+    changes = {"heads": str(files), "loss": "universal", "forces_weight": 10.0}
+    compare({**changes, "max_num_epochs": 25}, tmp_path, monkeypatch)
+
+
 def test_same_weights_after_lbfgs(mace_here, tmp_path, monkeypatch):
     """Two epochs, which are 40 iterations; in one batch, and without clipping."""
     changes = {"lbfgs": True, "ema": False, "clip_grad": "None", "batch_size": N_TRAIN}
@@ -117,7 +125,9 @@ def test_same_weights_after_lbfgs(mace_here, tmp_path, monkeypatch):
 def compare(changes: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train both programs with OPTIONS and these changes; the ends must be equal."""
     config = folder / "options.yaml"
-    options = {**OPTIONS, **changes, "name": "it", "work_dir": str(folder), **write_files(folder)}
+    options = {**OPTIONS, **changes, "name": "it", "work_dir": str(folder)}
+    if "heads" not in options:
+        options |= write_files(folder)
     config.write_text(yaml.safe_dump(options))
     run = set_up(our_settings(config), World())
     initial = to_mace_torch_state_dict(run.model)
@@ -131,7 +141,7 @@ def compare(changes: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPat
 def our_settings(config: Path) -> TrainSettings:
     """Settings of the training that a file for mace_run_train asks for; data are prepared."""
     equal, _ = translate(str(config), [])
-    run_command("preprocess", *(f"{n}={v}" for n, v in equal["preprocess"].items()))
+    run_command("preprocess", *(f"{n}={_word(v)}" for n, v in equal["preprocess"].items()))
     schema = OmegaConf.structured(TrainSettings)
     for name, value in {**equal["train"], "logger.progress": False}.items():
         OmegaConf.update(schema, name, value, force_add=True)
@@ -140,9 +150,10 @@ def our_settings(config: Path) -> TrainSettings:
     return settings
 
 
-def write_files(folder: Path) -> dict[str, str]:
+def write_files(folder: Path, seed: int = 0) -> dict[str, str]:
     """Training and validation files: strained crystals of copper and gold with EMT's labels."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
     files = {"train_file": N_TRAIN, "valid_file": N_VALID}
     for name, n in files.items():
         structures = [alloy(random, cubic=i % 3 > 0) for i in range(n)]

@@ -18,6 +18,7 @@ from mace_train.interop.arguments import ARGUMENTS, literal, parser
 from mace_train.interop.fine_tuning_arguments import Equal, Values, fine_tuning, with_its_changes
 from mace_train.interop.input_arguments import input_arguments
 from mace_train.interop.model_arguments import MODEL_ARGUMENTS, model
+from mace_train.interop.training_arguments import as_its_loop
 from mace_train.settings import (
     FromMaceConfigSettings,
     ImportSettings,
@@ -96,6 +97,7 @@ def translate(config: str | None, words: list[str]) -> tuple[Equal, list[str]]:
             equal[command][setting] = values[name]
     for special in dict.fromkeys(_SPECIAL.values()):
         special(values, equal, without)
+    as_its_loop(values, equal, without)
     used = {command: settings for command, settings in equal.items() if settings}
     return {command: _that_differ(command, used[command]) for command in used}, without
 

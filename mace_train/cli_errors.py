@@ -6,11 +6,12 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     GrammarParseError,
     InterpolationResolutionError,
@@ -73,6 +74,7 @@ def checked_settings(config: DictConfig, command: str, schema: type, configs: Pa
         raise InputError(unknown_key_message(unknown[0], command, schema))
     try:
         missing = sorted(OmegaConf.missing_keys(config))
+        _check_lists(config, schema)
         checked: Any = None if missing else OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise InputError(explain(error, command, schema, configs)) from None
@@ -97,6 +99,22 @@ def _unknown_keys(config: DictConfig, schema: type, prefix: str = "") -> list[st
         elif isinstance(of_key, type) and dataclasses.is_dataclass(of_key):
             unknown += _unknown_keys(config[key], of_key, f"{prefix}{key}.")
     return unknown
+
+
+def _check_lists(config: DictConfig, schema: type, prefix: str = "") -> None:
+    """InputError for text where a list is declared: OmegaConf checks no interpolated value."""
+    for field in dataclasses.fields(schema):
+        kind, name = str(field.type).removesuffix(" | None"), f"{prefix}{field.name}"
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            _check_lists(config[field.name], field.type, f"{name}.")
+        elif (
+            kind in _KINDS
+            and kind.startswith("list[")
+            and OmegaConf.is_interpolation(config, field.name)
+        ):
+            value = config[field.name]
+            if not isinstance(value, (ListConfig, NoneType)):
+                raise InputError(f"{name}={value!r}; give {_KINDS[kind]}")
 
 
 def shortened(message: str) -> str:

@@ -105,6 +105,8 @@ def _check_lists(config: DictConfig, schema: type, prefix: str = "") -> None:
     """InputError for text where a list is declared: OmegaConf checks no interpolated value."""
     for field in dataclasses.fields(schema):
         kind, name = str(field.type).removesuffix(" | None"), f"{prefix}{field.name}"
+        if field.name not in config:  # a file without our defaults, refused below
+            continue
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             _check_lists(config[field.name], field.type, f"{name}.")
         elif (

@@ -69,7 +69,7 @@ COMMANDS = {
     ),
     "import": Command(
         settings.ImportSettings,
-        "mace_train.interop.import_model:import_model",
+        "mace_train.interop.import_model:import_or_list",
         leading="model_file",
         alias=("model", "model_file"),
         one_process=True,

@@ -24,7 +24,7 @@ mace-train: train MACE interatomic potentials on whole clusters
   mace-train compare     runs/first runs/second output=comparison
   mace-train sweep       runs/sweep
   mace-train tune        trials=50 output=runs/tune -- data_dir=prepared model=tiny,small
-  mace-train import      model.model output=imported
+  mace-train import      model.model output=imported    or a name, such as medium-mpa-0
   mace-train export      runs/first format=mace-torch output=first.model
   mace-train from-mace-config run.yaml
   mace-train md          checkpoint=runs/first structure=start.xyz steps=2000 output=md

@@ -1,13 +1,17 @@
 """Folders and new files that settings name: checked, made, or locked by one process."""
 
 import fcntl
+import logging
 import os
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 from mace_train.errors import InputError, system_error
+
+LOGGER = logging.getLogger("mace_train")
 
 
 def existing_folder(name: str, value: str) -> Path:
@@ -81,3 +85,18 @@ def is_locked(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+@contextmanager
+def lock_file(path: Path, work: str) -> Iterator[None]:
+    """Hold the lock of a file, which stays; waits, with a notice about ``work`` of another process.
+
+    Raises ``OSError`` where the file cannot be made, or the file system cannot lock.
+    """
+    with open(path, "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            LOGGER.info("waiting for %s in another process", work)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

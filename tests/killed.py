@@ -1,4 +1,4 @@
-"""Processes that are killed at their k-th change of a folder, and files that cannot grow.
+"""Processes killed at their k-th change of a folder, files that cannot grow, small disks.
 
 An audit hook of Python sees a file being opened, made, renamed, linked or removed before it
 happens. A child process that is forked for one action kills itself there, with SIGKILL, so that
@@ -8,10 +8,13 @@ nothing of it runs afterwards, as when a node is lost.
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 _CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
 
@@ -81,3 +84,17 @@ def limited_files(n_bytes: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of that size; skips where none can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"file systems cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -26,7 +26,7 @@ def test_help_and_version(capsys):
         assert "Settings:" in text
     run_command("train", "--help")
     text = capsys.readouterr().out
-    assert "model: large, medium, small, tiny" in text
+    assert "model: density, large, medium, mp_0b2_large," in text
     assert "optimizer.lr: float = 0.01" in text
 
 

@@ -8,8 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ from mace_train.train.setup import set_up
 from mace_train.train.step import StepResult
 from mace_train.train.train import fit, train
 from tests.conftest import TINY_MODEL, run_command
-from tests.killed import limited_files
+from tests.killed import limited_files, small_disk
 from tests.train.ranks import run_ranks
 from tests.train.training import after_steps, assert_same_end, settings_for
 
@@ -212,20 +210,6 @@ def test_a_folder_that_is_removed_during_the_run_is_named(prepared, tmp_path):
         train(settings_for(prepared, output, max_num_epochs=2))
     assert error.value.exit_code == 2
     assert not output.exists()
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A file system of that size; skips where none can be mounted."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"file systems cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("name", ["preprocess", "evaluate", "report"])

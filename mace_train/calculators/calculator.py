@@ -45,11 +45,13 @@ class MACETrainCalculator(Calculator):
 
     Args:
         checkpoint: Output folder of a training, a checkpoint file, a pattern such as
-            ``runs/seed-*``, a model, or several of these.
+            ``runs/seed-*``, the name of a foundation model such as ``medium-mpa-0``, a model, or
+            several of these.
         head: Which head (level of theory) of models that have several.
         device: auto (a GPU if there is one), cpu or cuda.
         default_dtype: float32 or float64; None takes the type of the training.
         kernels: auto, reference, cpp or cuda.
+        accept_licence: Licence of a foundation model that you accept, such as ASL.
 
     Raises:
         InputError: a checkpoint that is not there or cannot be read; when calculating, an element
@@ -73,11 +75,17 @@ class MACETrainCalculator(Calculator):
         device: str = "auto",
         default_dtype: str | None = None,
         kernels: str = "auto",
+        accept_licence: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.models = load_models(
-            checkpoint, head=head, device=device, dtype=default_dtype, kernels=kernels
+            checkpoint,
+            head=head,
+            device=device,
+            dtype=default_dtype,
+            kernels=kernels,
+            accept_licence=accept_licence,
         )
 
     @property

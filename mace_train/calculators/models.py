@@ -38,16 +38,19 @@ def load_models(
     device: str = "auto",
     dtype: str | None = None,
     kernels: str = "auto",
+    accept_licence: str | None = None,
 ) -> list[MACE]:
     """Models of one head with frozen weights, ready to predict.
 
     Args:
         checkpoints: Output folder of a training, a checkpoint file, a pattern such as
-            ``runs/seed-*``, a model, or several of these: a committee.
+            ``runs/seed-*``, the name of a foundation model, a model, or several of these: a
+            committee.
         head: Which head of models that have several.
         device: auto (a GPU if there is one), cpu or cuda.
         dtype: float32 or float64; None takes the type of the training.
         kernels: auto, reference, cpp or cuda.
+        accept_licence: Licence of a foundation model that you accept, such as ASL.
 
     Raises:
         InputError: no such checkpoint, one that cannot be read, no such head or none of several
@@ -59,7 +62,10 @@ def load_models(
     backend_of(kernels, chosen_device)
     models = []
     for item in _expanded(checkpoints):
-        model = copy.deepcopy(item) if isinstance(item, MACE) else load_model(item)[0]
+        if isinstance(item, MACE):
+            model = copy.deepcopy(item)
+        else:
+            model = load_model(item, None, accept_licence)[0]
         model = one_head(model, head).to(
             chosen_device, None if dtype is None else getattr(torch, dtype)
         )

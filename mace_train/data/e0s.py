@@ -44,8 +44,10 @@ class E0Source:
 class E0Sources:
     """The source of E0s that the settings give, for every head."""
 
-    def __init__(self, E0s: Any, foundation_model: str | None = None) -> None:
-        """Read ``data.E0s`` and ``data.foundation_model``.
+    def __init__(
+        self, E0s: Any, foundation_model: str | None = None, accept_licence: str | None = None
+    ) -> None:
+        """Read ``data.E0s``, ``data.foundation_model`` and ``data.accept_licence``.
 
         Raises:
             InputError: a file that cannot be read, or a key that is no element, or a value that
@@ -54,11 +56,11 @@ class E0Sources:
         self._by_head: dict[str, E0Source] | None = None
         if isinstance(E0s, Mapping) and not all(map(_is_energy_of_element, E0s.items())):
             self._by_head = {
-                str(head): _E0_source(value, foundation_model, f"data.E0s.{head}")
+                str(head): _E0_source(value, foundation_model, accept_licence, f"data.E0s.{head}")
                 for head, value in E0s.items()
             }
         else:
-            self._default = _E0_source(E0s, foundation_model, "data.E0s")
+            self._default = _E0_source(E0s, foundation_model, accept_licence, "data.E0s")
 
     def of(self, head: str) -> E0Source:
         """The source for one head; InputError if E0s are given by head and not for this one."""
@@ -79,7 +81,9 @@ class E0Sources:
         return {head: source.given for head, source in sources.items() if source.given is not None}
 
 
-def _E0_source(value: Any, foundation_model: str | None, where: str) -> E0Source:
+def _E0_source(
+    value: Any, foundation_model: str | None, accept_licence: str | None, where: str
+) -> E0Source:
     if value is None or (isinstance(value, str) and value.lower() == "isolatedatom"):
         return E0Source("isolated")
     if isinstance(value, str) and value.lower() == "average":
@@ -90,7 +94,7 @@ def _E0_source(value: Any, foundation_model: str | None, where: str) -> E0Source
                 f"{where}=foundation needs data.foundation_model: a model of mace-torch or the "
                 "output folder of a training"
             )
-        return E0Source("foundation", foundation_E0s(foundation_model))
+        return E0Source("foundation", foundation_E0s(foundation_model, accept_licence))
     if isinstance(value, str):
         where = f"{where}={value}"
         value = _read_json(value)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ase.data import chemical_symbols
 
 from mace_train.errors import InputError
+from mace_train.foundation_models.lookup import check_licence, model_file, named
 from mace_train.json_files import converted
 from mace_train.restricted_pickle import RestrictedPickleError, load_tensors
 from mace_train.settings.ranges import ATOMIC_ENERGY
@@ -18,13 +19,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def foundation_E0s(model: str) -> dict[int, float]:
+def foundation_E0s(model: str, accept_licence: str | None = None) -> dict[int, float]:
     """E0s (eV, by atomic number) of mace-torch's ``.model`` file or a training's output folder.
+
+    Or of a foundation model by its name, under a licence that ``accept_licence`` names if need be.
 
     Raises:
         InputError: the file is not there, is no such model, or has several heads.
     """
-    path = Path(model)
+    by_name = named("data.foundation_model", model)
+    if by_name is not None:
+        check_licence(by_name, accept_licence, "data.accept_licence")
+    path = Path(model) if by_name is None else model_file(by_name)
     if path.is_dir():
         path = path / "checkpoints" / "best.safetensors"
     if not path.exists():

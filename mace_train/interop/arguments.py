@@ -5,8 +5,13 @@ mace-torch need not be installed.
 """
 
 import argparse
+import ast
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from mace_train.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,30 +59,34 @@ def _rows() -> list[Argument]:
         a("error_table", "PerAtomRMSE", instead="evaluate prints RMSE and MAE of everything"),
         a("model", "MACE", "train: model.model"),
         a("r_max", 5.0, "preprocess: r_max"),
-        a("radial_type", "bessel", instead=_FIXED),
+        a("radial_type", "bessel", "train: model.radial_type"),
         a("num_radial_basis", 8, "train: model.num_radial_basis"),
         a("num_cutoff_basis", 5, "train: model.num_cutoff_basis"),
         a("pair_repulsion", False, "train: model.pair_repulsion", kind="flag"),
         a("distance_transform", "None", "train: model.distance_transform"),
-        a("apply_cutoff", True, instead=_FIXED, kind="bool"),
-        a("use_last_readout_only", False, instead=_FIXED, kind="bool"),
+        a("apply_cutoff", True, "train: model.apply_cutoff", kind="bool"),
+        a("use_last_readout_only", False, "train: model.use_last_readout_only", kind="bool"),
         a("use_embedding_readout", False, instead=_FIXED, kind="bool"),
-        a("interaction", "RealAgnosticResidualInteractionBlock", instead=_FIXED),
-        a("interaction_first", "RealAgnosticResidualInteractionBlock", instead=_FIXED),
+        a("interaction", "RealAgnosticResidualInteractionBlock", "train: model.interaction"),
+        a(
+            "interaction_first",
+            "RealAgnosticResidualInteractionBlock",
+            "train: model.interaction_first",
+        ),
         a("max_ell", 3, "train: model.max_ell"),
         a("correlation", 3, "train: model.correlation"),
         a("use_reduced_cg", False, instead="weights of all paths are kept", kind="bool"),
         a("use_so3", False, instead=_FIXED, kind="bool"),
-        a("use_agnostic_product", False, instead=_FIXED, kind="bool"),
+        a("use_agnostic_product", False, "train: model.use_agnostic_product", kind="bool"),
         a("num_interactions", 2, "train: model.num_interactions"),
         a("MLP_irreps", "16x0e", "train: model.MLP_irreps"),
         a("radial_MLP", "[64, 64, 64]", "train: model.radial_MLP"),
         a("hidden_irreps", None, "train: model.num_channels; train: model.max_L"),
-        a("edge_irreps", None, instead=_FIXED),
-        a("use_edge_irreps_first", False, instead=_FIXED, kind="bool"),
+        a("edge_irreps", None, "train: model.edge_irreps"),
+        a("use_edge_irreps_first", False, "train: model.use_edge_irreps_first", kind="bool"),
         a("num_channels", None, "train: model.num_channels"),
         a("max_L", None, "train: model.max_L"),
-        a("gate", "silu", instead=_FIXED),
+        a("gate", "silu", "train: model.gate"),
         a("kspace_cutoff_factor", 1.5, instead=_POLAR),
         a("atomic_multipoles_max_l", 0, instead=_POLAR),
         a("atomic_multipoles_smearing_width", 1.0, instead=_POLAR),
@@ -289,3 +298,16 @@ def parser() -> argparse.ArgumentParser:
             several = "*" if isinstance(argument.default, list) else None
             result.add_argument(*options, dest=name, nargs=several)
     return result
+
+
+def literal(name: str, value: Any, kind: type[T]) -> T:
+    """A list or mapping, which may be written as text."""
+    what, such = ("a mapping", "{'a': 1}") if kind is dict else ("a list", "[64, 64]")
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise InputError(f"--{name}={value}: cannot be read as {what}; give {such}") from None
+    if not isinstance(value, kind):
+        raise InputError(f"--{name}={value!r}: give {what}, such as {such}")
+    return value

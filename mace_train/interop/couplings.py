@@ -11,7 +11,7 @@ exact to rounding. Anything else is an error.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,18 +36,20 @@ def check_convolution(state_dict: Mapping[str, Tensor]) -> None:
 
 
 def contraction_weights(
-    state_dict: Mapping[str, Tensor], max_ell: int, correlation: int
+    state_dict: Mapping[str, Tensor], max_ell: int, correlations: Sequence[int]
 ) -> dict[str, Tensor]:
     """The weights [n_elements, n_paths, n_channels] of all contractions, in our paths, by name.
 
-    Those of a file without ``U_matrix`` tensors are taken as they are.
+    ``correlations`` are those of the layers. Weights of a file without ``U_matrix`` tensors are
+    taken as they are.
     """
     weights: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
-        found = re.match(r"(.*contractions\.(\d+)\.)U_matrix_(\d+)$", name)
+        found = re.match(r"(products\.(\d+)\..*contractions\.(\d+)\.)U_matrix_(\d+)$", name)
         if found is None:
             continue
-        prefix, degree, order = found.group(1), int(found.group(2)), int(found.group(3))
+        prefix, (layer, degree, order) = found.group(1), map(int, found.groups()[1:])
+        correlation = correlations[layer] if layer < len(correlations) else order
         is_highest = order == correlation
         key = prefix + ("weights_max" if is_highest else f"weights.{correlation - 1 - order}")
         weights[key] = _in_our_paths(name, state_dict[key], tensor, (max_ell, order, degree))

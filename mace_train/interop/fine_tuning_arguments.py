@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from mace_train.foundation_models.table import LICENCES, MODELS, TO_ACCEPT
+
 Values = dict[str, Any]
 Equal = dict[str, Values]  # command -> our settings by dotted name
 
@@ -35,10 +37,16 @@ def fine_tuning(values: Values, equal: Equal, without: list[str]) -> None:
     if model is None:
         return
     imported = str(Path(values["work_dir"]) / (values["name"] or "mace") / "foundation")
-    if Path(model).suffix == "":
+    if Path(model).suffix == "" and model not in MODELS:
         without.append(f"--foundation_model={model}: mace-torch downloads it; give its .model file")
         model = f"{model}.model"
     equal["import"] |= {"model_file": model, "output": imported}
+    if model in MODELS and MODELS[model].licence in TO_ACCEPT:
+        licence = MODELS[model].licence
+        without.append(
+            f"--foundation_model={model}: its licence is the {LICENCES[licence]}; if you accept "
+            f"it, add accept_licence={licence} to import"
+        )
     train, data = equal["train"], equal["preprocess"]
     train["foundation.checkpoint"] = imported
     train["foundation.head"] = values["foundation_head"]

@@ -1,13 +1,12 @@
 """``mace-train from-mace-config``: settings of mace_run_train as those of mace-train."""
 
 import argparse
-import ast
 import logging
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mace_train.atomic_files import write_text
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
-from mace_train.interop.arguments import ARGUMENTS, parser
+from mace_train.interop.arguments import ARGUMENTS, literal, parser
 from mace_train.interop.fine_tuning_arguments import Equal, Values, fine_tuning, with_its_changes
+from mace_train.interop.model_arguments import MODEL_ARGUMENTS, model
 from mace_train.settings import (
     FromMaceConfigSettings,
     ImportSettings,
@@ -26,7 +26,6 @@ from mace_train.settings import (
 from mace_train.yaml_files import read_yaml
 
 LOGGER = logging.getLogger("mace_train")
-T = TypeVar("T")
 
 _SCHEMAS: dict[str, type] = {
     "import": ImportSettings,
@@ -156,19 +155,6 @@ def _typed(name: str, value: Any) -> Any:
         raise InputError(f"--{name}={value}: mace_run_train takes {what}; give one") from None
 
 
-def _literal(name: str, value: Any, kind: type[T]) -> T:
-    """A list or mapping, which may be written as text."""
-    what, such = ("a mapping", "{'a': 1}") if kind is dict else ("a list", "[64, 64]")
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise InputError(f"--{name}={value}: cannot be read as {what}; give {such}") from None
-    if not isinstance(value, kind):
-        raise InputError(f"--{name}={value!r}: give {what}, such as {such}")
-    return value
-
-
 def _number(name: str, value: Any) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
@@ -185,9 +171,9 @@ def _folders(values: Values, equal: Equal, _: list[str]) -> None:
 def _data(values: Values, equal: Equal, without: list[str]) -> None:
     data = equal["preprocess"]
     files = ("train_file", "valid_file", "test_file")
-    heads = _literal("heads", values["heads"], dict) if values["heads"] else {}
+    heads = literal("heads", values["heads"], dict) if values["heads"] else {}
     of_head: dict[str, Values] = {
-        str(h): dict(_literal(f"heads, {h}", own or {}, dict)) for h, own in heads.items()
+        str(h): dict(literal(f"heads, {h}", own or {}, dict)) for h, own in heads.items()
     }
     for name in files:
         shared = values[name] or (values["test_dir"] if name == "test_file" else None)
@@ -210,31 +196,7 @@ def _E0s(value: Any) -> Any:
         return text.lower()
     if text.lower() == "estimated":
         return None  # see fine_tuning
-    return text if text.endswith(".json") else _literal("E0s", text, dict)
-
-
-def _model(values: Values, equal: Equal, without: list[str]) -> None:
-    train = equal["train"]
-    channels, max_L = values["num_channels"], values["max_L"]
-    if values["hidden_irreps"] is not None and (channels is None or max_L is None):
-        channels, max_L = _irreps(values["hidden_irreps"], without)
-    train["model.num_channels"] = 128 if channels is None else int(channels)
-    train["model.max_L"] = 1 if max_L is None else int(max_L)
-    train["model.radial_MLP"] = _literal("radial_MLP", values["radial_MLP"], list)
-    train["model.model"] = values["model"]
-    if values["model"] not in ("MACE", "ScaleShiftMACE"):
-        without.append(f"--model={values['model']}: MACE and ScaleShiftMACE are here")
-        del train["model.model"]
-
-
-def _irreps(text: str, without: list[str]) -> tuple[int, int]:
-    """(channels, highest degree) of hidden_irreps such as 128x0e + 128x1o."""
-    found = re.findall(r"(\d+)\s*x\s*(\d+)([eo])", text)
-    widths = {int(n) for n, _, _ in found}
-    natural = [(str(d), "oe"[d % 2 == 0]) for d in range(len(found))]
-    if len(widths) != 1 or [(d, parity) for _, d, parity in found] != natural:
-        without.append(f"--hidden_irreps={text}: degrees 0e, 1o, ... of one width are here")
-    return max(widths, default=128), max(len(found) - 1, 0)
+    return text if text.endswith(".json") else literal("E0s", text, dict)
 
 
 def _learning(values: Values, equal: Equal, without: list[str]) -> None:
@@ -248,7 +210,7 @@ def _learning(values: Values, equal: Equal, without: list[str]) -> None:
     if values["lbfgs"]:
         train |= {"optimizer.optimizer": "lbfgs", "optimizer.lr": 1.0}
     name = "lr_params_factors"
-    factors = _literal(name, values[name], dict)
+    factors = literal(name, values[name], dict)
     ours = {str(k).removesuffix("_lr_factor"): _number(name, v) for k, v in factors.items()}
     train["optimizer.lr_params_factors"] = ours if any(f != 1.0 for f in ours.values()) else None
     frozen = [part for least, part in _FROZEN if (values["freeze"] or 0) >= least]
@@ -271,7 +233,7 @@ def _loss(values: Values, equal: Equal, without: list[str]) -> None:
         train[f"loss.{term}_weight"] = weight
     if name == "ef":  # whose weights mace-torch does not pass on
         train |= {"loss.energy_weight": 1.0, "loss.forces_weight": 1.0}
-    weights = _literal("config_type_weights", values["config_type_weights"], dict)
+    weights = literal("config_type_weights", values["config_type_weights"], dict)
     train["loss.config_type_weights"] = None if weights == {"Default": 1.0} else weights
     two = values["swa"] or values["start_swa"] is not None
     epochs = values["max_num_epochs"]
@@ -303,7 +265,7 @@ _SPECIAL: dict[str, _Special] = {
         ("train_file", "valid_file", "test_file", "test_dir", "heads", "E0s"),
         _data,
     ),
-    **dict.fromkeys(("model", "hidden_irreps", "num_channels", "max_L", "radial_MLP"), _model),
+    **dict.fromkeys(MODEL_ARGUMENTS, model),
     **dict.fromkeys(
         (
             *("optimizer", "beta", "beta1_schedulefree", "beta2_schedulefree", "lbfgs"),

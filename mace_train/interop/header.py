@@ -11,31 +11,36 @@ import numpy as np
 
 from mace_train.errors import InputError
 from mace_train.irreps import irreps_string
+from mace_train.settings.model import (
+    AGNOSTIC,
+    GATES,
+    INTERACTION_BLOCKS,
+    RADIAL_TYPES,
+    READOUTS,
+)
 
 Header = dict[str, Any]
-
-RESIDUAL = "RealAgnosticResidualInteractionBlock"
-AGNOSTIC = "RealAgnosticInteractionBlock"
+LINEAR_READOUT = "LinearReadoutBlock"  # that of a model of one layer
 
 # features beyond our settings that a header may state; old headers may leave any of them out
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "class": ("ScaleShiftMACE", "MACE"),
-    "interaction_cls": ([], [RESIDUAL]),
-    "interaction_cls_first": (RESIDUAL, AGNOSTIC),
-    "gate": ("silu",),
-    "radial_type": ("bessel",),
+    "interaction_cls": ([], *([name] for name in INTERACTION_BLOCKS)),
+    "interaction_cls_first": INTERACTION_BLOCKS,
+    "gate": GATES,
+    "radial_type": RADIAL_TYPES,
     "distance_transform": ("None", None, "Agnesi", "Soft"),
     "pair_repulsion": (False, True),
-    "apply_cutoff": (True,),
+    "apply_cutoff": (True, False),
     "use_so3": (False,),
-    "use_agnostic_product": (False,),
-    "use_last_readout_only": (False,),
+    "use_agnostic_product": (False, True),
+    "use_last_readout_only": (False, True),
     "joint_embedding": (False,),
-    "edge_irreps": (None,),
     "uniform_correlation": (True,),
-    "readout_cls": ("NonLinearReadoutBlock", "LinearReadoutBlock"),
+    "readout_cls": (*READOUTS, LINEAR_READOUT),
 }
 
+_RADIAL_TYPES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian"}
 _TRANSFORMS = {"NoneType": "None", "AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
 
 
@@ -53,16 +58,16 @@ def header_of(mace_torch_model: Any) -> Header:
     averages = {float(block.avg_num_neighbors) for block in model.interactions}
     if len(averages) > 1:
         raise InputError(f"layers differ in avg_num_neighbors: {sorted(averages)}")
-    bessel = model.radial_embedding.bessel_fn
     transform = getattr(model.radial_embedding, "distance_transform", None)
     last = model.readouts[-1]
     heads = list(getattr(model, "heads", ["Default"]))
+    edge_irreps = getattr(model, "edge_irreps", None)
     first = type(model.interactions[0]).__name__
-    orders = {
-        len(contraction.weights) + 1
+    bessel = type(model.radial_embedding.bessel_fn).__name__
+    orders = [
+        len(product.symmetric_contractions.contractions[0].weights) + 1
         for product in model.products
-        for contraction in product.symmetric_contractions.contractions
-    }
+    ]
     return {
         "class": class_name,
         "model": "MACE" if first == AGNOSTIC else "ScaleShiftMACE",
@@ -72,17 +77,21 @@ def header_of(mace_torch_model: Any) -> Header:
         "max_ell": int(model.spherical_harmonics._lmax),
         "max_L": int(model.products[0].linear.irreps_out.lmax),
         "num_channels": int(model.node_embedding.linear.irreps_out.dim),
-        "correlation": max(orders),
+        "correlation": orders[0] if len(set(orders)) == 1 else orders,
         "num_interactions": len(model.interactions),
         "num_radial_basis": int(model.radial_embedding.out_dim),
         "num_cutoff_basis": int(model.radial_embedding.cutoff_fn.p),
         "radial_MLP": [int(n) for n in model.interactions[0].conv_tp_weights.hs[1:-1]],
+        "edge_irreps": edge_irreps and str(edge_irreps),
+        "use_edge_irreps_first": bool(
+            edge_irreps and getattr(model, "use_edge_irreps_first", False)
+        ),
         "MLP_irreps": _hidden_scalars(last, len(heads)) if len(model.interactions) > 1 else "16x0e",
         "interaction_cls_first": first,
         "interaction_cls": sorted({type(block).__name__ for block in model.interactions[1:]}),
         "heads": heads,
         "gate": _gate_name(last),
-        "radial_type": {"BesselBasis": "bessel"}.get(type(bessel).__name__, type(bessel).__name__),
+        "radial_type": _RADIAL_TYPES.get(bessel, bessel),
         "distance_transform": _TRANSFORMS.get(type(transform).__name__, type(transform).__name__),
         "pair_repulsion": hasattr(model, "pair_repulsion_fn"),
         "apply_cutoff": getattr(model, "apply_cutoff", True),
@@ -90,8 +99,6 @@ def header_of(mace_torch_model: Any) -> Header:
         "use_agnostic_product": getattr(model, "use_agnostic_product", False),
         "use_last_readout_only": getattr(model, "use_last_readout_only", False),
         "joint_embedding": hasattr(model, "joint_embedding"),
-        "edge_irreps": getattr(model, "edge_irreps", None) and str(model.edge_irreps),
-        "uniform_correlation": len(orders) == 1,
         "readout_cls": type(last).__name__,
     }
 
@@ -108,7 +115,7 @@ def _hidden_scalars(readout: Any, n_heads: int) -> str:
 
 
 def _gate_name(readout: Any) -> str:
-    if type(readout).__name__ == "LinearReadoutBlock":
+    if type(readout).__name__ == LINEAR_READOUT:
         return "silu"
     function = getattr(readout.non_linearity.acts[0], "f", None)
     return str(getattr(function, "__name__", function))

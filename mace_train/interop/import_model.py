@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols
+from rich.table import Table
 from torch import Tensor
 
+from mace_train.console import Console
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
+from mace_train.foundation_models.lookup import check_licence, found_file, model_file, named
+from mace_train.foundation_models.table import MODELS, FoundationModel
 from mace_train.interop.equivalence import (
     TOLERANCE,
     TOLERANCE_SINGLE,
@@ -40,14 +44,35 @@ SAFE_WAYS = (
 )
 
 
+def import_or_list(settings: ImportSettings) -> None:
+    """The command: without a file or name, the table of foundation models."""
+    if settings.model_file is None:
+        Console().print(_table_of_names())
+    else:
+        import_model(settings)
+
+
+def import_foundation_model(model: FoundationModel, output: Path) -> None:
+    """Import to a folder; the licence has been accepted."""
+    import_model(
+        ImportSettings(model_file=model.name, accept_licence=model.licence, output=str(output))
+    )
+
+
 def import_model(settings: ImportSettings) -> MACE:
     """Read, compare with mace-torch where it is at hand, cut to the elements, write."""
-    path = Path(settings.model_file)
+    given = settings.model_file or ""
     target = Path(settings.output) / "checkpoints" / "best.safetensors"
-    if not path.is_file():
-        raise InputError(f"model_file={settings.model_file}: no such file")
+    named_model = named("model_file", given)
+    if named_model is None and not Path(given).is_file():
+        raise InputError(
+            f"model_file={given}: no such file; give one, or a name that `mace-train import` lists"
+        )
     if target.exists():
         raise InputError(f"output={settings.output} already holds {target}; choose another output")
+    if named_model is not None:
+        check_licence(named_model, settings.accept_licence, "accept_licence")
+    path = Path(given) if named_model is None else model_file(named_model)
     header, tensors, theirs = _read(path, settings)
     model = from_mace_torch(tensors, header)
     if theirs is None:
@@ -65,6 +90,8 @@ def import_model(settings: ImportSettings) -> MACE:
     make_folder("output", target.parent)
     dtype = str(model.dtype).removeprefix("torch.")
     source = {"file": path.name, "header": header}
+    if named_model is not None:
+        source |= {"name": named_model.name, "licence": named_model.licence}
     save(
         target,
         with_prefix("model.", dict(model.named_parameters())),
@@ -72,6 +99,15 @@ def import_model(settings: ImportSettings) -> MACE:
     )
     LOGGER.info("wrote %s (%s)", target, dtype)
     return model
+
+
+def _table_of_names() -> Table:
+    """Names, licences, sizes, and whether a cache has the file."""
+    table = Table("name", "model", "licence", "MB", "here", box=None)
+    for model in MODELS.values():
+        is_here = "yes" if found_file(model) else ""
+        table.add_row(model.name, model.title, model.licence, model.size, is_here)
+    return table
 
 
 def _read(

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from mace_train.data.graph import Graph
 from mace_train.errors import InputError
-from mace_train.interop.header import RESIDUAL
 from mace_train.irreps import FeatureIrreps, import_o3, importing_e3nn
+from mace_train.settings.model import READOUTS
 
 MISSING_PACKAGE = "needs mace-torch; pip install 'mace-train[interop]'"
 
@@ -96,8 +96,9 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
     o3 = import_o3()
     E0s = tensors["atomic_energies_fn.atomic_energies"].double()
     numbers = [int(z) for z in tensors["atomic_numbers"]]
-    classes = modules.interaction_classes
+    classes, first = modules.interaction_classes, header["interaction_cls_first"]
     hidden = FeatureIrreps(header["num_channels"], header["max_L"])
+    edge_irreps = header.get("edge_irreps")
     scale, shift = (
         tensors.get(f"scale_shift.{name}", torch.tensor([value])).tolist()
         for name, value in (("scale", 1.0), ("shift", 0.0))
@@ -109,8 +110,8 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
             num_bessel=header["num_radial_basis"],
             num_polynomial_cutoff=header["num_cutoff_basis"],
             max_ell=header["max_ell"],
-            interaction_cls=classes[RESIDUAL],
-            interaction_cls_first=classes[header["interaction_cls_first"]],
+            interaction_cls=classes[next(iter(header["interaction_cls"]), first)],
+            interaction_cls_first=classes[first],
             num_interactions=header["num_interactions"],
             num_elements=len(numbers),
             hidden_irreps=o3.Irreps(str(hidden)),
@@ -119,12 +120,19 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
             avg_num_neighbors=float(header["avg_num_neighbors"]),
             atomic_numbers=numbers,
             correlation=header["correlation"],
-            gate=torch.nn.functional.silu,
+            gate=modules.gate_dict[header.get("gate", "silu")],
+            readout_cls=modules.readout_classes[header.get("readout_cls", READOUTS[0])],
+            radial_type=header.get("radial_type", "bessel"),
+            use_last_readout_only=header.get("use_last_readout_only", False),
             pair_repulsion=header.get("pair_repulsion", False),
             distance_transform=header.get("distance_transform", "None"),
             radial_MLP=list(header["radial_MLP"]),
             heads=list(header.get("heads", ["Default"])),
             use_reduced_cg=header.get("use_reduced_cg", False),
+            use_agnostic_product=header.get("use_agnostic_product", False),
+            apply_cutoff=header.get("apply_cutoff", True),
+            edge_irreps=None if edge_irreps is None else o3.Irreps(edge_irreps),
+            use_edge_irreps_first=header.get("use_edge_irreps_first", False),
             atomic_inter_scale=scale,
             atomic_inter_shift=shift,
         )

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from mace_train.errors import InputError
 from mace_train.interop.couplings import check_convolution, contraction_weights
-from mace_train.interop.header import AGNOSTIC, RESIDUAL, Header, check_features
+from mace_train.interop.header import LINEAR_READOUT, Header, check_features
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.model.pair_repulsion import AGNESI, SOFT, ZBL, ZBL_WEIGHTS
 from mace_train.settings import ModelSettings
+from mace_train.settings.model import RESIDUAL
 
 E0_NAME = "atomic_energies_fn.atomic_energies"  # [n_heads, n_elements]
 # settings that belong to the data, to training, or that num_channels and max_L say too
-_NOT_IN_HEADERS = ("r_max", "scaling", "hidden_irreps")
+_NOT_IN_HEADERS = ("r_max", "scaling", "hidden_irreps", "interaction", "interaction_first")
 # tensors that hold no trained number, or that are checked before they are left out
 _DERIVED = re.compile(
     r"(output_mask|\.bias|conv_tp\.weight|_zeroed|U_matrix_\d+|_w3j_\d+_\d+_\d+)$"
@@ -46,16 +47,22 @@ def from_mace_torch(state_dict: Mapping[str, Tensor], header: Mapping[str, Any])
     check_features(header)
     state_dict = {name: tensor.cpu() for name, tensor in state_dict.items()}
     header = {**header, "distance_transform": header.get("distance_transform") or "None"}
+    if header.get("readout_cls") == LINEAR_READOUT:
+        del header["readout_cls"]
     _check_sizes(state_dict, header)
     names = {field.name for field in fields(ModelSettings)} - set(_NOT_IN_HEADERS)
-    settings = ModelSettings(**{name: header[name] for name in names if name in header})
+    settings = ModelSettings(
+        **{name: header[name] for name in names if name in header},
+        interaction=next(iter(header.get("interaction_cls", [])), RESIDUAL),
+        interaction_first=header.get("interaction_cls_first"),
+    )
     data = ModelData(
         r_max=float(header["r_max"]),
         atomic_numbers=tuple(int(z) for z in state_dict["atomic_numbers"]),
         avg_num_neighbors=float(header["avg_num_neighbors"]),
         heads=_heads(state_dict, header),
     )
-    tensors = contraction_weights(state_dict, settings.max_ell, settings.correlation)
+    tensors = contraction_weights(state_dict, settings.max_ell, settings.correlations())
     state_dict = {**state_dict, **tensors}
     model = MACE(settings, data).to(state_dict["node_embedding.linear.weight"].dtype)
     _check_names(model, state_dict)
@@ -86,7 +93,7 @@ def to_mace_torch_state_dict(model: MACE) -> dict[str, Tensor]:
 def header_for(model: MACE) -> Header:
     """The header that belongs to ``to_mace_torch_state_dict`` of the model, as plain data."""
     settings, data = asdict(model.settings), model.data
-    agnostic = settings["model"] == "MACE"
+    first, *others = model.settings.blocks()
     for name in _NOT_IN_HEADERS:
         del settings[name]
     return {
@@ -98,10 +105,8 @@ def header_for(model: MACE) -> Header:
         "atomic_numbers": list(data.atomic_numbers),
         "E0s": [list(head.E0s) for head in data.heads],
         "heads": list(data.head_names),
-        "interaction_cls_first": AGNOSTIC if agnostic else RESIDUAL,
-        "interaction_cls": [RESIDUAL] if model.settings.num_interactions > 1 else [],
-        "gate": "silu",
-        "radial_type": "bessel",
+        "interaction_cls_first": first,
+        "interaction_cls": sorted(set(others)),
     }
 
 
@@ -117,10 +122,6 @@ def _check_sizes(state_dict: Mapping[str, Tensor], header: Mapping[str, Any]) ->
                 f"header and tensors differ in {name}: the header says {header[name]!r}, the "
                 f"tensors say {found!r}; make the header from the same model with header_of"
             )
-    expected = header.get("model", ModelSettings.model)
-    first = header.get("interaction_cls_first", RESIDUAL)
-    if (expected == "MACE") != (first == AGNOSTIC) and "interaction_cls_first" in header:
-        raise InputError(f"header: model={expected!r} does not go with {first} as first layer")
 
 
 def _n_channels(state_dict: Mapping[str, Tensor]) -> int:
@@ -133,27 +134,51 @@ def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _radial_widths(state_dict: Mapping[str, Tensor]) -> list[int]:
-    n_layers = _count(state_dict, r"interactions\.0\.conv_tp_weights\.layer(\d+)\.weight")
-    return [
-        state_dict[f"interactions.0.conv_tp_weights.layer{i}.weight"].shape[0]
-        for i in range(n_layers)
-    ]
+    """Of the radial basis and the hidden layers of the first interaction."""
+    network = "interactions.0.conv_tp_weights."
+    n_layers = _count(state_dict, re.escape(network) + r"layer(\d+)\.weight")
+    if n_layers > 0:
+        return [state_dict[f"{network}layer{i}.weight"].shape[0] for i in range(n_layers)]
+    # maps, each with a norm and an activation behind it; inputs are those of both elements too
+    maps = [state_dict[f"{network}net.0.weight"]]
+    while (name := f"{network}net.{3 * len(maps)}.weight") in state_dict:
+        maps.append(state_dict[name])
+    n_inputs, *hidden = (matrix.shape[1] for matrix in maps)
+    return [n_inputs - 2 * _n_channels(state_dict), *hidden]
+
+
+def _degree_of_message(state_dict: Mapping[str, Tensor]) -> int:
+    """Of the first interaction, whose messages have one path to every degree."""
+    up = state_dict["interactions.0.linear_up.weight"]  # of scalars alone
+    if "interactions.0.linear_2.weight" in state_dict:
+        n_weights = state_dict["interactions.0.linear_2.weight"].numel()
+        return n_weights // _n_channels(state_dict) ** 2 - 1
+    return state_dict["interactions.0.linear.weight"].numel() // up.numel() - 1
 
 
 _TRANSFORM_KEYS = {
     "Agnesi": "radial_embedding.distance_transform.q",
     "Soft": "radial_embedding.distance_transform.alpha",
 }
-_CONTRACTION = r"products\.0\.symmetric_contractions\.contractions\."
+_CONTRACTIONS = r"products\.%d\.symmetric_contractions\.contractions\."
+
+
+def _correlation(state_dict: Mapping[str, Tensor]) -> int | list[int]:
+    """That of all layers, or of each."""
+    orders = [
+        _count(state_dict, _CONTRACTIONS % layer + r"0\.weights\.(\d+)") + 1
+        for layer in range(_count(state_dict, r"interactions\.(\d+)\."))
+    ]
+    return orders[0] if len(set(orders)) == 1 else orders
+
+
 _SIZES: dict[str, Callable[[Mapping[str, Tensor]], Any]] = {
     "atomic_numbers": lambda tensors: [int(z) for z in tensors["atomic_numbers"]],
     "num_channels": _n_channels,
     "num_interactions": lambda tensors: _count(tensors, r"interactions\.(\d+)\."),
-    "max_L": lambda tensors: _count(tensors, _CONTRACTION + r"(\d+)\.weights_max") - 1,
-    "correlation": lambda tensors: _count(tensors, _CONTRACTION + r"0\.weights\.(\d+)") + 1,
-    "max_ell": lambda tensors: (
-        tensors["interactions.0.linear.weight"].numel() // _n_channels(tensors) ** 2 - 1
-    ),
+    "max_L": lambda tensors: _count(tensors, _CONTRACTIONS % 0 + r"(\d+)\.weights_max") - 1,
+    "correlation": _correlation,
+    "max_ell": _degree_of_message,
     "num_radial_basis": lambda tensors: _radial_widths(tensors)[0],
     "radial_MLP": lambda tensors: _radial_widths(tensors)[1:],
     "pair_repulsion": lambda tensors: _count(tensors, r"(pair_repulsion_fn)\.") > 0,
@@ -196,18 +221,25 @@ def _check_constants(model: MACE, state_dict: Mapping[str, Tensor]) -> None:
 def _constants(model: MACE) -> dict[str, Tensor]:
     """What mace-torch stores and our model has built in."""
     data, settings, dtype = model.data, model.settings, model.dtype
-    order = torch.arange(1, settings.num_radial_basis + 1, dtype=torch.float64)
     r_max = torch.tensor(data.r_max, dtype=dtype)
     exponent = torch.tensor(settings.num_cutoff_basis, dtype=torch.int32)
     embedding, transform = "radial_embedding.", "radial_embedding.distance_transform."
     constants = {
         "r_max": r_max,
-        embedding + "bessel_fn.bessel_weights": (order * (math.pi / data.r_max)).to(dtype),
-        embedding + "bessel_fn.r_max": r_max,
-        embedding + "bessel_fn.prefactor": (2.0 / r_max).sqrt(),
         embedding + "cutoff_fn.p": exponent,
         embedding + "cutoff_fn.r_max": r_max,
     }
+    n_basis = settings.num_radial_basis
+    if settings.radial_type == "gaussian":
+        centres = torch.linspace(0.0, data.r_max, n_basis, dtype=torch.float64)
+        constants[embedding + "bessel_fn.gaussian_weights"] = centres.to(dtype)
+    else:
+        frequencies = torch.arange(1, n_basis + 1, dtype=torch.float64) * (math.pi / data.r_max)
+        constants |= {
+            embedding + "bessel_fn.bessel_weights": frequencies.to(dtype),
+            embedding + "bessel_fn.r_max": r_max,
+            embedding + "bessel_fn.prefactor": (2.0 / r_max).sqrt(),
+        }
     radii = torch.as_tensor(covalent_radii).to(dtype)
     of_transform = {"Agnesi": AGNESI, "Soft": SOFT}.get(settings.distance_transform)
     if of_transform is not None:

@@ -134,6 +134,10 @@ def _plain(value: Any) -> Any:
         return SimpleNamespace(__name__=value.name)
     if _is_module(value):
         return _attributes_of(value)
+    if isinstance(value, Shell) and value.name == "getattr" and len(value.arguments) == 2:
+        owner, name = value.arguments
+        if getattr(owner, "name", "") == "_VariableFunctionsClass":  # torch.tanh and such
+            return SimpleNamespace(__name__=name)
     if isinstance(value, Shell) and (value.module, value.name) == ("e3nn.o3._irreps", "Irreps"):
         return _Irreps(value)
     return value

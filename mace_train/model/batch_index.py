@@ -5,13 +5,15 @@ The backend decides how they are arranged,
                 fused kernels (cpp, cuda)              reference
     edges       ``EdgeIndex``: sorted by receiver      ``EdgeBlocks``: blocks of one receiver each
                 and, beside, by sender
-    atoms       ``Chunks``: sorted by element          their elements
+    atoms       ``Chunks``: sorted by element, if      their elements
+                the contraction depends on it
     groups      ``ElementGroups``: atoms by element, for weights of each element;
                 with static shapes ``ElementSlots``
-    species     ``EdgeSpecies``: elements at both ends of edges, where the model uses them
+    ends        ``EdgeEnds``: atoms at both ends of edges, where the model uses them
 
 and layers take from a ``BatchIndex`` what is there. Every batch gets a new one. With static
-shapes (CUDA graphs) all sizes follow from the numbers of atoms and edges alone.
+shapes (CUDA graphs) all sizes follow from the numbers of atoms and edges alone. An edge and its
+reverse share a row of what is made per pair, unless the model tells the two apart.
 """
 
 from dataclasses import dataclass
@@ -102,8 +104,8 @@ class SingleEdges(EdgeBlocks):
 
 
 @dataclass(frozen=True)
-class EdgeSpecies:
-    """Which atoms are at both ends of a pair of edges, where their elements (species) count."""
+class EdgeEnds:
+    """Atoms at both ends of a pair of edges, and the pair and receiver of every edge."""
 
     senders: Tensor  # [n_pairs] int64, of every pair's first edge
     receivers: Tensor  # [n_pairs] int64
@@ -117,16 +119,16 @@ class EdgeSpecies:
         receivers: Tensor,
         pairs: Tensor | None = None,
         first_of_pair: Tensor | None = None,
-    ) -> "EdgeSpecies":
+    ) -> "EdgeEnds":
         """From the senders and receivers of edges; without pairs every edge is alone."""
-        if pairs is None or first_of_pair is None:
-            pairs = first_of_pair = torch.arange(len(senders), device=senders.device)
+        if pairs is None or first_of_pair is None:  # not len(), as above
+            pairs = first_of_pair = torch.arange(senders.shape[0], device=senders.device)
         first_senders, first_receivers = (
             atoms.index_select(0, first_of_pair) for atoms in (senders, receivers)
         )
         return cls(first_senders, first_receivers, pairs, receivers)
 
-    def indices(self, elements: Tensor, n_elements: int) -> Tensor:
+    def species(self, elements: Tensor, n_elements: int) -> Tensor:
         """[n_pairs] int64: sender's element * n_elements + receiver's."""
         of_sender = elements.index_select(0, self.senders)
         return of_sender * n_elements + elements.index_select(0, self.receivers)
@@ -217,7 +219,7 @@ class BatchIndex:
     chunks: Chunks | None  # fused
     blocks: EdgeBlocks | None  # reference
     heads: Tensor | None = None  # [n_atoms] int64; None where the model has one head
-    species: EdgeSpecies | None = None  # None where elements at both ends of edges do not count
+    ends: EdgeEnds | None = None  # None where the model does not need it
 
     @classmethod
     def of(
@@ -231,22 +233,33 @@ class BatchIndex:
         *,
         n_elements: int,
         heads: Tensor | None = None,
-        edge_species: bool = False,
+        edge_ends: bool = False,
+        directed_edges: bool = False,
+        agnostic_product: bool = False,
         static_shapes: bool = False,
     ) -> "BatchIndex":
-        """The index of edges that are sorted by receiver; ``edge_species`` are made if needed."""
+        """The index of edges that are sorted by receiver; ``edge_ends`` are made if needed.
+
+        With ``directed_edges`` every edge is a pair of its own; with ``agnostic_product`` a chunk
+        has atoms of any element.
+        """
+        if directed_edges:
+            pairs = first_of_pair = None
         ends = (senders, receivers, elements.shape[0], pairs, first_of_pair)
-        edges = chunks = blocks = species = None
+        edges = chunks = blocks = edge_atoms = None
         if backend.fused:
             edges = EdgeIndex.of(*ends)
             of_elements = Chunks.of_size if static_shapes else Chunks.of
-            chunks = of_elements(elements, n_elements)
+            if agnostic_product:
+                chunks = of_elements(torch.zeros_like(elements), 1)
+            else:
+                chunks = of_elements(elements, n_elements)
         else:
             blocks = (SingleEdges if static_shapes else EdgeBlocks).of(*ends)
-        if edge_species:
-            species = EdgeSpecies.of(senders, receivers, pairs, first_of_pair)
+        if edge_ends:
+            edge_atoms = EdgeEnds.of(senders, receivers, pairs, first_of_pair)
         groups = (ElementSlots if static_shapes else ElementGroups).of(elements, n_elements)
-        return cls(backend, elements, groups, edges, chunks, blocks, heads, species)
+        return cls(backend, elements, groups, edges, chunks, blocks, heads, edge_atoms)
 
     @property
     def edge_rows(self) -> EdgeIndex | EdgeBlocks:

@@ -1,35 +1,16 @@
-"""Layers of MACE: interaction, product and readouts (arXiv 2206.07697, eqs. 7-13).
+"""Layers of MACE beside interactions and readouts: embedding, product (arXiv 2206.07697).
 
 Module and parameter names are those of mace-torch's state dict, so that weights are exchanged by
 name. Features are [n_atoms, (l_max + 1)^2, n_channels].
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from mace_train.irreps import FeatureIrreps
 from mace_train.model.batch_index import BatchIndex
 from mace_train.model.contraction import SymmetricContraction
-from mace_train.model.convolution import Convolution, EdgeFeatures
-from mace_train.model.linear import DegreeLinear, ElementLinear, split_degrees
-from mace_train.model.radial import RadialNetwork, scaled_silu
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """What a layer needs to know of the architecture, by mace-torch's names where it has one."""
-
-    n_elements: int
-    node_feats_irreps: FeatureIrreps  # that enter the layer
-    edge_attrs_irreps: FeatureIrreps  # spherical harmonics
-    target_irreps: FeatureIrreps  # message
-    hidden_irreps: FeatureIrreps  # that leave the layer
-    correlation: int
-    n_basis: int
-    radial_widths: list[int]
-    avg_num_neighbors: float
+from mace_train.model.layer_spec import LayerSpec
+from mace_train.model.linear import DegreeLinear, ElementEmbedding, split_degrees
 
 
 class NodeEmbedding(nn.Module):
@@ -37,55 +18,11 @@ class NodeEmbedding(nn.Module):
 
     def __init__(self, n_elements: int, n_channels: int) -> None:
         super().__init__()
-        self.n_elements = n_elements
-        self.linear = DegreeLinear([n_elements], n_channels)
+        self.linear = ElementEmbedding(n_elements, n_channels)
 
     def forward(self, index: BatchIndex) -> Tensor:
         """Features [n_atoms, 1, n_channels]."""
-        table = self.linear.weight.view(self.n_elements, 1, -1) * self.n_elements**-0.5
-        return index.backend.take_rows(table, index.elements)
-
-
-class InteractionBlock(nn.Module):
-    """Messages from neighbours, and the term that skips the product.
-
-    A residual block passes the incoming features through an element-dependent linear map around
-    the product; the other (first layer of the "MACE" flavour) applies one to the message.
-    """
-
-    def __init__(self, spec: LayerSpec, *, residual: bool) -> None:
-        super().__init__()
-        self.residual = residual
-        self.checkpointing = False  # of what the convolution makes per edge
-        self.avg_num_neighbors = spec.avg_num_neighbors
-        n_channels, l_in = spec.node_feats_irreps.mul, spec.node_feats_irreps.l_max
-        self._convolution = Convolution(l_in, spec.edge_attrs_irreps.l_max)
-        n_paths = len(self._convolution.paths)
-        fan_in = [
-            self._convolution.paths_to(degree) * n_channels for degree in spec.target_irreps.degrees
-        ]
-        self.linear_up = DegreeLinear([n_channels] * (l_in + 1), n_channels)
-        self.conv_tp_weights = RadialNetwork(spec.n_basis, spec.radial_widths, n_paths, n_channels)
-        self.linear = DegreeLinear(fan_in, spec.target_irreps.mul)
-        skipped = FeatureIrreps(n_channels, min(l_in, spec.hidden_irreps.l_max))
-        self.skip_tp = ElementLinear(skipped if residual else spec.target_irreps, spec.n_elements)
-
-    def extra_repr(self) -> str:
-        """What has no module of its own."""
-        return f"{self._convolution}, residual={self.residual}"
-
-    def forward(
-        self, x: Tensor, edges: EdgeFeatures, index: BatchIndex
-    ) -> tuple[Tensor, Tensor | None]:
-        """Message [n_atoms, (l_edges + 1)^2, n_channels], and the skipping term or None."""
-        up = self.linear_up(split_degrees(x))
-        summed = self._convolution(
-            up, edges, index, self.conv_tp_weights, checkpointing=self.checkpointing
-        )
-        message = self.linear(summed) / self.avg_num_neighbors
-        if self.residual:
-            return message, self.skip_tp(x, index.groups)
-        return self.skip_tp(message, index.groups), None
+        return index.backend.take_rows(self.linear.table().unsqueeze(1), index.elements)
 
 
 class ProductBlock(nn.Module):
@@ -95,7 +32,7 @@ class ProductBlock(nn.Module):
         super().__init__()
         n_channels, l_out = spec.hidden_irreps.mul, spec.hidden_irreps.l_max
         self.symmetric_contractions = SymmetricContraction(
-            spec.target_irreps.l_max, l_out, spec.correlation, spec.n_elements, n_channels
+            spec.target_irreps.l_max, l_out, spec.correlation, spec.n_product_elements, n_channels
         )
         self.linear = DegreeLinear([n_channels] * (l_out + 1), n_channels)
 
@@ -107,40 +44,3 @@ class ProductBlock(nn.Module):
             return features
         missing = features.shape[1] - skip.shape[1]
         return features + torch.nn.functional.pad(skip, (0, 0, 0, missing))
-
-
-class LinearReadout(nn.Module):
-    """Energy as a linear function of the scalars, one for each head."""
-
-    def __init__(self, n_channels: int, n_heads: int = 1) -> None:
-        super().__init__()
-        self.linear = DegreeLinear([n_channels], n_heads)
-
-    def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
-        """Energies [n_atoms]; ``head`` [n_atoms, n_heads] is 1 at the head of each atom."""
-        return _of_head(self.linear([x[:, :1]]), head)
-
-
-class NonLinearReadout(nn.Module):
-    """Energy as a two-layer perceptron of the scalars; each head has hidden values of its own.
-
-    The hidden values of one head are contiguous, head after head, as in mace-torch.
-    """
-
-    def __init__(self, n_channels: int, n_hidden: int, n_heads: int = 1) -> None:
-        super().__init__()
-        self.linear_1 = DegreeLinear([n_channels], n_hidden * n_heads)
-        self.linear_2 = DegreeLinear([n_hidden * n_heads], n_heads)
-
-    def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
-        """Energies [n_atoms]; ``head`` [n_atoms, n_heads] is 1 at the head of each atom."""
-        hidden = scaled_silu(self.linear_1([x[:, :1]]))
-        if head is not None:
-            of_heads = hidden.view(hidden.shape[0], 1, head.shape[1], -1)
-            hidden = (of_heads * head[:, None, :, None]).flatten(2)
-        return _of_head(self.linear_2([hidden]), head)
-
-
-def _of_head(energies: Tensor, head: Tensor | None) -> Tensor:
-    """Those of each atom's head [n_atoms] from those of all [n_atoms, 1, n_heads]."""
-    return energies.flatten() if head is None else (energies.squeeze(1) * head).sum(1)

@@ -24,7 +24,7 @@ from mace_train.data.graph import Graph
 from mace_train.model.batch_index import (
     BatchIndex,
     EdgeBlocks,
-    EdgeSpecies,
+    EdgeEnds,
     ElementGroups,
     ElementSlots,
 )
@@ -34,7 +34,7 @@ from mace_train.ops.backends import Backend
 from mace_train.ops.convolution import EdgeIndex
 from mace_train.ops.symmetric_contraction import Chunks
 
-INDICES = (BatchIndex, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks, EdgeSpecies)
+INDICES = (BatchIndex, EdgeBlocks, EdgeIndex, ElementGroups, ElementSlots, Chunks, EdgeEnds)
 for _class in INDICES:
     torch.export.register_dataclass(_class, serialized_type_name=f"mace_train.{_class.__name__}")
 # no input of a graph, but part of what a graph is made for
@@ -99,7 +99,21 @@ def trace(model: MACE) -> GraphModule:
     both = partial(energies_and_gradient, ModelEnergies(model), create_graph=True)
     make = make_fx(both, tracing_mode="symbolic", _allow_non_fake_inputs=True)
     traced: GraphModule = make(dict(model.named_parameters()), *inputs)
+    _without_detach(traced)
     return traced
+
+
+def _without_detach(traced: GraphModule) -> None:
+    """Let derivatives of the graph pass through what autograd has saved while it was traced.
+
+    Operations whose derivative needs their result (tanh, sqrt) save it, and a trace of that
+    derivative holds the result detached: a second derivative would miss the part through it.
+    """
+    graph = traced.graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.detach.default):
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+    traced.recompile()
 
 
 def energies_and_gradient(
@@ -124,7 +138,9 @@ def export(model: MACE, *, forces: bool = True) -> torch.export.ExportedProgram:
     """``trace`` with the weights inside; without ``forces`` energies alone.
 
     A function of (vectors, elements, index), with ``index`` from ``MACE.batch_index``. Where the
-    graph is loaded again, a model of this architecture must have been made for fused kernels.
+    graph is loaded again, a model of this architecture must have been made for fused kernels. One
+    whose edges are directed is loaded by ``module(check_guards=False)``: the check that PyTorch
+    writes of equal sizes takes ``first`` of an index for the beginning of ``first_of_pair``.
     """
     inputs = example(model)
     shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]

@@ -82,7 +82,8 @@ class SymmetricContraction(nn.Module):
         """Features [n_atoms, (l_out + 1)^2, n_channels].
 
         Takes x [n_atoms, (l_max + 1)^2, n_channels] and elements [n_atoms], int64 indices; with
-        chunks of them the fused kernel computes, without the reference.
+        chunks of them the fused kernel computes, without the reference. Made for one element, all
+        atoms are taken for it.
         """
         return self._reference(x, elements) if chunks is None else self._fused(x, chunks)
 
@@ -149,6 +150,7 @@ class SymmetricContraction(nn.Module):
     def _row_weights(self, elements: Tensor) -> list[Tensor]:
         """Weights [n_atoms, n_rows + 1, n_channels] of every row, then of order one."""
         result = []
+        rows = torch.zeros_like(elements) if self._n_elements == 1 else elements
         for module, project in zip(self.contractions, self._project, strict=True):
             assert isinstance(module, ContractionWeights)
             weights = [
@@ -156,7 +158,7 @@ class SymmetricContraction(nn.Module):
                 for order, matrix in project.items()
             ]
             of_element = torch.cat([*weights, module.of_order(1)], dim=1)
-            result.append(of_element.index_select(0, elements))
+            result.append(of_element.index_select(0, rows))
         return result
 
 

@@ -25,7 +25,7 @@ from mace_train.model.batch_index import BatchIndex, EdgeBlocks
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.coupling import clebsch_gordan, convolution_paths
 from mace_train.model.linear import split_degrees
-from mace_train.model.radial import RadialNetwork
+from mace_train.model.radial import PathNetwork
 from mace_train.ops import convolution
 from mace_train.ops.codegen.convolution_program import ChannelwiseProduct, Path
 from mace_train.ops.convolution import EdgeIndex
@@ -38,7 +38,8 @@ class EdgeFeatures:
     """What all layers need of the edges; rows are edges, or slots of blocks for the reference."""
 
     harmonics: Tensor  # [n_rows, (l_edges + 1)^2]
-    radial: Tensor  # [n_pairs, n_basis], with blocks one row of zeros more, for empty slots
+    radial: Tensor  # [n_pairs, n_basis]
+    cutoff: Tensor | None  # [n_pairs, 1] where the radial basis is free of it
 
 
 class Convolution:
@@ -67,18 +68,20 @@ class Convolution:
     def __call__(
         self,
         x: Tensor,
-        edges: EdgeFeatures,
+        harmonics: Tensor,
         index: BatchIndex,
-        network: RadialNetwork,
+        network: PathNetwork,
+        factors: tuple[Tensor, Tensor],
         *,
         checkpointing: bool = False,
     ) -> list[Tensor]:
         """Degrees [n_atoms, 2 l3 + 1, n_paths_to_l3 * n_channels] of the summed messages.
 
-        Takes x [n_atoms, (l_nodes + 1)^2, n_channels]; the network maps the edges' radial basis
-        to weights of the paths. With ``checkpointing`` only CHANNELS_AT_A_TIME channels of what is
-        made per edge exist at any time: channels do not mix here, so nothing is computed for more
-        than one of these parts but the network's narrow layers.
+        Takes x [n_atoms, (l_nodes + 1)^2, n_channels] and both ``factors`` of the paths' weights
+        of every pair, which the network has made and multiplies. With ``checkpointing`` only
+        CHANNELS_AT_A_TIME channels of what is made per edge exist at any time: channels do not mix
+        here, so nothing is computed for more than one of these parts but the network's narrow
+        layers.
         """
 
         def part(x: Tensor, harmonics: Tensor, hidden: Tensor, last: Tensor) -> tuple[Tensor, ...]:
@@ -86,15 +89,17 @@ class Convolution:
                 weights = network.stacked(hidden, last)
                 return tuple(self._fused(x, harmonics, weights, index.edges))
             assert index.blocks is not None
+            # one row more, of zeros, for the empty slots
+            hidden = torch.nn.functional.pad(hidden, (0, 0, 0, 1))
             of_paths = network.by_path(hidden, last)
             return tuple(self._reference(x, harmonics, of_paths, index.blocks))
 
-        hidden, last = network.hidden(edges.radial)
+        hidden, last = factors
         if not checkpointing:
-            return list(part(x, edges.harmonics, hidden, last))
+            return list(part(x, harmonics, hidden, last))
         # copies, since a view would keep all channels
         parts = [
-            checkpointed(part, some.contiguous(), edges.harmonics, hidden, columns.contiguous())
+            checkpointed(part, some.contiguous(), harmonics, hidden, columns.contiguous())
             for some, columns in zip(
                 *(torch.split(tensor, CHANNELS_AT_A_TIME, 2) for tensor in (x, last)), strict=True
             )

@@ -26,28 +26,53 @@ def split_degrees(features: Tensor) -> list[Tensor]:
 
 
 class DegreeLinear(MatmulModule):
-    """One matrix per degree, shared by all elements."""
+    """One matrix per degree, shared by all elements.
 
-    def __init__(self, fan_in: Sequence[int], n_out: int) -> None:
+    With gates the scalars that come out are (1 + n_gates) * n_out, all other degrees n_out.
+    """
+
+    def __init__(self, fan_in: Sequence[int], n_out: int, n_gates: int = 0) -> None:
         super().__init__()
         self.fan_in = tuple(fan_in)
         self.n_out = n_out
-        self.weight = nn.Parameter(torch.randn(sum(self.fan_in) * n_out))
+        self.fan_out = (n_out * (1 + n_gates), *[n_out] * (len(self.fan_in) - 1))
+        n_weights = degree_linear_size(fan_in, n_out, n_gates)
+        self.weight = nn.Parameter(torch.randn(n_weights))
 
     def extra_repr(self) -> str:
         """Irreps and number of weights."""
-        outputs = irreps_string([self.n_out] * len(self.fan_in))
-        return f"{irreps_string(self.fan_in)} -> {outputs} | {self.weight.numel()} weights"
+        inputs, outputs = irreps_string(self.fan_in), irreps_string(self.fan_out)
+        return f"{inputs} -> {outputs} | {self.weight.numel()} weights"
 
     def forward(self, degrees: Sequence[Tensor]) -> Tensor:
         """Features [n_atoms, (l_max + 1)^2, n_out] from degrees [n_atoms, 2l + 1, fan_in[l]]."""
-        assert len(degrees) == len(self.fan_in)
-        blocks = torch.split(self.weight.view(-1, self.n_out), list(self.fan_in))
-        outputs = [
-            self.matmul(degree, block * block.shape[0] ** -0.5)
-            for degree, block in zip(degrees, blocks, strict=True)
+        return torch.cat(self.by_degree(degrees), dim=1)
+
+    def by_degree(self, degrees: Sequence[Tensor]) -> list[Tensor]:
+        """Degrees [n_atoms, 2l + 1, fan_out[l]] from degrees [n_atoms, 2l + 1, fan_in[l]]."""
+        sizes = [rows * columns for rows, columns in zip(self.fan_in, self.fan_out, strict=True)]
+        blocks = torch.split(self.weight, sizes)
+        return [
+            self.matmul(degree, block.view(rows, -1) * rows**-0.5)
+            for degree, block, rows in zip(degrees, blocks, self.fan_in, strict=True)
         ]
-        return torch.cat(outputs, dim=1)
+
+
+def degree_linear_size(fan_in: Sequence[int], n_out: int, n_gates: int = 0) -> int:
+    """The number of weights of a ``DegreeLinear``."""
+    return sum(fan_in) * n_out + fan_in[0] * n_out * n_gates
+
+
+class ElementEmbedding(DegreeLinear):
+    """Scalars that depend on the element alone."""
+
+    def __init__(self, n_elements: int, n_channels: int) -> None:
+        super().__init__([n_elements], n_channels)
+
+    def table(self) -> Tensor:
+        """The scalars [n_elements, n_channels] of every element."""
+        n_elements = self.fan_in[0]
+        return self.weight.view(n_elements, -1) * n_elements**-0.5
 
 
 class ElementLinear(MatmulModule):
@@ -57,7 +82,7 @@ class ElementLinear(MatmulModule):
         super().__init__()
         self.irreps = irreps
         self.shape = (irreps.l_max + 1, irreps.mul, n_elements, irreps.mul)
-        self.weight = nn.Parameter(torch.randn((irreps.l_max + 1) * irreps.mul**2 * n_elements))
+        self.weight = nn.Parameter(torch.randn(element_linear_size(irreps, n_elements)))
 
     def extra_repr(self) -> str:
         """Irreps and number of weights."""
@@ -75,3 +100,8 @@ class ElementLinear(MatmulModule):
             for degree, of_degree in zip(split_degrees(rows), matrices, strict=True)
         ]
         return groups.unsort(torch.cat(outputs, dim=1))
+
+
+def element_linear_size(irreps: FeatureIrreps, n_elements: int) -> int:
+    """The number of weights of an ``ElementLinear``."""
+    return (irreps.l_max + 1) * irreps.mul**2 * n_elements

@@ -3,8 +3,9 @@
     W = W_0 + (alpha / r) A B        A [rows, r] normal, B [r, n_out] zero at first
 
 W_0 is fixed, A and B are trained, in every matrix that mixes channels: linear layers of each
-degree (whose matrices share B), skip products, radial networks, embedding, readouts. Each such
-matrix acts on channels alone, so the model stays equivariant. The contraction's weights are fixed.
+degree (whose matrices share B, gates too), skip products, radial networks, embeddings, readouts.
+Each such matrix acts on channels alone, so the model stays equivariant. The contraction's weights
+are fixed.
 """
 
 from collections.abc import Mapping
@@ -38,12 +39,12 @@ def add_low_rank(model: nn.Module, rank: int, alpha: float) -> None:
     """Train low-rank changes of the model's linear layers, and nothing else, from now on."""
     model.requires_grad_(False)
     for module in list(model.modules()):
-        if isinstance(module, (DegreeLinear, ElementLinear, RadialLayer)):
+        if isinstance(module, (DegreeLinear, ElementLinear, RadialLayer, nn.Linear)):
             change = LowRank(module.weight, _n_out(module), rank, alpha / rank)
             parametrize.register_parametrization(module, "weight", change)
 
 
-def _n_out(module: DegreeLinear | ElementLinear | RadialLayer) -> int:
+def _n_out(module: DegreeLinear | ElementLinear | RadialLayer | nn.Linear) -> int:
     if isinstance(module, DegreeLinear):
         return module.n_out
     return module.shape[-1] if isinstance(module, ElementLinear) else module.weight.shape[-1]

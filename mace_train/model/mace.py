@@ -8,9 +8,9 @@ A model may have several heads, one for each level of theory of its data: they s
 the readouts, and have scale, shift and E0s of their own; the head of its structure says which
 output an atom takes.
 
-Readouts are linear but the last, which is a perceptron if there is more than one layer; the last
-layer carries scalars only. Both flavours of mace-torch are here: "ScaleShiftMACE" has residual
-interactions in all layers; "MACE" has a non-residual first one (and is trained with shift 0).
+Readouts are those of ``readouts``; the last layer carries scalars only. The interactions are of the
+kinds that the settings name; "MACE" has
+a non-residual first one (and is trained with shift 0).
 
 Parameters have the names, shapes and initial distributions of mace-torch; the state dict holds
 nothing else. Energies of isolated atoms stay in float64 whatever the model is cast to.
@@ -30,19 +30,15 @@ from torch import Tensor, nn
 from mace_train.errors import InputError
 from mace_train.irreps import FeatureIrreps
 from mace_train.model.batch_index import BatchIndex
-from mace_train.model.blocks import (
-    InteractionBlock,
-    LayerSpec,
-    LinearReadout,
-    NodeEmbedding,
-    NonLinearReadout,
-    ProductBlock,
-)
+from mace_train.model.blocks import NodeEmbedding, ProductBlock
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.convolution import EdgeFeatures
+from mace_train.model.interactions import INTERACTIONS, InteractionBlock
+from mace_train.model.layer_spec import layer_specs
 from mace_train.model.matmul_precision import MatmulModule
 from mace_train.model.pair_repulsion import TRANSFORMS, PairRepulsion
 from mace_train.model.radial import RadialBasis
+from mace_train.model.readouts import make_readouts
 from mace_train.model.size import check_size
 from mace_train.model.spherical_harmonics import SphericalHarmonics
 from mace_train.ops.backends import backend_of
@@ -157,7 +153,13 @@ class MACE(nn.Module):
         self._harmonics = SphericalHarmonics(settings.max_ell)
         degrees = np.arange(settings.max_ell + 1)
         self._parity = ConstantTensor(np.repeat((-1.0) ** degrees, 2 * degrees + 1))
-        self._radial = RadialBasis(data.r_max, settings.num_radial_basis, settings.num_cutoff_basis)
+        self._radial = RadialBasis(
+            data.r_max,
+            settings.num_radial_basis,
+            settings.num_cutoff_basis,
+            settings.radial_type,
+            apply_cutoff=settings.apply_cutoff,
+        )
         transform = TRANSFORMS[settings.distance_transform]
         self._transform = None if transform is None else transform(data.atomic_numbers)
         self._repulsion = (
@@ -166,18 +168,19 @@ class MACE(nn.Module):
             else None
         )
         self.node_embedding = NodeEmbedding(n_elements, settings.num_channels)
-        layers = [_layer_spec(settings, data, layer) for layer in range(settings.num_interactions)]
+        layers = layer_specs(settings, n_elements, data.avg_num_neighbors)
+        kinds = [INTERACTIONS[name] for name in settings.blocks()]
         self.interactions = nn.ModuleList(
-            InteractionBlock(spec, residual=layer > 0 or settings.model != "MACE")
-            for layer, spec in enumerate(layers)
+            kind(spec) for kind, spec in zip(kinds, layers, strict=True)
         )
+        self._needs_edge_ends = (
+            self._transform is not None
+            or self._repulsion is not None
+            or any(kind.needs_edge_ends for kind in kinds)
+        )
+        self._directed_edges = any(kind.directed_edges for kind in kinds)
         self.products = nn.ModuleList(ProductBlock(spec) for spec in layers)
-        self.readouts = nn.ModuleList(
-            NonLinearReadout(settings.num_channels, settings.mlp_width(), n_heads)
-            if 0 < layer == len(layers) - 1
-            else LinearReadout(settings.num_channels, n_heads)
-            for layer in range(len(layers))
-        )
+        self.readouts = make_readouts(settings, n_heads)
 
     @property
     def E0s(self) -> Tensor:
@@ -230,7 +233,8 @@ class MACE(nn.Module):
 
         Takes edge vectors [n_edges, 3] (Å, sender to receiver, in the model's dtype), elements
         [n_atoms], senders and receivers [n_edges], int64; receivers ascending. With pairs (see
-        ``Graph``) only the vector of the first edge of each pair is used; without them, all are.
+        ``Graph``) only the vector of the first edge of each pair is used, unless the model tells
+        an edge from its reverse; without them, all are.
         ``heads`` [n_atoms] int64 is needed if the model has several. In place of all but the first
         two there may be an ``index`` that ``batch_index`` has made of them.
         """
@@ -266,7 +270,9 @@ class MACE(nn.Module):
             first_of_pair,
             n_elements=len(self.data.atomic_numbers),
             heads=heads,
-            edge_species=self._transform is not None or self._repulsion is not None,
+            edge_ends=self._needs_edge_ends,
+            directed_edges=self._directed_edges,
+            agnostic_product=self.settings.use_agnostic_product,
             static_shapes=self.static_shapes,
         )
 
@@ -280,12 +286,14 @@ class MACE(nn.Module):
         x = self.node_embedding(index)
         energies = torch.zeros_like(x[:, 0, 0]) if repulsion is None else repulsion
         head = self._head_one_hot(index.heads, x)
-        for interaction, product, readout in zip(
-            self.interactions, self.products, self.readouts, strict=True
+        n_without = len(self.interactions) - len(self.readouts)  # layers without a readout
+        for layer, (interaction, product) in enumerate(
+            zip(self.interactions, self.products, strict=True)
         ):
             message, skip = interaction(x, edges, index)
             x = product(message, skip, index)
-            energies = energies + readout(x, head)
+            if layer >= n_without:
+                energies = energies + self.readouts[layer - n_without](x, head)
         if head is None:
             return self.data.heads[0].scale * energies + self.data.heads[0].shift
         scale, shift = (table.like(x) for table in (self._scale, self._shift))
@@ -312,34 +320,17 @@ class MACE(nn.Module):
         is_reverse = rows.is_reverse().unsqueeze(1)
         signs = torch.where(is_reverse, self._parity.like(of_pairs), 1.0)
         transformed = repulsion = None
-        if index.species is not None:
-            species = index.species.indices(elements, len(self.data.atomic_numbers))
+        if self._transform is not None or self._repulsion is not None:
+            assert index.ends is not None
+            species = index.ends.species(elements, len(self.data.atomic_numbers))
             if self._transform is not None:
                 transformed = self._transform(lengths, species)
             if self._repulsion is not None:
                 repulsion = self._repulsion(
-                    lengths, species, index.species, elements.shape[0], index.backend.sum_rows
+                    lengths, species, index.ends, elements.shape[0], index.backend.sum_rows
                 )
-        radial = self._radial(lengths, transformed)
+        radial, cutoff = self._radial(lengths, transformed)
         if index.blocks is not None:  # one row more, of zeros, for the empty slots
-            of_pairs, radial = (
-                torch.nn.functional.pad(t, (0, 0, 0, 1)) for t in (of_pairs, radial)
-            )
+            of_pairs = torch.nn.functional.pad(of_pairs, (0, 0, 0, 1))
         harmonics = of_pairs.index_select(0, rows.pairs) * signs
-        return EdgeFeatures(harmonics, radial), repulsion
-
-
-def _layer_spec(settings: ModelSettings, data: ModelData, layer: int) -> LayerSpec:
-    is_first, is_last = layer == 0, layer == settings.num_interactions - 1
-    n_channels, max_L = settings.num_channels, settings.max_L
-    return LayerSpec(
-        n_elements=len(data.atomic_numbers),
-        node_feats_irreps=FeatureIrreps(n_channels, 0 if is_first else max_L),
-        edge_attrs_irreps=FeatureIrreps(1, settings.max_ell),
-        target_irreps=FeatureIrreps(n_channels, settings.max_ell),
-        hidden_irreps=FeatureIrreps(n_channels, 0 if is_last else max_L),
-        correlation=settings.correlation,
-        n_basis=settings.num_radial_basis,
-        radial_widths=settings.radial_MLP,
-        avg_num_neighbors=data.avg_num_neighbors,
-    )
+        return EdgeFeatures(harmonics, radial, cutoff), repulsion

@@ -17,7 +17,7 @@ import torch
 from ase.data import covalent_radii
 from torch import Tensor
 
-from mace_train.model.batch_index import EdgeSpecies
+from mace_train.model.batch_index import EdgeEnds
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.coupling import Float
 from mace_train.model.radial import envelope
@@ -96,7 +96,7 @@ class PairRepulsion:
         self._exponent = exponent
 
     def __call__(
-        self, lengths: Tensor, species: Tensor, edge_species: EdgeSpecies, n_atoms: int, sums: Sums
+        self, lengths: Tensor, species: Tensor, ends: EdgeEnds, n_atoms: int, sums: Sums
     ) -> Tensor:
         """Energies [n_atoms], eV, of pairs [n_pairs] of these lengths and species.
 
@@ -112,5 +112,5 @@ class PairRepulsion:
         )
         reach = envelope(lengths / self._reach(species, lengths), self._exponent)
         of_pairs = 0.5 * self._charges(species, lengths) / lengths * screened * reach
-        of_edges = of_pairs.index_select(0, edge_species.pair_of_edge)
-        return sums(of_edges, edge_species.receiver_of_edge, n_atoms, ascending=True)
+        of_edges = of_pairs.index_select(0, ends.pair_of_edge)
+        return sums(of_edges, ends.receiver_of_edge, n_atoms, ascending=True)

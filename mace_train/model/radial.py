@@ -1,13 +1,17 @@
-"""Radial functions of the edge length r: Bessel basis, smooth cutoff, and the radial network.
+"""Radial functions of the edge length r: basis, smooth cutoff, and the radial network.
 
     e_n(r) = sqrt(2 / r_max) sin(n pi r / r_max) / r * f(r / r_max),     n = 1..n_basis
     f(u)   = 1 - u^p [(p+1)(p+2)/2 - p (p+2) u + p (p+1)/2 u^2]  for u < 1, else exactly 0
 
-(arXiv 2003.03123, eqs. 7, 8). A network without biases maps them to one weight per path and
-channel, so an edge at r_max has all weights exactly zero. The network is the largest matrix product
-of MACE: about 2 n_edges * width * n_paths * n_channels floating point operations.
+(arXiv 2003.03123, eqs. 7, 8; Gaussians may take the place of the Bessel functions). A network
+without biases maps them to one weight per path and channel, so an edge at r_max has all weights
+exactly zero. With ``apply_cutoff=False`` the basis is free of f, and what the network makes of it
+is multiplied instead. The network is the largest matrix product of MACE: about
+2 n_edges * width * n_paths * n_channels floating point operations.
 """
 
+from collections.abc import Callable
+from itertools import pairwise
 from math import pi, sqrt
 
 import torch
@@ -32,23 +36,58 @@ def envelope(u: Tensor, exponent: int) -> Tensor:
     return inside * (1 - u**exponent * polynomial)
 
 
-class RadialBasis:
-    """Bessel functions times the cutoff."""
+def bessel_functions(r: Tensor, r_max: float, n_basis: int) -> Tensor:
+    """The e_n(r) above without f [n_edges, n_basis], of lengths r [n_edges, 1] > 0."""
+    n = torch.arange(1, n_basis + 1, dtype=r.dtype, device=r.device)
+    return sqrt(2.0 / r_max) * torch.sin(n * (pi / r_max) * r) / r
 
-    def __init__(self, r_max: float, n_basis: int, exponent: int) -> None:
+
+def gaussian_functions(r: Tensor, r_max: float, n_basis: int) -> Tensor:
+    """Gaussians [n_edges, n_basis] of lengths r [n_edges, 1], with as many centres from 0 to r_max.
+
+    Their standard deviation is the distance of two centres.
+    """
+    distance = r_max / (n_basis - 1)
+    centres = torch.arange(n_basis, dtype=r.dtype, device=r.device) * distance
+    return torch.exp(-0.5 * ((r - centres) / distance).square())
+
+
+RADIAL_FUNCTIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
+    "bessel": bessel_functions,
+    "gaussian": gaussian_functions,
+}
+
+
+class RadialBasis:
+    """Radial functions times the cutoff, or both apart."""
+
+    def __init__(
+        self,
+        r_max: float,
+        n_basis: int,
+        exponent: int,
+        kind: str = "bessel",
+        *,
+        apply_cutoff: bool = True,
+    ) -> None:
         self.r_max = r_max
         self.n_basis = n_basis
         self.exponent = exponent
+        self.apply_cutoff = apply_cutoff
+        self._functions = RADIAL_FUNCTIONS[kind]
 
-    def __call__(self, lengths: Tensor, transformed: Tensor | None = None) -> Tensor:
-        """Values [n_edges, n_basis] at lengths [n_edges] > 0, Å.
+    def __call__(
+        self, lengths: Tensor, transformed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Values [n_edges, n_basis] at lengths [n_edges] > 0, Å; the cutoff if not among them.
 
-        The Bessel functions are taken at the transformed lengths, if there are any.
+        The functions are taken at the transformed lengths, if there are any. The cutoff is
+        [n_edges, 1].
         """
         r = (lengths if transformed is None else transformed).unsqueeze(1)
-        n = torch.arange(1, self.n_basis + 1, dtype=r.dtype, device=r.device)
-        bessel = sqrt(2.0 / self.r_max) * torch.sin(n * (pi / self.r_max) * r) / r
-        return bessel * envelope(lengths.unsqueeze(1) / self.r_max, self.exponent)
+        functions = self._functions(r, self.r_max, self.n_basis)
+        cutoff = envelope(lengths.unsqueeze(1) / self.r_max, self.exponent)
+        return (functions * cutoff, None) if self.apply_cutoff else (functions, cutoff)
 
 
 class RadialLayer(nn.Module):
@@ -68,27 +107,13 @@ class RadialLayer(nn.Module):
         return self.weight * self.weight.shape[0] ** -0.5
 
 
-class RadialNetwork(MatmulModule):
-    """Perceptron from the radial basis to the weights of the convolution paths.
+class PathNetwork(MatmulModule):
+    """A network to the weights of the convolution paths of every edge.
 
-    The last product, by far the largest, is apart, so that a caller may take it in parts.
+    The last product, by far the largest, is apart, so that a caller may take it in parts:
+
+        R[e, p, k] = sum_h hidden[e, h] last[h, p, k]
     """
-
-    def __init__(self, n_basis: int, hidden: list[int], n_paths: int, n_channels: int) -> None:
-        super().__init__()
-        self.n_channels = n_channels
-        widths = [n_basis, *hidden, n_paths * n_channels]
-        self.n_layers = len(widths) - 1
-        for i in range(self.n_layers):
-            self.add_module(f"layer{i}", RadialLayer(widths[i], widths[i + 1]))
-
-    def hidden(self, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last matrix multiplies [n_edges, width], and it [width, n_paths, n_channels]."""
-        matrices = [layer.scaled() for layer in self.children() if isinstance(layer, RadialLayer)]
-        hidden = basis
-        for matrix in matrices[:-1]:
-            hidden = scaled_silu(self.matmul(hidden, matrix))
-        return hidden, matrices[-1].view(hidden.shape[1], -1, self.n_channels)
 
     def stacked(self, hidden: Tensor, last: Tensor) -> Tensor:
         """The last product as one tensor [n_edges, n_paths, n_channels]."""
@@ -99,3 +124,32 @@ class RadialNetwork(MatmulModule):
         """The last product as one tensor [n_edges, n_channels] per path."""
         # one product per path: no [n_edges, n_paths, n_channels] tensor to take apart again
         return [self.matmul(hidden, columns) for columns in last.unbind(1)]
+
+
+class RadialNetwork(PathNetwork):
+    """Perceptron without biases, from the radial basis."""
+
+    def __init__(self, n_basis: int, hidden: list[int], n_paths: int, n_channels: int) -> None:
+        super().__init__()
+        self.n_channels = n_channels
+        widths = [n_basis, *hidden, n_paths * n_channels]
+        self.n_layers = len(widths) - 1
+        for i in range(self.n_layers):
+            self.add_module(f"layer{i}", RadialLayer(widths[i], widths[i + 1]))
+
+    def hidden(self, basis: Tensor, cutoff: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the last matrix multiplies [n_edges, width], and it [width, n_paths, n_channels].
+
+        A cutoff [n_edges, 1] multiplies the weights of each edge.
+        """
+        matrices = [layer.scaled() for layer in self.children() if isinstance(layer, RadialLayer)]
+        hidden = basis
+        for matrix in matrices[:-1]:
+            hidden = scaled_silu(self.matmul(hidden, matrix))
+        hidden = hidden if cutoff is None else hidden * cutoff
+        return hidden, matrices[-1].view(hidden.shape[1], -1, self.n_channels)
+
+
+def radial_network_size(n_basis: int, hidden: list[int], n_paths: int, n_channels: int) -> int:
+    """The number of weights of a ``RadialNetwork``."""
+    return sum(a * b for a, b in pairwise([n_basis, *hidden, n_paths * n_channels]))

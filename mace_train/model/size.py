@@ -2,10 +2,11 @@
 
 import os
 from collections import Counter
-from itertools import pairwise
 
 from mace_train.errors import InputError
-from mace_train.model.coupling import convolution_paths
+from mace_train.model.interactions import INTERACTIONS
+from mace_train.model.layer_spec import layer_specs
+from mace_train.model.readouts import readout_kinds
 from mace_train.settings import ModelSettings
 
 MOST_WEIGHTS = 10**10  # with gradient and moments 160 GB in float32, more than one GPU has
@@ -16,7 +17,7 @@ def check_size(settings: ModelSettings, n_elements: int, n_heads: int) -> None:
     """InputError for a model that no machine, or not this one, could hold or set up."""
     n_paths = max(
         n_contraction_paths(settings.max_ell, order, degree)
-        for order in range(1, settings.correlation + 1)
+        for order in range(1, max(settings.correlations()) + 1)
         for degree in range(settings.max_L + 1)
     )
     if n_paths > MOST_PATHS:
@@ -40,29 +41,19 @@ def check_size(settings: ModelSettings, n_elements: int, n_heads: int) -> None:
 
 def count_weights(settings: ModelSettings, n_elements: int, n_heads: int = 1) -> int:
     """The number of weights of the model, without building it."""
-    n_channels, max_ell = settings.num_channels, settings.max_ell
-    square, n_layers = n_channels**2, settings.num_interactions
+    n_channels, layers = settings.num_channels, layer_specs(settings, n_elements)
     total = n_elements * n_channels  # embedding
-    for layer in range(n_layers):
-        is_first, is_last = layer == 0, layer == n_layers - 1
-        l_in, l_out = 0 if is_first else settings.max_L, 0 if is_last else settings.max_L
-        n_paths = len(convolution_paths(l_in, max_ell))
-        widths = [settings.num_radial_basis, *settings.radial_MLP, n_paths * n_channels]
-        total += (l_in + 1) * square  # linear_up
-        total += sum(a * b for a, b in pairwise(widths))
-        total += n_paths * square  # linear
-        l_skip = min(l_in, l_out) if layer > 0 or settings.model != "MACE" else max_ell
-        total += (l_skip + 1) * n_elements * square  # skip_tp
+    for readout in readout_kinds(settings):
+        total += readout.count_weights(n_channels, settings.mlp_width(), n_heads)
+    for block, spec in zip(settings.blocks(), layers, strict=True):
+        total += INTERACTIONS[block].count_weights(spec)
         n_products = sum(
-            n_contraction_paths(max_ell, order, degree)
-            for order in range(1, settings.correlation + 1)
-            for degree in range(l_out + 1)
+            n_contraction_paths(spec.target_irreps.l_max, order, degree)
+            for order in range(1, spec.correlation + 1)
+            for degree in spec.hidden_irreps.degrees
         )
-        total += n_products * n_elements * n_channels
-        total += (l_out + 1) * square  # linear of the products
-        is_linear = is_first or not is_last
-        hidden = settings.mlp_width() * n_heads
-        total += n_channels * n_heads if is_linear else n_channels * hidden + hidden * n_heads
+        total += n_products * spec.n_product_elements * n_channels
+        total += len(spec.hidden_irreps.degrees) * n_channels**2  # linear of the products
     return total
 
 

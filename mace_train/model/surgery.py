@@ -1,9 +1,10 @@
 """Models made of other models: with other elements, with more heads, with one of several heads.
 
-What depends on elements is one row or block of weights for each (the embedding, skip_tp and the
-contraction), read at the element of an atom. e3nn divides by the root of the number of inputs, and
-a one-hot element has as many as there are elements; so rows that are kept are multiplied by
-(n_new / n_old)^(1/2) in the embedding and skip_tp, and every remaining atom has the energy it had.
+What depends on elements is one row or block of weights for each (in embeddings, skip_tp and the
+contraction, where they do), read at the element of an atom. e3nn divides by the root of the number
+of inputs, and a one-hot element has as many as there are elements; so rows that are kept are
+multiplied by (n_new / n_old)^(1/2) in embeddings and skip_tp, and every remaining atom has the
+energy it had.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from mace_train.errors import InputError
+from mace_train.model.linear import ElementEmbedding, ElementLinear
 from mace_train.model.mace import MACE, Head, ModelData
 
 Change = Callable[[str, Tensor], Tensor]
@@ -40,15 +42,14 @@ def with_elements(model: MACE, atomic_numbers: Sequence[int]) -> MACE:
         return torch.stack([mean if i is None else table[i] for i in rows])
 
     def change(name: str, weight: Tensor) -> Tensor:
-        if name == "node_embedding.linear.weight":
+        layer = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(layer, ElementEmbedding):
             return rows_of(weight.view(len(old), -1)).flatten() * factor
-        if ".skip_tp." in name:  # [degree, channel in, element, channel out]
-            channels = model.settings.num_channels
-            blocks = weight.view(-1, channels, len(old), channels).movedim(2, 0)
+        if isinstance(layer, ElementLinear):  # [degree, channel in, element, channel out]
+            blocks = weight.view(layer.shape).movedim(2, 0)
             return rows_of(blocks).movedim(0, 2).flatten() * factor
-        if ".symmetric_contractions." in name:  # [element, path, channel]
-            return rows_of(weight)
-        return weight
+        of_element = ".symmetric_contractions." in name and not model.settings.use_agnostic_product
+        return rows_of(weight) if of_element else weight  # [element, path, channel]
 
     heads = tuple(
         replace(head, E0s=tuple(0.0 if i is None else head.E0s[i] for i in rows))
@@ -70,10 +71,11 @@ def with_heads(model: MACE, heads: Sequence[Head], source: str | None = None) ->
             return weight
         if name.endswith("linear_1.weight"):  # [channel, head, hidden]
             return weight.view(model.settings.num_channels, -1).repeat(1, n_heads).flatten()
-        if name.endswith("linear_2.weight"):  # [head, hidden, head]
-            return (
-                torch.kron(torch.eye(n_heads).to(weight), weight[:, None]).flatten() * n_heads**0.5
-            )
+        if name.endswith(".bias"):  # [head, hidden] or [head]
+            return weight.repeat(n_heads)
+        if name.endswith(("linear_mid.weight", "linear_2.weight")):  # [head, hidden, head, n_out]
+            block = weight.view(model.settings.mlp_width(), -1)
+            return torch.kron(torch.eye(n_heads).to(weight), block).flatten() * n_heads**0.5
         return weight[:, None].repeat(1, n_heads).flatten()  # [channel, head]
 
     return _rebuilt(model, data, change)
@@ -95,8 +97,11 @@ def one_head(model: MACE, name: str | None = None) -> MACE:
             return weight
         if name.endswith("linear_1.weight"):  # [channel, head, hidden]
             return weight.view(model.settings.num_channels, n_heads, -1)[:, head].flatten()
-        if name.endswith("linear_2.weight"):  # [head, hidden, head]
-            return weight.view(n_heads, -1, n_heads)[head, :, head] * n_heads**-0.5
+        if name.endswith(".bias"):  # [head, hidden] or [head]
+            return weight.view(n_heads, -1)[head]
+        if name.endswith(("linear_mid.weight", "linear_2.weight")):  # [head, hidden, head, n_out]
+            blocks = weight.view(n_heads, model.settings.mlp_width(), n_heads, -1)
+            return blocks[head, :, head].flatten() * n_heads**-0.5
         return weight.view(-1, n_heads)[:, head]  # [channel, head]
 
     return _rebuilt(model, replace(model.data, heads=(model.data.heads[head],)), change)

@@ -30,11 +30,11 @@ from mace_train.settings.learning import (
     FinishSettings,
     FoundationSettings,
     LossSettings,
-    ModelSettings,
     OptimizerSettings,
     SchedulerSettings,
     StageTwoSettings,
 )
+from mace_train.settings.model import ModelSettings
 from mace_train.settings.running import (
     BatchingSettings,
     CheckpointSettings,

@@ -12,11 +12,11 @@ from mace_train.settings.learning import (
     FinishSettings,
     FoundationSettings,
     LossSettings,
-    ModelSettings,
     OptimizerSettings,
     SchedulerSettings,
     StageTwoSettings,
 )
+from mace_train.settings.model import ModelSettings
 from mace_train.settings.ranges import (
     COUNT,
     DECAY,
@@ -196,7 +196,8 @@ class EvaluateSettings(PredictionSettings):
     """Error tables, parity plots and predictions of a trained model."""
 
     checkpoint: str = MISSING
-    """best.safetensors or last.safetensors, or the output folder of a training."""
+    """best.safetensors or last.safetensors, the output folder of a training, or the name of a
+    foundation model."""
     output: str = "evaluation"
     """Folder for errors.json, errors.txt, parity plots and predictions.extxyz."""
     plots: bool = True

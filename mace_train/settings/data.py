@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from mace_train.checks import check_choice, files_by_head
 from mace_train.errors import InputError
+from mace_train.foundation_models.lookup import check_licence_name
 from mace_train.settings.ranges import (
     ATOMIC_ENERGY,
     COUNT,
@@ -53,7 +54,10 @@ class DataSettings:
     'average' fits them by least squares, a mapping {1: -13.6, 8: ...} or a JSON file gives them,
     'foundation' takes those of foundation_model; or a mapping of heads to these."""
     foundation_model: str | None = None
-    """A .model file of mace-torch, or the output folder of a training."""
+    """A .model file of mace-torch, the output folder of a training or an import, or the name of a
+    foundation model (`mace-train import` lists them)."""
+    accept_licence: str | None = None
+    """The licence of a foundation model that you accept, such as ASL (no commercial use)."""
     require_energy: bool = True
     """Refuse structures without an energy; false trains on what other labels they have."""
     keep_isolated_atoms: bool = False
@@ -66,6 +70,7 @@ class DataSettings:
             if getattr(self, name) != MISSING:
                 files_by_head(f"data.{name}", getattr(self, name))
         check_ranges(self, "data.")
+        check_licence_name("data.accept_licence", self.accept_licence)
         if self.group_key is not None and self.structures_per_group > 1:
             raise InputError(
                 "data.group_key and data.structures_per_group are both set; a structure has one "

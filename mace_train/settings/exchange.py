@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from mace_train.checks import check_choice
 from mace_train.errors import InputError
+from mace_train.foundation_models.lookup import check_licence_name
 
 DTYPES = ("float32", "float64")
 
@@ -15,13 +16,17 @@ DTYPES = ("float32", "float64")
 class ImportSettings:
     """Import a model of mace-torch: `mace-train import model.model output=FOLDER`.
 
-    Nothing in the file is run: of a whole model (.model, a pickle) the tensors are read and the
-    names of its parts. State dicts (.safetensors, .pt) need a header in JSON.
+    Or a foundation model by its name: `mace-train import medium-mpa-0 output=FOLDER`; it is
+    downloaded if neither mace-torch nor mace-train has done so. `mace-train import` alone lists the
+    names. Nothing in the file is run: of a whole model (.model, a pickle) the tensors are read and
+    the names of its parts. State dicts (.safetensors, .pt) need a header in JSON.
     """
 
-    model_file: str = MISSING
-    """A .model file of mace-torch; or a state dict with its header beside it (NAME.json). It may
-    stand as the first word, or as model=FILE."""
+    model_file: str | None = None
+    """A .model file of mace-torch; a state dict with its header beside it (NAME.json); or the name
+    of a foundation model. It may stand as the first word, or as model=FILE."""
+    accept_licence: str | None = None
+    """The licence of a foundation model that you accept, such as ASL (no commercial use)."""
     header: str | None = None
     """JSON file with the header of a state dict, when it has another name."""
     elements: Any = None
@@ -35,6 +40,7 @@ class ImportSettings:
     """Folder for checkpoints/best.safetensors, which evaluate and export take as checkpoint."""
 
     def __post_init__(self) -> None:
+        check_licence_name("accept_licence", self.accept_licence)
         if self.elements is None:
             return
         if not isinstance(self.elements, list) or not self.elements:
@@ -46,7 +52,8 @@ class ExportSettings:
     """Export a trained model: `mace-train export RUN format=... output=FILE`."""
 
     checkpoint: str = MISSING
-    """best.safetensors or last.safetensors, or the output folder of a training or an import."""
+    """best.safetensors or last.safetensors, the output folder of a training or an import, or the
+    name of a foundation model."""
     format: str = "mace-torch"
     """mace-torch (a .model file for its calculators and tools; needs the extra interop),
     state_dict (safetensors with mace-torch's names, and a header in JSON), aoti (a compiled library

@@ -1,15 +1,15 @@
-"""Settings of model, optimizer, learning-rate schedule, loss and fine-tuning."""
+"""Settings of optimizer, learning-rate schedule, loss and fine-tuning."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from mace_train.checks import check_at_least, check_choice
+from mace_train.checks import check_choice
 from mace_train.errors import InputError
-from mace_train.irreps import MOST_CHANNELS, FeatureIrreps, count_scalars
+from mace_train.foundation_models.lookup import check_licence_name
+from mace_train.irreps import MOST_CHANNELS
 from mace_train.settings.ranges import (
     COUNT,
     COUNT_OR_ZERO,
-    CUTOFF,
     DECAY,
     LEARNING_RATE,
     LOSS_WEIGHT,
@@ -18,89 +18,7 @@ from mace_train.settings.ranges import (
     check_ranges,
 )
 
-DISTANCE_TRANSFORMS = ("None", "Agnesi", "Soft")
 _WIDTH = Range(1, MOST_CHANNELS, reason="published models have up to 512")
-_MOST_LAYERS = 100  # of the radial network
-_DEGREE = "e3nn has coupling coefficients up to degree 11"
-
-
-@dataclass(kw_only=True)
-class ModelSettings:
-    """Architecture of MACE (arXiv 2206.07697), with mace-torch's names."""
-
-    model: str = "ScaleShiftMACE"
-    """ScaleShiftMACE, or MACE: agnostic first block and no shift, as in mace-torch."""
-    r_max: float | None = bounded(None, CUTOFF)
-    """Cutoff radius, Å; null takes the one of the shards, another value is an error."""
-    num_channels: int = bounded(128, _WIDTH)
-    """Channels of every irrep of the node features."""
-    max_L: int = bounded(1, Range(0, 11, reason=_DEGREE))
-    """Highest degree of the node features that are passed between layers."""
-    hidden_irreps: str | None = None
-    """Both in e3nn's notation, such as 128x0e+128x1o, in place of num_channels and max_L."""
-    max_ell: int = bounded(3, Range(1, 11, reason=_DEGREE))
-    """Highest degree of the spherical harmonics."""
-    correlation: int = bounded(
-        3, Range(1, 10, reason="published models have 3; the cost grows exponentially")
-    )
-    """Order of the symmetric contraction (body order minus one)."""
-    num_interactions: int = bounded(2, Range(1, 100, reason="published models have 2"))
-    """Message-passing layers."""
-    num_radial_basis: int = bounded(8, Range(1, 1024, reason="published models have 8 to 10"))
-    """Bessel functions of the radial basis."""
-    num_cutoff_basis: int = bounded(
-        5, Range(2, 100, reason="published models have 5; forces are continuous from 2 on")
-    )
-    """Exponent p of the polynomial cutoff."""
-    radial_MLP: list[int] = bounded([64, 64, 64], _WIDTH)
-    """Hidden widths of the radial network."""
-    distance_transform: str = "None"
-    """Transform of the lengths that the Bessel functions see: None, Agnesi or Soft."""
-    pair_repulsion: bool = False
-    """Add the repulsion of Ziegler, Biersack and Littmark (ZBL), scaled as all the rest."""
-    MLP_irreps: str = "16x0e"
-    """Hidden scalars of the last readout."""
-    scaling: str = "rms_forces_scaling"
-    """Scale of the interaction energy: rms_forces_scaling, std_scaling or no_scaling."""
-
-    def __post_init__(self) -> None:
-        check_choice("model.model", self.model, ("ScaleShiftMACE", "MACE"))
-        check_choice(
-            "model.scaling", self.scaling, ("rms_forces_scaling", "std_scaling", "no_scaling")
-        )
-        check_choice("model.distance_transform", self.distance_transform, DISTANCE_TRANSFORMS)
-        self._take_hidden_irreps()
-        check_ranges(self, "model.")
-        check_at_least("model.max_ell", self.max_ell, self.max_L)
-        if not 1 <= len(self.radial_MLP) <= _MOST_LAYERS:
-            raise InputError(
-                f"model.radial_MLP has {len(self.radial_MLP)} widths; give 1 to {_MOST_LAYERS}"
-            )
-        self.MLP_irreps = f"{self.mlp_width()}x0e"  # however it was written
-
-    def mlp_width(self) -> int:
-        """The number of hidden scalars that MLP_irreps names."""
-        return count_scalars(self.MLP_irreps, "model.MLP_irreps")
-
-    def _take_hidden_irreps(self) -> None:
-        """Set num_channels and max_L by hidden_irreps; InputError if they say something else.
-
-        After that hidden_irreps is None: equal models have equal settings, however they were
-        written, and ``dataclasses.replace`` may change either number.
-        """
-        if self.hidden_irreps is None:
-            return
-        irreps = FeatureIrreps.parse(self.hidden_irreps, "model.hidden_irreps")
-        for name, value in (("num_channels", irreps.mul), ("max_L", irreps.l_max)):
-            given, default = getattr(self, name), ModelSettings.__dataclass_fields__[name].default
-            if given not in (value, default):
-                raise InputError(
-                    f"model.hidden_irreps={self.hidden_irreps!r}, but model.{name}={given}; give "
-                    "hidden_irreps, or num_channels and max_L (which model=tiny, small and large "
-                    "set; model=medium leaves them to hidden_irreps)"
-                )
-            setattr(self, name, value)
-        self.hidden_irreps = None
 
 
 @dataclass(kw_only=True)
@@ -108,7 +26,10 @@ class FoundationSettings:
     """A trained model to start from (fine-tuning); its architecture replaces that of `model`."""
 
     checkpoint: str | None = None
-    """Checkpoint, or output folder of a training; null: random weights."""
+    """Checkpoint, output folder of a training or an import, or the name of a foundation model, such
+    as medium-mpa-0 (`mace-train import` lists them); null: random weights."""
+    accept_licence: str | None = None
+    """The licence of a foundation model that you accept, such as ASL (no commercial use)."""
     head: str | None = None
     """Head to start from, if the model has several; every head of the data begins as this one."""
     E0s: str = "data"
@@ -128,6 +49,7 @@ class FoundationSettings:
     def __post_init__(self) -> None:
         check_choice("foundation.E0s", self.E0s, ("data", "foundation", "estimated"))
         check_choice("foundation.elements", self.elements, ("data", "all"))
+        check_licence_name("foundation.accept_licence", self.accept_licence)
         check_ranges(self, "foundation.")
         defaults = FoundationSettings.__dataclass_fields__
         given = [n for n, item in defaults.items() if getattr(self, n) != item.default]

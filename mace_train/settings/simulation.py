@@ -15,7 +15,8 @@ class SimulationSettings:
     """What every run with ASE needs."""
 
     checkpoint: Any = MISSING
-    """Output folder of a training or a checkpoint file; several, or a pattern, are a committee."""
+    """Output folder of a training, a checkpoint file, or the name of a foundation model; several,
+    or a pattern, are a committee."""
     head: str | None = None
     """Head of a model that has several."""
     structure: str = MISSING

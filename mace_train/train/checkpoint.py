@@ -29,6 +29,7 @@ from mace_train.checkpoint_files import (
     reading,
 )
 from mace_train.errors import InputError
+from mace_train.foundation_models.lookup import imported_checkpoint
 from mace_train.model.lora import merged
 from mace_train.model.mace import MACE, ModelData
 from mace_train.settings import ModelSettings
@@ -110,8 +111,12 @@ def _model_header(settings: ModelSettings, data: ModelData) -> dict[str, Any]:
     return {"model_settings": model_settings, "model_data": asdict(data)}
 
 
-def load_model(path: Path, dtype: torch.dtype | None = None) -> tuple[MACE, dict[str, Any]]:
+def load_model(
+    path: Path, dtype: torch.dtype | None = None, accept_licence: str | None = None
+) -> tuple[MACE, dict[str, Any]]:
     """(model with the weights to use, header) from a checkpoint file or a training's folder.
+
+    Or of a foundation model by its name, under a licence that ``accept_licence`` names if need be.
 
     >>> model, header = load_model(Path("runs/first"), torch.float64)
     >>> model.data.r_max
@@ -119,6 +124,7 @@ def load_model(path: Path, dtype: torch.dtype | None = None) -> tuple[MACE, dict
     >>> header["default_dtype"]
     'float32'
     """
+    path = imported_checkpoint(path, accept_licence)
     if path.is_dir():
         path = path / "checkpoints" / "best.safetensors"
     tensors, header = read(path)

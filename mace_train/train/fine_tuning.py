@@ -23,6 +23,7 @@ from mace_train.data.loading.packed import on_device
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
+from mace_train.foundation_models.lookup import imported_checkpoint, named
 from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.lora import add_low_rank
 from mace_train.model.mace import MACE, Head, ModelData
@@ -53,7 +54,14 @@ def fine_tuned_model(
     """
     given = settings.foundation
     dtype = getattr(torch, settings.default_dtype)
-    origin = one_head(load_model(Path(given.checkpoint or ""), dtype)[0], given.head)
+    path = Path(given.checkpoint or "")
+    if named("foundation.checkpoint", str(path)) is not None:  # one rank downloads and imports it
+        world.broadcast_result(
+            lambda: str(
+                imported_checkpoint(path, given.accept_licence, "foundation.accept_licence")
+            )
+        )
+    origin = one_head(load_model(path, dtype, given.accept_licence)[0], given.head)
     origin.to(world.device).kernels = settings.cluster.kernels
     if origin.data.r_max != statistics.r_max:
         raise InputError(

@@ -6,8 +6,8 @@ after checking that both losses are equal. Peak memory is that of a fresh proces
 memory before the first step (Linux: /proc). Then our step alone: how its time divides over
 stages and passes, and how near its compiled kernels come to the machine's limits.
 
-    python scripts/bench/step.py --json step.json [--data train.xyz] [--models S M L] [--repeats 5]
-                                 [--allocator keep]
+    python scripts/bench/step.py --json step.json [--data train.xyz] [--models S M L D]
+                                 [--repeats 5] [--allocator keep]
 
 For a GPU there is training_step.py.
 
@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,22 @@ class Case:
     dtype: torch.dtype
     speed_at_least: float
     memory_at_least: float = 2.0
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Of mace-torch's model."""
 
 
+DENSITY = {  # blocks, transform and repulsion of MACE-MPA-0 and MACE-OMAT-0
+    "first": "RealAgnosticDensity",
+    "interaction": "RealAgnosticDensityResidual",
+    "distance_transform": "Agnesi",
+    "pair_repulsion": True,
+}
 CASES = {
     "S": Case("64x0e float32", 64, 0, torch.float32, 6.0),
     "M": Case("128x0e+128x1o float32", 128, 1, torch.float32, 8.0),
     "L": Case("128x0e+128x1o+128x2e float32", 128, 2, torch.float32, 8.0),
     "M64": Case("128x0e+128x1o float64", 128, 1, torch.float64, 8.0),
+    "D": Case("128x0e+128x1o density float32", 128, 1, torch.float32, 15.0, 6.0, DENSITY),
 }
 
 
@@ -96,7 +105,9 @@ def _arguments() -> argparse.Namespace:
 
 def _graph_and_peer(case: Case, data: Path) -> tuple[Graph, nn.Module]:
     graph, numbers = batch_of(ten_structures(data), case.dtype)
-    return graph, peer_model(case.channels, case.max_degree, numbers, R_MAX, graph.positions)
+    return graph, peer_model(
+        case.channels, case.max_degree, numbers, R_MAX, graph.positions, **case.changes
+    )
 
 
 def _steps(case: Case, data: Path, wanted: str = "") -> dict[str, Step]:

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import stages
 import torch
@@ -29,11 +30,16 @@ CLIP = 10.0
 
 
 def peer_model(
-    channels: int, max_degree: int, numbers: tuple[int, ...], r_max: float, like: torch.Tensor
+    channels: int,
+    max_degree: int,
+    numbers: tuple[int, ...],
+    r_max: float,
+    like: torch.Tensor,
+    **changes: Any,
 ) -> nn.Module:
     """mace-torch's model with random weights, with the type and on the device of a tensor."""
     sizes = {"channels": channels, "max_L": max_degree, "radial_MLP": [64, 64, 64]}
-    return mace_torch_model(numbers, r_max=r_max, scripted=True, **sizes).to(like)
+    return mace_torch_model(numbers, r_max=r_max, scripted=True, **sizes, **changes).to(like)
 
 
 def with_cuequivariance(peer: nn.Module, device: torch.device) -> nn.Module:

@@ -12,7 +12,7 @@ from mace_train.calculators import MACETrainCalculator
 from mace_train.calculators.torch_program import export_program
 from mace_train.data.neighbors import neighbor_list
 from mace_train.errors import InputError
-from tests.model.systems import mixed, model_of, rattled
+from tests.model.systems import mixed, model_of, nonlinear_model_of, rattled
 
 ELEMENTS = (1, 8, 13)
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's own, while it compiles
@@ -75,6 +75,12 @@ def test_exported_graph(exported):
     energy, node_energy, *_ = program.module()(*inputs_of(molecule("CH3OH"), 4.0))
     assert bool(energy.isnan())
     assert node_energy.isnan().tolist() == [True, False, False, False, False, False]
+
+
+def test_exported_graph_of_nonlinear_interactions(tmp_path):
+    model = nonlinear_model_of(ELEMENTS, correlation=2, max_ell=1)
+    export_program(model, tmp_path / "model.pt2", "export")
+    check(torch.export.load(tmp_path / "model.pt2").module(), model)
 
 
 @pytest.mark.slow

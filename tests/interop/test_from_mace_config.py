@@ -16,6 +16,7 @@ from mace_train.cli_help import valid_names
 from mace_train.errors import InputError
 from mace_train.interop.arguments import ARGUMENTS, table
 from mace_train.interop.from_mace_config import _SPECIAL, as_yaml, translate
+from mace_train.settings.model import DENSITY, DENSITY_RESIDUAL, NONLINEAR
 from tests.conftest import run_command
 from tests.model.mace_torch import import_mace
 
@@ -166,6 +167,42 @@ def test_printed_commands_and_yaml_compose_into_the_same(typical, capsys, tmp_pa
 @pytest.mark.parametrize(
     ("words", "setting", "value"),
     [
+        (
+            ["--interaction=RealAgnosticDensityResidualInteractionBlock"],
+            "model.interaction",
+            DENSITY_RESIDUAL,
+        ),
+        (
+            ["--interaction_first=RealAgnosticDensityInteractionBlock"],
+            "model.interaction_first",
+            DENSITY,
+        ),
+        (
+            ["--interaction_first=RealAgnosticResidualInteractionBlock"],
+            "model.interaction_first",
+            None,
+        ),
+        (
+            ["--model=ScaleShiftMACE", "--interaction_first=RealAgnosticInteractionBlock"],
+            "model.interaction_first",
+            "RealAgnosticInteractionBlock",
+        ),
+        (
+            ["--interaction=RealAgnosticResidualNonLinearInteractionBlock"],
+            "model.interaction",
+            NONLINEAR,
+        ),
+        (["--edge_irreps=64x0e + 64x1o"], "model.edge_irreps", "64x0e + 64x1o"),
+        (
+            ["--use_edge_irreps_first=True", "--edge_irreps=8x0e"],
+            "model.use_edge_irreps_first",
+            True,
+        ),
+        (["--use_agnostic_product=True"], "model.use_agnostic_product", True),
+        (["--apply_cutoff=False"], "model.apply_cutoff", False),
+        (["--use_last_readout_only=True"], "model.use_last_readout_only", True),
+        (["--radial_type=gaussian"], "model.radial_type", "gaussian"),
+        (["--gate=None"], "model.gate", "None"),
         (["--loss=ef", "--forces_weight=7"], "loss.forces_weight", 1.0),
         (["--loss=forces_only"], "loss.energy_weight", 0.0),
         (["--loss=stress", "--stress_weight=3"], "loss.stress_weight", 3.0),
@@ -193,7 +230,9 @@ def test_values_that_need_care(words, setting, value):
 @pytest.mark.parametrize(
     ("words", "begin"),
     [
-        (["--gate=tanh"], "--gate=tanh: other values are another architecture"),
+        (["--use_so3=True"], "--use_so3=True: other values are another architecture"),
+        (["--use_edge_irreps_first=True"], "--use_edge_irreps_first=True: does nothing without"),
+        (["--radial_type=chebyshev"], "--radial_type=chebyshev: one of bessel, gaussian"),
         (["--hidden_irreps=16x0e+8x1o"], "--hidden_irreps=16x0e+8x1o: degrees"),
         (["--model=PolarMACE"], "--model=PolarMACE"),
         (["--scheduler=StepLR"], "--scheduler=StepLR"),
@@ -238,10 +277,21 @@ def test_replay_is_a_head_with_what_mace_torch_changes_for_it():
     equal, _ = translate(None, [*words, "--force_mh_ft_lr=True"])
     assert equal["train"]["optimizer.lr"] == 0.5
     equal, without = translate(None, ["--name=a", "--train_file=a", "--foundation_model=small"])
-    assert equal["import"]["model_file"] == "small.model"
-    assert [x.partition(":")[0].partition("=")[0] for x in without] == [
-        *("--foundation_model", "--pt_train_file", "--r_max")
-    ]
+    assert equal["import"]["model_file"] == "small"
+    assert [line.partition(":")[0] for line in without] == ["--pt_train_file", "--r_max"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "words"),
+    [
+        ("medium_off", "medium_off", "Academic Software License .* add accept_licence=ASL to imp"),
+        ("polar-1-m", "polar-1-m.model", "mace-torch downloads it; give its .model file"),
+    ],
+)
+def test_names_of_foundation_models(name, file, words):
+    equal, without = translate(None, ["--name=a", "--train_file=a", f"--foundation_model={name}"])
+    assert equal["import"] == {"model_file": file, "output": "a/foundation"}
+    assert re.search(f"^--foundation_model={name}: .*{words}", without[0])
 
 
 def test_heads_become_mappings():

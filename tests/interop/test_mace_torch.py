@@ -27,6 +27,15 @@ ALL = tuple(range(1, 90))
 REPULSION = {"pair_repulsion": True, "correlation": 2}
 
 
+NONLINEAR = {
+    "first": "RealAgnosticResidualNonLinear",
+    "interaction": "RealAgnosticResidualNonLinear",
+    "use_agnostic_product": True,
+    "apply_cutoff": False,
+    "max_ell": 2,
+}
+
+
 def squeezed():
     """A pair well inside of the reach of the repulsion."""
     return Atoms("NaCl", positions=[[0, 0, 0], [0.6, 0.7, 0.8]])
@@ -59,6 +68,72 @@ CASES = {
     "mace": (WATER, [water(), single_atom()], {"flavour": "MACE"}),
     "mace_crystal": (SALT, [salt()], {"flavour": "MACE", "max_L": 2, "max_ell": 2}),
     "mace_one_layer": (METAL, [tiny_cell()], {"flavour": "MACE", "num_interactions": 1}),
+    "density": (
+        WATER,
+        [water(), single_atom()],
+        {"first": "RealAgnosticDensity", "interaction": "RealAgnosticDensityResidual"},
+    ),
+    "density_tensors": (
+        SALT,
+        [salt()],
+        {
+            "first": "RealAgnosticDensityResidual",
+            "interaction": "RealAgnosticDensity",
+            "max_L": 2,
+            "max_ell": 2,
+            "num_interactions": 3,
+        },
+    ),
+    "nonlinear": (WATER, [water(), single_atom()], NONLINEAR),
+    "nonlinear_crystal": (
+        SALT,
+        [salt(), squeezed()],
+        {
+            **NONLINEAR,
+            "num_interactions": 3,
+            "max_L": 2,
+            "max_ell": 2,
+            "edge_irreps": "2x0e+2x1o",
+            "use_edge_irreps_first": True,
+        },
+    ),
+    "nonlinear_metal": (METAL, [tiny_cell()], {**NONLINEAR, "max_L": 0, "num_interactions": 1}),
+    "nonlinear_elements": (
+        ALL,
+        [mixed(ALL)],
+        {**NONLINEAR, "use_agnostic_product": False, "max_ell": 1, "apply_cutoff": True},
+    ),
+    "narrow_edges": (WATER, [water()], {"max_ell": 2, "edge_irreps": "2x0e"}),
+    "narrow_edges_density": (
+        SALT,
+        [salt()],
+        {
+            "first": "RealAgnosticDensity",
+            "interaction": "RealAgnosticDensityResidual",
+            "edge_irreps": "2x0e+2x1o",
+            "use_edge_irreps_first": True,
+            "apply_cutoff": False,
+            "max_ell": 2,
+        },
+    ),
+    "last_readout_only": (
+        WATER,
+        [water()],
+        {"num_interactions": 3, "max_ell": 1, "use_last_readout_only": True, "gate": torch.abs},
+    ),
+    "gaussian": (WATER, [water()], {"max_ell": 1, "radial_type": "gaussian", "gate": torch.tanh}),
+    "gaussian_agnesi": (
+        METAL,
+        [tiny_cell()],
+        {"max_ell": 1, "radial_type": "gaussian", "distance_transform": "Agnesi", "gate": None},
+    ),
+    "correlation_of_layers": (SALT, [salt()], {"max_ell": 2, "correlation": [3, 2]}),
+    "bias_readout": (
+        WATER,
+        [water()],
+        {"max_ell": 1, "readout_cls": "NonLinearBiasReadoutBlock"},
+    ),
+    "agnostic_product": (SALT, [salt()], {"use_agnostic_product": True, "apply_cutoff": False}),
     "radial": (
         SALT,
         [salt()],
@@ -178,10 +253,9 @@ def test_foreign_couplings_are_an_error():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"radial_type": "gaussian"}, "radial_type='GaussianBasis'"),
-        ({"gate": torch.tanh}, "gate='tanh'"),
-        ({"use_agnostic_product": True}, "use_agnostic_product=True"),
-        ({"correlation": [2, 3]}, "uniform_correlation=False"),
+        ({"radial_type": "chebyshev"}, "radial_type='ChebychevBasis'"),
+        ({"gate": torch.sin}, "gate='sin'"),
+        ({"use_so3": True}, "use_so3=True"),
     ],
 )
 def test_unsupported_features_are_named(changes, words):

@@ -86,7 +86,7 @@ def test_precise_isolated_energies_replace_rounded_ones(reference):
         ({"MLP_irreps": "16x0e"}, r"linear_1.weight: expected \(64,\), found \(20,\)"),
         ({"r_max": 5.0}, r"r_max is 4\.0, the header implies 5\.0"),
         ({"num_cutoff_basis": 6}, r"cutoff_fn.p is 5\.0, the header implies 6\.0"),
-        ({"model": "MACE"}, "model='MACE' does not go with RealAgnosticResidual"),
+        ({"model": "MACE"}, "a MACE has no residual in its first layer"),
         ({"pair_repulsion": True}, "pair_repulsion: the header says True, the tensors say False"),
         ({"distance_transform": "Soft"}, "the header says 'Soft', the tensors say 'None'"),
         ({"distance_transform": "Log"}, "distance_transform='Log' cannot be imported"),

@@ -13,10 +13,61 @@ HEADS = {
 }
 SMALL = {"channels": 8, "max_ell": 2, "correlation": 2, "max_L": 1}
 TINY = {"num_interactions": 1, "max_L": 0, "max_ell": 1}
+NONLINEAR = {
+    "first": "RealAgnosticResidualNonLinear",
+    "interaction": "RealAgnosticResidualNonLinear",
+    "apply_cutoff": False,
+}
 VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change of the model)
     "default": ({"correlation": 3}, {}, None),
     "tensors": ({"max_L": 2}, {}, None),
     "mace": ({"flavour": "MACE", "max_ell": 1}, {}, None),
+    "agnostic": ({"flavour": "MACE", "interaction": "RealAgnostic", "max_ell": 1}, {}, None),
+    "density": (
+        {"first": "RealAgnosticDensity", "interaction": "RealAgnosticDensityResidual"},
+        {},
+        None,
+    ),
+    "density_residual_first": (
+        {
+            "first": "RealAgnosticDensityResidual",
+            "interaction": "RealAgnosticDensity",
+            "max_ell": 1,
+        },
+        {"elements": ["O", "H"]},
+        None,
+    ),
+    "density_heads": (
+        {**HEADS, "first": "RealAgnosticDensity", "interaction": "RealAgnosticDensityResidual"},
+        {"head": "scan"},
+        None,
+    ),
+    "nonlinear": (NONLINEAR, {}, None),
+    "nonlinear_heads": (  # as MACE-MH-1
+        {
+            **HEADS,
+            **NONLINEAR,
+            "edge_irreps": "4x0e+4x1o",
+            "use_agnostic_product": True,
+            "readout_cls": "NonLinearBiasReadoutBlock",
+        },
+        {"head": "scan"},
+        None,
+    ),
+    "nonlinear_elements": (
+        {**NONLINEAR, "edge_irreps": "4x0e", "use_edge_irreps_first": True, "max_ell": 1},
+        {"elements": ["O", "H"]},
+        None,
+    ),
+    "narrow_edges": ({"edge_irreps": "4x0e+4x1o", "max_ell": 1, "apply_cutoff": False}, {}, None),
+    "last_readout_only": (
+        {**HEADS, "use_last_readout_only": True, "gate": torch.tanh, "max_ell": 1},
+        {},
+        None,
+    ),
+    "no_gate": ({"gate": None, "max_ell": 1, "max_L": 0}, {}, None),
+    "gaussian": ({"radial_type": "gaussian", "max_ell": 1, "gate": torch.abs}, {}, None),
+    "correlation_of_layers": ({"correlation": [1, 2], "max_ell": 1}, {}, None),
     "one_layer": (TINY, {}, None),
     "three_layers": ({"num_interactions": 3, "max_ell": 1, "max_L": 0}, {}, None),
     "repulsion": ({**TINY, "pair_repulsion": True}, {}, None),

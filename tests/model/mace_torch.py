@@ -11,6 +11,7 @@ import torch
 from mace_train.interop.mace_torch import batch_of as mace_torch_batch
 from mace_train.interop.mace_torch import import_mace
 from mace_train.irreps import FeatureIrreps, import_o3
+from tests.model.systems import draw_nonlinear_weights
 
 __all__ = ["import_mace", "mace_torch_batch", "mace_torch_model"]
 
@@ -23,6 +24,8 @@ def mace_torch_model(
     channels: int = 4,
     max_L: int = 1,
     scripted: bool = False,
+    first: str | None = None,
+    interaction: str = "RealAgnosticResidual",
     **changes: Any,
 ) -> torch.nn.Module:
     """A float64 model as mace_run_train builds it for --model=flavour, with random weights.
@@ -33,14 +36,18 @@ def mace_torch_model(
     o3 = import_o3()
     blocks = modules.interaction_classes
     agnostic = flavour == "MACE"
-    first = f"RealAgnostic{'' if agnostic else 'Residual'}InteractionBlock"
+    if "edge_irreps" in changes:
+        changes["edge_irreps"] = o3.Irreps(changes["edge_irreps"])
+    if "readout_cls" in changes:
+        changes["readout_cls"] = modules.readout_classes[changes["readout_cls"]]
+    first = first or ("RealAgnostic" if agnostic else "RealAgnosticResidual")
     arguments = {
         "r_max": 4.0,
         "num_bessel": 8,
         "num_polynomial_cutoff": 5,
         "max_ell": 3,
-        "interaction_cls": blocks["RealAgnosticResidualInteractionBlock"],
-        "interaction_cls_first": blocks[first],
+        "interaction_cls": blocks[f"{interaction}InteractionBlock"],
+        "interaction_cls_first": blocks[f"{first}InteractionBlock"],
         "num_interactions": 2,
         "num_elements": len(atomic_numbers),
         "hidden_irreps": o3.Irreps(str(FeatureIrreps(channels, max_L))),
@@ -63,9 +70,16 @@ def mace_torch_model(
         torch.manual_seed(seed)
         torch.set_default_dtype(torch.float64)
         try:
-            return modules.ScaleShiftMACE(**arguments)
+            model = modules.ScaleShiftMACE(**arguments)
         finally:
             torch.set_default_dtype(default)
+        for name, parameter in model.readouts.named_parameters():
+            if name.endswith("bias") and parameter.numel() > 0:  # zeros at first
+                parameter.data.normal_()
+        for block in model.interactions:
+            if hasattr(block, "beta"):  # whose weights at first hide elements and density
+                draw_nonlinear_weights(block)
+    return model
 
 
 @contextmanager

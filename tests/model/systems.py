@@ -15,6 +15,7 @@ from mace_train.data.structure import Structure
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
+from mace_train.settings.model import NONLINEAR
 
 
 def rattled(atoms: Atoms, seed: int, strain: float = 0.03) -> Atoms:
@@ -90,6 +91,35 @@ def model_of(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return MACE(ModelSettings(**{**small, **settings}), data).to(dtype)
+
+
+NONLINEAR_SETTINGS = {  # as MACE-MH-1
+    "interaction": NONLINEAR,
+    "interaction_first": NONLINEAR,
+    "use_agnostic_product": True,
+    "apply_cutoff": False,
+    "edge_irreps": "3x0e+3x1o",
+    "max_ell": 2,
+}
+
+
+def nonlinear_model_of(atomic_numbers: tuple[int, ...], **settings: object) -> MACE:
+    """A small model of nonlinear interactions with random weights, all of which count."""
+    model = model_of(atomic_numbers, **{**NONLINEAR_SETTINGS, **settings})
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for block in model.interactions:
+            draw_nonlinear_weights(block)
+    return model
+
+
+def draw_nonlinear_weights(block: torch.nn.Module) -> None:
+    """Weights as after a training: at first they hide elements and density. mace-torch's too."""
+    with torch.no_grad():
+        for embedding in (block.source_embedding, block.target_embedding):
+            embedding.weight.normal_()
+        block.alpha.fill_(3.1)
+        block.beta.fill_(0.7)
 
 
 def results_of(model: MACE, graph: Graph) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from mace_train.model.activation_checkpointing import checkpointed
 from mace_train.model.derivatives import predict
-from tests.model.systems import graph_of, mixed, model_of, salt, water
+from tests.model.systems import NONLINEAR_SETTINGS, graph_of, mixed, model_of, salt, water
 
 ELEMENTS = (1, 8, 11, 13, 17)
 
@@ -55,9 +55,9 @@ def step(model, graph):
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("flavour", ["MACE", "ScaleShiftMACE"])
-def test_predictions_and_gradients_are_those_of_the_plain_model(kernels, flavour):
-    model = model_of(ELEMENTS, model=flavour, max_ell=2, max_L=1)
+@pytest.mark.parametrize("settings", [{"model": "MACE"}, {}, NONLINEAR_SETTINGS])
+def test_predictions_and_gradients_are_those_of_the_plain_model(kernels, settings):
+    model = model_of(ELEMENTS, **{"max_ell": 2, "max_L": 1, **settings})
     model.kernels = kernels
     graph = graph_of([water(), salt(), mixed(ELEMENTS)], 4.0, ELEMENTS, model.dtype)
     expected, gradients = step(model, graph)

@@ -8,7 +8,17 @@ from ase import Atoms
 
 from mace_train.model.compiled import CompiledMACE, export, trace
 from mace_train.model.derivatives import predict
-from tests.model.systems import graph_of, mixed, model_of, salt, single_atom, water
+from mace_train.settings.model import DENSITY_RESIDUAL
+from tests.model.systems import (
+    NONLINEAR_SETTINGS,
+    graph_of,
+    mixed,
+    model_of,
+    nonlinear_model_of,
+    salt,
+    single_atom,
+    water,
+)
 
 ELEMENTS = (1, 8, 11, 17)
 R_MAX = 4.0
@@ -23,7 +33,7 @@ torch_warnings = pytest.mark.filterwarnings("ignore")  # of its own, while it co
 
 
 def small_model(kernels="auto", **settings):
-    model = model_of(ELEMENTS, max_ell=1, max_L=1, correlation=2, **settings)
+    model = model_of(ELEMENTS, **{"max_ell": 1, "max_L": 1, "correlation": 2, **settings})
     model.kernels = kernels
     return model
 
@@ -93,14 +103,36 @@ def test_a_float32_trace_leaves_no_tables_behind():
 
 @torch_warnings
 @pytest.mark.parametrize(
-    ("kernels", "forces"), [("auto", False), ("auto", True), ("reference", False)]
+    "settings",
+    [{**NONLINEAR_SETTINGS, "max_ell": 1}, {"interaction_first": DENSITY_RESIDUAL}],
 )
-def test_export(kernels, forces):
-    model = small_model(kernels)
+def test_results_that_derivatives_need_are_differentiated_too(settings):
+    """As those of tanh; ``trace`` alone, without a compiler, shows it."""
+    model = small_model(num_interactions=1, **settings)
+    traced = trace(model)
+    compiled = CompiledMACE(model)
+    compiled._graph = lambda device: (traced, traced)
+    check_batches(model, compiled)
+
+
+@torch_warnings
+@pytest.mark.parametrize(
+    ("make", "kernels", "forces"),
+    [
+        (model_of, "auto", False),
+        (model_of, "auto", True),
+        (model_of, "reference", False),
+        (nonlinear_model_of, "auto", True),
+    ],
+)
+def test_export(make, kernels, forces):
+    model = make(ELEMENTS, max_ell=1, max_L=1, correlation=2)
+    model.kernels = kernels
     file = io.BytesIO()
     torch.export.save(export(model, forces=forces), file)
     file.seek(0)
-    loaded = torch.export.load(file).module()
+    check_guards = make is model_of  # see ``export``
+    loaded = torch.export.load(file).module(check_guards=check_guards)
     for name in (
         "two structures",
         "three",

@@ -1,6 +1,7 @@
 """The whole model: symmetries, derivatives against finite differences, and odd batches."""
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -17,9 +18,11 @@ from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
 from tests.equivariance import assert_model_equivariant
 from tests.model.systems import (
+    NONLINEAR_SETTINGS,
     graph_of,
     mixed,
     model_of,
+    nonlinear_model_of,
     rattled,
     results_of,
     salt,
@@ -31,13 +34,15 @@ from tests.model.systems import (
 ELEMENTS = (1, 8, 11, 13, 17)
 R_MAX = 4.0
 SEEDS = st.integers(0, 10_000)
+MAKE = {"plain": model_of, "nonlinear": nonlinear_model_of}
 FEW = settings(max_examples=6, deadline=None)
 
 
-@pytest.fixture(scope="module", params=["auto", "reference"])
+@pytest.fixture(scope="module", params=itertools.product(MAKE, ["auto", "reference"]))
 def model(request):
-    model = model_of(ELEMENTS, max_ell=2, max_L=1)
-    model.kernels = request.param
+    make, kernels = request.param
+    model = MAKE[make](ELEMENTS, max_ell=2, max_L=1)
+    model.kernels = kernels
     return model
 
 
@@ -196,11 +201,11 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("flavour", ["ScaleShiftMACE", "MACE"])
+@pytest.mark.parametrize("settings", [{}, {"model": "MACE"}, NONLINEAR_SETTINGS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ODD)
-def test_odd_batches(name, dtype, flavour):
-    model = model_of(ELEMENTS, dtype=dtype, model=flavour, max_ell=2)
+def test_odd_batches(name, dtype, settings):
+    model = model_of(ELEMENTS, dtype=dtype, **{"max_ell": 2, **settings})
     graph = graph_of(ODD[name], R_MAX, ELEMENTS, dtype)
     result = predict(model, graph, stress=True, create_graph=True)
     assert result.energy.dtype == torch.float64
@@ -282,6 +287,8 @@ def test_state_dict_holds_parameters_alone(model):
         {"max_L": 0, "max_ell": 4, "correlation": 2, "num_channels": 3},
         {"max_L": 1, "max_ell": 1, "correlation": 4, "num_interactions": 4, "num_channels": 1},
         {"model": "MACE", "max_L": 2, "max_ell": 2, "num_interactions": 3},
+        {**NONLINEAR_SETTINGS, "max_L": 2, "num_interactions": 3, "edge_irreps": "5x0e+5x1o+5x2e"},
+        {"edge_irreps": "2x0e", "correlation": [1, 3], "radial_type": "gaussian"},
     ],
 )
 def test_other_architectures_are_equivariant(options):

@@ -8,14 +8,16 @@ from mace_train.model.batch_index import ElementGroups, ElementSlots
 from mace_train.model.derivatives import predict
 from mace_train.model.linear import ElementLinear
 from mace_train.model.matmul_precision import MatmulModule
-from tests.model.systems import graph_of, mixed, model_of, salt, water
+from tests.model.systems import NONLINEAR_SETTINGS, graph_of, mixed, model_of, salt, water
 
 ELEMENTS = (1, 8, 11, 13, 17)
 
 
+@pytest.mark.parametrize("settings", [{}, {**NONLINEAR_SETTINGS, "edge_irreps": "8x0e+8x1o"}])
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_bfloat16_moves_forces_by_its_rounding_and_learns_in_float32(kernels):
-    model = model_of(ELEMENTS, dtype=torch.float32, max_ell=2, max_L=1, num_channels=16)
+def test_bfloat16_moves_forces_by_its_rounding_and_learns_in_float32(kernels, settings):
+    settings = {"max_ell": 2, "max_L": 1, "num_channels": 16, **settings}
+    model = model_of(ELEMENTS, dtype=torch.float32, **settings)
     model.kernels = kernels
     graph = graph_of([water(), salt(), mixed(ELEMENTS)], 4.0, ELEMENTS, torch.float32)
     results = []

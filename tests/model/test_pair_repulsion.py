@@ -6,7 +6,7 @@ import torch
 from ase import Atoms
 from ase.data import covalent_radii
 
-from mace_train.model.batch_index import EdgeSpecies
+from mace_train.model.batch_index import EdgeEnds
 from mace_train.model.compiled import CompiledMACE
 from mace_train.model.derivatives import predict
 from mace_train.model.pair_repulsion import (
@@ -22,9 +22,9 @@ LENGTHS = torch.tensor([0.4, 0.7, 0.95, 1.3, 2.9], dtype=torch.float64)
 SPECIES = torch.tensor([0, 1, 2, 3, 1])  # HH, HO, OH, OO, HO
 
 
-def edge_species(n):
+def edge_ends(n):
     atoms = torch.arange(n)
-    return EdgeSpecies.of(atoms, atoms)
+    return EdgeEnds.of(atoms, atoms)
 
 
 def test_agnesi_by_hand():
@@ -45,7 +45,7 @@ def test_soft_keeps_long_distances_and_stops_at_short_ones():
 
 def test_repulsion_by_hand():
     """Half of a pair for each end; nothing beyond the sum of the radii."""
-    found = PairRepulsion(NUMBERS, 5)(LENGTHS, SPECIES, edge_species(5), 5, sum_rows)
+    found = PairRepulsion(NUMBERS, 5)(LENGTHS, SPECIES, edge_ends(5), 5, sum_rows)
     reach = covalent_radii[1] + covalent_radii[8]
     a = 0.4543 * 0.529 / (1 + 8**0.3)
     x = 0.7 / a
@@ -61,7 +61,7 @@ def test_repulsion_by_hand():
 def test_second_derivatives(make):
     def function(lengths):
         if make is None:
-            return PairRepulsion(NUMBERS, 5)(lengths, SPECIES, edge_species(5), 5, sum_rows)
+            return PairRepulsion(NUMBERS, 5)(lengths, SPECIES, edge_ends(5), 5, sum_rows)
         return make(NUMBERS)(lengths, SPECIES)
 
     lengths = LENGTHS.clone().requires_grad_()

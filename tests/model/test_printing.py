@@ -35,8 +35,7 @@ def test_layers(model):
     assert repr(second.skip_tp) == "ElementLinear(4x0e x 3x0e -> 4x0e | 48 weights)"
     n_paths = len(convolution_paths(1, 3))
     assert second.extra_repr() == (
-        "Convolution(1x0e+1x1o x 1x0e+1x1o+1x2e+1x3o -> 2x0e+3x1o+3x2e+2x3o | "
-        f"{n_paths} paths), residual=True"
+        f"Convolution(1x0e+1x1o x 1x0e+1x1o+1x2e+1x3o -> 2x0e+3x1o+3x2e+2x3o | {n_paths} paths)"
     )
     assert "elements=[H, O, Cl], heads=['Default']" in model.extra_repr()
 

@@ -9,7 +9,7 @@ from mace_train.errors import InputError
 from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE, Head
 from mace_train.model.surgery import one_head, with_elements, with_heads
-from tests.model.systems import graph_of, model_of, single_atom, water
+from tests.model.systems import NONLINEAR_SETTINGS, graph_of, model_of, single_atom, water
 
 TWO = ("pbe", "scan")
 
@@ -22,12 +22,23 @@ def of(model: MACE, head: str | None = None, structures=None) -> Prediction:
     return predict(model, graph, stress=False, create_graph=False)
 
 
+def with_biases(model: MACE) -> MACE:
+    """The model with biases of its readouts that are not zero."""
+    for name, parameter in model.readouts.named_parameters():
+        if name.endswith(".bias"):
+            parameter.data.normal_()
+    return model
+
+
 def assert_same(found: Prediction, expected: Prediction) -> None:
     torch.testing.assert_close(found.energy, expected.energy, rtol=0, atol=1e-10)
     torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("settings", [{}, {"model": "MACE", "num_interactions": 1}, {"max_L": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"model": "MACE", "num_interactions": 1}, {"max_L": 2}, NONLINEAR_SETTINGS],
+)
 def test_elements_that_stay_keep_their_energies(settings):
     settings = {"max_ell": 2, **settings}
     model = model_of((1, 6, 8, 26), **settings)
@@ -52,9 +63,15 @@ def test_a_model_that_knows_none_of_the_elements():
         with_elements(model_of((1, 8), max_ell=1), [26])
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
-def test_every_head_alone_is_that_head(layers):
-    model = model_of((1, 8), max_ell=1, heads=("pbe", "scan", "hf"), num_interactions=layers)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"num_interactions": n} for n in (1, 2, 3)),
+        {"readout_cls": "NonLinearBiasReadoutBlock", "use_last_readout_only": True},
+    ],
+)
+def test_every_head_alone_is_that_head(settings):
+    model = with_biases(model_of((1, 8), max_ell=1, heads=("pbe", "scan", "hf"), **settings))
     energies = []
     for name in model.data.head_names:
         alone = one_head(model, name)
@@ -64,8 +81,9 @@ def test_every_head_alone_is_that_head(layers):
     assert len(set(energies)) == 3
 
 
-def test_new_heads_begin_as_the_one_they_come_from():
-    model = model_of((1, 8), max_ell=1, heads=TWO)
+@pytest.mark.parametrize("readout", ["NonLinearReadoutBlock", "NonLinearBiasReadoutBlock"])
+def test_new_heads_begin_as_the_one_they_come_from(readout):
+    model = with_biases(model_of((1, 8), max_ell=1, heads=TWO, readout_cls=readout))
     scan = model.data.heads[1]
     heads = [replace(scan, name="replay"), Head((-1.0, -2.0), scan.scale, scan.shift, "new")]
     both = with_heads(model, heads, "scan")

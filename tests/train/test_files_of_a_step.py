@@ -55,6 +55,8 @@ BESIDE = [  # what else runs between two batches
     "model/batch_index.py",
     "model/constant.py",
     "model/convolution.py",
+    "model/interactions/agnostic.py",
+    "model/interactions/interaction.py",
     "model/linear.py",
     "model/matmul_precision.py",
     "model/radial.py",

@@ -79,7 +79,8 @@ def preprocess(settings: PreprocessSettings) -> Path:
         if pool is None:  # an MPI rank other than 0, whose work is done
             return Path(settings.output)
         files = _files(settings)
-        E0_sources = E0Sources(settings.data.E0s, settings.data.foundation_model)
+        data = settings.data
+        E0_sources = E0Sources(data.E0s, data.foundation_model, data.accept_licence)
         if settings.dry_run:
             survey(files, settings, pool)
             return Path(settings.output)

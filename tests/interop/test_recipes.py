@@ -1,0 +1,50 @@
+"""configs/model/ of published models: what from-mace-config makes of the published arguments."""
+
+import shlex
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from mace_train import cli
+from mace_train._paths import CONFIGS
+from mace_train.interop.from_mace_config import translate
+
+DENSITY = (
+    "--model=MACE --interaction_first=RealAgnosticDensityInteractionBlock"
+    " --interaction=RealAgnosticDensityResidualInteractionBlock --pair_repulsion"
+    " --distance_transform=Agnesi --num_interactions=2 --correlation=3 --max_ell=3"
+)
+PUBLISHED = {  # arguments of the architecture in the scripts that the files name
+    "density": DENSITY,
+    "mp_0b2_large": f"{DENSITY} --r_max=5.0 --max_L=2 --num_channels=128 --num_radial_basis=8"
+    " --MLP_irreps=16x0e --scaling=rms_forces_scaling",
+    "mp_0b3": f"{DENSITY} --r_max=6.0 --max_L=1 --num_channels=128 --num_radial_basis=10"
+    " --MLP_irreps=16x0e --scaling=rms_forces_scaling",
+    "omat_0": f"{DENSITY} --r_max=6.0 --hidden_irreps='128x0e + 128x1o' --scaling=no_scaling",
+    "off_medium": "--model=MACE --num_interactions=2 --num_channels=128 --max_L=1 --correlation=3"
+    " --r_max=5.0",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_are_the_published_arguments(name):
+    words = ["--name=a", "--train_file=a.xyz", *shlex.split(PUBLISHED[name])]
+    equal, without = translate(None, words)
+    assert without == []
+    translated = settings([f"{key}={value}" for key, value in equal["train"].items() if "." in key])
+    recipe = settings([f"model={name}"])
+    assert recipe.r_max == (None if name == "density" else equal["preprocess"].get("r_max", 5.0))
+    recipe.r_max = None  # belongs to the data
+    assert recipe == translated
+
+
+def settings(words):
+    ConfigStore.instance().store(name="train_schema", node=cli.COMMANDS["train"].schema)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        composed = compose("train", overrides=["data_dir=a", "output=b", *words])
+    GlobalHydra.instance().clear()
+    return OmegaConf.to_object(composed).model

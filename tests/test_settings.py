@@ -51,6 +51,24 @@ def test_every_field_has_a_help_text():
         (lambda: settings.ModelSettings(radial_MLP=[]), "1 to 100"),
         (lambda: settings.ModelSettings(radial_MLP=[8, 0]), r"radial_MLP\[1\]=0 .* at least 1"),
         (lambda: settings.ModelSettings(max_L=3, max_ell=2), "at least 3"),
+        (lambda: settings.ModelSettings(interaction="Mine"), "RealAgnosticResidualNonLinear"),
+        (lambda: settings.ModelSettings(edge_irreps="8x1e"), "same multiplicity each"),
+        (lambda: settings.ModelSettings(edge_irreps="8x0e+8x1o+8x2e"), "up to max_L=1"),
+        (lambda: settings.ModelSettings(use_edge_irreps_first=True), "give model.edge_irreps"),
+        (lambda: settings.ModelSettings(radial_type="chebyshev"), "bessel, gaussian"),
+        (
+            lambda: settings.ModelSettings(radial_type="gaussian", num_radial_basis=1),
+            "takes at least 2",
+        ),
+        (lambda: settings.ModelSettings(gate="relu"), "silu, tanh, abs, None"),
+        (
+            lambda: settings.ModelSettings(use_last_readout_only=True, num_interactions=1),
+            "num_interactions to 2",
+        ),
+        (lambda: settings.ModelSettings(correlation="3"), "must be a number without fraction"),
+        (lambda: settings.ModelSettings(correlation=2.5), "must be a number without fraction"),
+        (lambda: settings.ModelSettings(correlation=[3]), "one for each of the 2 layers"),
+        (lambda: settings.ModelSettings(correlation=[3, 11]), r"correlation\[1\]=11 is out of"),
         (lambda: settings.OptimizerSettings(optimizer="sgd"), "adam, adamw"),
         (lambda: settings.OptimizerSettings(beta=1.0), "at least 0 and less than 1"),
         (lambda: settings.SchedulerSettings(scheduler="step"), "plateau"),
@@ -74,6 +92,19 @@ def test_every_field_has_a_help_text():
 def test_values_out_of_range_are_errors(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"edge_irreps": "128x0e + 128x1o"}, {}),
+        ({"edge_irreps": "128x0e+128x1o", "use_edge_irreps_first": True}, {}),
+        ({"edge_irreps": "8x0e + 8x1o"}, {"edge_irreps": "8x0e+8x1o"}),
+        ({"correlation": [2, 2]}, {"correlation": 2}),
+    ],
+)
+def test_equal_models_have_equal_settings(given, same):
+    assert settings.ModelSettings(**given) == settings.ModelSettings(**same)
 
 
 def _classes() -> list[type]:

@@ -55,7 +55,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: no metrics.jsonl; give the output folder of a training")
     records = read_records(file, checked_epoch_record)
     if not records:
-        raise InputError(f"{path}: metrics.jsonl holds no epoch yet")
+        raise InputError(f"{path}: metrics.jsonl holds no epoch yet; wait for the first one")
     return records
 
 

@@ -13,6 +13,8 @@ from mace_train.errors import InputError
 from mace_train.irreps import irreps_string
 from mace_train.settings.model import (
     AGNOSTIC,
+    ATTENTION,
+    DEFAULT_RADIAL_MLP,
     GATES,
     INTERACTION_BLOCKS,
     RADIAL_TYPES,
@@ -79,9 +81,11 @@ def header_of(mace_torch_model: Any) -> Header:
         "num_channels": int(model.node_embedding.linear.irreps_out.dim),
         "correlation": orders[0] if len(set(orders)) == 1 else orders,
         "num_interactions": len(model.interactions),
+        "keep_last_layer_irreps": len(model.products) > 1
+        and int(model.products[-1].linear.irreps_out.lmax) > 0,
         "num_radial_basis": int(model.radial_embedding.out_dim),
         "num_cutoff_basis": int(model.radial_embedding.cutoff_fn.p),
-        "radial_MLP": [int(n) for n in model.interactions[0].conv_tp_weights.hs[1:-1]],
+        "radial_MLP": _radial_MLP(model.interactions),
         "edge_irreps": edge_irreps and str(edge_irreps),
         "use_edge_irreps_first": bool(
             edge_irreps and getattr(model, "use_edge_irreps_first", False)
@@ -106,6 +110,18 @@ def header_of(mace_torch_model: Any) -> Header:
 def _shortest(value: float) -> float:
     """The number with the fewest digits that rounds to a value held in single precision."""
     return float(str(np.float32(value))) if np.float32(value) == value else value
+
+
+def _radial_MLP(interactions: Any) -> list[int]:
+    """Hidden widths of the radial networks that have no fixed ones."""
+    for block in interactions:
+        if type(block).__name__ != ATTENTION:
+            network = block.conv_tp_weights
+            if hasattr(network, "hs"):
+                return [int(n) for n in network.hs[1:-1]]
+            # files of the first version with nonlinear blocks; maps have norm and gate behind them
+            return [int(layer.weight.shape[1]) for layer in list(network.net)[3::3]]
+    return list(DEFAULT_RADIAL_MLP)
 
 
 def _hidden_scalars(readout: Any, n_heads: int) -> str:

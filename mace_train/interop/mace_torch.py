@@ -123,6 +123,7 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
             gate=modules.gate_dict[header.get("gate", "silu")],
             readout_cls=modules.readout_classes[header.get("readout_cls", READOUTS[0])],
             radial_type=header.get("radial_type", "bessel"),
+            keep_last_layer_irreps=header.get("keep_last_layer_irreps", False),
             use_last_readout_only=header.get("use_last_readout_only", False),
             pair_repulsion=header.get("pair_repulsion", False),
             distance_transform=header.get("distance_transform", "None"),

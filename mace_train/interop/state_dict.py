@@ -19,10 +19,11 @@ from torch import Tensor
 from mace_train.errors import InputError
 from mace_train.interop.couplings import check_convolution, contraction_weights
 from mace_train.interop.header import LINEAR_READOUT, Header, check_features
+from mace_train.model.interactions.attention import ATTENTION_CHANNELS
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.model.pair_repulsion import AGNESI, SOFT, ZBL, ZBL_WEIGHTS
 from mace_train.settings import ModelSettings
-from mace_train.settings.model import RESIDUAL
+from mace_train.settings.model import DEFAULT_RADIAL_MLP, RESIDUAL
 
 E0_NAME = "atomic_energies_fn.atomic_energies"  # [n_heads, n_elements]
 # settings that belong to the data, to training, or that num_channels and max_L say too
@@ -133,18 +134,41 @@ def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
     return len({m.group(1) for m in (re.match(pattern, name) for name in state_dict) if m})
 
 
-def _radial_widths(state_dict: Mapping[str, Tensor]) -> list[int]:
-    """Of the radial basis and the hidden layers of the first interaction."""
-    network = "interactions.0.conv_tp_weights."
+def _radial_widths(state_dict: Mapping[str, Tensor], layer: int) -> list[int]:
+    """Of the inputs and the hidden layers of the radial network of a layer."""
+    network = f"interactions.{layer}.conv_tp_weights."
     n_layers = _count(state_dict, re.escape(network) + r"layer(\d+)\.weight")
     if n_layers > 0:
         return [state_dict[f"{network}layer{i}.weight"].shape[0] for i in range(n_layers)]
-    # maps, each with a norm and an activation behind it; inputs are those of both elements too
+    # maps, each with a norm and an activation behind it
     maps = [state_dict[f"{network}net.0.weight"]]
     while (name := f"{network}net.{3 * len(maps)}.weight") in state_dict:
         maps.append(state_dict[name])
-    n_inputs, *hidden = (matrix.shape[1] for matrix in maps)
-    return [n_inputs - 2 * _n_channels(state_dict), *hidden]
+    return [matrix.shape[1] for matrix in maps]
+
+
+def _num_radial_basis(state_dict: Mapping[str, Tensor]) -> int:
+    """Inputs of the first network but those of both atoms."""
+    n_inputs = _radial_widths(state_dict, 0)[0]
+    if _has_attention(state_dict, 0):
+        return n_inputs - 2 * ATTENTION_CHANNELS
+    is_directed = "interactions.0.source_embedding.weight" in state_dict
+    return n_inputs - 2 * _n_channels(state_dict) if is_directed else n_inputs
+
+
+def _radial_MLP(state_dict: Mapping[str, Tensor]) -> list[int]:
+    for layer in range(_n_layers(state_dict)):
+        if not _has_attention(state_dict, layer):
+            return _radial_widths(state_dict, layer)[1:]
+    return list(DEFAULT_RADIAL_MLP)
+
+
+def _has_attention(state_dict: Mapping[str, Tensor], layer: int) -> bool:
+    return f"interactions.{layer}.linear_down.weight" in state_dict
+
+
+def _n_layers(state_dict: Mapping[str, Tensor]) -> int:
+    return _count(state_dict, r"interactions\.(\d+)\.")
 
 
 def _degree_of_message(state_dict: Mapping[str, Tensor]) -> int:
@@ -167,7 +191,7 @@ def _correlation(state_dict: Mapping[str, Tensor]) -> int | list[int]:
     """That of all layers, or of each."""
     orders = [
         _count(state_dict, _CONTRACTIONS % layer + r"0\.weights\.(\d+)") + 1
-        for layer in range(_count(state_dict, r"interactions\.(\d+)\."))
+        for layer in range(_n_layers(state_dict))
     ]
     return orders[0] if len(set(orders)) == 1 else orders
 
@@ -175,12 +199,12 @@ def _correlation(state_dict: Mapping[str, Tensor]) -> int | list[int]:
 _SIZES: dict[str, Callable[[Mapping[str, Tensor]], Any]] = {
     "atomic_numbers": lambda tensors: [int(z) for z in tensors["atomic_numbers"]],
     "num_channels": _n_channels,
-    "num_interactions": lambda tensors: _count(tensors, r"interactions\.(\d+)\."),
+    "num_interactions": _n_layers,
     "max_L": lambda tensors: _count(tensors, _CONTRACTIONS % 0 + r"(\d+)\.weights_max") - 1,
     "correlation": _correlation,
     "max_ell": _degree_of_message,
-    "num_radial_basis": lambda tensors: _radial_widths(tensors)[0],
-    "radial_MLP": lambda tensors: _radial_widths(tensors)[1:],
+    "num_radial_basis": _num_radial_basis,
+    "radial_MLP": _radial_MLP,
     "pair_repulsion": lambda tensors: _count(tensors, r"(pair_repulsion_fn)\.") > 0,
     "distance_transform": lambda tensors: next(
         (name for name, key in _TRANSFORM_KEYS.items() if key in tensors), "None"

@@ -38,7 +38,7 @@ def layer_specs(
         l_in, l_out = settings.max_L, settings.max_L
         if layer == 0:
             l_in = 0
-        if layer == n_layers - 1:
+        if layer == n_layers - 1 and not (settings.keep_last_layer_irreps and layer > 0):
             l_out = 0
         return LayerSpec(
             n_elements=n_elements,

@@ -8,8 +8,8 @@ A model may have several heads, one for each level of theory of its data: they s
 the readouts, and have scale, shift and E0s of their own; the head of its structure says which
 output an atom takes.
 
-Readouts are those of ``readouts``; the last layer carries scalars only. The interactions are of the
-kinds that the settings name; "MACE" has
+Readouts are those of ``readouts``; the last layer carries scalars only (or features that no readout
+sees). The interactions are of the kinds that the settings name; "MACE" has
 a non-residual first one (and is trained with shift 0).
 
 Parameters have the names, shapes and initial distributions of mace-torch; the state dict holds

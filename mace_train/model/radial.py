@@ -142,8 +142,18 @@ class RadialNetwork(PathNetwork):
 
         A cutoff [n_edges, 1] multiplies the weights of each edge.
         """
-        matrices = [layer.scaled() for layer in self.children() if isinstance(layer, RadialLayer)]
-        hidden = basis
+        first, *others = self.matrices()
+        return self.behind(self.matmul(basis, first), others, cutoff)
+
+    def matrices(self) -> list[Tensor]:
+        """All matrices as they multiply."""
+        return [layer.scaled() for layer in self.children() if isinstance(layer, RadialLayer)]
+
+    def behind(
+        self, product: Tensor, matrices: list[Tensor], cutoff: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As ``hidden``, from the first product and the matrices behind it."""
+        hidden = scaled_silu(product)
         for matrix in matrices[:-1]:
             hidden = scaled_silu(self.matmul(hidden, matrix))
         hidden = hidden if cutoff is None else hidden * cutoff

@@ -17,7 +17,9 @@ AGNOSTIC = "RealAgnosticInteractionBlock"
 DENSITY = "RealAgnosticDensityInteractionBlock"
 DENSITY_RESIDUAL = "RealAgnosticDensityResidualInteractionBlock"
 NONLINEAR = "RealAgnosticResidualNonLinearInteractionBlock"
-INTERACTION_BLOCKS = (RESIDUAL, AGNOSTIC, DENSITY_RESIDUAL, DENSITY, NONLINEAR)
+ATTENTION = "RealAgnosticAttResidualInteractionBlock"
+INTERACTION_BLOCKS = (RESIDUAL, AGNOSTIC, DENSITY_RESIDUAL, DENSITY, NONLINEAR, ATTENTION)
+DEFAULT_RADIAL_MLP = (64, 64, 64)
 _WIDTH = Range(1, MOST_CHANNELS, reason="published models have up to 512")
 _MOST_LAYERS = 100  # of the radial network
 _DEGREE = "e3nn has coupling coefficients up to degree 11"
@@ -32,9 +34,10 @@ class ModelSettings:
     interaction: str = RESIDUAL
     """Interaction block of all layers but the first: RealAgnosticResidualInteractionBlock,
     RealAgnosticInteractionBlock; RealAgnosticDensityResidualInteractionBlock,
-    RealAgnosticDensityInteractionBlock, which divide messages by a learned density; and
-    RealAgnosticResidualNonLinearInteractionBlock, whose weights know both elements (it needs
-    apply_cutoff=false, or energies jump at the cutoff)."""
+    RealAgnosticDensityInteractionBlock, which divide messages by a learned density;
+    RealAgnosticResidualNonLinearInteractionBlock, whose weights know both elements, and
+    RealAgnosticAttResidualInteractionBlock, whose weights know the features of both atoms (these
+    two need apply_cutoff=false, or energies jump at the cutoff)."""
     interaction_first: str | None = None
     """That of the first layer; null: RealAgnosticInteractionBlock for model=MACE, else
     RealAgnosticResidualInteractionBlock."""
@@ -62,6 +65,8 @@ class ModelSettings:
     such as [3, 2]."""
     num_interactions: int = bounded(2, Range(1, 100, reason="published models have 2"))
     """Message-passing layers."""
+    keep_last_layer_irreps: bool = False
+    """Keep features of all degrees in the last layer: descriptors have them, energies do not."""
     radial_type: str = "bessel"
     """Radial basis: bessel or gaussian (mace-torch's chebyshev gives no forces, there either)."""
     num_radial_basis: int = bounded(8, Range(1, 1024, reason="published models have 8 to 10"))
@@ -72,8 +77,8 @@ class ModelSettings:
     """Exponent p of the polynomial cutoff."""
     apply_cutoff: bool = True
     """Multiply the radial basis by the cutoff; false: what the radial network makes of it."""
-    radial_MLP: list[int] = bounded([64, 64, 64], _WIDTH)
-    """Hidden widths of the radial network."""
+    radial_MLP: list[int] = bounded([*DEFAULT_RADIAL_MLP], _WIDTH)
+    """Hidden widths of the radial network (RealAgnosticAttResidualInteractionBlock has its own)."""
     distance_transform: str = "None"
     """Transform of the lengths that the radial basis sees: None, Agnesi or Soft."""
     pair_repulsion: bool = False

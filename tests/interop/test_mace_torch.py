@@ -34,6 +34,12 @@ NONLINEAR = {
     "apply_cutoff": False,
     "max_ell": 2,
 }
+ATTENTION = {
+    "first": "RealAgnosticAttResidual",
+    "interaction": "RealAgnosticAttResidual",
+    "apply_cutoff": False,
+    "max_ell": 2,
+}
 
 
 def squeezed():
@@ -103,6 +109,18 @@ CASES = {
         [mixed(ALL)],
         {**NONLINEAR, "use_agnostic_product": False, "max_ell": 1, "apply_cutoff": True},
     ),
+    "attention": (WATER, [water(), single_atom()], ATTENTION),
+    "attention_after_density": (
+        SALT,
+        [salt()],
+        {
+            **ATTENTION,
+            "first": "RealAgnosticDensity",
+            "num_interactions": 3,
+            "max_L": 2,
+            "edge_irreps": "2x0e+2x1o",
+        },
+    ),
     "narrow_edges": (WATER, [water()], {"max_ell": 2, "edge_irreps": "2x0e"}),
     "narrow_edges_density": (
         SALT,
@@ -126,6 +144,11 @@ CASES = {
         METAL,
         [tiny_cell()],
         {"max_ell": 1, "radial_type": "gaussian", "distance_transform": "Agnesi", "gate": None},
+    ),
+    "last_layer_irreps": (
+        WATER,
+        [water()],
+        {"max_ell": 2, "max_L": 2, "keep_last_layer_irreps": True, "channels": 2},
     ),
     "correlation_of_layers": (SALT, [salt()], {"max_ell": 2, "correlation": [3, 2]}),
     "bias_readout": (

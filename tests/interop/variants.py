@@ -18,6 +18,11 @@ NONLINEAR = {
     "interaction": "RealAgnosticResidualNonLinear",
     "apply_cutoff": False,
 }
+ATTENTION = {
+    "first": "RealAgnosticAttResidual",
+    "interaction": "RealAgnosticAttResidual",
+    "apply_cutoff": False,
+}
 VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change of the model)
     "default": ({"correlation": 3}, {}, None),
     "tensors": ({"max_L": 2}, {}, None),
@@ -42,7 +47,7 @@ VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change
         {"head": "scan"},
         None,
     ),
-    "nonlinear": (NONLINEAR, {}, None),
+    "nonlinear": (NONLINEAR, {}, "forget"),
     "nonlinear_heads": (  # as MACE-MH-1
         {
             **HEADS,
@@ -59,6 +64,12 @@ VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change
         {"elements": ["O", "H"]},
         None,
     ),
+    "attention": (ATTENTION, {}, None),
+    "attention_elements": (
+        {**ATTENTION, "first": "RealAgnosticDensity", "max_ell": 1},
+        {"elements": ["O", "H"]},
+        None,
+    ),
     "narrow_edges": ({"edge_irreps": "4x0e+4x1o", "max_ell": 1, "apply_cutoff": False}, {}, None),
     "last_readout_only": (
         {**HEADS, "use_last_readout_only": True, "gate": torch.tanh, "max_ell": 1},
@@ -67,6 +78,7 @@ VARIANTS = {  # name: (arguments of mace_torch_model, settings of import, change
     ),
     "no_gate": ({"gate": None, "max_ell": 1, "max_L": 0}, {}, None),
     "gaussian": ({"radial_type": "gaussian", "max_ell": 1, "gate": torch.abs}, {}, None),
+    "last_layer_irreps": ({"keep_last_layer_irreps": True, "max_ell": 1}, {}, None),
     "correlation_of_layers": ({"correlation": [1, 2], "max_ell": 1}, {}, None),
     "one_layer": (TINY, {}, None),
     "three_layers": ({"num_interactions": 3, "max_ell": 1, "max_L": 0}, {}, None),
@@ -112,4 +124,15 @@ def make_old(model):
                 del contraction._buffers[name]
 
 
-CHANGES = {"reduce": reduce_couplings, "age": make_old, "round": lambda model: model.float()}
+def forget_widths(model):
+    """The first version with nonlinear blocks did not keep the widths of networks."""
+    for block in model.interactions:
+        del block.conv_tp_weights.hs, block.density_fn.hs
+
+
+CHANGES = {
+    "forget": forget_widths,
+    "reduce": reduce_couplings,
+    "age": make_old,
+    "round": lambda model: model.float(),
+}

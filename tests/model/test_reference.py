@@ -10,7 +10,8 @@ from tests.model.systems import graph_of
 
 
 def test_all_files_are_there():
-    assert NAMES == ["all_elements", "default", "mace", "one_layer", "scalars", "tensors"]
+    plain = ["all_elements", "default", "mace", "one_layer", "scalars", "tensors"]
+    assert sorted(NAMES) == sorted([*plain, "density", "nonlinear"])
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])

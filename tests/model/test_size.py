@@ -7,7 +7,7 @@ from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.model.product_basis import paths
 from mace_train.model.size import check_size, count_weights, n_contraction_paths
 from mace_train.settings import ModelSettings
-from mace_train.settings.model import AGNOSTIC, DENSITY, DENSITY_RESIDUAL, NONLINEAR
+from mace_train.settings.model import AGNOSTIC, ATTENTION, DENSITY, DENSITY_RESIDUAL, NONLINEAR
 
 NONLINEAR_MODEL = {
     "interaction": NONLINEAR,
@@ -27,6 +27,8 @@ SMALL = {"num_channels": 6, "radial_MLP": [8, 5], "max_ell": 2, "correlation": 2
         ({"interaction": DENSITY_RESIDUAL, "interaction_first": DENSITY}, 2, 1),
         (NONLINEAR_MODEL, 3, 2),
         ({**NONLINEAR_MODEL, "edge_irreps": "3x0e", "use_edge_irreps_first": True}, 2, 1),
+        ({"interaction": ATTENTION, "interaction_first": ATTENTION, "max_L": 2}, 2, 1),
+        ({"max_L": 2, "keep_last_layer_irreps": True}, 2, 1),
         ({"interaction": DENSITY, "edge_irreps": "3x0e+3x1o"}, 2, 1),
         ({"interaction": AGNOSTIC, "interaction_first": DENSITY_RESIDUAL}, 2, 1),
         ({"correlation": 4, "num_interactions": 2, "MLP_irreps": "5x0e"}, 2, 3),

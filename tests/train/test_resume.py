@@ -20,6 +20,7 @@ from mace_train.settings import (
 from mace_train.train.checkpoint import read, save
 from mace_train.train.setup import set_up
 from mace_train.train.train import train
+from tests.model.systems import NONLINEAR_SETTINGS
 from tests.train.ranks import run_ranks
 from tests.train.training import assert_same_end, records, settings_for, train_until_killed
 
@@ -45,6 +46,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "stage two": {"stage_two": StageTwoSettings(enabled=True, start=1)},
     "schedule-free": {"optimizer": OptimizerSettings(optimizer="schedulefree", lr=0.005)},
+    "nonlinear interactions": {
+        "model": ModelSettings(**NONLINEAR_SETTINGS, num_channels=4, correlation=2, radial_MLP=[8])
+    },
     "finish with L-BFGS": {"finish": FinishSettings(optimizer="lbfgs", epochs=1, lr=1.0)},
 }
 

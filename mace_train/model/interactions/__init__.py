@@ -9,6 +9,7 @@ from mace_train.model.interactions.agnostic import (
     RealAgnosticInteractionBlock,
     RealAgnosticResidualInteractionBlock,
 )
+from mace_train.model.interactions.attention import RealAgnosticAttResidualInteractionBlock
 from mace_train.model.interactions.density import (
     RealAgnosticDensityInteractionBlock,
     RealAgnosticDensityResidualInteractionBlock,
@@ -26,6 +27,7 @@ INTERACTIONS: dict[str, type[InteractionBlock]] = {
         RealAgnosticDensityInteractionBlock,
         RealAgnosticDensityResidualInteractionBlock,
         RealAgnosticResidualNonLinearInteractionBlock,
+        RealAgnosticAttResidualInteractionBlock,
     )
 }
 

@@ -110,6 +110,12 @@ def irreps_of_skip(spec: LayerSpec) -> FeatureIrreps:
     return FeatureIrreps(spec.node_feats_irreps.mul, degree)
 
 
+def skip_fan_in(spec: LayerSpec) -> list[int]:
+    """Channels of every degree of ``irreps_of_skip``."""
+    irreps = irreps_of_skip(spec)
+    return [irreps.mul] * (irreps.l_max + 1)
+
+
 def _up_fan_in(spec: LayerSpec) -> list[int]:
     return [spec.node_feats_irreps.mul] * (spec.edge_irreps.l_max + 1)
 

@@ -19,9 +19,9 @@ from mace_train.model.convolution import EdgeFeatures
 from mace_train.model.gate import gated
 from mace_train.model.interactions.interaction import (
     InteractionBlock,
-    irreps_of_skip,
     message_fan_in,
     n_paths,
+    skip_fan_in,
 )
 from mace_train.model.layer_spec import LayerSpec
 from mace_train.model.linear import (
@@ -54,7 +54,7 @@ class RealAgnosticResidualNonLinearInteractionBlock(InteractionBlock):
         self.conv_tp_weights = PathMLP(
             _n_inputs(spec), spec.radial_widths, n_paths(spec), spec.edge_irreps.mul
         )
-        self.skip_tp = DegreeLinear(_skip_fan_in(spec), spec.node_feats_irreps.mul)
+        self.skip_tp = DegreeLinear(skip_fan_in(spec), spec.node_feats_irreps.mul)
         self.linear_res = DegreeLinear(_residual_fan_in(spec), n_channels, n_gates)
         self.linear_1 = DegreeLinear(message_fan_in(spec), n_channels, n_gates)
         self.linear_2 = DegreeLinear([n_channels] * (n_gates + 1), n_channels)
@@ -71,7 +71,7 @@ class RealAgnosticResidualNonLinearInteractionBlock(InteractionBlock):
             + 2 * spec.n_elements * spec.node_feats_irreps.mul
             + radial_mlp_size([n_inputs, *spec.radial_widths, n_weights])
             + radial_mlp_size([n_inputs, _DENSITY_WIDTH, 1])
-            + degree_linear_size(_skip_fan_in(spec), spec.node_feats_irreps.mul)
+            + degree_linear_size(skip_fan_in(spec), spec.node_feats_irreps.mul)
             + degree_linear_size(_residual_fan_in(spec), n_channels, n_gates)
             + degree_linear_size(message_fan_in(spec), n_channels, n_gates)
             + degree_linear_size([n_channels] * (n_gates + 1), n_channels)
@@ -115,8 +115,3 @@ def _n_inputs(spec: LayerSpec) -> int:
 
 def _residual_fan_in(spec: LayerSpec) -> list[int]:
     return [spec.edge_irreps.mul] * (spec.edge_irreps.l_max + 1)
-
-
-def _skip_fan_in(spec: LayerSpec) -> list[int]:
-    irreps = irreps_of_skip(spec)
-    return [irreps.mul] * (irreps.l_max + 1)

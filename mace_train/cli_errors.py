@@ -32,8 +32,8 @@ _KINDS = {  # Python's type in the schema -> what to give
 HYDRA_QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
 """Overrides with which Hydra writes no folders and no log files of its own."""
 _UNSUPPORTED = {  # option of Hydra -> what to do instead
-    "experimental_rerun": "--config-dir RUN --config-name repeat trains as RUN did",
-    "config_path": "--config-dir FOLDER names a folder of your own YAML files",
+    "experimental_rerun": "give --config-dir RUN --config-name repeat to train as RUN did",
+    "config_path": "give --config-dir FOLDER for a folder of your own YAML files",
 }
 
 

@@ -193,7 +193,8 @@ def limit_memory(costs: Costs, capacity: Capacity, max_memory_gb: float | None) 
     if room < 1:
         raise InputError(
             f"batching.max_memory_gb={max_memory_gb} is not above what a step takes without "
-            f"structures, {costs.step_memory * MEMORY_UNIT / 1e9:.3g} GB by batching.cost_model"
+            f"structures, {costs.step_memory * MEMORY_UNIT / 1e9:.3g} GB by batching.cost_model; "
+            "give more, or measure another cost model"
         )
     capacity = replace(capacity, max_memory=room)
     check_fits(costs, capacity)

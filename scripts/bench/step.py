@@ -6,7 +6,7 @@ after checking that both losses are equal. Peak memory is that of a fresh proces
 memory before the first step (Linux: /proc). Then our step alone: how its time divides over
 stages and passes, and how near its compiled kernels come to the machine's limits.
 
-    python scripts/bench/step.py --json step.json [--data train.xyz] [--models S M L D]
+    python scripts/bench/step.py --json step.json [--data train.xyz] [--models S M L D N H]
                                  [--repeats 5] [--allocator keep]
 
 For a GPU there is training_step.py.
@@ -63,12 +63,21 @@ DENSITY = {  # blocks, transform and repulsion of MACE-MPA-0 and MACE-OMAT-0
     "distance_transform": "Agnesi",
     "pair_repulsion": True,
 }
+NONLINEAR = {  # blocks and product of MACE-MH-1
+    "first": "RealAgnosticResidualNonLinear",
+    "interaction": "RealAgnosticResidualNonLinear",
+    "use_agnostic_product": True,
+    "apply_cutoff": False,
+    "edge_irreps": "128x0e+128x1o",
+}
 CASES = {
     "S": Case("64x0e float32", 64, 0, torch.float32, 6.0),
     "M": Case("128x0e+128x1o float32", 128, 1, torch.float32, 8.0),
     "L": Case("128x0e+128x1o+128x2e float32", 128, 2, torch.float32, 8.0),
     "M64": Case("128x0e+128x1o float64", 128, 1, torch.float64, 8.0),
     "D": Case("128x0e+128x1o density float32", 128, 1, torch.float32, 15.0, 6.0, DENSITY),
+    "N": Case("128x0e+128x1o nonlinear float32", 128, 1, torch.float32, 12.0, 6.0, NONLINEAR),
+    "H": Case("512x0e+512x1o over 128 nonlinear", 512, 1, torch.float32, 12.0, 6.0, NONLINEAR),
 }
 
 

@@ -29,6 +29,7 @@ MODELS = {
         "interaction_first": "RealAgnosticDensityResidualInteractionBlock",
         "interaction": "RealAgnosticDensityInteractionBlock",
     },
+    "attention": {"interaction": "RealAgnosticAttResidualInteractionBlock"},
     "nonlinear": NONLINEAR_SETTINGS,
 }
 every_model = pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)

@@ -32,6 +32,15 @@ OUTPUT = ROOT / "tests" / "model" / "reference"
 BULKY = re.compile(r"U_matrix|output_mask|_w3j_|conv_tp\.weight$")
 
 ALL = tuple(range(1, 90))
+INPUTS = ("total_charge", "total_spin")  # in atoms.info; where there is none, mace-torch's default
+
+
+def with_info(atoms: Atoms, **values: float) -> Atoms:
+    """The structure with inputs beside the geometry."""
+    atoms.info.update(values)
+    return atoms
+
+
 CASES: dict[str, tuple[tuple[int, ...], list[Atoms], dict[str, Any]]] = {
     "default": ((1, 8, 13), [water(), single_atom(), tiny_cell()], {}),
     "mace": ((11, 17), [salt()], {"flavour": "MACE", "max_ell": 2}),
@@ -57,6 +66,22 @@ CASES: dict[str, tuple[tuple[int, ...], list[Atoms], dict[str, Any]]] = {
         },
     ),
     "all_elements": (ALL, [mixed(ALL)], {"max_ell": 1, "channels": 2, "correlation": 2}),
+    "inputs": (
+        (1, 8, 13),
+        [with_info(water(), total_charge=-1, total_spin=2), tiny_cell(), single_atom()],
+        {
+            "max_ell": 2,
+            "embedding_specs": {
+                "total_spin": {
+                    "type": "categorical",
+                    "per": "graph",
+                    "num_classes": 4,
+                    "emb_dim": 5,
+                },
+                "total_charge": {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 3},
+            },
+        },
+    ),
 }
 
 
@@ -67,9 +92,10 @@ def predictions(
     torch.set_default_dtype(torch.float64)
     table = AtomicNumberTable(list(numbers))
     cutoff = float(model.r_max)
+    keys = data.KeySpecification(info_keys={name: name for name in INPUTS})
     dataset = [
         data.AtomicData.from_config(
-            data.config_from_atoms(atoms, key_specification=data.KeySpecification()),
+            data.config_from_atoms(atoms, key_specification=keys),
             z_table=table,
             cutoff=cutoff,
         )
@@ -96,6 +122,7 @@ def main() -> None:
         for i, atoms in enumerate(structures):
             parts = {"numbers": atoms.numbers, "positions": atoms.positions}
             parts |= {"cell": atoms.cell[:], "pbc": atoms.pbc}
+            parts |= {name: atoms.info[name] for name in INPUTS if name in atoms.info}
             arrays |= {f"structure/{i}/{key}": value for key, value in parts.items()}
         results = predictions(model, structures, numbers)
         arrays |= {f"result/{key}": value for key, value in results.items()}

@@ -61,7 +61,8 @@ def main() -> None:
         counts = [max(1, int(np.searchsorted(ends, goal, side="right"))) for goal in goals]
         bins = [np.sort(order[:count]).astype(np.int64) for count in counts]
         numbers = run.model.data.atomic_numbers
-        graphs = list(batches(source, bins, atomic_numbers=numbers, dtype=run.dtype))
+        options = {"dtype": run.dtype, "inputs": run.model.inputs}
+        graphs = list(batches(source, bins, atomic_numbers=numbers, **options))
         times: list[list[float]] = [[] for _ in graphs]
         peaks = [0.0] * len(graphs)
 

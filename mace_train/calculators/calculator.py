@@ -22,10 +22,11 @@ from mace_train.calculators.models import (
     results_of,
     sample_from,
 )
+from mace_train.data.notes import Notes
 from mace_train.data.shards.arrays import Sample
 from mace_train.errors import InputError
-from mace_train.model.mace import MACE
 from mace_train.model.node_features import node_descriptors
+from mace_train.settings.inputs import model_input_keys
 
 
 class MACETrainCalculator(Calculator):
@@ -52,10 +53,16 @@ class MACETrainCalculator(Calculator):
         default_dtype: float32 or float64; None takes the type of the training.
         kernels: auto, reference, cpp or cuda.
         accept_licence: Licence of a foundation model that you accept, such as ASL.
+        info_keys: Names in ``atoms.info`` of the model's inputs per structure, such as
+            ``{"total_charge": "charge"}``. Without it they stand under the name that the model
+            states, or their own (``total_charge``), or that of mace-torch's calculators
+            (``charge``, ``spin``). An input that is not there has its default, with a warning.
+        arrays_keys: The same of inputs per atom, in ``atoms.arrays``.
 
     Raises:
-        InputError: a checkpoint that is not there or cannot be read; when calculating, an element
-            that the model does not know, or coincident atoms.
+        InputError: a checkpoint that is not there or cannot be read, or keys of inputs that it
+            does not have; when calculating, an element that the model does not know, coincident
+            atoms, or an input that the model does not take.
     """
 
     implemented_properties: ClassVar[list[str]] = [
@@ -76,6 +83,8 @@ class MACETrainCalculator(Calculator):
         default_dtype: str | None = None,
         kernels: str = "auto",
         accept_licence: str | None = None,
+        info_keys: Any = None,
+        arrays_keys: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -87,6 +96,11 @@ class MACETrainCalculator(Calculator):
             kernels=kernels,
             accept_licence=accept_licence,
         )
+        self._input_keys = [
+            model_input_keys(model.inputs, info_keys, arrays_keys, calculator=True)
+            for model in self.models
+        ]
+        self._said: set[str] = set()  # kinds of remarks
 
     @property
     def r_max(self) -> float:
@@ -102,7 +116,8 @@ class MACETrainCalculator(Calculator):
         """All properties of ``atoms``, which cost one gradient together."""
         super().calculate(atoms, list(properties), list(system_changes))
         structure = self._atoms(None)
-        graphs = [graph_from([self._sample(structure, model)], model) for model in self.models]
+        samples = self._samples(structure, f"structure {structure.symbols}")
+        graphs = [graph_from([s], m) for s, m in zip(samples, self.models, strict=True)]
         members = [results_of(m, graph)[0] for m, graph in zip(self.models, graphs, strict=True)]
         self.results = {name: np.mean([m[name] for m in members], axis=0) for name in members[0]}
         self.results["energy"] = float(self.results["energy"])
@@ -111,6 +126,23 @@ class MACETrainCalculator(Calculator):
             self.results["stress"] = full_3x3_to_voigt_6_stress(self.results["stress"])
         if len(members) > 1:
             self.results |= _spread(members)
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What changed since the last calculation; the model's inputs count too."""
+        changes: list[str] = super().check_state(atoms, tol)
+        if self.atoms is not None and self._inputs(atoms) != self._inputs(self.atoms):
+            changes.append("inputs")
+        return changes
+
+    def _inputs(self, atoms: Atoms) -> list[str]:
+        """The values of all inputs, to be compared."""
+        places = {"graph": atoms.info, "atom": atoms.arrays}
+        keys = (key for of_model in self._input_keys for key in of_model)
+        return [
+            repr(np.asarray(places[key.per].get(name)).tolist())
+            for key in keys
+            for name in key.keys
+        ]
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
@@ -129,7 +161,8 @@ class MACETrainCalculator(Calculator):
         In the order that ``ase.vibrations.VibrationsData.from_2d`` takes.
         """
         structure = self._atoms(atoms)
-        found = [hessian(model, self._sample(structure, model)) for model in self.models]
+        samples = self._samples(structure, f"structure {structure.symbols}")
+        found = [hessian(m, s) for m, s in zip(self.models, samples, strict=True)]
         mean: NDArray[np.float64] = np.mean([h.cpu().numpy() for h in found], axis=0)
         return mean
 
@@ -152,8 +185,9 @@ class MACETrainCalculator(Calculator):
         """
         structure = self._atoms(atoms)
         found = []
-        for model in self.models:
-            graph = graph_from([self._sample(structure, model)], model)
+        samples = self._samples(structure, f"structure {structure.symbols}")
+        for model, sample in zip(self.models, samples, strict=True):
+            graph = graph_from([sample], model)
             of_model = node_descriptors(
                 model, graph, invariants_only=invariants_only, num_layers=num_layers
             )
@@ -166,8 +200,20 @@ class MACETrainCalculator(Calculator):
             raise InputError("no atoms: give them, or set atoms.calc and calculate first")
         return found
 
-    def _sample(self, atoms: Atoms, model: MACE) -> Sample:
-        return sample_from(atoms, model, f"structure {atoms.symbols}")
+    def check(self, atoms: Atoms, name: str) -> None:
+        """InputError, which calls the structure by its ``name``, if a model does not take it."""
+        self._samples(atoms, name)
+
+    def _samples(self, atoms: Atoms, name: str) -> list[Sample]:
+        """The structure as each model takes it; a remark about its inputs is logged once."""
+        notes = Notes()
+        samples = [
+            sample_from(atoms, model, name, keys, notes)
+            for model, keys in zip(self.models, self._input_keys, strict=True)
+        ]
+        notes.log(but=self._said)
+        self._said |= set(notes.found)
+        return samples
 
 
 def _why_no_stress(atoms: Atoms) -> str:

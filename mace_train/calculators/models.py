@@ -14,7 +14,9 @@ from torch import Tensor
 
 from mace_train.checks import check_choice
 from mace_train.data.graph import Graph
+from mace_train.data.input_values import check_inputs
 from mace_train.data.loading.loader import collate
+from mace_train.data.notes import Notes
 from mace_train.data.shards.arrays import Sample
 from mace_train.data.shards.shard_set import sample_of
 from mace_train.data.stress_components import has_stress, projected_stress
@@ -24,6 +26,7 @@ from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE
 from mace_train.model.surgery import one_head
 from mace_train.ops.backends import backend_of
+from mace_train.settings.inputs import InputKey, model_input_keys
 from mace_train.train.checkpoint import load_model
 
 Results = dict[str, Any]
@@ -113,15 +116,37 @@ def _expanded(checkpoints: Checkpoint | Sequence[Checkpoint]) -> list[Path | MAC
     return items
 
 
-def sample_from(atoms: Atoms, model: MACE, source: str) -> Sample:
-    """The geometry of ``atoms`` with its neighbours; labels are ignored.
+def sample_from(
+    atoms: Atoms,
+    model: MACE,
+    source: str,
+    keys: Sequence[InputKey] | None = None,
+    notes: Notes | None = None,
+) -> Sample:
+    """The geometry of ``atoms`` with its neighbours, and the inputs of the model; no labels.
+
+    Args:
+        atoms: The structure.
+        model: What it is for.
+        source: What it is called in messages.
+        keys: Where the inputs of the model stand in ``atoms``; None: under their names.
+        notes: Collects remarks about inputs that are missing; without it they are logged.
 
     Raises:
-        InputError: an element that the model does not know, or a geometry that no structure has.
+        InputError: an element that the model does not know, a geometry that no structure has, or
+            an input that the model does not take.
     """
     bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    structure = structure_from_atoms(bare, _NO_LABELS, source, require_energy=False)
+    if keys is None:
+        keys = model_input_keys(model.inputs, calculator=True)
+    for key in keys:
+        given, taken = ((of.arrays if key.per == "atom" else of.info) for of in (atoms, bare))
+        taken.update({name: given[name] for name in key.keys if name in given})
+    structure = structure_from_atoms(
+        bare, _NO_LABELS, source, notes, require_energy=False, inputs=keys
+    )
     model.data.check_elements(structure.numbers, source)
+    check_inputs(model.inputs, structure.inputs, structure.n_atoms, source)
     return sample_of(structure, model.data.r_max)
 
 
@@ -132,6 +157,7 @@ def graph_from(samples: Sequence[Sample], model: MACE) -> Graph:
         np.arange(len(samples)),
         atomic_numbers=model.data.atomic_numbers,
         dtype=model.dtype,
+        inputs=model.inputs,
     )
     return graph.to(model.E0s.device)
 

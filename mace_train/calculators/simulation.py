@@ -1,6 +1,7 @@
 """What dynamics and relaxation share: the structure, its calculator, and the trajectory."""
 
 import io
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -13,11 +14,12 @@ from ase.io.trajectory import Trajectory
 
 from mace_train.atomic_files import append_text
 from mace_train.calculators.calculator import MACETrainCalculator
-from mace_train.calculators.models import sample_from
 from mace_train.checks import as_files
 from mace_train.data.read import read_atoms
 from mace_train.errors import InputError, system_error
 from mace_train.settings import SimulationSettings
+
+LOGGER = logging.getLogger("mace_train")
 
 
 def prepared_atoms(settings: SimulationSettings) -> Atoms:
@@ -31,9 +33,10 @@ def prepared_atoms(settings: SimulationSettings) -> Atoms:
         device=settings.device,
         default_dtype=settings.default_dtype,
         kernels=settings.kernels,
+        info_keys=settings.info_keys,
+        arrays_keys=settings.arrays_keys,
     )
-    for model in calc.models:
-        sample_from(atoms, model, settings.structure)
+    calc.check(atoms, settings.structure)
     repeat = list(settings.repeat)
     if any(n > 1 and not periodic for n, periodic in zip(repeat, atoms.pbc, strict=True)):
         raise InputError(
@@ -42,6 +45,14 @@ def prepared_atoms(settings: SimulationSettings) -> Atoms:
         )
     if repeat != [1, 1, 1]:
         atoms = atoms.repeat(repeat)
+        names = {spec.name for m in calc.models for spec in m.inputs if spec.per == "graph"}
+        if names:
+            LOGGER.warning(
+                "repeat=%s: %s of the structure, as of all copies together, stays what it is in %s",
+                repeat,
+                ", ".join(sorted(names)),
+                settings.structure,
+            )
     atoms.calc = calc
     return atoms
 

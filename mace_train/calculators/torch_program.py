@@ -29,6 +29,7 @@ from mace_train.checks import check_choice
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.model.compiled import ModelEnergies, energies_and_gradient
+from mace_train.model.embeddings import refuse_inputs
 from mace_train.model.mace import MACE
 from mace_train.ops.cpp.compiler import NO_COMPILER, find_compiler
 from mace_train.settings import ExportSettings
@@ -85,6 +86,7 @@ def export_program(
     model = load_single(
         checkpoint, head=head, device=device, dtype=default_dtype, kernels="reference"
     )
+    refuse_inputs(model.inputs, f"format={format}")
     make_folder("output", path.parent)
     description = {
         "format": format,

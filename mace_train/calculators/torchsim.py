@@ -16,6 +16,7 @@ from mace_train.calculators.models import (
 )
 from mace_train.errors import InputError
 from mace_train.model.derivatives import predict
+from mace_train.model.embeddings import refuse_inputs
 
 try:
     import torch_sim
@@ -65,6 +66,7 @@ class MACETrainModel(ModelInterface):
             dtype=None if dtype is None else str(dtype).removeprefix("torch."),
             kernels=kernels,
         )
+        refuse_inputs(self.model.inputs, "torch-sim")
         self._device, self._dtype = self.model.E0s.device, self.model.dtype
         self._compute_forces, self._compute_stress = compute_forces, compute_stress
 

@@ -46,6 +46,7 @@ class Graph:
     forces_weight: Tensor  # [n_graphs]
     stress_weight: Tensor  # [n_graphs]
     ids: Tensor  # [n_graphs] int64, index of the structure in its split
+    inputs: Tensor  # [n_atoms, n_inputs] of the model beside the geometry, see input_values.py
 
     @property
     def n_graphs(self) -> int:

@@ -22,7 +22,7 @@ from rich.table import Table
 from mace_train.atomic_files import replaced
 from mace_train.console import Console
 from mace_train.data.labels import LabelCounts, LabelKeyCounts, keys_in_words
-from mace_train.data.shards.arrays import Arrays, names_of
+from mace_train.data.shards.arrays import Arrays, input_columns, names_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import FILE_NAME, Statistics, open_split
 from mace_train.folders import existing_folder, make_folder
@@ -54,12 +54,16 @@ class Contents:
             "energy per atom, eV": (arrays["energy"] / n_atoms)[has_energy],
             "force, eV/Å": norms[np.repeat(has_forces, n_atoms)],
         }
+        inputs = input_columns(arrays)
+        if inputs is not None:
+            for names, columns in zip(inputs.names, (inputs.graph, inputs.atom), strict=True):
+                new |= {f"input {name}": columns[:, i] for i, name in enumerate(names)}
         for name, values in new.items():
             self.columns.setdefault(name, []).append(values.astype(np.float32))
         self.elements.update(_counted(arrays["numbers"]))
         for field_name, counter in (("head", self.heads), ("config_type", self.config_types)):
-            names = names_of(arrays, field_name)
-            counter.update({names[i]: n for i, n in _counted(arrays[field_name]).items()})
+            known = names_of(arrays, field_name)
+            counter.update({known[i]: n for i, n in _counted(arrays[field_name]).items()})
         self.labels = self.labels + LabelCounts.of_shards([arrays])
 
     def values(self, name: str) -> NDArray[np.float32]:
@@ -149,7 +153,7 @@ def _plot(found: dict[str, Contents], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 5, figsize=(20, 4), layout="constrained")
     names = list(next(iter(found.values())).columns)
-    for axis, name in zip(axes, names, strict=False):
+    for axis, name in zip(axes[:-1], names, strict=False):
         values = {split: contents.values(name) for split, contents in found.items()}
         together = np.concatenate([*values.values()])
         bins = np.histogram_bin_edges(together, bins=60) if len(together) else 10

@@ -13,13 +13,15 @@ _WEIGHTS = {
 
 
 def labelled_atoms(structure: Structure) -> Atoms:
-    """The geometry, config_type, head, source, labels (REF_*), and weights that are not 1."""
+    """The geometry, config_type, head, source, labels (REF_*), inputs, weights that are not 1."""
     atoms = Atoms(
         structure.numbers, positions=structure.positions, cell=structure.cell, pbc=structure.pbc
     )
     atoms.info["config_type"] = structure.config_type
     atoms.info["head"] = structure.head
     atoms.info["source"] = structure.source
+    atoms.info.update(structure.inputs.graph)
+    atoms.arrays.update(structure.inputs.atom)
     if structure.energy is not None:
         atoms.info["REF_energy"] = structure.energy
     if structure.forces is not None:

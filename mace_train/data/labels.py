@@ -21,6 +21,7 @@ from mace_train.data.stress_components import stress_mask
 from mace_train.data.structure import LOGGER, LabelKeys, Structure, names_in
 from mace_train.errors import InputError
 from mace_train.settings import DataSettings
+from mace_train.settings.inputs import CALCULATOR_KEYS, InputKey
 
 LabelKeyCounts: TypeAlias = "dict[str, dict[str, dict[str, int]]]"  # by head, label and key
 
@@ -199,6 +200,29 @@ class LabelReport:
                     f"{' or '.join(f'{key!r} ({name})' for name, key in given.items())}; found "
                     f"{', '.join(sorted(self.names)) or 'no labels'}; correct the key, or leave "
                     "it out"
+                )
+
+    def check_inputs(self, inputs: Iterable[InputKey], where: str) -> None:
+        """InputError for a key of an input that is not its name and that no structure has.
+
+        Under its own name it may be missing everywhere: its default is taken, with a remark.
+        """
+        known = {*CALCULATOR_KEYS, *CALCULATOR_KEYS.values()}
+        unread = self.names & known - {name for key in inputs for name in key.keys}
+        if unread:
+            LOGGER.info(
+                "%s: %s, in the files, is not read; info_keys names the inputs of a model",
+                where,
+                ", ".join(sorted(unread)),
+            )
+        for key in inputs:
+            if key.keys != (key.name,) and not self.names & set(key.keys):
+                n = self.counts.n_structures  # 0 where labels are not read
+                raise InputError(
+                    f"{where}: {f'none of the {n} structures' if n else 'no structure'} has "
+                    f"{' or '.join(map(repr, key.keys))} for the input {key.name}; found "
+                    f"{', '.join(sorted(self.names)) or 'no values'}; correct the key "
+                    "(data.info_keys, data.arrays_keys), or leave it out"
                 )
 
     def warn(self, where: str) -> None:

@@ -6,7 +6,7 @@ stress = -virials / volume. Six numbers are in Voigt order xx, yy, zz, yz, xz, x
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -22,6 +22,7 @@ from mace_train.data.found_labels import (
     difference,
     fallback_kind,
 )
+from mace_train.data.input_values import NO_INPUTS, InputValues, input_values
 from mace_train.data.label_values import numbers_in, symmetric_matrix_in
 from mace_train.data.notes import Notes
 from mace_train.data.raw_structure import AtomsLike
@@ -36,6 +37,7 @@ from mace_train.data.values import (
     energy_range,
 )
 from mace_train.errors import InvalidStructureError
+from mace_train.settings.inputs import InputKey
 from mace_train.settings.ranges import Range
 
 __all__ = ["LOGGER", "LabelKeys", "Structure", "is_isolated", "names_in", "structure_from_atoms"]
@@ -66,6 +68,7 @@ class Structure:
     config_type: str = "Default"
     head: str = "Default"  # which level of theory its labels are of
     source: str = ""  # where it was read, for messages
+    inputs: InputValues = NO_INPUTS  # beside the geometry, such as the total charge
 
     @classmethod
     def unlabelled(cls, atoms: AtomsLike) -> Self:
@@ -106,6 +109,7 @@ def structure_from_atoms(
     *,
     require_energy: bool = True,
     head: str = "Default",
+    inputs: Sequence[InputKey] = (),
 ) -> Structure:
     """The checked structure that ``atoms`` describes.
 
@@ -118,11 +122,12 @@ def structure_from_atoms(
             without it they are logged here.
         require_energy: Refuse a structure without energy; else its energy is None.
         head: Of a structure that does not name its own.
+        inputs: What is read beside geometry and labels.
 
     Raises:
         InvalidStructureError: no atoms, or no energy where one is required; a value that is not
             in its range (values.py) or has a wrong shape; an unknown element; a cell that cannot
-            be repeated along its periodic directions.
+            be repeated along its periodic directions; an input as ``input_values`` says.
     """
     found_notes = Notes() if notes is None else notes
     reader = _Labels(atoms, keys, source, found_notes)
@@ -146,6 +151,7 @@ def structure_from_atoms(
         config_type=reader.name("config_type", "Default"),
         head=reader.name(keys.head, head),
         source=source,
+        inputs=input_values(atoms, inputs, source, found_notes),
     )
     reader.note_differences(structure)
     if notes is None:

@@ -90,7 +90,7 @@ def _connect(launch: Launch, timeout: timedelta) -> Any:
             ) from None
         raise LostRankError(
             f"rank {launch.rank} on {socket.gethostname()} cannot reach rank 0 at {address} "
-            f"({text}); is MASTER_ADDR the host of rank 0, by the address that other hosts know?"
+            f"({text}); set MASTER_ADDR to the host of rank 0, by the address that other hosts know"
         ) from None
 
 

@@ -44,7 +44,7 @@ def descriptors(settings: DescriptorsSettings) -> Path:
     output = new_file("output", settings.output, (".h5", ".hdf5"))
     with open_world(settings.cluster) as world:
         model = model_for(settings.checkpoint, settings, world)
-        stream = open_stream(settings, r_max=model.data.r_max)
+        stream = open_stream(settings, model=model)
         batches = stream_descriptors(
             model,
             stream,

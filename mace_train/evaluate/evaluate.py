@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from mace_train.balance.costs import Costs
 from mace_train.checks import as_files
+from mace_train.data.input_values import check_inputs
 from mace_train.data.labels import LabelReport
 from mace_train.data.loading.loader import (
     ConfigTypes,
+    Inputs,
     SampleSource,
     batches,
     config_types_of,
@@ -40,6 +42,7 @@ from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.mace import MACE, ModelData
 from mace_train.progress import ProgressBar
 from mace_train.settings import EvaluateSettings, PredictionSettings
+from mace_train.settings.inputs import model_input_keys
 from mace_train.train.build_model import choose_kernels
 from mace_train.train.checkpoint import load_model
 from mace_train.train.metrics import ErrorSums
@@ -138,10 +141,11 @@ def evaluated(
     model = model.to(world.device)
     choose_kernels(model, settings.cluster, world)
     dtype = dtype or getattr(torch, header["default_dtype"])
-    source = open_source(settings, model.data.r_max)
+    source = open_source(settings, model.data.r_max, model.inputs)
     for i in range(len(source)):
         structure = source.sample(i).structure
         model.data.check_elements(structure.numbers, structure.source)
+        check_inputs(model.inputs, structure.inputs, structure.n_atoms, structure.source)
     heads = chosen_heads(source, settings, model.data)
     if output is not None and world.is_main:
         make_folder("output", output)
@@ -149,8 +153,11 @@ def evaluated(
     return Evaluated(errors.table(), predicted, source, heads, model.data)
 
 
-def open_source(settings: PredictionSettings, r_max: float) -> SampleSource:
-    """The structures that the settings name, with neighbour lists for ``r_max``."""
+def open_source(settings: PredictionSettings, r_max: float, inputs: Inputs = ()) -> SampleSource:
+    """The structures that the settings name, with neighbour lists for ``r_max``.
+
+    Files are read with the ``inputs`` of the model too; shards hold those that were read for them.
+    """
     files = as_files("test_file", settings.test_file)
     if bool(files) == (settings.data_dir is not None):
         raise InputError("evaluate needs either test_file=FILE or data_dir=FOLDER (with split=...)")
@@ -165,10 +172,14 @@ def open_source(settings: PredictionSettings, r_max: float) -> SampleSource:
         return shards
     keys = LabelKeys.of(settings)
     labels = LabelReport(keys)
-    structures = list(read_structures(files, keys, require_energy=False, labels=labels))
+    asked = model_input_keys(inputs, settings.info_keys, settings.arrays_keys)
+    structures = list(
+        read_structures(files, keys, require_energy=False, labels=labels, inputs=asked)
+    )
     if not structures:
         raise InputError(f"test_file={', '.join(files)} holds no structures")
     labels.check_given_keys("test_file")
+    labels.check_inputs(asked, "test_file")
     labels.warn("test_file")
     labels.log_partial_stress("test_file")
     LOGGER.info("test_file: %d structures; %s", len(structures), labels.counts.summary())
@@ -210,6 +221,7 @@ def _predict_all(
         atomic_numbers=numbers,
         dtype=dtype,
         heads=heads,
+        inputs=model.inputs,
         num_workers=settings.cluster.num_workers,
     )
     predicted: dict[int, Predicted] = {}

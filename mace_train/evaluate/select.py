@@ -68,8 +68,7 @@ def select(settings: SelectSettings) -> Path:
     given = _given_elements(settings)
     with open_world(settings.cluster) as world:
         model = _model(settings, world)
-        r_max = None if model is None else model.data.r_max
-        stream = open_stream(settings, _label_keys(settings), r_max)
+        stream = open_stream(settings, _label_keys(settings), model)
         candidates = _candidates(stream, given, settings)
         if model is not None:
             check_elements(model, stream, candidates)

@@ -102,6 +102,7 @@ def mean_descriptors(
         Runs(ids, sizes, BatchLimits.of(sizes[:, 0], batching)),
         atomic_numbers=model.data.atomic_numbers,
         dtype=model.dtype,
+        inputs=model.inputs,
     )
     bar = ProgressBar("descriptors", len(ids), counted="structures", log=True)
     means = [batch.mean for batch in _batches(model, graphs, bar, True, -1)]

@@ -6,7 +6,7 @@ are compared with statistics.json. Kept are some 30 bytes per structure (sizes, 
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mace_train.balance.costs import ATOM_SLACK_PERCENT, UNLIMITED, ceil_div
 from mace_train.checks import as_files
 from mace_train.data.graph import Graph
+from mace_train.data.input_values import check_inputs, input_values
 from mace_train.data.labels import LabelReport
 from mace_train.data.loading.loader import batches, collate
 from mace_train.data.raw_structure import without_results
@@ -27,6 +28,7 @@ from mace_train.data.structure import (
     LabelKeys,
     Structure,
     is_isolated,
+    names_in,
     structure_from_atoms,
 )
 from mace_train.errors import InputError
@@ -34,6 +36,7 @@ from mace_train.evaluate.element_sets import ElementSets, element_set, element_s
 from mace_train.folders import existing_folder
 from mace_train.model.mace import MACE
 from mace_train.settings import BatchingSettings, StructureSetSettings
+from mace_train.settings.inputs import InputKey, InputSpec, input_keys, model_input_keys
 
 StructureIds = NDArray[np.int64]
 NO_LABELS = LabelKeys(energy="", forces="", stress="", virials="")
@@ -77,31 +80,36 @@ class StructureStream(Protocol):
 def open_stream(
     settings: StructureSetSettings,
     keys: LabelKeys | None = None,
-    r_max: float | None = None,
+    model: MACE | None = None,
 ) -> StructureStream:
     """The set that the settings name.
 
     Args:
         settings: Which files or folder.
         keys: Names of the labels in files; None reads no labels.
-        r_max: Cutoff of the model, Å, which that of shards must be; None where none is used.
+        model: What they are for: its cutoff must be that of shards, and it takes their inputs.
 
     Raises:
         InputError: neither or both of structures and data_dir, a file or structure that cannot be
-            read, shards of another cutoff.
+            read, shards of another cutoff, inputs that the model does not take.
     """
     files = as_files("structures", settings.structures)
     if bool(files) == (settings.data_dir is not None):
         raise InputError("give either structures=FILE or data_dir=FOLDER (with split=...)")
+    specs = () if model is None else model.inputs
     if settings.data_dir is None:
-        return FileStream(files, keys)
+        given = settings.info_keys, settings.arrays_keys
+        asked = input_keys(*given, None) if model is None else model_input_keys(specs, *given)
+        return FileStream(files, keys, asked, specs)
     folder = existing_folder("data_dir", settings.data_dir)
     stream = ShardStream(folder, settings.split, settings.cluster.num_workers)
-    if r_max is not None and stream.shards.r_max != r_max:
+    if model is not None and stream.shards.r_max != model.data.r_max:
+        r_max = model.data.r_max
         raise InputError(
             f"{folder} was preprocessed with r_max={stream.shards.r_max}, the model has "
             f"r_max={r_max}; preprocess with r_max={r_max}, or give the files as structures=..."
         )
+    stream.shards.check_inputs(specs)
     return stream
 
 
@@ -136,6 +144,7 @@ class ShardStream:
             Runs(ids, sizes.astype(np.int64), limits),
             atomic_numbers=model.data.atomic_numbers,
             dtype=model.dtype,
+            inputs=model.inputs,
             num_workers=self.num_workers,
         )
 
@@ -143,8 +152,18 @@ class ShardStream:
 class FileStream:
     """Files that ASE reads; see ``StructureStream``."""
 
-    def __init__(self, files: list[str], keys: LabelKeys | None) -> None:
-        """Read all of them once, and log their labels if ``keys`` are given."""
+    def __init__(
+        self,
+        files: list[str],
+        keys: LabelKeys | None,
+        inputs: Sequence[InputKey] = (),
+        specs: Sequence[InputSpec] = (),
+    ) -> None:
+        """Read all of them once, and log their labels if ``keys`` are given.
+
+        ``inputs`` are read beside geometry and labels, for a model that takes ``specs``.
+        """
+        self.inputs = inputs
         self.title = ", ".join(files)
         self.files, self.keys = files, keys or NO_LABELS
         self.E0s: Mapping[str, Mapping[int, float]] = {}
@@ -153,6 +172,7 @@ class FileStream:
         names: dict[str, str] = {}
         self.config_types: list[str] = []
         for structure in self._read(labels):
+            check_inputs(specs, structure.inputs, structure.n_atoms, structure.source)
             n_atoms.append(structure.n_atoms)
             words.extend(element_set(structure.numbers.tolist()).tolist())
             isolated.append(is_isolated(structure))
@@ -163,7 +183,10 @@ class FileStream:
         self.n_atoms = np.array(n_atoms, dtype=np.int32)
         self.elements = np.array(words, dtype=np.uint64).reshape(-1, 2)
         self.isolated = np.frombuffer(bytes(isolated), dtype=bool)
+        labels.check_inputs(inputs, "structures")
         if keys is None:
+            if inputs:
+                labels.notes.log()
             LOGGER.info("structures: %d structures", len(self.n_atoms))
             return
         labels.check_given_keys("structures")
@@ -199,6 +222,7 @@ class FileStream:
                 np.array(numbers, dtype=np.int64),
                 atomic_numbers=model.data.atomic_numbers,
                 dtype=model.dtype,
+                inputs=model.inputs,
             )
 
         for i, structure in zip(ids.tolist(), self.structures(ids), strict=True):
@@ -216,12 +240,17 @@ class FileStream:
 
     def _read(self, labels: LabelReport) -> Iterator[Structure]:
         if self.keys is not NO_LABELS:
-            yield from read_structures(self.files, self.keys, require_energy=False, labels=labels)
+            yield from read_structures(
+                self.files, self.keys, require_energy=False, labels=labels, inputs=self.inputs
+            )
             return
         for atoms, source in parsed_structures(self.files):
-            yield structure_from_atoms(
+            structure = structure_from_atoms(
                 without_results(atoms), NO_LABELS, source, labels.notes, require_energy=False
             )
+            labels.names |= names_in(atoms) if self.inputs else set()
+            values = input_values(atoms, self.inputs, source, labels.notes)
+            yield structure if not self.inputs else replace(structure, inputs=values)
 
 
 class Runs(Sequence[StructureIds]):

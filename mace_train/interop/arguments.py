@@ -66,7 +66,7 @@ def _rows() -> list[Argument]:
         a("distance_transform", "None", "train: model.distance_transform"),
         a("apply_cutoff", True, "train: model.apply_cutoff", kind="bool"),
         a("use_last_readout_only", False, "train: model.use_last_readout_only", kind="bool"),
-        a("use_embedding_readout", False, instead=_FIXED, kind="bool"),
+        a("use_embedding_readout", False, "train: model.use_embedding_readout", kind="bool"),
         a("interaction", "RealAgnosticResidualInteractionBlock", "train: model.interaction"),
         a(
             "interaction_first",
@@ -162,10 +162,15 @@ def _rows() -> list[Argument]:
         a("polarizability_key", "polarizability", instead=_POLAR),
         a("head_key", "head", "preprocess: data.head_key"),
         a("charges_key", "REF_charges", instead=_POLAR),
-        a("elec_temp_key", "elec_temp", instead=_POLAR),
-        a("total_spin_key", "total_spin", instead=_POLAR),
-        a("total_charge_key", "total_charge", instead=_POLAR),
-        a("embedding_specs", None, instead=_FIXED),
+        a("elec_temp_key", "elec_temp", "preprocess: data.info_keys"),
+        a("total_spin_key", "total_spin", "preprocess: data.info_keys"),
+        a("total_charge_key", "total_charge", "preprocess: data.info_keys"),
+        a(
+            "embedding_specs",
+            None,
+            "train: model.embedding_specs; preprocess: data.info_keys; preprocess: "
+            "data.arrays_keys; preprocess: data.input_defaults",
+        ),
         a("skip_evaluate_heads", "pt_head", instead="evaluate is a command of its own"),
         a("loss", "weighted", "train: loss.loss; train: weights"),
         a("forces_weight", 100.0, "train: loss.forces_weight"),

@@ -51,5 +51,5 @@ def _compare(target: Path, model: MACE, save_as: Path | None, dtype: str) -> Non
     """Build mace-torch's model and compare it with ours in float64."""
     tensors = to_mace_torch_state_dict(model)
     theirs = build_mace_torch(str(target), header_for(model), tensors, save_as, dtype)
-    graph = probes(list(model.data.atomic_numbers), model.data.r_max)
+    graph = probes(list(model.data.atomic_numbers), model.data.r_max, model.inputs)
     check_equivalence(f"{target}: mace-torch's and ours", graph, theirs, predictions(model, graph))

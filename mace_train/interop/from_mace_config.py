@@ -16,7 +16,9 @@ from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.interop.arguments import ARGUMENTS, literal, parser
 from mace_train.interop.fine_tuning_arguments import Equal, Values, fine_tuning, with_its_changes
+from mace_train.interop.input_arguments import input_arguments
 from mace_train.interop.model_arguments import MODEL_ARGUMENTS, model
+from mace_train.interop.training_arguments import as_its_loop
 from mace_train.settings import (
     FromMaceConfigSettings,
     ImportSettings,
@@ -46,7 +48,7 @@ _TRUE, _FALSE = ("true", "t", "yes", "1"), ("false", "f", "no", "0")
 _WHOLE = ("num_channels", "max_L")  # whose default says nothing about it
 _OF_SEVERAL = (  # arguments that may be lists or mappings
     *("train_file", "valid_file", "test_file", "pt_train_file", "pt_valid_file", "heads", "E0s"),
-    *("radial_MLP", "config_type_weights", "lr_params_factors"),
+    *("radial_MLP", "config_type_weights", "lr_params_factors", "embedding_specs"),
 )
 _SCHEDULERS = {"ReduceLROnPlateau": "plateau", "ExponentialLR": "exponential"}
 _FROZEN = ((1, "node_embedding"), (5, "interactions"), (6, "products"), (7, "readouts"))
@@ -95,6 +97,7 @@ def translate(config: str | None, words: list[str]) -> tuple[Equal, list[str]]:
             equal[command][setting] = values[name]
     for special in dict.fromkeys(_SPECIAL.values()):
         special(values, equal, without)
+    as_its_loop(values, equal, without)
     used = {command: settings for command, settings in equal.items() if settings}
     return {command: _that_differ(command, used[command]) for command in used}, without
 
@@ -266,6 +269,13 @@ _SPECIAL: dict[str, _Special] = {
         _data,
     ),
     **dict.fromkeys(MODEL_ARGUMENTS, model),
+    **dict.fromkeys(
+        (
+            *("embedding_specs", "use_embedding_readout"),
+            *("total_charge_key", "total_spin_key", "elec_temp_key"),
+        ),
+        input_arguments,
+    ),
     **dict.fromkeys(
         (
             *("optimizer", "beta", "beta1_schedulefree", "beta2_schedulefree", "lbfgs"),

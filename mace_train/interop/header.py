@@ -11,6 +11,7 @@ import numpy as np
 
 from mace_train.errors import InputError
 from mace_train.irreps import irreps_string
+from mace_train.settings.inputs import known_keys
 from mace_train.settings.model import (
     AGNOSTIC,
     ATTENTION,
@@ -37,7 +38,7 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_so3": (False,),
     "use_agnostic_product": (False, True),
     "use_last_readout_only": (False, True),
-    "joint_embedding": (False,),
+    "joint_embedding": (False, True),
     "uniform_correlation": (True,),
     "readout_cls": (*READOUTS, LINEAR_READOUT),
 }
@@ -70,6 +71,9 @@ def header_of(mace_torch_model: Any) -> Header:
         len(product.symmetric_contractions.contractions[0].weights) + 1
         for product in model.products
     ]
+    specs = known_keys(getattr(model, "embedding_specs", None))
+    readout = hasattr(model, "embedding_readout")
+    inputs = {"embedding_specs": specs, "use_embedding_readout": readout} if specs else {}
     return {
         "class": class_name,
         "model": "MACE" if first == AGNOSTIC else "ScaleShiftMACE",
@@ -104,6 +108,7 @@ def header_of(mace_torch_model: Any) -> Header:
         "use_last_readout_only": getattr(model, "use_last_readout_only", False),
         "joint_embedding": hasattr(model, "joint_embedding"),
         "readout_cls": type(last).__name__,
+        **inputs,
     }
 
 
@@ -142,6 +147,8 @@ def check_features(header: Mapping[str, Any]) -> None:
     missing = [name for name in ("r_max", "avg_num_neighbors") if name not in header]
     if missing:
         raise InputError(f"the header lacks {', '.join(missing)}; make it with header_of(model)")
+    if header.get("joint_embedding") and not header.get("embedding_specs"):
+        raise InputError("the header lacks embedding_specs; make it with header_of(model)")
     for name, supported in SUPPORTED.items():
         value = header.get(name, supported[0])
         if value not in supported:

@@ -147,7 +147,7 @@ def _run(path: Path) -> tuple[Header, dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _compare(what: str, model: MACE, theirs: dict[str, Tensor], tolerance: float) -> None:
-    graph = probes(list(model.data.atomic_numbers), model.data.r_max)
+    graph = probes(list(model.data.atomic_numbers), model.data.r_max, model.inputs)
     check_equivalence(what, graph, predictions(model, graph), theirs, tolerance)
 
 
@@ -155,7 +155,7 @@ def _of_head(model: MACE, name: str) -> MACE:
     """The model of one head, compared with that of all."""
     before, dtype = copy.deepcopy(model).double(), model.dtype
     after = one_head(before, name)
-    graph = probes(list(model.data.atomic_numbers), model.data.r_max)
+    graph = probes(list(model.data.atomic_numbers), model.data.r_max, model.inputs)
     place = model.data.head_names.index(name)
     same = {key: tensor[place : place + 1] for key, tensor in predictions(before, graph).items()}
     check_equivalence(f"head {name}", graph, predictions(after, graph), same)
@@ -174,7 +174,7 @@ def _reduced(model: MACE, numbers: list[int]) -> MACE:
         )
     after = with_elements(before, numbers)
     kept = list(after.data.atomic_numbers)
-    graph = probes(kept, model.data.r_max)
+    graph = probes(kept, model.data.r_max, model.inputs)
     place = torch.tensor([known.index(z) for z in kept])
     same = replace(graph, elements=place[graph.elements])
     what = f"{len(kept)} of {len(known)} elements"

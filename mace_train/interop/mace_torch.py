@@ -7,7 +7,7 @@ Elsewhere in the package mace-torch is imported only for its reader of ASE-LMDB
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mace_train.data.graph import Graph
 from mace_train.errors import InputError
 from mace_train.irreps import FeatureIrreps, import_o3, importing_e3nn
+from mace_train.settings.inputs import InputSpec, input_specs, known_keys
 from mace_train.settings.model import READOUTS
 
 MISSING_PACKAGE = "needs mace-torch; pip install 'mace-train[interop]'"
@@ -136,6 +137,8 @@ def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor])
             use_edge_irreps_first=header.get("use_edge_irreps_first", False),
             atomic_inter_scale=scale,
             atomic_inter_shift=shift,
+            embedding_specs=header.get("embedding_specs"),
+            use_embedding_readout=header.get("use_embedding_readout", False),
         )
     return model
 
@@ -159,13 +162,14 @@ def predictions_of(model: nn.Module, graph: Graph, head: int = 0) -> dict[str, T
     mace-torch computes the ZBL repulsion in torch's default dtype, so that is set too.
     """
     n_elements = len(model.get_buffer("atomic_numbers"))
+    specs = input_specs(known_keys(getattr(model, "embedding_specs", None)))
     graph = replace(graph, heads=torch.full_like(graph.heads, head))
     with double_precision():
-        found = model.double()(batch_of(graph, n_elements), compute_stress=True)
+        found = model.double()(batch_of(graph, n_elements, specs), compute_stress=True)
     return {name: found[name].detach() for name in ("energy", "forces", "stress")}
 
 
-def batch_of(graph: Graph, n_elements: int) -> dict[str, Tensor]:
+def batch_of(graph: Graph, n_elements: int, specs: Sequence[InputSpec] = ()) -> dict[str, Tensor]:
     """The dictionary that mace-torch's forward takes; shapes are those of its AtomicData."""
     ends = graph.n_atoms_of_graph.cumsum(0)
     large = 100.0 * torch.eye(3, dtype=torch.float64, device=graph.cell.device)
@@ -180,7 +184,16 @@ def batch_of(graph: Graph, n_elements: int) -> dict[str, Tensor]:
         "batch": graph.graph_of_atom,
         "ptr": torch.cat([ends.new_zeros(1), ends]),
         "head": graph.heads,
+        **{spec.name: _values(graph, i, spec) for i, spec in enumerate(specs)},
     }
+
+
+def _values(graph: Graph, column: int, spec: InputSpec) -> Tensor:
+    """Values [n_graphs] or [n_atoms] of an input, which a Graph holds encoded for every atom."""
+    of_atoms = graph.inputs[:, column] - spec.offset
+    if spec.per == "atom":
+        return of_atoms
+    return of_atoms[graph.n_atoms_of_graph.cumsum(0) - 1]
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """Structures on which two models are compared: every element, close pairs, a crystal, an atom."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import torch
 from ase import Atoms
@@ -8,6 +11,7 @@ from mace_train.data.graph import Graph
 from mace_train.data.loading.loader import collate
 from mace_train.data.shards.shard_set import sample_of
 from mace_train.data.structure import Structure
+from mace_train.settings.inputs import InputSpec
 
 ATOMS_PER_CLUSTER = 10
 
@@ -43,6 +47,17 @@ def graph_of(structures: list[Atoms], atomic_numbers: list[int], r_max: float) -
     )
 
 
-def probes(atomic_numbers: list[int], r_max: float) -> Graph:
-    """The graph of all probe structures; the same in every process."""
-    return graph_of(probe_structures(atomic_numbers, r_max), atomic_numbers, r_max)
+def probes(atomic_numbers: list[int], r_max: float, specs: Sequence[InputSpec] = ()) -> Graph:
+    """The graph of all probe structures, with inputs that differ; the same in every process."""
+    graph = graph_of(probe_structures(atomic_numbers, r_max), atomic_numbers, r_max)
+    return with_probe_inputs(graph, specs)
+
+
+def with_probe_inputs(graph: Graph, specs: Sequence[InputSpec]) -> Graph:
+    """The graph with other classes, or numbers, for each structure or atom."""
+    inputs = graph.positions.new_zeros(graph.n_atoms, len(specs))
+    for i, spec in enumerate(specs):
+        of = graph.graph_of_atom if spec.per == "graph" else torch.arange(graph.n_atoms)
+        number = 3 * of + i + 1
+        inputs[:, i] = number % spec.num_classes if spec.is_class else torch.cos(1.0 * number)
+    return replace(graph, inputs=inputs)

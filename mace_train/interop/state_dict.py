@@ -97,6 +97,9 @@ def header_for(model: MACE) -> Header:
     first, *others = model.settings.blocks()
     for name in _NOT_IN_HEADERS:
         del settings[name]
+    if model.settings.embedding_specs is None:  # as in headers of models without inputs
+        for name in ("embedding_specs", "use_embedding_readout"):
+            del settings[name]
     return {
         "class": "ScaleShiftMACE",
         **settings,

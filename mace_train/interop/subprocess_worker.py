@@ -28,6 +28,7 @@ from mace_train.interop.mace_torch import (
     save_model,
 )
 from mace_train.interop.probe_structures import probes
+from mace_train.settings.inputs import input_specs
 
 
 def run_request(folder: Path) -> None:
@@ -72,7 +73,8 @@ def _write(request: dict[str, Any], folder: Path) -> None:
 
 
 def _predict(model: nn.Module, header: dict[str, Any], folder: Path) -> None:
-    graph = probes(header["atomic_numbers"], header["r_max"])
+    specs = input_specs(header.get("embedding_specs"))
+    graph = probes(header["atomic_numbers"], header["r_max"], specs)
     found = [
         predictions_of(model, graph, head) for head in range(len(header.get("heads", ["Default"])))
     ]

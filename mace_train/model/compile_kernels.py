@@ -59,4 +59,5 @@ def three_atoms(model: MACE) -> dict[str, Tensor]:
         "senders": senders,
         "receivers": receivers,
         "heads": zeros,
+        "inputs": torch.zeros(3, len(model.inputs), dtype=model.dtype, device=device),
     }

@@ -29,6 +29,7 @@ from mace_train.model.batch_index import (
     ElementSlots,
 )
 from mace_train.model.derivatives import Prediction, prediction_from
+from mace_train.model.embeddings import refuse_inputs
 from mace_train.model.mace import MACE
 from mace_train.ops.backends import Backend
 from mace_train.ops.convolution import EdgeIndex
@@ -93,6 +94,7 @@ def trace(model: MACE) -> GraphModule:
     A function of (parameters by name, vectors, elements, index): of all numbers of atoms and
     edges, of the model's present dtype, device and kernels. Later changes of the parameters count.
     """
+    refuse_inputs(model.inputs, "a traced model")
     inputs = example(model)
     with torch.no_grad():
         model.energies(*inputs)  # tables are made and kernels compiled outside of the trace
@@ -142,6 +144,7 @@ def export(model: MACE, *, forces: bool = True) -> torch.export.ExportedProgram:
     whose edges are directed is loaded by ``module(check_guards=False)``: the check that PyTorch
     writes of equal sizes takes ``first`` of an index for the beginning of ``first_of_pair``.
     """
+    refuse_inputs(model.inputs, "an exported model")
     inputs = example(model)
     shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     groups = inputs[2].groups

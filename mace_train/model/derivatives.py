@@ -58,7 +58,7 @@ def predict(
             graph.heads_of_atoms() if len(model.data.heads) > 1 else None,
         )
         # a call of the module, so that its hooks run
-        interaction: Tensor = model(vectors, graph.elements, index=index)
+        interaction: Tensor = model(vectors, graph.elements, index=index, inputs=graph.inputs)
         gradient = None
         if need_gradient:
             (gradient,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=create_graph)

@@ -33,12 +33,13 @@ from mace_train.model.batch_index import BatchIndex
 from mace_train.model.blocks import NodeEmbedding, ProductBlock
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.convolution import EdgeFeatures
+from mace_train.model.embeddings import JointEmbedding
 from mace_train.model.interactions import INTERACTIONS, InteractionBlock
 from mace_train.model.layer_spec import layer_specs
 from mace_train.model.matmul_precision import MatmulModule
 from mace_train.model.pair_repulsion import TRANSFORMS, PairRepulsion
 from mace_train.model.radial import RadialBasis
-from mace_train.model.readouts import make_readouts
+from mace_train.model.readouts import LinearReadout, make_readouts
 from mace_train.model.size import check_size
 from mace_train.model.spherical_harmonics import SphericalHarmonics
 from mace_train.ops.backends import backend_of
@@ -168,6 +169,12 @@ class MACE(nn.Module):
             else None
         )
         self.node_embedding = NodeEmbedding(n_elements, settings.num_channels)
+        self.inputs = settings.inputs()  # beside the geometry
+        self.joint_embedding = self.embedding_readout = None
+        if self.inputs:
+            self.joint_embedding = JointEmbedding(self.inputs, settings.num_channels)
+        if settings.use_embedding_readout:
+            self.embedding_readout = LinearReadout(settings.num_channels, n_heads)
         layers = layer_specs(settings, n_elements, data.avg_num_neighbors)
         kinds = [INTERACTIONS[name] for name in settings.blocks()]
         self.interactions = nn.ModuleList(
@@ -228,6 +235,7 @@ class MACE(nn.Module):
         first_of_pair: Tensor | None = None,
         heads: Tensor | None = None,
         index: BatchIndex | None = None,
+        inputs: Tensor | None = None,
     ) -> Tensor:
         """Interaction energies [n_atoms], eV, without those of isolated atoms.
 
@@ -235,14 +243,15 @@ class MACE(nn.Module):
         [n_atoms], senders and receivers [n_edges], int64; receivers ascending. With pairs (see
         ``Graph``) only the vector of the first edge of each pair is used, unless the model tells
         an edge from its reverse; without them, all are.
-        ``heads`` [n_atoms] int64 is needed if the model has several. In place of all but the first
-        two there may be an ``index`` that ``batch_index`` has made of them.
+        ``heads`` [n_atoms] int64 is needed if the model has several. In place of all of these but
+        the first two there may be an ``index`` that ``batch_index`` has made of them. ``inputs``
+        [n_atoms, n_inputs] (see ``Graph``) are needed if the model has any.
         """
         if index is None:
             if senders is None or receivers is None:
                 raise ValueError("give senders and receivers of the edges, or an index")
             index = self.batch_index(elements, senders, receivers, pairs, first_of_pair, heads)
-        return self.energies(vectors, elements, index)
+        return self.energies(vectors, elements, index, inputs)
 
     def batch_index(
         self,
@@ -276,7 +285,9 @@ class MACE(nn.Module):
             static_shapes=self.static_shapes,
         )
 
-    def energies(self, vectors: Tensor, elements: Tensor, index: BatchIndex) -> Tensor:
+    def energies(
+        self, vectors: Tensor, elements: Tensor, index: BatchIndex, inputs: Tensor | None = None
+    ) -> Tensor:
         """What ``forward`` gives, from a ready index: operations on tensors alone, to be traced.
 
         Hooks on the model do not run; ``predict``, and so training, calls the model itself.
@@ -286,6 +297,14 @@ class MACE(nn.Module):
         x = self.node_embedding(index)
         energies = torch.zeros_like(x[:, 0, 0]) if repulsion is None else repulsion
         head = self._head_one_hot(index.heads, x)
+        of_inputs = None
+        if self.joint_embedding is not None:
+            if inputs is None or inputs.shape[1] != len(self.inputs):
+                names = ", ".join(spec.name for spec in self.inputs)
+                raise ValueError(f"inputs [n_atoms, {len(self.inputs)}]: give {names}")
+            x = x + self.joint_embedding(inputs, index)
+            if self.embedding_readout is not None:
+                of_inputs = self.embedding_readout(x, head)
         n_without = len(self.interactions) - len(self.readouts)  # layers without a readout
         for layer, (interaction, product) in enumerate(
             zip(self.interactions, self.products, strict=True)
@@ -295,9 +314,11 @@ class MACE(nn.Module):
             if layer >= n_without:
                 energies = energies + self.readouts[layer - n_without](x, head)
         if head is None:
-            return self.data.heads[0].scale * energies + self.data.heads[0].shift
-        scale, shift = (table.like(x) for table in (self._scale, self._shift))
-        return (head * scale).sum(1) * energies + (head * shift).sum(1)
+            energies = self.data.heads[0].scale * energies + self.data.heads[0].shift
+        else:
+            scale, shift = (table.like(x) for table in (self._scale, self._shift))
+            energies = (head * scale).sum(1) * energies + (head * shift).sum(1)
+        return energies if of_inputs is None else energies + of_inputs
 
     def _head_one_hot(self, heads: Tensor | None, like: Tensor) -> Tensor | None:
         """1 at the head of each atom [n_atoms, n_heads]: sums over it need no order of adding."""

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 
 from mace_train.errors import InputError
+from mace_train.model.embeddings import count_embedding_weights
 from mace_train.model.interactions import INTERACTIONS
 from mace_train.model.layer_spec import layer_specs
 from mace_train.model.readouts import readout_kinds
@@ -54,7 +55,9 @@ def count_weights(settings: ModelSettings, n_elements: int, n_heads: int = 1) ->
         )
         total += n_products * spec.n_product_elements * n_channels
         total += len(spec.hidden_irreps.degrees) * n_channels**2  # linear of the products
-    return total
+    return total + count_embedding_weights(
+        settings.inputs(), n_channels, n_heads, readout=settings.use_embedding_readout
+    )
 
 
 def n_contraction_paths(l_max: int, order: int, l_out: int) -> int:

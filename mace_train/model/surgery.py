@@ -19,6 +19,7 @@ from mace_train.model.linear import ElementEmbedding, ElementLinear
 from mace_train.model.mace import MACE, Head, ModelData
 
 Change = Callable[[str, Tensor], Tensor]
+_OF_HEADS = ("readouts.", "embedding_readout.")
 
 
 def with_elements(model: MACE, atomic_numbers: Sequence[int]) -> MACE:
@@ -67,7 +68,7 @@ def with_heads(model: MACE, heads: Sequence[Head], source: str | None = None) ->
         return _rebuilt(model, data, lambda name, weight: weight)
 
     def change(name: str, weight: Tensor) -> Tensor:
-        if not name.startswith("readouts."):
+        if not name.startswith(_OF_HEADS):
             return weight
         if name.endswith("linear_1.weight"):  # [channel, head, hidden]
             return weight.view(model.settings.num_channels, -1).repeat(1, n_heads).flatten()
@@ -93,7 +94,7 @@ def one_head(model: MACE, name: str | None = None) -> MACE:
     head, n_heads = names.index(name or ""), len(names)
 
     def change(name: str, weight: Tensor) -> Tensor:
-        if not name.startswith("readouts."):
+        if not name.startswith(_OF_HEADS):
             return weight
         if name.endswith("linear_1.weight"):  # [channel, head, hidden]
             return weight.view(model.settings.num_channels, n_heads, -1)[:, head].flatten()

@@ -177,6 +177,11 @@ class PredictionSettings:
     """Name of the stress (eV/Å^3)."""
     virials_key: str = "REF_virials"
     """Name of the virials (eV)."""
+    info_keys: Any = None
+    """Names of the inputs of the model that are one number per structure, such as
+    {total_charge: charge}; null: those of the model."""
+    arrays_keys: Any = None
+    """The same of inputs that are one number per atom."""
     head: str | None = None
     """Head of a model with several that predicts all structures; null: the head of each."""
     default_dtype: str | None = None

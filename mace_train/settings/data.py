@@ -8,6 +8,7 @@ from omegaconf import MISSING
 from mace_train.checks import check_choice, files_by_head
 from mace_train.errors import InputError
 from mace_train.foundation_models.lookup import check_licence_name
+from mace_train.settings.inputs import InputKey, input_keys
 from mace_train.settings.ranges import (
     ATOMIC_ENERGY,
     COUNT,
@@ -49,6 +50,14 @@ class DataSettings:
     """Name of the virials (eV), read as stress = -virials / volume where there is no stress."""
     head_key: str = "head"
     """Name of the head in the files; a structure without one has the head of its file."""
+    info_keys: Any = None
+    """Inputs of a model that are one number per structure, and their names in the files, such as
+    {total_charge: charge, total_spin: spin}; or a list of names that are the same."""
+    arrays_keys: Any = None
+    """The same of inputs that are one number per atom."""
+    input_defaults: Any = None
+    """Their values where a structure has none, such as {temperature: 300}; without it total_charge
+    and elec_temp are 0 and total_spin is 1, as in mace-torch, and others are required."""
     E0s: Any = bounded(None, ATOMIC_ENERGY)
     """Isolated-atom energies: null takes them from isolated-atom structures in train_file,
     'average' fits them by least squares, a mapping {1: -13.6, 8: ...} or a JSON file gives them,
@@ -70,6 +79,7 @@ class DataSettings:
             if getattr(self, name) != MISSING:
                 files_by_head(f"data.{name}", getattr(self, name))
         check_ranges(self, "data.")
+        self.inputs()
         check_licence_name("data.accept_licence", self.accept_licence)
         if self.group_key is not None and self.structures_per_group > 1:
             raise InputError(
@@ -81,6 +91,10 @@ class DataSettings:
                 f"data.E0s={self.E0s!r} must be null, 'average', 'foundation', a JSON file or a "
                 "mapping {Z: eV}"
             )
+
+    def inputs(self) -> tuple[InputKey, ...]:
+        """What is read beside geometry and labels."""
+        return input_keys(self.info_keys, self.arrays_keys, self.input_defaults)
 
 
 @dataclass(kw_only=True)

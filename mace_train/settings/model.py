@@ -6,6 +6,7 @@ from typing import Any
 from mace_train.checks import check_at_least, check_choice
 from mace_train.errors import InputError
 from mace_train.irreps import MOST_CHANNELS, FeatureIrreps, count_scalars
+from mace_train.settings.inputs import InputSpec, checked_specs, input_specs
 from mace_train.settings.ranges import CUTOFF, Range, bounded, check_ranges
 
 RADIAL_TYPES = ("bessel", "gaussian")
@@ -94,6 +95,12 @@ class ModelSettings:
     """Read energies from the last layer alone."""
     scaling: str = "rms_forces_scaling"
     """Scale of the interaction energy: rms_forces_scaling, std_scaling or no_scaling."""
+    embedding_specs: Any = None
+    """Inputs beside the geometry, as in mace-torch, such as '{total_charge: {type: categorical,
+    per: graph, num_classes: 21, offset: 10, emb_dim: 64}, temperature: {type: continuous,
+    per: graph, in_dim: 1, emb_dim: 32}}'; data.info_keys reads them."""
+    use_embedding_readout: bool = False
+    """Add an energy that depends on the element and these inputs alone."""
 
     def __post_init__(self) -> None:
         check_choice("model.model", self.model, ("ScaleShiftMACE", "MACE"))
@@ -107,6 +114,7 @@ class ModelSettings:
         self._check_interactions()
         self._take_hidden_irreps()
         self._check_edge_irreps()
+        self.embedding_specs = checked_specs(self.embedding_specs, self.use_embedding_readout)
         check_ranges(self, "model.")
         self._check_correlation()
         check_at_least("model.max_ell", self.max_ell, self.max_L)
@@ -122,6 +130,10 @@ class ModelSettings:
                 "mace-torch's would have none at all); set it to false, or num_interactions to 2"
             )
         self.MLP_irreps = f"{self.mlp_width()}x0e"  # however it was written
+
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The inputs beside the geometry."""
+        return input_specs(self.embedding_specs)
 
     def correlations(self) -> list[int]:
         """The order of the contraction of every layer."""

@@ -23,6 +23,11 @@ class SimulationSettings:
     """File that ASE reads."""
     index: int = bounded(-1, Range(-(10**9), 10**9, reason="no file has so many structures"))
     """Which structure of the file; -1 is the last."""
+    info_keys: Any = None
+    """Names in the file of the model's inputs that are one number per structure, such as
+    {total_charge: charge}; null: those of the model."""
+    arrays_keys: Any = None
+    """The same of inputs that are one number per atom."""
     repeat: list[int] = bounded([1, 1, 1], Range(1, 1000, reason="atoms must fit in memory"))
     """Copies of the cell along its three vectors."""
     device: str = "auto"

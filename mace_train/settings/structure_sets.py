@@ -29,6 +29,11 @@ class StructureSetSettings:
     """Folder written by `mace-train preprocess`; or give structures."""
     split: str = "train"
     """Which part of a preprocessed folder: train, valid or test."""
+    info_keys: Any = None
+    """Names in files of inputs that are one number per structure, such as {total_charge: charge};
+    null: those of the model."""
+    arrays_keys: Any = None
+    """The same of inputs that are one number per atom."""
     num_layers: int = bounded(-1, _LAYERS)
     """Descriptors of the first so many layers; -1 takes all."""
     default_dtype: str | None = None

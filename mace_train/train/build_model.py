@@ -19,7 +19,7 @@ from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.cuda_graphs import check_cuda_graphs
 from mace_train.train.fine_tuning import fine_tuned_model
 from mace_train.train.optim import freeze
-from mace_train.train.splits import Split
+from mace_train.train.splits import Split, warn_of_unused_inputs
 
 LOGGER = logging.getLogger("mace_train")
 SMALLEST_SCALE = 1e-6  # eV/Å or eV: less is the rounding of labels that are 0, or equal
@@ -31,6 +31,7 @@ def make_model(
     train: Split,
     manager: CheckpointManager,
     world: World,
+    valid: Split | None = None,
 ) -> MACE:
     """The model to train, the same on all ranks, with its frozen parameters marked.
 
@@ -39,9 +40,14 @@ def make_model(
     ``InputError`` for settings that the data or this machine rule out.
     """
     if settings.foundation.checkpoint is None:
+        train.shards.check_inputs(settings.model.inputs())
         model = _new_model(settings, statistics)
     else:
         model = fine_tuned_model(settings, statistics, train, manager, world)
+    if valid is not None:
+        valid.shards.check_inputs(model.inputs)
+    if world.is_main:
+        warn_of_unused_inputs(model.inputs, train)
     model = model.to(world.device)
     _check_heads(settings, model.data)
     choose_kernels(model, settings.cluster, world)

@@ -35,6 +35,11 @@ from mace_train.model.mace import MACE, ModelData
 from mace_train.settings import ModelSettings
 
 __all__ = ["DamagedError", "checksum", "read", "read_header", "reading"]  # of checkpoint_files
+_ALWAYS_STATED = (  # settings of the model that version 0.1.0 needs; it refuses any other
+    *("model", "r_max", "num_channels", "max_L", "max_ell", "correlation", "num_interactions"),
+    *("num_radial_basis", "num_cutoff_basis", "radial_MLP", "distance_transform"),
+    *("pair_repulsion", "MLP_irreps", "scaling"),
+)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -75,13 +80,11 @@ def model_header(model: MACE) -> dict[str, Any]:
     return _model_header(model.settings, model.data)
 
 
-def model_header_of(header: dict[str, Any]) -> dict[str, Any]:
-    """That part of the header of a file; what older files do not state has its default."""
-    return _model_header(*_described(header))
+def described(header: dict[str, Any]) -> tuple[ModelSettings, ModelData]:
+    """(settings, data) of the model that a header describes; ``ValueError`` for other types.
 
-
-def _described(header: dict[str, Any]) -> tuple[ModelSettings, ModelData]:
-    """(settings, data) of the model that a header describes; ``ValueError`` for other types."""
+    What it does not state has its default.
+    """
     given = header["model_settings"]
     if "${" in json.dumps(given):
         raise ValueError("model_settings holds a ${reference}")
@@ -105,10 +108,13 @@ def is_number(value: object) -> bool:
 
 
 def _model_header(settings: ModelSettings, data: ModelData) -> dict[str, Any]:
-    model_settings = asdict(settings)
-    # always None (num_channels and max_L say it), and version 0.1.0 does not know it
-    assert model_settings.pop("hidden_irreps") is None
-    return {"model_settings": model_settings, "model_data": asdict(data)}
+    defaults = asdict(ModelSettings())
+    stated = {  # so that version 0.1.0 reads models that it knows
+        name: value
+        for name, value in asdict(settings).items()
+        if name in _ALWAYS_STATED or value != defaults[name]
+    }
+    return {"model_settings": stated, "model_data": asdict(data)}
 
 
 def load_model(
@@ -129,7 +135,7 @@ def load_model(
         path = path / "checkpoints" / "best.safetensors"
     tensors, header = read(path)
     with reading(path):
-        model = MACE(*_described(header)).to(dtype or DTYPES[header["default_dtype"]])
+        model = MACE(*described(header)).to(dtype or DTYPES[header["default_dtype"]])
         prefix = "average." if any(name.startswith("average.") for name in tensors) else "model."
         load_parameters(model, _without_low_rank(tensors, header, prefix), prefix, path)
     return model, header

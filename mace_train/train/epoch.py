@@ -191,6 +191,7 @@ def graphs_of_steps(
         atomic_numbers=run.model.data.atomic_numbers,
         dtype=run.dtype,
         heads=run.train.head_of,
+        inputs=run.model.inputs,
         shape=shape_of_bins(run, epoch_plan) if run.settings.batching.static_shapes else None,
         num_workers=run.settings.cluster.num_workers,
         pin_memory=run.world.device.type == "cuda",

@@ -70,6 +70,7 @@ def fine_tuned_model(
             f"preprocess again with r_max={origin.data.r_max}"
         )
     more = origin.data.atomic_numbers if given.elements == "all" else ()
+    train.shards.check_inputs(origin.inputs)
     model = with_elements(origin, [*statistics.atomic_numbers, *more])
     earlier = world.broadcast_result(lambda: _earlier_data(manager))
     if earlier is not None:
@@ -134,7 +135,8 @@ def _corrections(
     n = len(model.data.atomic_numbers)
     sums = torch.zeros(n, n + 1, dtype=torch.float64, device=world.device)
     numbers, dtype = model.data.atomic_numbers, model.dtype
-    for graph in batches(train.shards, bins, atomic_numbers=numbers, dtype=dtype):
+    inputs = model.inputs
+    for graph in batches(train.shards, bins, atomic_numbers=numbers, dtype=dtype, inputs=inputs):
         graph = on_device(graph, world.device)
         with torch.no_grad():
             found = predict(model, graph, stress=False, forces=False, create_graph=False)
@@ -214,7 +216,14 @@ def _comparable(origin: MACE, train: Split) -> NDArray[np.int64]:
 def _predictions(model: MACE, train: Split, ids: NDArray[np.int64], head: int) -> Prediction:
     numbers = model.data.atomic_numbers
     heads = np.full(len(train.shards), head, dtype=np.int64)
-    (graph,) = batches(train.shards, [ids], atomic_numbers=numbers, dtype=model.dtype, heads=heads)
+    (graph,) = batches(
+        train.shards,
+        [ids],
+        atomic_numbers=numbers,
+        dtype=model.dtype,
+        heads=heads,
+        inputs=model.inputs,
+    )
     return predict(model, graph.to(model.E0s.device), stress=False, create_graph=False)
 
 

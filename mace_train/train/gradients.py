@@ -111,8 +111,8 @@ class Gradients:
 
     def clip(self, norm: float, limit: float | None) -> None:
         """Shorten the gradient to ``limit`` if its ``norm`` is above it."""
-        if limit is not None and norm > limit:
-            self.flat.mul_(limit / (norm + 1e-6))  # as torch's clip_grad_norm_ does
+        if limit is not None and (share := limit / (norm + 1e-6)) < 1.0:
+            self.flat.mul_(share)  # as torch's clip_grad_norm_ does
 
 
 class NoiseScale:

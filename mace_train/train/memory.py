@@ -113,9 +113,16 @@ def _bin(sizes: NDArray[np.int64], order: NDArray[np.int64], n_atoms: int) -> ND
 
 
 def _graphs(run: Run, bins: list[NDArray[np.int64]]) -> list[Graph]:
-    numbers, heads = run.model.data.atomic_numbers, run.train.head_of
-    shards, dtype = run.train.shards, run.dtype
-    return list(batches(shards, bins, atomic_numbers=numbers, dtype=dtype, heads=heads))
+    return list(
+        batches(
+            run.train.shards,
+            bins,
+            atomic_numbers=run.model.data.atomic_numbers,
+            dtype=run.dtype,
+            heads=run.train.head_of,
+            inputs=run.model.inputs,
+        )
+    )
 
 
 def _peak(run: Run, graph: Graph) -> float:

@@ -19,7 +19,7 @@ _GROUP_STATE = ("k", "weight_sum", "lr_max", "scheduled_lr", "train_mode")
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """mace-torch's five groups: decay on the mixing linears and the products, none elsewhere.
+    """mace-torch's groups: decay on the mixing linears and the products, none elsewhere.
 
     ``lr_factor`` of a group is its learning rate relative to ``lr``. Parameters that do not
     require a gradient are in no group.
@@ -30,6 +30,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
         "interactions_no_decay": [],
         "products": [],
         "readouts": [],
+        **({"inputs": []} if getattr(model, "inputs", ()) else {}),
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -40,7 +41,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
             "name": name,
             "params": members,
             "weight_decay": settings.weight_decay if name in decayed else 0.0,
-            "lr_factor": factors[name.split("_")[0]],
+            "lr_factor": factors.get(name.split("_")[0], 1.0),
         }
         for name, members in groups.items()
     ]
@@ -55,6 +56,8 @@ def _group_of(name: str) -> str:
         return part
     if part == "node_embedding":
         return "embedding"
+    if part in ("joint_embedding", "embedding_readout"):
+        return "inputs"
     raise AssertionError(f"parameter {name} belongs to no group")
 
 

@@ -50,7 +50,7 @@ def set_up(settings: TrainSettings, world: World, shards_in: Path | None = None)
         settings.checkpoints.keep_every,
     )
     _check_output(settings, manager, world)
-    model = make_model(settings, statistics, train, manager, world)
+    model = make_model(settings, statistics, train, manager, world, valid)
     return make_run(model, settings, statistics, train, valid, manager, world)
 
 

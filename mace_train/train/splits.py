@@ -1,6 +1,7 @@
 """The training and validation data of a run, and whether the loss has labels in them."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import Statistics, open_split
 from mace_train.errors import InputError
 from mace_train.settings import LossSettings, TrainSettings
+from mace_train.settings.inputs import InputSpec
 from mace_train.train.loss import TERMS
 from mace_train.train.stages import Stage, stages_of
 
@@ -78,6 +80,17 @@ def _split(shards: ShardSet, heads: list[str], loss: LossSettings) -> Split:
         weight_of=weight_of_type.to(torch.float64)[config_types.index_of] * weight_of_head[head_of],
         head_of=head_of,
     )
+
+
+def warn_of_unused_inputs(specs: Sequence[InputSpec], train: Split) -> None:
+    """Warn of inputs in the shards that the model does not take."""
+    unused = sorted(set(train.shards.input_names) - {spec.name for spec in specs})
+    if unused:
+        LOGGER.warning(
+            "the training structures have %s, which the model does not take as an input "
+            "(model.embedding_specs)",
+            ", ".join(unused),
+        )
 
 
 def _check_config_types(loss: LossSettings, train: Split) -> None:

@@ -26,7 +26,7 @@ from mace_train.balance.bins import StructureIds
 from mace_train.balance.costs import Capacity
 from mace_train.balance.epoch_plan import EpochPlan, as_bits, from_bits
 from mace_train.errors import InputError
-from mace_train.settings import LossSettings
+from mace_train.settings import LossSettings, TrainSettings
 from mace_train.train import checkpoint
 from mace_train.train.loss import LossSums
 from mace_train.train.provenance import provenance
@@ -199,17 +199,19 @@ def _check_same_origin(run: Run, header: dict[str, Any], path: Path) -> None:
             f"{path} was trained on other data than {run.settings.data_dir}; "
             "choose another output to train on this data"
         )
-    now, before = _as_json(_header(run)), _as_json(checkpoint.model_header_of(header))
+    model, (settings_before, data_before) = run.model, checkpoint.described(header)
     changed = [
-        f"{name}: {_short(before[part][name])} there, {_short(value)} now"
-        for part in ("model_settings", "model_data")
-        for name, value in now[part].items()
-        if name != "r_max" and before[part][name] != value
-    ]
-    if header["default_dtype"] != now["default_dtype"]:
-        changed.append(
-            f"default_dtype: {header['default_dtype']} there, {now['default_dtype']} now"
+        f"{name}: {_short(before[name])} there, {_short(value)} now"
+        for before, now in (
+            (asdict(settings_before), asdict(model.settings)),
+            (asdict(data_before), asdict(model.data)),
         )
+        for name, value in now.items()
+        if name != "r_max" and _as_json(before[name]) != _as_json(value)
+    ]
+    dtype = run.settings.default_dtype
+    if header["default_dtype"] != dtype:
+        changed.append(f"default_dtype: {header['default_dtype']} there, {dtype} now")
     if changed:
         raise InputError(
             f"{path} is a checkpoint of another model ({'; '.join(sorted(changed))}); use the "
@@ -219,7 +221,9 @@ def _check_same_origin(run: Run, header: dict[str, Any], path: Path) -> None:
 
 def _log_changes(run: Run, header: dict[str, Any]) -> None:
     """Log settings that changed; forget the best loss where it cannot be compared."""
-    before, now = _flat(header["settings"]), _flat(_as_json(asdict(run.settings)))
+    defaults = _flat(_as_json(asdict(TrainSettings())))  # of what older versions do not know
+    before = defaults | _flat(header["settings"])
+    now = _flat(_as_json(asdict(run.settings)))
     ignored = ("output", "data_dir", "restart_latest", "logger", "cluster", "checkpoints")
     changed = [
         f"{name} {before.get(name)} -> {value}"

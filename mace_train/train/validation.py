@@ -39,6 +39,7 @@ def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
         atomic_numbers=model.data.atomic_numbers,
         dtype=run.dtype,
         heads=split.head_of,
+        inputs=model.inputs,
         num_workers=run.settings.cluster.num_workers,
         pin_memory=world.device.type == "cuda",
     )

@@ -64,8 +64,15 @@ def mark(model: nn.Module) -> None:
         (model.node_embedding, "forward", "linears"),
     ]
     for block in model.interactions:
-        places += [(block.linear_up, "forward", "linears"), (block.linear, "forward", "linears")]
-        places += [(block.skip_tp, "forward", "skip products")]
+        for name in ("up", "down", "1", "2", "res"):
+            if hasattr(block, f"linear_{name}"):
+                places += [(getattr(block, f"linear_{name}"), "by_degree", "linears")]
+        if hasattr(block, "linear"):
+            places += [(block.linear, "by_degree", "linears")]
+        if hasattr(block, "density_fn"):
+            places += [(block.density_fn, "forward", "radial MLP")]
+        skip = "skip_linear" if hasattr(block, "skip_linear") else "skip_tp"
+        places += [(getattr(block, skip), "forward", "skip products")]
         places += [(block._convolution, "_fused", "convolution")]
         places += [(block._convolution, "_reference", "convolution")]
         radial = ("hidden", "by_path", "stacked")

@@ -110,7 +110,10 @@ def test_typical_run(typical):
     assert "model.max_L" not in train
     assert "ema" not in train
     assert train["scheduler.scheduler"] == "exponential"
-    assert without == ["--error_table=TotalMAE: evaluate prints RMSE and MAE of everything"]
+    assert [line.partition(":")[0] for line in without] == [
+        "--error_table=TotalMAE",
+        "--swa with --lr_params_factors",
+    ]
 
 
 def test_defaults_that_differ_are_written_out():
@@ -209,6 +212,11 @@ def test_printed_commands_and_yaml_compose_into_the_same(typical, capsys, tmp_pa
         (["--stress_weight=3"], "loss.stress_weight", None),
         (["--optimizer=schedulefree"], "optimizer.beta2", 0.98),
         (["--lbfgs"], "optimizer.optimizer", "lbfgs"),
+        (["--lbfgs"], "scheduler.scheduler", "constant"),
+        (["--lbfgs", "--swa"], "stage_two.lr", 1.0),
+        (["--eval_interval=2"], "scheduler.scheduler_patience", 24),
+        (["--eval_interval=99"], "scheduler.scheduler_patience", 0),
+        (["--eval_interval=1"], "scheduler.scheduler_patience", None),
         (["--freeze=6"], "optimizer.freeze", ["node_embedding", "interactions", "products"]),
         (["--start_stage_two", "10"], "stage_two.start", 10),
         (["--clip_grad=None"], "clip_grad", None),
@@ -239,6 +247,12 @@ def test_values_that_need_care(words, setting, value):
         (["--loss=dipole"], "--loss=dipole"),
         (["--device=mps"], "--device=mps"),
         (["--num_samples_pt=500"], "--num_samples_pt=500: choose the structures"),
+        (["--swa", "--loss=huber"], "--swa with --loss=huber: mace-torch's stage two has squared"),
+        (["--swa", "--loss=l1l2energyforces"], "--swa with --loss=l1l2energyforces: mace-torch"),
+        (["--swa", "--loss=forces_only"], "--swa with --loss=forces_only: mace_run_train refuses"),
+        (["--swa", "--lr_params_factors={'readouts_lr_factor': 2}"], "--swa with --lr_params"),
+        (["--ema", "--optimizer=schedulefree"], "--ema with schedulefree: mace-torch averages"),
+        (["--ema", "--lbfgs"], "--ema with lbfgs: mace-torch averages"),
         (["--disallow_random_padding_pt"], "--allow_random_padding_pt=False"),
     ],
 )
@@ -270,6 +284,7 @@ def test_replay_is_a_head_with_what_mace_torch_changes_for_it():
     data, train = equal["preprocess"], equal["train"]
     assert data["data.train_file"] == {"Default": "a.xyz", "pt_head": "old.xyz"}
     assert data["data.E0s"] == {"Default": {1: -1.0, 8: -2.0}, "pt_head": "foundation"}
+    assert train["checkpoints.head"] == "Default"
     assert train["loss.head_weights"] == {"pt_head": 0.3}
     assert train["loss.loss"] == "universal"
     assert train["optimizer.lr"] == 1e-4
@@ -302,6 +317,7 @@ def test_heads_become_mappings():
     equal, without = translate(None, ["--name=a", f"--heads={heads}"])
     assert equal["preprocess"]["data.train_file"] == {"pbe": "a.xyz", "scan": "b.xyz"}
     assert equal["preprocess"]["data.valid_file"] == {"pbe": "v.xyz"}
+    assert equal["train"]["checkpoints.head"] == "scan"  # as the loop of mace-torch
     assert equal["preprocess"]["data.E0s"] == {"pbe": "average", "scan": {1: -1.0}}
     assert without == ["--heads: energy_key of scan is a setting of all heads here"]
 

@@ -13,7 +13,7 @@ from mace_train.interop.mace_torch import import_mace
 from mace_train.irreps import FeatureIrreps, import_o3
 from tests.model.systems import draw_nonlinear_weights
 
-__all__ = ["import_mace", "mace_torch_batch", "mace_torch_model"]
+__all__ = ["codegen", "import_mace", "mace_torch_batch", "mace_torch_model"]
 
 
 def mace_torch_model(
@@ -65,7 +65,7 @@ def mace_torch_model(
         **changes,
     }
     default = torch.get_default_dtype()
-    with torch.random.fork_rng(), warnings.catch_warnings(), _codegen(scripted):
+    with torch.random.fork_rng(), warnings.catch_warnings(), codegen(scripted):
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         torch.set_default_dtype(torch.float64)
@@ -83,7 +83,7 @@ def mace_torch_model(
 
 
 @contextmanager
-def _codegen(scripted: bool) -> Iterator[None]:
+def codegen(scripted: bool) -> Iterator[None]:
     """Whether e3nn compiles the code that it generates by TorchScript, or runs it as it is."""
     import e3nn
 

@@ -35,6 +35,9 @@ def read_reference(name: str) -> Reference:
         Atoms(**{k: parts[f"{i}/{k}"] for k in ("numbers", "positions", "cell", "pbc")})
         for i in range(len({key.split("/")[0] for key in parts}))
     ]
+    for i, atoms in enumerate(structures):
+        names = ("total_charge", "total_spin")
+        atoms.info = {k: float(parts[f"{i}/{k}"]) for k in names if f"{i}/{k}" in parts}
     return Reference(
         header,
         {key: torch.as_tensor(value) for key, value in groups["tensor"].items()},

@@ -1,6 +1,7 @@
 """Small structures, graphs of them, and models with random weights."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,13 +9,16 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from mace_train.data.graph import Graph
+from mace_train.data.input_values import input_values
 from mace_train.data.loading.loader import collate
+from mace_train.data.notes import Notes
 from mace_train.data.shards.arrays import Sample
 from mace_train.data.shards.hdf5 import sample_of
 from mace_train.data.structure import Structure
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
+from mace_train.settings.inputs import InputSpec, model_input_keys
 from mace_train.settings.model import NONLINEAR
 
 
@@ -56,9 +60,10 @@ def mixed(numbers: Sequence[int], n_atoms: int = 9, seed: int = 4) -> Atoms:
     return Atoms(random.choice(numbers, n_atoms), positions=positions)
 
 
-def unlabelled(atoms: Atoms, r_max: float) -> Sample:
-    """An ASE structure with its neighbours."""
-    return sample_of(Structure.unlabelled(atoms), r_max)
+def unlabelled(atoms: Atoms, r_max: float, inputs: Sequence[InputSpec] = ()) -> Sample:
+    """An ASE structure with its neighbours, and inputs of a model."""
+    values = input_values(atoms, model_input_keys(inputs), "structure", Notes())
+    return sample_of(replace(Structure.unlabelled(atoms), inputs=values), r_max)
 
 
 def graph_of(
@@ -66,11 +71,12 @@ def graph_of(
     r_max: float,
     atomic_numbers: tuple[int, ...],
     dtype: torch.dtype = torch.float64,
+    inputs: Sequence[InputSpec] = (),
 ) -> Graph:
-    """Unlabelled graph of ASE structures."""
-    samples = [unlabelled(atoms, r_max) for atoms in structures]
+    """Unlabelled graph of ASE structures, with inputs of a model."""
+    samples = [unlabelled(atoms, r_max, inputs) for atoms in structures]
     ids = np.arange(len(samples))
-    return collate(samples, ids, atomic_numbers=atomic_numbers, dtype=dtype)
+    return collate(samples, ids, atomic_numbers=atomic_numbers, dtype=dtype, inputs=inputs)
 
 
 def model_of(

@@ -11,7 +11,7 @@ from tests.model.systems import graph_of
 
 def test_all_files_are_there():
     plain = ["all_elements", "default", "mace", "one_layer", "scalars", "tensors"]
-    assert sorted(NAMES) == sorted([*plain, "density", "nonlinear"])
+    assert sorted(NAMES) == sorted([*plain, "density", "inputs", "nonlinear"])
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
@@ -21,7 +21,7 @@ def test_same_predictions(name, kernels):
     model = from_mace_torch(reference.tensors, reference.header)
     model.kernels = kernels
     numbers = model.data.atomic_numbers
-    graph = graph_of(reference.structures, model.data.r_max, numbers)
+    graph = graph_of(reference.structures, model.data.r_max, numbers, inputs=model.inputs)
     found = predict(model, graph, stress=True, create_graph=False)
     periodic = graph.pbc.all(1)
     for key, expected in reference.results.items():

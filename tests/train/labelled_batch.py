@@ -45,6 +45,7 @@ def batch(missing: bool) -> Graph:
         forces_weight=random(n).abs(),
         stress_weight=random(n).abs(),
         ids=torch.arange(n),
+        inputs=torch.zeros(n_atoms, 0, dtype=torch.float64),
     )
 
 

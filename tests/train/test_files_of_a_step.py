@@ -60,6 +60,7 @@ BESIDE = [  # what else runs between two batches
     "model/linear.py",
     "model/matmul_precision.py",
     "model/radial.py",
+    "model/readouts.py",
     "model/spherical_harmonics.py",
     "ops/backends.py",
     "ops/convolution.py",

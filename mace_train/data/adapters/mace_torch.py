@@ -71,6 +71,10 @@ class MaceDataset(Dataset[Any]):
         data.positions = torch.from_numpy(structure.positions).to(dtype)
         data.node_attrs = torch.from_numpy(one_hot).to(dtype)
         data.forces = torch.from_numpy(forces).to(dtype)
+        for name, value in structure.inputs.graph.items():
+            data[name] = torch.tensor(value, dtype=dtype)
+        for name, values in structure.inputs.atom.items():
+            data[name] = torch.from_numpy(values).to(dtype)
         data.num_nodes = n_atoms
         data.charges = torch.zeros(n_atoms, dtype=dtype)
         data.density_coefficients = torch.zeros(n_atoms, 1, dtype=dtype)

@@ -58,4 +58,12 @@ class PyGDataset(Dataset[Any]):
             has_forces=torch.tensor([structure.forces is not None]),
             has_stress=torch.tensor([structure.stress is not None]),
             num_nodes=n_atoms,
+            **{
+                name: torch.tensor([value], dtype=dtype)
+                for name, value in structure.inputs.graph.items()
+            },
+            **{
+                name: torch.from_numpy(values).to(dtype)
+                for name, values in structure.inputs.atom.items()
+            },
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mace_train.data.graph import Graph
+from mace_train.data.input_values import InputOfStructureError, encoded
 from mace_train.data.loading.edge_indices import StructureError, index_edges
 from mace_train.data.loading.packed import PackedGraph, n_bytes
 from mace_train.data.loading.padding import Shape, pad_batch
@@ -26,7 +27,9 @@ from mace_train.data.loading.shared_memory import SharedMemoryPool
 from mace_train.data.shards.arrays import Sample
 from mace_train.data.shards.batch import Batch
 from mace_train.errors import InputError
+from mace_train.settings.inputs import InputSpec
 
+Inputs = Sequence[InputSpec]
 WEIGHTS = ("weight", "energy_weight", "forces_weight", "stress_weight")
 _OF_EDGES = ("senders", "receivers", "shifts", "graph_of_edge", "pairs", "first_of_pair")
 _OF_ROWS = ("cell", "pbc", "energy", "stress", "has_energy", "has_forces", "has_stress")
@@ -111,6 +114,7 @@ def batches(
     atomic_numbers: tuple[int, ...],
     dtype: torch.dtype,
     heads: NDArray[np.int64] | None = None,
+    inputs: Inputs = (),
     shape: Shape | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
@@ -118,6 +122,7 @@ def batches(
     """One Graph per bin, in order; an empty bin gives an empty Graph.
 
     ``heads`` [n] are those of all structures of the source (see ``heads_of``); None is 0 for all.
+    ``inputs`` are those of the model beside the geometry (``MACE.inputs``).
     With a ``shape`` all Graphs are padded to it (see padding.py).
 
     >>> from pathlib import Path
@@ -131,7 +136,7 @@ def batches(
     [0, 2] True
     [1] True
     """
-    dataset = _Bins(source, bins, atomic_numbers, dtype, heads, shape)
+    dataset = _Bins(source, bins, atomic_numbers, dtype, heads, shape, inputs)
     if num_workers:
         dataset.prepare_for(num_workers)
     loader: DataLoader[PackedGraph] = DataLoader(
@@ -154,8 +159,10 @@ class _Bins(Dataset[PackedGraph]):
         dtype: torch.dtype,
         heads: NDArray[np.int64] | None,
         shape: Shape | None,
+        inputs: Inputs,
     ) -> None:
         self.source, self.bins, self.heads, self.shape = source, bins, heads, shape
+        self.inputs = inputs
         self.atomic_numbers, self.dtype = atomic_numbers, dtype
         self.pool: SharedMemoryPool | None = None
 
@@ -173,7 +180,10 @@ class _Bins(Dataset[PackedGraph]):
         self._read(first[:1])
         if multiprocessing.get_start_method() == "fork":  # by which they are shared
             with suppress(OSError):  # more than the system gives: torch allocates instead
-                self.pool = SharedMemoryPool(num_workers, n_bytes(*self._largest(), self.dtype))
+                self.pool = SharedMemoryPool(num_workers, self._most_bytes())
+
+    def _most_bytes(self) -> int:
+        return n_bytes(*self._largest(), self.dtype, len(self.inputs))
 
     def _largest(self) -> tuple[int, int, int]:
         """Structures, atoms and edges, each as many as any bin has."""
@@ -194,8 +204,8 @@ class _Bins(Dataset[PackedGraph]):
         memory = _Memory(self.pool, self.shape)
         numbers = self.atomic_numbers
         try:
-            return packed(batch, ids, numbers, self.dtype, heads, memory)
-        except StructureError as error:
+            return packed(batch, ids, numbers, self.dtype, heads, memory, self.inputs)
+        except (StructureError, InputOfStructureError) as error:
             name = self.source.sample(int(ids[error.structure])).structure.source
             raise InputError(f"{name}: {error}") from None
 
@@ -207,12 +217,16 @@ def collate(
     atomic_numbers: tuple[int, ...],
     dtype: torch.dtype,
     heads: NDArray[np.int64] | None = None,
+    inputs: Inputs = (),
 ) -> Graph:
-    """Concatenate structures, whose ``ids`` and ``heads`` are [n_graphs], into one Graph."""
+    """Concatenate structures, whose ``ids`` and ``heads`` are [n_graphs], into one Graph.
+
+    ``inputs`` are those of the model beside the geometry.
+    """
     batch = Batch.of_samples(samples)
     try:
-        return packed(batch, ids, atomic_numbers, dtype, heads).graph()
-    except StructureError as error:
+        return packed(batch, ids, atomic_numbers, dtype, heads, inputs=inputs).graph()
+    except (StructureError, InputOfStructureError) as error:
         raise InputError(f"{samples[error.structure].structure.source}: {error}") from None
 
 
@@ -223,14 +237,16 @@ class _Memory:
     pool: SharedMemoryPool | None = None
     shape: Shape | None = None
 
-    def empty(self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> PackedGraph:
+    def empty(
+        self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype, n_inputs: int
+    ) -> PackedGraph:
         """Memory with room for so many structures, atoms and edges."""
         sizes = n_graphs, n_atoms, n_edges
         if self.shape is not None:
             self.shape.check(*sizes)
             sizes = self.shape.n_graphs, self.shape.n_atoms, self.shape.n_edges
         make = PackedGraph.empty if self.pool is None else self.pool.empty
-        return make(*sizes, dtype)
+        return make(*sizes, dtype, n_inputs)
 
 
 def packed(
@@ -240,6 +256,7 @@ def packed(
     dtype: torch.dtype,
     heads: NDArray[np.int64] | None = None,
     memory: _Memory | None = None,
+    inputs: Inputs = (),
 ) -> PackedGraph:
     """The Graph of a batch, whose structures are ``ids`` [n_graphs] of their split.
 
@@ -248,12 +265,13 @@ def packed(
     Raises:
         StructureError: an atomic number that is not among ``atomic_numbers``, or an edge without
             its reverse.
+        InputOfStructureError: one of the ``inputs`` is not there, or the model does not take it.
         InputError: the batch is larger than the shape that it is to have.
     """
     n_graphs, rows = len(batch.rows), batch.rows
     sizes = n_graphs, len(batch.numbers), len(batch.senders)
     memory = memory or _Memory()
-    result = memory.empty(*sizes, dtype)
+    result = memory.empty(*sizes, dtype, len(inputs))
     arrays = result.arrays(*sizes)
     index_edges(batch, **{name: arrays.pop(name) for name in _OF_EDGES})
     values: dict[str, NDArray[Any]] = {
@@ -264,6 +282,7 @@ def packed(
         "forces": batch.forces,
         "ids": ids,
         "heads": np.zeros(n_graphs, dtype=np.int64) if heads is None else heads,
+        "inputs": encoded(inputs, batch.inputs, batch.n_atoms) if inputs else _none(batch),
         **{name: rows[name] for name in _OF_ROWS},
         **{name: rows["weights"][:, i] for i, name in enumerate(WEIGHTS)},
     }
@@ -272,6 +291,11 @@ def packed(
     if memory.shape is not None:
         pad_batch(result, *sizes, memory.shape.r_max)
     return result
+
+
+def _none(batch: Batch) -> NDArray[np.float64]:
+    """Inputs [n_atoms, 0] of a model that has none."""
+    return np.zeros((len(batch.numbers), 0))
 
 
 def _elements(batch: Batch, atomic_numbers: tuple[int, ...]) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ A worker's Graph reaches the training process as one shared and one pinned block
 copy, not as one of each for every tensor.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
@@ -42,12 +43,12 @@ _LAYOUT: dict[str, tuple[torch.dtype | None, tuple[Any, ...]]] = {
     "forces_weight": (_FLOAT, ("graphs",)),
     "stress_weight": (_FLOAT, ("graphs",)),
     "ids": (_INDEX, ("graphs",)),
+    "inputs": (_FLOAT, ("atoms", "inputs")),
 }
 
 _TYPES = (torch.float64, _INDEX, _TRUTH)
-_STRIDES = ((1,), (3, 1), (9, 3, 1))  # of one, two and three axes
-# name, dtype, shape, offset of the first element, elements per row
-TensorSpec = tuple[str, torch.dtype, tuple[int, ...], int, int]
+# name, dtype, shape, offset of the first element, strides
+TensorSpec = tuple[str, torch.dtype, tuple[int, ...], int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +60,14 @@ class PackedGraph:
     n_atoms: int
     n_edges: int
     dtype: torch.dtype
+    n_inputs: int = 0
 
     @classmethod
-    def empty(cls, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> Self:
+    def empty(
+        cls, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype, n_inputs: int = 0
+    ) -> Self:
         """Memory that has not been written, for a Graph with floats of ``dtype``."""
-        sizes = (n_graphs, n_atoms, n_edges, dtype)
+        sizes = (n_graphs, n_atoms, n_edges, dtype, n_inputs)
         return cls(torch.empty(n_bytes(*sizes), dtype=torch.uint8), *sizes)
 
     @classmethod
@@ -72,15 +76,15 @@ class PackedGraph:
         memory = packed_memory(graph)
         if memory is None:
             sizes = graph.n_graphs, graph.n_atoms, graph.n_edges
-            memory = cls.empty(*sizes, graph.positions.dtype)
+            memory = cls.empty(*sizes, graph.positions.dtype, graph.inputs.shape[1])
             for name, array in memory.arrays().items():
                 array[...] = getattr(graph, name).numpy()
         return memory
 
     @property
-    def sizes(self) -> tuple[int, int, int, torch.dtype]:
-        """Structures, atoms, edges and the type of floats."""
-        return self.n_graphs, self.n_atoms, self.n_edges, self.dtype
+    def sizes(self) -> tuple[int, int, int, torch.dtype, int]:
+        """Structures, atoms, edges, the type of floats and the number of inputs."""
+        return self.n_graphs, self.n_atoms, self.n_edges, self.dtype, self.n_inputs
 
     def graph(self) -> Graph:
         """The Graph, whose tensors are views."""
@@ -89,8 +93,8 @@ class PackedGraph:
         }
         return Graph(
             **{
-                name: views[tensor_dtype].as_strided(shape, _STRIDES[len(shape) - 1], first)
-                for name, tensor_dtype, shape, first, _ in self._specs()
+                name: views[tensor_dtype].as_strided(shape, strides, first)
+                for name, tensor_dtype, shape, first, strides in self._specs()
             }
         )
 
@@ -105,8 +109,10 @@ class PackedGraph:
         }
         lengths = _lengths(*(sizes or self.sizes[:3]))
         return {
-            name: views[tensor_dtype][first : first + lengths[name] * step].reshape(-1, *shape[1:])
-            for name, tensor_dtype, shape, first, step in self._specs()
+            name: views[tensor_dtype][first : first + lengths[name] * step].reshape(
+                lengths[name], *shape[1:]
+            )
+            for name, tensor_dtype, shape, first, (step, *_) in self._specs()
         }
 
     def to(self, device: torch.device) -> "PackedGraph":
@@ -124,7 +130,7 @@ class PackedGraph:
 def packed_memory(graph: Graph) -> PackedGraph | None:
     """The memory that all tensors of ``graph`` are views of, laid out as a PackedGraph, if so."""
     dtype, storage = graph.positions.dtype, graph.positions.untyped_storage()
-    sizes = graph.n_graphs, graph.n_atoms, graph.n_edges, dtype
+    sizes = graph.n_graphs, graph.n_atoms, graph.n_edges, dtype, graph.inputs.shape[1]
     size, begin = n_bytes(*sizes), graph.positions.storage_offset() * dtype.itemsize
     for name, tensor_dtype, shape, first, _ in _specs(*sizes):
         tensor: Tensor = getattr(graph, name)
@@ -157,20 +163,27 @@ def _lengths(n_graphs: int, n_atoms: int, n_edges: int) -> dict[str, int]:
 
 
 @lru_cache(maxsize=16)
-def _specs(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> tuple[TensorSpec, ...]:
+def _specs(
+    n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype, n_inputs: int
+) -> tuple[TensorSpec, ...]:
     """Dtype, shape and offset of every tensor."""
     lengths = _lengths(n_graphs, n_atoms, n_edges)
     end, specs = 0, []
     for name, (own_dtype, axes) in _LAYOUT.items():
         tensor_dtype = own_dtype or dtype
-        length, step = lengths[name], _STRIDES[len(axes) - 1][0]
-        specs.append((name, tensor_dtype, (length, *axes[1:]), end // tensor_dtype.itemsize, step))
-        end += -(-length * step * tensor_dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        row = tuple(n_inputs if size == "inputs" else size for size in axes[1:])
+        shape = (lengths[name], *row)
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        specs.append((name, tensor_dtype, shape, end // tensor_dtype.itemsize, strides))
+        end += -(-math.prod(shape) * tensor_dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
     return tuple(specs)
 
 
-def n_bytes(n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> int:
+def n_bytes(
+    n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype, n_inputs: int = 0
+) -> int:
     """Bytes of all tensors of a Graph."""
-    _, tensor_dtype, (length, *_), first, step = _specs(n_graphs, n_atoms, n_edges, dtype)[-1]
-    end = (first + length * step) * tensor_dtype.itemsize
+    specs = _specs(n_graphs, n_atoms, n_edges, dtype, n_inputs)
+    _, tensor_dtype, shape, first, _ = specs[-1]
+    end = (first + math.prod(shape)) * tensor_dtype.itemsize
     return -(-end // _ALIGNMENT) * _ALIGNMENT

@@ -48,7 +48,8 @@ def padded(graph: Graph, shape: Shape) -> Graph:
     """
     sizes = graph.n_graphs, graph.n_atoms, graph.n_edges
     shape.check(*sizes)
-    memory = PackedGraph.empty(shape.n_graphs, shape.n_atoms, shape.n_edges, graph.positions.dtype)
+    room = shape.n_graphs, shape.n_atoms, shape.n_edges
+    memory = PackedGraph.empty(*room, graph.positions.dtype, graph.inputs.shape[1])
     for name, array in memory.arrays(*sizes).items():
         array[...] = getattr(graph, name).numpy()
     pad_batch(memory, *sizes, shape.r_max)

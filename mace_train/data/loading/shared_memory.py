@@ -34,9 +34,11 @@ class SharedMemoryPool:
         self.states = mmap.mmap(-1, n_buffers)  # FREE at first
         _OPEN[id(self)] = self
 
-    def empty(self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype) -> PackedGraph:
+    def empty(
+        self, n_graphs: int, n_atoms: int, n_edges: int, dtype: torch.dtype, n_inputs: int = 0
+    ) -> PackedGraph:
         """In a worker: memory for a Graph, in a buffer if one is free and large enough."""
-        info, sizes = get_worker_info(), (n_graphs, n_atoms, n_edges, dtype)
+        info, sizes = get_worker_info(), (n_graphs, n_atoms, n_edges, dtype, n_inputs)
         if info is not None and n_bytes(*sizes) <= self._size:
             for index in range(info.id * BUFFERS_PER_WORKER, (info.id + 1) * BUFFERS_PER_WORKER):
                 if self.states[index] == FREE:
@@ -50,7 +52,7 @@ class SharedMemoryPool:
         return np.frombuffer(self.memory, np.uint8, self._size, index * self._size)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _InBuffer(PackedGraph):
     """A Graph in a buffer of the pool: pickles as the buffer's number."""
 
@@ -58,8 +60,7 @@ class _InBuffer(PackedGraph):
     index: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        sizes = (self.n_graphs, self.n_atoms, self.n_edges, self.dtype)
-        return _received, (self.pool, self.index, sizes)
+        return _received, (self.pool, self.index, self.sizes)
 
 
 class _BufferInUse:
@@ -73,7 +74,7 @@ class _BufferInUse:
         self._pool.states[self._index] = FREE
 
 
-def _received(pool: int, index: int, sizes: tuple[int, int, int, torch.dtype]) -> PackedGraph:
+def _received(pool: int, index: int, sizes: tuple[int, int, int, torch.dtype, int]) -> PackedGraph:
     # the array keeps the _BufferInUse alive
     memory = torch.from_numpy(np.asarray(_BufferInUse(_OPEN[pool], index)))
     return PackedGraph(memory[: n_bytes(*sizes)], *sizes)

@@ -23,6 +23,7 @@ from mace_train.distributed.tasks.task_pool import TaskPool
 from mace_train.errors import InputError, InvalidStructureError
 from mace_train.progress import ProgressBar
 from mace_train.settings import MISSING, PreprocessSettings
+from mace_train.settings.inputs import InputKey
 
 
 @dataclass
@@ -63,7 +64,12 @@ def survey(files: Sequence[InputFile], settings: PreprocessSettings, pool: TaskP
         blocks = make_blocks(files, folder, pool, settings.structures_per_shard)
         with ProgressBar("scanning", len(blocks), counted="structures", log=True) as bar:
             found = pool.map(
-                partial(summarise_block, keys=keys, require_energy=settings.data.require_energy),
+                partial(
+                    summarise_block,
+                    keys=keys,
+                    require_energy=settings.data.require_energy,
+                    inputs=settings.data.inputs(),
+                ),
                 blocks,
                 lambda result: bar.advance(1, result.n_structures),
             )
@@ -83,10 +89,15 @@ def survey(files: Sequence[InputFile], settings: PreprocessSettings, pool: TaskP
     trained = reports["data.train_file"]
     if trained.counts.n_structures:
         trained.check_given_keys("data.train_file")
+        trained.check_inputs(settings.data.inputs(), "data.train_file")
 
 
 def summarise_block(
-    block: FileBlock, keys: LabelKeys, *, require_energy: bool = True
+    block: FileBlock,
+    keys: LabelKeys,
+    *,
+    require_energy: bool = True,
+    inputs: Sequence[InputKey] = (),
 ) -> FileSummary:
     """Parse a block and count what is in it."""
     found = FileSummary(labels=LabelReport(keys))
@@ -104,7 +115,13 @@ def summarise_block(
                 found.names.update(names_in(atoms))
                 found.n_periodic += bool(np.all(atoms.pbc))
                 structure = structure_from_atoms(
-                    atoms, keys, source, notes, require_energy=require_energy, head=block.head
+                    atoms,
+                    keys,
+                    source,
+                    notes,
+                    require_energy=require_energy,
+                    head=block.head,
+                    inputs=inputs,
                 )
             except InputError as error:
                 kind = error.kind if isinstance(error, InvalidStructureError) else "unreadable"

@@ -206,6 +206,7 @@ class _Preprocess:
             given=self.E0_sources.given(heads),
             trained=trained,
             grouping=grouping or Grouping(),
+            inputs=settings.data.inputs(),
         )
 
     def _read(self, blocks: Sequence[FileBlock], reading: ReadSettings) -> list[BlockSummary]:

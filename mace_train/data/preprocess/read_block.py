@@ -36,6 +36,7 @@ from mace_train.data.structure import (
     structure_from_atoms,
 )
 from mace_train.errors import InputError, InvalidStructureError
+from mace_train.settings.inputs import InputKey
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,13 @@ class ReadSettings:
     given: dict[str, dict[int, float]] = field(default_factory=dict)  # E0s of heads that have them
     trained: frozenset[int] | None = None  # elements of training, known when the others are read
     grouping: Grouping = field(default_factory=Grouping)
+    inputs: tuple[InputKey, ...] = ()
 
     def key(self, block: FileBlock) -> str:
         """The name of a block's files."""
         made_from = [asdict(self.keys), self.r_max, self.structures_per_part, self.float32]
-        optional = [] if self.require_energy else ["energies are optional"]
+        optional: list[Any] = [] if self.require_energy else ["energies are optional"]
+        optional += [asdict(key) for key in self.inputs]
         return block.key(*made_from, KEY_VERSION, self.grouping.setting, *optional)
 
 
@@ -203,6 +206,7 @@ class _Reader:
                 notes,
                 require_energy=self.reading.require_energy,
                 head=self.block.head,
+                inputs=self.reading.inputs,
             )
             if self.reading.grouping.setting:
                 isolated = is_isolated(structure)
@@ -228,7 +232,8 @@ class _Reader:
         """Add a structure to the summary."""
         structure, summary = sample.structure, self.summary
         elements = tuple(np.flatnonzero(np.bincount(structure.numbers)).tolist())
-        if is_isolated(structure):
+        is_ion = structure.inputs.graph.get("total_charge", 0.0) != 0.0
+        if is_isolated(structure) and not is_ion:
             isolated_atom = (structure.head, elements[0], structure.energy, structure.source)
             summary.isolated.append(len(summary.element_set))
             summary.isolated_atoms.append(isolated_atom)

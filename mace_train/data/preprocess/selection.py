@@ -193,6 +193,7 @@ def report_labels(summaries: Sequence[BlockSummary], data: DataSettings, split: 
     where = f"data.{split}_file"
     if split == "train":
         labels.check_given_keys(where)
+        labels.check_inputs(data.inputs(), where)
     LOGGER.info("%s: labels by key: %s", where, keys_in_words(labels.numbers_by_key()))
     labels.warn(where)
     labels.log_partial_stress(where)

@@ -1,6 +1,6 @@
 """Structures from files, one at a time, checked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ase import Atoms
 from ase.io import read as ase_read
@@ -15,6 +15,7 @@ from mace_train.data.read.formats import parse_fns_of, read_errors, split_file
 from mace_train.data.read.unpack import is_packed, unpack
 from mace_train.data.structure import LabelKeys, Structure, structure_from_atoms
 from mace_train.errors import InputError
+from mace_train.settings.inputs import InputKey
 
 _WHOLE_FILE = ChunkLimit(structures=1 << 62, size=1 << 62)
 
@@ -25,6 +26,7 @@ def read_structures(
     *,
     require_energy: bool = True,
     labels: LabelReport | None = None,
+    inputs: Sequence[InputKey] = (),
 ) -> Iterator[Structure]:
     """Every structure of ``files``, in order; ``source`` counts from 0 in each file.
 
@@ -34,6 +36,7 @@ def read_structures(
         require_energy: Refuse structures without energy; else their energy is None.
         labels: Counts the labels of every structure and collects the remarks about them, for its
             ``warn``; without it the remarks are logged at the end.
+        inputs: What is read beside geometry and labels.
 
     Raises:
         InputError: a file that is missing, empty, damaged or of unknown format, or a structure
@@ -41,7 +44,9 @@ def read_structures(
     """
     notes = Notes() if labels is None else labels.notes
     for atoms, source in parsed_structures(files):
-        structure = structure_from_atoms(atoms, keys, source, notes, require_energy=require_energy)
+        structure = structure_from_atoms(
+            atoms, keys, source, notes, require_energy=require_energy, inputs=inputs
+        )
         if labels is not None:
             labels.add(atoms, structure)
         yield structure

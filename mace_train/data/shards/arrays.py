@@ -6,19 +6,23 @@ One row per structure in ``structures``, and three kinds of concatenated arrays.
     senders, receivers, shifts    [edge_offsets[i]   : edge_offsets[i + 1]]
     sources                       [source_offsets[i] : source_offsets[i + 1]]
 
+Shards of structures with inputs beside the geometry (input_values.py) have three arrays more:
+their names, a row of numbers per structure, and one per atom.
 ``structure_checksums[i]`` is the CRC-32 of all of that as it is stored, so that a reader can check
 what it reads and nothing else. Cost: one concatenation per array.
 """
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mace_train.data.input_values import NO_INPUTS, InputColumns
 from mace_train.data.neighbors import EdgeList
 from mace_train.data.structure import Structure
 
@@ -41,6 +45,11 @@ LAYOUT: dict[str, tuple[str | int, ...]] = {
     "head_names": ("bytes of head_names",),  # JSON list
     "sources": ("bytes of sources",),  # UTF-8, cut by source_offsets
     "elements": ("elements",),  # sorted atomic numbers that occur
+}
+INPUT_LAYOUT: dict[str, tuple[str | int, ...]] = {  # all of them, or none
+    "input_names": ("bytes of input_names",),  # JSON: [names per structure, names per atom]
+    "graph_inputs": ("structures", "inputs per structure"),
+    "atom_inputs": ("atoms", "inputs per atom"),
 }
 OF_ATOMS = ("numbers", "positions", "forces")
 OF_EDGES = ("senders", "receivers", "shifts")
@@ -101,6 +110,8 @@ def is_allowed(name: str, dtype: np.dtype[Any]) -> bool:
         return dtype in ("<f4", "<f8")
     if name in OWNED:
         return dtype == "<i8"
+    if name in ("graph_inputs", "atom_inputs"):
+        return dtype == "<f8"
     if name in OF_EDGES:
         return dtype.kind == ("i" if name == "shifts" else "u")
     return dtype == ("<u4" if name == "structure_checksums" else "u1")
@@ -159,6 +170,7 @@ class ShardArrays:
             "shifts": _widest([e.shifts for e in edges], "i1", 3),
             "sources": _bytes(b"".join(sources)),
             **names,
+            **_inputs(structures),
         }
         return _finished(arrays)
 
@@ -196,7 +208,26 @@ def join(parts: Sequence[tuple[Arrays, NDArray[np.int64]]]) -> dict[str, NDArray
             [np.array(names_of(a, field))[a[field][i:j].astype(np.int64)] for a, i, j in runs]
         )
         arrays[f"{field}_names"], rows[field] = _named(names)
+    if runs and "input_names" in runs[0][0]:
+        arrays["input_names"] = np.asarray(runs[0][0]["input_names"])
+        arrays["graph_inputs"] = np.concatenate([a["graph_inputs"][i:j] for a, i, j in runs])
+        arrays["atom_inputs"] = np.concatenate(slices("atom_inputs", "atom_offsets"))
     return _finished(arrays)
+
+
+def input_columns(arrays: Arrays) -> InputColumns | None:
+    """The inputs of a shard's structures; None if it has none."""
+    if "input_names" not in arrays:
+        return None
+    names = input_names_of(arrays["input_names"].tobytes())
+    return InputColumns(names, arrays["graph_inputs"], arrays["atom_inputs"])
+
+
+@cache
+def input_names_of(text: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of inputs per structure, and per atom, from the JSON of a shard."""
+    per_structure, per_atom = json.loads(text)
+    return tuple(map(str, per_structure)), tuple(map(str, per_atom))
 
 
 def names_of(arrays: Arrays, field: str) -> list[str]:
@@ -218,29 +249,38 @@ def runs_of(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 def checksums(arrays: Arrays, which: Iterable[int] | None = None) -> NDArray[np.uint32]:
     """[n] CRC-32 of the structures ``which`` (all), over their bytes in all arrays."""
-    rows = np.ascontiguousarray(arrays["structures"]).view(np.uint8).data
-    row = arrays["structures"].dtype.itemsize
+    n = len(arrays["structures"])
+    rows = np.arange(n + 1)
     cuts = [
-        (arrays[name].reshape(-1).view(np.uint8).data, _bytes_of(arrays, name, offsets))
-        for offsets, names in OWNED.items()
-        for name in names
-        if name in arrays
+        (_raw(array), ((arrays[offsets] if offsets else rows) * _width(array)).tolist())
+        for array, offsets in ((arrays[name], offsets) for name, offsets in owned_arrays(arrays))
     ]
     crc32, found = zlib.crc32, []
-    for i in range(len(arrays["structures"])) if which is None else which:
-        crc = crc32(rows[i * row : (i + 1) * row])
+    for i in range(n) if which is None else which:
+        crc = 0
         for data, bounds in cuts:
             crc = crc32(data[bounds[i] : bounds[i + 1]], crc)
         found.append(crc)
     return np.array(found, dtype="<u4")
 
 
-def _bytes_of(arrays: Arrays, name: str, offsets: str) -> list[int]:
-    """Where each structure begins, in bytes."""
-    array = arrays[name]
-    width = array.itemsize * (array.shape[1] if array.ndim == 2 else 1)
-    bounds: list[int] = (arrays[offsets] * width).tolist()
-    return bounds
+def owned_arrays(names: Container[str]) -> list[tuple[str, str]]:
+    """(array, its offsets) of what a structure owns of the arrays ``names``, in the order of the
+    checksum; the offsets of what has one row per structure are empty.
+    """
+    owned = [("structures", "")]
+    owned += [(name, offsets) for offsets, of in OWNED.items() for name in of]
+    owned += [("graph_inputs", ""), ("atom_inputs", "atom_offsets")]
+    return [(name, offsets) for name, offsets in owned if name in names]
+
+
+def _raw(array: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _width(array: NDArray[Any]) -> int:
+    """Bytes of a row."""
+    return array.dtype.itemsize * (array.shape[1] if array.ndim == 2 else 1)
 
 
 def without_edges(arrays: Arrays) -> dict[str, NDArray[Any]]:
@@ -283,7 +323,23 @@ def _finished(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """``arrays`` with what is derived from them, in the order of LAYOUT."""
     arrays["elements"] = np.unique(arrays["numbers"])
     arrays["structure_checksums"] = checksums(arrays)
-    return {name: arrays[name] for name in LAYOUT}
+    return {name: arrays[name] for name in (*LAYOUT, *INPUT_LAYOUT) if name in arrays}
+
+
+def _inputs(structures: Sequence[Structure]) -> dict[str, NDArray[Any]]:
+    """The arrays of inputs, if the structures have any; all of them have the same."""
+    first = structures[0].inputs if structures else NO_INPUTS
+    names = [list(first.graph), list(first.atom)]
+    if names == [[], []]:
+        return {}
+    graph = [[s.inputs.graph[name] for name in names[0]] for s in structures]
+    atom = [np.stack([s.inputs.atom[n] for n in names[1]], axis=1) for s in structures if names[1]]
+    n_atoms = sum(s.n_atoms for s in structures)
+    return {
+        "input_names": _bytes(json.dumps(names).encode()),
+        "graph_inputs": np.array(graph, dtype="<f8").reshape(len(structures), len(names[0])),
+        "atom_inputs": np.concatenate(atom).astype("<f8") if atom else np.zeros((n_atoms, 0)),
+    }
 
 
 def _named(values: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mace_train.data.input_values import InputColumns
 from mace_train.data.shards.arrays import (
     OF_ATOMS,
     OF_EDGES,
@@ -17,8 +18,10 @@ from mace_train.data.shards.arrays import (
     Sample,
     ShardArrays,
     Storage,
+    input_columns,
     row_type,
 )
+from mace_train.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,7 @@ class Batch:
     senders: NDArray[Any]  # [n_edges]
     receivers: NDArray[Any]  # [n_edges]
     shifts: NDArray[Any]  # [n_edges, 3]
+    inputs: InputColumns | None = None  # beside the geometry, if the structures have any
 
     @classmethod
     def of_samples(cls, samples: Sequence[Sample]) -> "Batch":
@@ -58,7 +62,36 @@ class Batch:
         """All structures of ``parts`` (at least one), whose batch_rows are 0, 1, ... together."""
         n_atoms, of_atoms = _joined(parts, OF_ATOMS, "atom_offsets")
         n_edges, of_edges = _joined(parts, OF_EDGES, "edge_offsets")
-        return cls(_rows(parts), n_atoms, n_edges, *of_atoms, *of_edges)
+        (numbers, positions, forces), (senders, receivers, shifts) = of_atoms, of_edges
+        return cls(
+            _rows(parts),
+            n_atoms,
+            n_edges,
+            numbers,
+            positions,
+            forces,
+            senders,
+            receivers,
+            shifts,
+            _inputs(parts, len(n_atoms)),
+        )
+
+
+def _inputs(parts: Sequence[ShardRows], n_structures: int) -> InputColumns | None:
+    """Those of all structures; the parts are of one data set, so they have the same."""
+    if not any("input_names" in part.arrays for part in parts):
+        return None
+    of_parts = [input_columns(part.arrays) for part in parts]
+    first = of_parts[0] or InputColumns(((), ()), np.zeros((0, 0)), np.zeros((0, 0)))
+    graph = np.empty((n_structures, len(first.names[0])))
+    for part, columns in zip(parts, of_parts, strict=True):
+        if columns is None or columns.names != first.names:
+            raise InputError("shards of one data set differ in their inputs; preprocess again")
+        graph[part.batch_rows] = columns.graph[part.rows]
+    atom = np.zeros((0, 0))
+    if first.names[1]:
+        _, (atom,) = _joined(parts, ("atom_inputs",), "atom_offsets")
+    return InputColumns(first.names, graph, atom)
 
 
 def _joined(

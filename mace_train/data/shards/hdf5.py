@@ -14,7 +14,7 @@ import io
 import os
 import secrets
 import zlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from mace_train import __version__
 from mace_train.atomic_files import sync_folder
 from mace_train.data.neighbors import neighbor_list
 from mace_train.data.shards.arrays import (
+    INPUT_LAYOUT,
     LAYOUT,
     OF_ATOMS,
     OF_EDGES,
@@ -43,6 +44,7 @@ from mace_train.restricted_hdf5 import own_dataset
 
 FORMAT = "mace-train shard"
 FORMAT_VERSION = 2
+WITH_INPUTS = 3  # the version of shards that have the arrays of INPUT_LAYOUT too
 ALIGNMENT = 64  # bytes
 CHUNK_BYTES = 1 << 18  # of compressed arrays, see scripts/bench/chunks.py
 _HEADER_ARRAYS = (
@@ -53,6 +55,7 @@ _HEADER_ARRAYS = (
     "head_names",
     "elements",
 )
+_CHUNKED = (*OF_ATOMS, "atom_inputs", *OF_EDGES)
 _ATTRIBUTES = (
     "r_max",
     "n_structures",
@@ -131,7 +134,7 @@ def _fill(file: h5py.File, arrays: Arrays, r_max: float, storage: Storage) -> No
     if not storage.stores_edges:
         arrays = without_edges(arrays)
     for name, array in arrays.items():
-        chunked = storage.compression and name in OF_ATOMS + OF_EDGES and array.size
+        chunked = storage.compression and name in _CHUNKED and array.size
         options: dict[str, Any] = {}
         if chunked:
             rows = max(1, CHUNK_BYTES // max(array.nbytes // len(array), 1))
@@ -145,7 +148,7 @@ def _fill(file: h5py.File, arrays: Arrays, r_max: float, storage: Storage) -> No
         file.create_dataset(name, data=array, **options)
     attributes = {
         "format": np.bytes_(FORMAT),
-        "format_version": FORMAT_VERSION,
+        "format_version": _version(arrays),
         "r_max": r_max,
         "n_structures": len(arrays["structures"]),
         "stores_edges": storage.stores_edges,
@@ -159,8 +162,8 @@ def _fill(file: h5py.File, arrays: Arrays, r_max: float, storage: Storage) -> No
 
 def checksum(arrays: Arrays, r_max: float) -> str:
     """SHA-256 (hex) of the arrays and the cutoff radius they were made with."""
-    digest = hashlib.sha256(f"{FORMAT} {FORMAT_VERSION} {float(r_max)!r}".encode())
-    for name in LAYOUT:
+    digest = hashlib.sha256(f"{FORMAT} {_version(arrays)} {float(r_max)!r}".encode())
+    for name in (*LAYOUT, *INPUT_LAYOUT):
         if name in arrays:
             array = np.ascontiguousarray(arrays[name])
             digest.update(f"|{name} {array.dtype.descr} {array.shape}|".encode())
@@ -173,10 +176,20 @@ def _header_checksum(attributes: dict[str, Any], arrays: Arrays) -> int:
     names = [name for name in _ATTRIBUTES if name not in ("header_checksum", "complete")]
     values = [attributes[name] for name in names]
     plain = [value.item() if isinstance(value, np.generic) else value for value in values]
-    crc = zlib.crc32(repr((FORMAT_VERSION, plain)).encode())
-    for name in _HEADER_ARRAYS:
+    crc = zlib.crc32(repr((_version(arrays), plain)).encode())
+    for name in _header_arrays(arrays):
         crc = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).data, crc)
     return crc
+
+
+def _version(names: Container[str]) -> int:
+    """Format version of a shard that has the arrays ``names``."""
+    return WITH_INPUTS if "input_names" in names else FORMAT_VERSION
+
+
+def _header_arrays(names: Container[str]) -> tuple[str, ...]:
+    """What is read before any structure."""
+    return (*_HEADER_ARRAYS, "input_names") if "input_names" in names else _HEADER_ARRAYS
 
 
 _NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)
@@ -213,7 +226,7 @@ def read_header(path: Path) -> ShardHeader:
             attributes = _attributes(file)
             _check_format(path, attributes)
             header = _header(path, file, attributes)
-            arrays = {name: own_dataset(file, name)[()] for name in _HEADER_ARRAYS}
+            arrays = {name: own_dataset(file, name)[()] for name in _header_arrays(header.layout)}
             if _header_checksum(attributes, arrays) != attributes["header_checksum"]:
                 raise damaged(path, "its header does not match its checksum")
     except InputError:
@@ -241,7 +254,8 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
 
 def _header(path: Path, file: h5py.File, attributes: dict[str, Any]) -> ShardHeader:
     stores_edges = bool(attributes["stores_edges"])
-    stored = [name for name in LAYOUT if stores_edges or name not in OF_EDGES]
+    inputs = INPUT_LAYOUT if attributes["format_version"] == WITH_INPUTS else {}
+    stored = [name for name in (*LAYOUT, *inputs) if stores_edges or name not in OF_EDGES]
     header = ShardHeader(
         path=path,
         r_max=float(attributes["r_max"]),
@@ -267,10 +281,10 @@ def _check_format(path: Path, attributes: dict[str, Any]) -> None:
             "`mace-train preprocess`"
         )
     version = attributes.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, WITH_INPUTS):
         raise InputError(
             f"shard {path} has format version {version}, this mace-train reads version "
-            f"{FORMAT_VERSION}; run preprocess again"
+            f"{FORMAT_VERSION}, and {WITH_INPUTS} of data with inputs; run preprocess again"
         )
     missing = set(_ATTRIBUTES) - set(attributes)
     if missing:
@@ -285,7 +299,7 @@ def _array_layout(
     except KeyError:
         raise damaged(path, f"array {name} is missing") from None
     offset = dataset.id.get_offset()
-    if offset is None and dataset.size and name not in OF_ATOMS + OF_EDGES:
+    if offset is None and dataset.size and name not in _CHUNKED:
         raise damaged(path, f"array {name} is not contiguous")
     return offset, dataset.dtype, dataset.shape
 
@@ -302,7 +316,7 @@ def _check_shapes(header: ShardHeader) -> None:
     sizes: dict[str, int] = {"structures": header.n_structures}
     sizes["structures + 1"] = header.n_structures + 1
     for name, (_, _, shape) in header.layout.items():
-        axes = LAYOUT[name]
+        axes = (LAYOUT | INPUT_LAYOUT)[name]
         expected = tuple(
             axis if isinstance(axis, int) else sizes.setdefault(axis, length)
             for axis, length in zip(axes, shape, strict=False)

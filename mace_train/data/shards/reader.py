@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mace_train.data.input_values import NO_INPUTS, InputValues
 from mace_train.data.neighbors import EdgeList
 from mace_train.data.shards.arrays import (
     FLOAT_FIELDS,
@@ -15,7 +16,9 @@ from mace_train.data.shards.arrays import (
     OWNED,
     Arrays,
     checksums,
+    input_columns,
     names_of,
+    owned_arrays,
     runs_of,
     with_views,
 )
@@ -56,6 +59,17 @@ class ShardReader:
             self.head_names = names_of(arrays, "head")
         except ValueError as error:
             raise damaged(header.path, f"names of config_types and heads: {error}") from error
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        """InputError unless every column of inputs has its name."""
+        try:
+            columns = input_columns(self.arrays)
+        except (ValueError, TypeError) as error:
+            raise damaged(self.header.path, f"names of inputs: {error}") from error
+        widths = [] if columns is None else [columns.graph.shape[1], columns.atom.shape[1]]
+        if columns is not None and widths != list(map(len, columns.names)):
+            raise damaged(self.header.path, f"{widths} columns of inputs for {columns.names}")
 
     def _views(self) -> dict[str, NDArray[Any]]:
         """Views of the contiguous arrays in the mapped file."""
@@ -147,9 +161,8 @@ class ShardReader:
     @cached_property
     def _bytes(self) -> tuple[Any, ...]:
         """Offsets, owners, widths and bytes of the arrays of structures, see ``first_wrong``."""
-        owned = [("structures", 0)]
-        owned += [(name, i) for i, names in enumerate(OWNED.values(), 1) for name in names]
-        owned = [(name, owner) for name, owner in owned if name in self.arrays]
+        places = {offsets: i for i, offsets in enumerate(("", *OWNED))}
+        owned = [(name, places[offsets]) for name, offsets in owned_arrays(self.arrays)]
         arrays = [self.arrays[name] for name, _ in owned]
         raw = tuple(_read_only(array.reshape(-1).view(np.uint8)) for array in arrays)
         offsets = [np.arange(self.header.n_structures + 1), *(self.arrays[o] for o in OWNED)]
@@ -163,15 +176,15 @@ class ShardReader:
     def _part(self, first: int, last: int) -> Arrays:
         """The arrays of a run of structures, with offsets from 0."""
         part: dict[str, NDArray[Any]] = {
-            name: self.arrays[name][first:last] for name in ("structures", "structure_checksums")
+            "structure_checksums": self.arrays["structure_checksums"][first:last]
         }
-        for offsets, names in OWNED.items():
-            bounds = self.arrays[offsets][first : last + 1]
-            part[offsets] = bounds - bounds[0]
-            for name in names:
-                if name in self.arrays:
-                    part[name] = self._slice(name, int(bounds[0]), int(bounds[-1]))
-        return part
+        bounds = {offsets: self.arrays[offsets][first : last + 1] for offsets in OWNED}
+        for name, offsets in owned_arrays(self.arrays):
+            begin, end = bounds[offsets][[0, -1]].tolist() if offsets else (first, last)
+            part[name] = self._slice(name, begin, end)
+        if "input_names" in self.arrays:
+            part["input_names"] = self.arrays["input_names"]
+        return {**part, **{offsets: of - of[0] for offsets, of in bounds.items()}}
 
     def _slice(self, name: str, begin: int, end: int) -> NDArray[Any]:
         try:
@@ -209,6 +222,19 @@ class ShardReader:
             config_type=self.config_type_names[row["config_type"]],
             head=self.head_names[row["head"]],
             source=arrays["sources"][text:text_end].tobytes().decode(errors="surrogateescape"),
+            inputs=self._inputs(index, first, last),
+        )
+
+    def _inputs(self, index: int, first: int, last: int) -> InputValues:
+        """Those of structure ``index``, whose atoms are ``first`` to ``last - 1``."""
+        columns = input_columns(self.arrays)
+        if columns is None:
+            return NO_INPUTS
+        per_structure, per_atom = columns.names
+        of_atoms = columns.atom[first:last].T.astype(np.float64)
+        return InputValues(
+            dict(zip(per_structure, columns.graph[index].tolist(), strict=True)),
+            dict(zip(per_atom, of_atoms, strict=True)),
         )
 
     def edges(self, index: int) -> EdgeList:

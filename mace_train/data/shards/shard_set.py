@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.data.shards.arrays import Arrays, Sample, ShardArrays, Storage
+from mace_train.data.input_values import InputOfStructureError, encoded
+from mace_train.data.shards.arrays import Arrays, Sample, ShardArrays, Storage, input_columns
 from mace_train.data.shards.batch import Batch, ShardRows
 from mace_train.data.shards.hdf5 import (
     ShardHeader,
@@ -29,6 +30,7 @@ from mace_train.data.shards.hdf5 import (
 )
 from mace_train.data.shards.reader import ShardReader
 from mace_train.errors import InputError
+from mace_train.settings.inputs import InputSpec
 
 __all__ = ["Sample", "ShardSet", "sample_of", "shard_path", "write_shard"]
 
@@ -119,6 +121,25 @@ class ShardSet:
     def rows(self, shard: int) -> Arrays:
         """The per-structure arrays of one shard; those of atoms and edges may not be in memory."""
         return self._shard(shard).arrays
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs beside the geometry that are stored."""
+        columns = input_columns(self._shard(0).arrays)
+        return () if columns is None else (*columns.names[0], *columns.names[1])
+
+    def check_inputs(self, specs: Sequence[InputSpec]) -> None:
+        """InputError, which names a structure, for an input that a model does not take."""
+        n = 0
+        for k in range(self.n_shards if specs else 0):
+            arrays = self._shard(k).arrays
+            n_atoms = np.diff(arrays["atom_offsets"])
+            try:
+                encoded(specs, input_columns(arrays), n_atoms)
+            except InputOfStructureError as error:
+                source = self.sample(n + error.structure).structure.source
+                raise InputError(f"{self.folder}: {source}: {error}") from None
+            n += len(n_atoms)
 
     def _locate(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
         """The shard [n] and the row in it [n] of every structure."""

@@ -2,7 +2,9 @@
 
 Columns stand layer after layer, and in a layer as its irreps say: of ``128x0e+128x1o`` first 128
 invariant columns, then 128 times the three components (x, y, z) of a vector. Invariant ones alone
-are the 0e columns of every layer. The last layer of a model has invariant columns only.
+are the 0e columns of every layer. The last layer of a model has invariant columns only,
+unless it keeps its irreps (``keep_last_layer_irreps``): then all are here, of which mace-torch's
+method leaves out those that turn.
 """
 
 from collections.abc import Sequence

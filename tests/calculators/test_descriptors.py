@@ -13,9 +13,10 @@ from mace_train.interop.header import header_of
 from mace_train.interop.state_dict import from_mace_torch
 from mace_train.model.node_features import node_descriptors
 from tests.calculators.systems import ELEMENTS, R_MAX, STRUCTURES
+from tests.interop.variants import NUMBERS, SMALL, VARIANTS
 from tests.model.mace_torch import import_mace, mace_torch_model
 from tests.model.reference_file import read_reference
-from tests.model.systems import graph_of, model_of
+from tests.model.systems import graph_of, mixed, model_of
 
 GOLDEN = Path(__file__).with_name("descriptors.npz")
 CHOICES = {
@@ -23,6 +24,10 @@ CHOICES = {
     "invariant": {},
     "first": {"invariants_only": False, "num_layers": 1},
 }
+MODELS = (
+    *("density_heads", "nonlinear_heads", "attention", "last_layer_irreps"),
+    *("last_readout_only", "correlation_of_layers"),
+)
 
 
 def golden_models() -> list[str]:
@@ -72,6 +77,28 @@ def test_they_agree_with_mace_torch(changes):
                 words = {"invariants_only": invariants_only, "num_layers": num_layers}
                 expected = theirs.get_descriptors(atoms, **words)
                 assert_same(ours.get_descriptors(atoms, **words), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_model_agrees_with_mace_torch(name):
+    try:
+        import_mace()
+    except ImportError:
+        pytest.skip("mace-torch is not installed")
+    from mace.calculators import MACECalculator
+
+    theirs = mace_torch_model(NUMBERS, **{**SMALL, **VARIANTS[name][0]})
+    head = theirs.heads[-1]
+    ours = MACETrainCalculator(from_mace_torch(theirs.state_dict(), header_of(theirs)), head=head)
+    theirs = MACECalculator(models=[theirs], device="cpu", default_dtype="float64", head=head)
+    for words in ({}, {"invariants_only": False}, {"invariants_only": False, "num_layers": 1}):
+        atoms = mixed(NUMBERS)
+        found, expected = (c.get_descriptors(atoms, **words) for c in (ours, theirs))
+        if name == "last_layer_irreps" and words == {"invariants_only": False}:
+            assert found.shape[1] == 2 * 4 * SMALL["channels"]  # theirs lack vectors of the last
+            found = found[:, : expected.shape[1]]
+        assert_same(found, expected)
 
 
 def test_columns_turn_as_the_irreps_say():

@@ -295,7 +295,8 @@ def _heads(state_dict: Mapping[str, Tensor], header: Mapping[str, Any]) -> tuple
     if len(stored) != len(names) or len(E0s) != len(names):
         raise InputError(
             f"header and tensors differ in heads: the header names {', '.join(names)} and E0s of "
-            f"{len(E0s)}, {E0_NAME} has {len(stored)}"
+            f"{len(E0s)}, {E0_NAME} has {len(stored)}; make the header from the same model with "
+            "header_of"
         )
     rows = zip(E0s, scales, shifts, names, strict=True)
     return tuple(Head(tuple(values), scale, shift, name) for values, scale, shift, name in rows)

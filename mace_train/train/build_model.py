@@ -15,6 +15,7 @@ from mace_train.model.compile_kernels import compile_kernels
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.ops.backends import describe_choice
 from mace_train.settings import ClusterSettings, ModelSettings, TrainSettings
+from mace_train.settings.model import ATTENTION, NONLINEAR
 from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.cuda_graphs import check_cuda_graphs
 from mace_train.train.fine_tuning import fine_tuned_model
@@ -68,6 +69,7 @@ def _new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
             f"were made with r_max={statistics.r_max}; leave model.r_max out, or preprocess again "
             f"with r_max={model_settings.r_max}"
         )
+    _warn_of_steps(model_settings)
     data = ModelData(
         r_max=statistics.r_max,
         atomic_numbers=tuple(statistics.atomic_numbers),
@@ -80,6 +82,17 @@ def _new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return MACE(model_settings, data).to(getattr(torch, settings.default_dtype))
+
+
+def _warn_of_steps(settings: ModelSettings) -> None:
+    """Log which interactions make energies jump at the cutoff: mace-torch's default does it too."""
+    blocks = sorted({NONLINEAR, ATTENTION} & set(settings.blocks()))
+    if settings.apply_cutoff and blocks:
+        LOGGER.warning(
+            "model.apply_cutoff=true with %s: the weights of edges do not vanish at the cutoff, so "
+            "energies jump where a neighbour comes or goes; model.apply_cutoff=false is smooth",
+            " and ".join(blocks),
+        )
 
 
 def _head(

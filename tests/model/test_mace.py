@@ -13,9 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mace_train.errors import InputError
+from mace_train.model import readouts
 from mace_train.model.derivatives import predict
+from mace_train.model.interactions import INTERACTIONS
 from mace_train.model.mace import MACE, Head, ModelData
+from mace_train.model.pair_repulsion import TRANSFORMS
+from mace_train.model.radial import RADIAL_FUNCTIONS
 from mace_train.settings import ModelSettings
+from mace_train.settings.model import (
+    DISTANCE_TRANSFORMS,
+    GATES,
+    INTERACTION_BLOCKS,
+    RADIAL_TYPES,
+    READOUTS,
+)
 from tests.equivariance import assert_model_equivariant
 from tests.model.systems import (
     NONLINEAR_SETTINGS,
@@ -321,6 +332,14 @@ def test_r_max_of_settings_and_data_must_agree():
     data = ModelData(4.0, (1,), 5.0, (Head((0.0,), 1.0, 0.0),))
     with pytest.raises(InputError, match=r"r_max=5\.0.*4\.0"):
         MACE(ModelSettings(r_max=5.0), data)
+
+
+def test_every_choice_of_the_settings_has_code():
+    assert set(INTERACTION_BLOCKS) == set(INTERACTIONS)
+    assert set(RADIAL_TYPES) == set(RADIAL_FUNCTIONS)
+    assert set(GATES) == set(readouts.GATES)
+    assert set(READOUTS) == set(readouts.NONLINEAR_READOUTS)
+    assert set(DISTANCE_TRANSFORMS) == set(TRANSFORMS)
 
 
 def test_rattled_structures_have_no_symmetry():

@@ -9,6 +9,7 @@ from mace_train.data.statistics import HeadStatistics
 from mace_train.distributed.world import World
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.settings import ModelSettings
+from mace_train.settings.model import ATTENTION, NONLINEAR
 from mace_train.train import build_model
 
 
@@ -35,6 +36,20 @@ def test_local_rank_0_compiles_and_the_others_wait(local_rank, monkeypatch):
     build_model.compile_kernels_on_all_ranks(model(), rank)
     expected = ["compile", "barrier"] if local_rank == 0 else ["barrier", "compile"]
     assert expected == EVENTS
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [
+        ({}, False),
+        ({"interaction": NONLINEAR}, True),
+        ({"interaction_first": ATTENTION}, True),
+        ({"interaction": NONLINEAR, "apply_cutoff": False}, False),
+    ],
+)
+def test_jumps_at_the_cutoff_are_said(settings, warns, caplog):
+    build_model._warn_of_steps(ModelSettings(**settings))
+    assert ("model.apply_cutoff=false is smooth" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def read_header(path: Path, given: str | None) -> Header:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{beside}: not JSON ({error}); write it again") from None
     if not isinstance(header, dict):
-        raise InputError(f"{beside}: holds a {type(header).__name__}, not the header of a model")
+        raise InputError(
+            f"{beside}: holds a {type(header).__name__}, not the header of a model; write it again"
+        )
     return header
 
 

@@ -37,6 +37,7 @@ from mace_train.train.validation import evaluation_bins
 LOGGER = logging.getLogger("mace_train")
 
 MOST_STRUCTURES = 10_000  # that E0s are estimated from
+LARGEST_SHIFT = 1.0  # eV, between E0s of the data and of the model, without a warning
 N_COMPARED = 8  # structures, before the first step
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of forces and energies, relative
 
@@ -109,6 +110,8 @@ def _heads(
     own = {z: E0 for z, E0 in zip(numbers, head.E0s, strict=True) if z in known}
     heads = []
     for index, (name, of_data) in enumerate(statistics.heads.items()):
+        if world.is_main:
+            _warn_of_shift(settings, name, of_data.E0s, own)
         first, second = (
             (of_data.E0s, own) if settings.foundation.E0s == "data" else (own, of_data.E0s)
         )
@@ -119,6 +122,26 @@ def _heads(
             E0s += _corrections(with_heads(model, [start]), chosen, train, settings, world)
         heads.append(replace(head, E0s=tuple(E0s.tolist()), name=name))
     return heads
+
+
+def _warn_of_shift(
+    settings: TrainSettings, head: str, of_data: Mapping[int, float], own: Mapping[int, float]
+) -> None:
+    """Warn if E0s of data and model, eV by atomic number, are of different methods."""
+    shifts = {z: of_data[z] - own[z] for z in sorted(own) if z in of_data}
+    if any(abs(shift) > LARGEST_SHIFT for shift in shifts.values()):
+        LOGGER.warning(
+            "head %s: E0s of the data less those of %s, eV: %s. They are of another method, or "
+            "were fitted; foundation.E0s=%s takes those of the %s. Give data for isolated atoms of "
+            "another method, foundation for the same method, estimated for all else",
+            head,
+            settings.foundation.checkpoint,
+            ", ".join(f"{chemical_symbols[z]} {shift:+.3f}" for z, shift in shifts.items()),
+            settings.foundation.E0s,
+            {"data": "data", "foundation": "model"}.get(
+                settings.foundation.E0s, "model, corrected by its errors"
+            ),
+        )
 
 
 def _corrections(

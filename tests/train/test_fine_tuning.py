@@ -63,6 +63,17 @@ def test_it_starts_as_the_model_it_comes_from(foundation, new_data, tmp_path, ca
     assert dict(zip((1, 7, 8), head.E0s, strict=True)) == statistics.E0s
 
 
+def test_E0s_of_another_method_are_said(foundation, new_data, tmp_path, caplog):
+    model = load_model(foundation)[0].data
+    own = dict(zip(model.atomic_numbers, model.heads[0].E0s, strict=True))
+    set_up(tuned(foundation, new_data / "two", tmp_path / "run", E0s="estimated"), World())
+    (said,) = [r.message for r in caplog.records if "E0s of the data less" in r.message]
+    of_data = Statistics.read(new_data / "two" / "statistics.json").heads["new"].E0s
+    assert said.startswith("head new: ")  # replay has those of the model
+    assert f"H {of_data[1] - own[1]:+.3f}, " in said
+    assert "foundation.E0s=estimated takes those of the model, corrected by its errors" in said
+
+
 def test_E0s_of_the_foundation_keep_its_energies(foundation, new_data, tmp_path):
     settings = tuned(
         foundation, new_data / "one", tmp_path / "run", E0s="foundation", elements="all"

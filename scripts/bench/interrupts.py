@@ -92,6 +92,12 @@ def cases(work: Path) -> dict[str, Case]:
             [*PROGRAM, "md", f"checkpoint={run}", f"structure={small}", "steps=200", "output=out"]
         ),
         "relax": Case([*PROGRAM, "relax", f"checkpoint={run}", f"structure={small}", "output=out"]),
+        "descriptors": Case(
+            [*PROGRAM, "descriptors", f"checkpoint={run}", f"structures={xyz}", "output=out.h5"]
+        ),
+        "select": Case(
+            [*PROGRAM, "select", f"checkpoint={run}", f"structures={xyz}", "n=5", "output=out.xyz"]
+        ),
         "export": Case([*PROGRAM, "export", str(exchange), "output=out.model"]),
         "import": Case([*PROGRAM, "import", str(work / "theirs.model"), "output=out.safetensors"]),
         "from-mace-config": Case([*PROGRAM, "from-mace-config", "--", "--r_max=5"]),

@@ -56,6 +56,8 @@ class Fixtures:
             "import": [f"model_file={at}/state.safetensors", "output=out"],
             "export": [f"checkpoint={run}", "format=state_dict", "output=out.safetensors"],
             "from-mace-config": [f"config={at}/mace.yaml"],
+            "descriptors": [f"checkpoint={run}", f"structures={test}", "output=out.h5"],
+            "select": [f"checkpoint={run}", f"structures={test}", "n=1", "output=out.xyz"],
             "doctor": ["read_seconds=0.1", "message_mb=0.1"],
         }
 

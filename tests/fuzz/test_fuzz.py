@@ -11,6 +11,7 @@ import pytest
 from mace_train.cli import COMMANDS
 from tests.fuzz.campaign import KINDS
 from tests.fuzz.case import Case
+from tests.fuzz.fixtures import Fixtures
 from tests.fuzz.judge import judge
 from tests.fuzz.process import Result
 from tests.fuzz.settings_cases import all_settings, at_limits, numeric
@@ -42,6 +43,7 @@ def test_short_draw(tmp_path):
 
 def test_every_setting_of_every_command_is_drawn_from():
     assert {setting.command for setting in all_settings()} == set(COMMANDS)
+    assert set(Fixtures(Path()).base) == set(COMMANDS)
     assert len(all_settings()) > 200
     assert sum(share for share, _ in KINDS.values()) == 100
 

@@ -15,7 +15,7 @@ from mace_train.model.lora import add_low_rank, merged
 from mace_train.model.size import count_weights
 from mace_train.model.surgery import one_head, with_elements, with_heads
 from mace_train.ops.cpp.compiler import find_compiler
-from mace_train.train.checkpoint import model_header, model_header_of
+from mace_train.train.checkpoint import described, model_header
 from tests.charged import INPUTS, SPECS
 from tests.model.systems import graph_of, model_of, salt, single_atom, water
 
@@ -98,9 +98,9 @@ def test_a_model_without_inputs_is_what_it_was():
     assert parts == {"node_embedding", "interactions", "products", "readouts"}
     header = model_header(model)
     assert not {"embedding_specs", "use_embedding_readout"} & header["model_settings"].keys()
-    assert model_header_of(header) == header
+    assert described(header) == (model.settings, model.data)
     other, _ = model_and_graph()
-    assert model_header_of(model_header(other)) == model_header(other)
+    assert described(model_header(other)) == (other.settings, other.data)
 
 
 @pytest.mark.parametrize("heads", [("Default",), ("a", "b")])

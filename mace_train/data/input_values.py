@@ -109,9 +109,9 @@ def _default(atoms: AtomsLike, key: InputKey, source: str, notes: Notes) -> floa
         raise InvalidStructureError(
             "no value of an input",
             f"{source}: no {wanted} ({where}) for the input {key.name}, which has no default; "
-            f"found {', '.join(there) or 'no values'}; add it, correct the key (data.info_keys, "
-            "data.arrays_keys), or give a default (data.input_defaults, default in "
-            "model.embedding_specs)",
+            f"found {', '.join(there) or 'no values'}; add it, name its key in {where}_keys (of "
+            f"preprocess: data.{where}_keys), or give a default (of preprocess: "
+            "data.input_defaults; default in model.embedding_specs)",
         )
     notes.add(
         f"no input {key.name}",

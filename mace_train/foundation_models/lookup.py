@@ -50,6 +50,8 @@ def named(setting: str, value: str) -> FoundationModel | None:
         return MODELS[value]
     by_words = {_words(name): name for name in (*MODELS, *NOT_READ)}
     near = difflib.get_close_matches(_words(value), by_words, n=1, cutoff=0.75)
+    parts = set(_words(value).split())
+    near = near or [words for words in by_words if len(parts) > 1 and parts <= set(words.split())]
     if near:
         raise InputError(
             f"{setting}={value}: no such file or folder, and no foundation model has this name "
@@ -77,9 +79,10 @@ def check_licence(model: FoundationModel, accepted: str | None, setting: str | N
             f"import it with `mace-train import {model.name} accept_licence={model.licence} "
             f"output=FOLDER` and give FOLDER instead (in Python: accept_licence='{model.licence}')"
         )
+    other = f"{accepted} is not its licence: " if accepted else ""
     raise InputError(
-        f"{model.name} ({model.title}) is published under the {LICENCES[model.licence]}; if you "
-        f"accept it, {way}"
+        f"{other}{model.name} ({model.title}) is published under the {LICENCES[model.licence]}; if "
+        f"you accept it, {way}"
     )
 
 

@@ -126,6 +126,7 @@ def test_a_folder_with_the_name_comes_first(tmp_path, monkeypatch):
         ("off_small", "small_off"),
         ("mace-omol", "mace_omol"),
         ("medium_omat_0", "medium-omat-0"),
+        ("mpa-0", "medium-mpa-0"),
     ],
 )
 def test_the_nearest_name_is_in_the_message(value, near):
@@ -146,6 +147,8 @@ def test_an_academic_licence_is_accepted_by_its_name():
         words = r"not permit commercial use; .* foundation\.accept_licence=ASL$"
         with pytest.raises(InputError, match=rf"mh-1 \(MACE-MH-1\) .* Software License .*{words}"):
             check_licence(model, accepted, "foundation.accept_licence")
+    with pytest.raises(InputError, match=r"^MIT is not its licence: mh-1"):
+        check_licence(model, "MIT", "foundation.accept_licence")
     with pytest.raises(InputError, match=r"`mace-train import mh-1 accept_licence=ASL output=FOL"):
         imported_checkpoint("mh-1")
     for make in (ImportSettings, DataSettings, FoundationSettings):

@@ -89,6 +89,8 @@ CASES: dict[str, dict[str, Any]] = {
     "two_universal": {"loss": "universal", **TWO},
     "two_schedulefree": {"optimizer": "schedulefree", "ema": False, **TWO},
 }
+LONG = ("weighted", "plateau", "schedulefree", "two_stress")  # of 200 steps
+SHORT = {"max_num_epochs": 12}  # 48 steps, which every other case has
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +100,17 @@ def no_pictures(monkeypatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LONG)
 def test_same_weights_after_200_steps(name, mace_here, tmp_path, monkeypatch):
     compare(CASES[name], tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name not in LONG])
+def test_same_weights_after_48_steps(name, mace_here, tmp_path, monkeypatch):
+    """Any of these with 200 steps, too: ``SHORT`` is what makes them short."""
+    start = {"start_swa": 7} if "swa" in CASES[name] else {}
+    compare({**CASES[name], **SHORT, **start}, tmp_path, monkeypatch)
 
 
 def test_same_weights_after_32_steps_of_two_stages(mace_here, tmp_path, monkeypatch):

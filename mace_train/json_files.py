@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mace_train.errors import InputError, system_error
+from mace_train.errors import InputError, StorageError, system_error
 
 T = TypeVar("T")
 _SHOWN = 60  # characters of a wrong value, in a message
@@ -22,9 +22,10 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise system_error(error, path) or InputError(
-            f"{path} cannot be read ({error.strerror}); {remedy}"
-        ) from None
+        explained = system_error(error, path)
+        if isinstance(explained, StorageError):  # not the file, but the disk
+            raise explained from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); {remedy}") from None
     if not isinstance(content, kind):

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from mace_train.model.batch_index import BatchIndex
 from mace_train.model.convolution import EdgeFeatures
 from mace_train.model.interactions.interaction import (
+    MapOfMessage,
     RadialInteractionBlock,
-    irreps_of_skip,
+    SkipOfFeatures,
 )
 from mace_train.model.layer_spec import LayerSpec
-from mace_train.model.linear import ElementLinear, element_linear_size
 from mace_train.model.radial import RadialLayer
 
 
@@ -58,37 +58,9 @@ class _DensityBlock(RadialInteractionBlock):
         return self.summed_messages(x, edges, index) / (density + 1)
 
 
-class RealAgnosticDensityInteractionBlock(_DensityBlock):
+class RealAgnosticDensityInteractionBlock(MapOfMessage, _DensityBlock):
     """The message goes through a map of each element; nothing skips the product."""
 
-    def __init__(self, spec: LayerSpec) -> None:
-        super().__init__(spec)
-        self.skip_tp = ElementLinear(spec.target_irreps, spec.n_elements)
 
-    @classmethod
-    def count_weights(cls, spec: LayerSpec) -> int:
-        """The number of weights of the block, without building it."""
-        by_element = element_linear_size(spec.target_irreps, spec.n_elements)
-        return super().count_weights(spec) + by_element
-
-    def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, None]:
-        """See ``InteractionBlock``."""
-        return self.skip_tp(self.message(x, edges, index), index.groups), None
-
-
-class RealAgnosticDensityResidualInteractionBlock(_DensityBlock):
+class RealAgnosticDensityResidualInteractionBlock(SkipOfFeatures, _DensityBlock):
     """The features that enter skip the product, through a map of each element."""
-
-    def __init__(self, spec: LayerSpec) -> None:
-        super().__init__(spec)
-        self.skip_tp = ElementLinear(irreps_of_skip(spec), spec.n_elements)
-
-    @classmethod
-    def count_weights(cls, spec: LayerSpec) -> int:
-        """The number of weights of the block, without building it."""
-        by_element = element_linear_size(irreps_of_skip(spec), spec.n_elements)
-        return super().count_weights(spec) + by_element
-
-    def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, Tensor]:
-        """See ``InteractionBlock``."""
-        return self.message(x, edges, index), self.skip_tp(x, index.groups)

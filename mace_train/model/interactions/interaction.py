@@ -12,7 +12,9 @@ from mace_train.model.coupling import convolution_paths
 from mace_train.model.layer_spec import LayerSpec
 from mace_train.model.linear import (
     DegreeLinear,
+    ElementLinear,
     degree_linear_size,
+    element_linear_size,
     split_degrees,
 )
 from mace_train.model.radial import PathNetwork, RadialNetwork, radial_network_size
@@ -83,6 +85,10 @@ class RadialInteractionBlock(InteractionBlock):
         mixing = degree_linear_size(message_fan_in(spec), spec.target_irreps.mul)
         return super().count_weights(spec) + radial_network_size(*_network_sizes(spec)) + mixing
 
+    @abstractmethod
+    def message(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> Tensor:
+        """``summed_messages``, divided by what the kind of block divides by."""
+
     def summed_messages(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> Tensor:
         """Sums [n_atoms, (l_edges + 1)^2, n_channels] over edges, mixed and not normalised."""
         factors = self.conv_tp_weights.hidden(edges.radial, edges.cutoff)
@@ -90,6 +96,42 @@ class RadialInteractionBlock(InteractionBlock):
             self.convolved(self.sent(x), edges, index, self.conv_tp_weights, factors)
         )
         return mixed
+
+
+class MapOfMessage(RadialInteractionBlock):
+    """The message goes through a map of each element; nothing skips the product."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__(spec)
+        self.skip_tp = ElementLinear(spec.target_irreps, spec.n_elements)
+
+    @classmethod
+    def count_weights(cls, spec: LayerSpec) -> int:
+        """The number of weights of the block, without building it."""
+        by_element = element_linear_size(spec.target_irreps, spec.n_elements)
+        return super().count_weights(spec) + by_element
+
+    def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, None]:
+        """See ``InteractionBlock``."""
+        return self.skip_tp(self.message(x, edges, index), index.groups), None
+
+
+class SkipOfFeatures(RadialInteractionBlock):
+    """The features that enter skip the product, through a map of each element."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__(spec)
+        self.skip_tp = ElementLinear(irreps_of_skip(spec), spec.n_elements)
+
+    @classmethod
+    def count_weights(cls, spec: LayerSpec) -> int:
+        """The number of weights of the block, without building it."""
+        by_element = element_linear_size(irreps_of_skip(spec), spec.n_elements)
+        return super().count_weights(spec) + by_element
+
+    def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, Tensor]:
+        """See ``InteractionBlock``."""
+        return self.message(x, edges, index), self.skip_tp(x, index.groups)
 
 
 def message_fan_in(spec: LayerSpec) -> list[int]:

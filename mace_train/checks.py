@@ -24,6 +24,13 @@ def check_at_least(name: str, value: float | None, least: float, *, strictly: bo
         raise InputError(f"{name}={value} is out of range; it must be {relation} {least}")
 
 
+def is_number(value: object) -> bool:
+    """Whether a value of a file is a finite number of the size of an int64."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -(2**63) < value < 2**63
+
+
 def check_cores(name: str, value: int | None) -> None:
     """InputError for more threads or processes than this host could ever run."""
     n_cores = os.cpu_count() or 1

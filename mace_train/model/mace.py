@@ -16,7 +16,6 @@ Parameters have the names, shapes and initial distributions of mace-torch; the s
 nothing else. Energies of isolated atoms stay in float64 whatever the model is cast to.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mace_train.checks import is_number
 from mace_train.errors import InputError
 from mace_train.irreps import FeatureIrreps
 from mace_train.model.batch_index import BatchIndex
@@ -75,7 +75,7 @@ class ModelData:
                 n_E0s = len(head.E0s)
                 raise InputError(f"{n_E0s} E0s for {len(numbers)} elements: give one of each")
             for value in (*head.E0s, head.scale, head.shift):
-                if not isinstance(value, (int, float)) or not math.isfinite(value):
+                if not is_number(value):
                     raise InputError(
                         f"head {head.name}: E0s, scale or shift has {value!r}; they must be finite "
                         "numbers"

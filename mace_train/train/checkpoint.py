@@ -28,6 +28,7 @@ from mace_train.checkpoint_files import (
     read_header,
     reading,
 )
+from mace_train.checks import is_number
 from mace_train.errors import InputError
 from mace_train.foundation_models.lookup import imported_checkpoint
 from mace_train.model.lora import merged
@@ -91,20 +92,11 @@ def described(header: dict[str, Any]) -> tuple[ModelSettings, ModelData]:
     schema = OmegaConf.structured(ModelSettings)  # which checks types
     settings: Any = OmegaConf.to_object(OmegaConf.merge(schema, given))
     data = ModelData.from_dict(header["model_data"])
-    numbers = (data.r_max, data.avg_num_neighbors)
-    of_heads = [(*head.E0s, head.scale, head.shift) for head in data.heads]
-    if not all(is_number(value) for values in (numbers, *of_heads) for value in values):
+    if not (is_number(data.r_max) and is_number(data.avg_num_neighbors)):  # it checks its heads
         raise ValueError("model_data holds something else than finite numbers")
     if not all(type(z) is int and 0 < z < 119 for z in data.atomic_numbers):
         raise ValueError(f"atomic_numbers {data.atomic_numbers}")
     return settings, data
-
-
-def is_number(value: object) -> bool:
-    """Whether a value of a header is a finite number of the size of an int64."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return -(2**63) < value < 2**63
 
 
 def _model_header(settings: ModelSettings, data: ModelData) -> dict[str, Any]:

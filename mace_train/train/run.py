@@ -10,12 +10,12 @@ from torch import Tensor
 
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.sampler import BinSampler
+from mace_train.checks import is_number
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
 from mace_train.errors import system_error, with_exit_code
 from mace_train.model.mace import MACE
 from mace_train.settings import TrainSettings
-from mace_train.train import checkpoint
 from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.loss import LossSums
 from mace_train.train.splits import Split
@@ -64,7 +64,7 @@ class Progress:
             if name == "best_loss" and value is None:
                 continue
             is_float = name in ("best_loss", "seconds", "epoch_seconds")
-            if not checkpoint.is_number(value) or not (is_float or type(value) is int):
+            if not is_number(value) or not (is_float or type(value) is int):
                 raise TypeError(f"{name} is {value!r}")
             if not is_float and value < (-1 if name in _FROM_MINUS_ONE else 0):
                 raise ValueError(f"{name} is {value}")

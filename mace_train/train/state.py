@@ -25,6 +25,7 @@ from torch import Tensor
 from mace_train.balance.bins import StructureIds
 from mace_train.balance.costs import Capacity
 from mace_train.balance.epoch_plan import EpochPlan, as_bits, from_bits
+from mace_train.checks import is_number
 from mace_train.errors import InputError
 from mace_train.settings import LossSettings, TrainSettings
 from mace_train.train import checkpoint
@@ -133,7 +134,7 @@ def _check_state(run: Run, tensors: dict[str, Tensor], header: dict[str, Any]) -
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, needed: {tuple(of.shape)}")
     numbers = {"average_updates": header["average_updates"], **header["schedule"]}
     for name, value in numbers.items():
-        if not checkpoint.is_number(value):
+        if not is_number(value):
             raise TypeError(f"{name} is {value!r}")
     dict(header["sampler"])
 

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import NoneType
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -102,21 +101,22 @@ def _unknown_keys(config: DictConfig, schema: type, prefix: str = "") -> list[st
 
 
 def _check_lists(config: DictConfig, schema: type, prefix: str = "") -> None:
-    """InputError for text where a list is declared: OmegaConf checks no interpolated value."""
+    """InputError for what OmegaConf lets pass where a list is declared.
+
+    That is text from an interpolation, and lists and mappings among the elements.
+    """
     for field in dataclasses.fields(schema):
         kind, name = str(field.type).removesuffix(" | None"), f"{prefix}{field.name}"
         if field.name not in config:  # a file without our defaults, refused below
             continue
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             _check_lists(config[field.name], field.type, f"{name}.")
-        elif (
-            kind in _KINDS
-            and kind.startswith("list[")
-            and OmegaConf.is_interpolation(config, field.name)
-        ):
-            value = config[field.name]
-            if not isinstance(value, (ListConfig, NoneType)):
+        elif kind.startswith("list[") and (value := config[field.name]) is not None:
+            if not isinstance(value, ListConfig):
                 raise InputError(f"{name}={value!r}; give {_KINDS[kind]}")
+            for item in value:
+                if isinstance(item, (ListConfig, DictConfig)):
+                    raise InputError(f"{name}: {item} is in the list; give {_KINDS[kind]}")
 
 
 def shortened(message: str) -> str:

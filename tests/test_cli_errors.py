@@ -21,6 +21,8 @@ WRONG = [
     (["name={a:1}"], ("name: ", "give text")),
     (["clip_grad=x"], ("clip_grad: ", "give a number or null, such as 10.0")),
     (["model.radial_MLP=[a]"], ("model.radial_MLP: ", "list of whole numbers")),
+    (["model.radial_MLP=[[8]]"], ("model.radial_MLP: [8] is in the list; give a list of whole",)),
+    (["model.radial_MLP=[{a:1}]"], ("model.radial_MLP: {'a': 1} is in the list",)),
     (["model.radial_MLP=${name}", "name=abc"], ("model.radial_MLP='abc'", "whole numbers")),
     (["model=[1]"], ("model=[1]", "density, large, medium")),
     (["model=null"], ("model=null", "density, large, medium")),

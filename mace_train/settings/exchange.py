@@ -95,6 +95,3 @@ class FromMaceConfigSettings:
             raise InputError(
                 "from-mace-config needs a YAML file, or arguments of mace_run_train after --"
             )
-        for word in self.arguments or []:
-            if not isinstance(word, str):
-                raise InputError(f"arguments: {word!r} is not a word; write them as --NAME=VALUE")

@@ -1,6 +1,5 @@
 """Every interaction block: derivatives, and the same numbers in every way to compute them."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,6 +7,7 @@ from mace_train.model.compiled import CompiledMACE
 from mace_train.model.derivatives import predict
 from mace_train.model.interactions import INTERACTIONS
 from mace_train.settings.model import NONLINEAR
+from tests.model.differences import assert_forces_are_derivatives
 from tests.model.systems import (
     NONLINEAR_SETTINGS,
     graph_of,
@@ -73,13 +73,7 @@ def test_forces_are_derivatives(settings):
         moved.positions[:] = positions
         return predict(model, graph_of([moved], 4.0, NUMBERS), stress=False, create_graph=False)
 
-    found = prediction(atoms.positions)
-    for atom, axis in ((0, 0), (5, 2)):
-        step = np.zeros_like(atoms.positions)
-        step[atom, axis] = 1e-5
-        up, down = (prediction(atoms.positions + s * step).energy for s in (1, -1))
-        slope = float(up - down) / 2e-5
-        assert float(found.forces[atom, axis]) == pytest.approx(-slope, abs=1e-7, rel=1e-7)
+    assert_forces_are_derivatives(prediction, atoms.positions, 1e-7)
 
 
 @every_model

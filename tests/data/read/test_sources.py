@@ -18,13 +18,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from mace_train.data.read import read_structures
 from mace_train.data.read.file_range import ChunkLimit
 from mace_train.data.read.formats import format_of, parse_fns_of, split_file
+from mace_train.data.read.unpack import zstd
 from mace_train.errors import InputError
 from tests.data.factories import KEYS, crystal, molecule, write_xyz
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 
 def energies(path):

@@ -21,10 +21,10 @@ PAGE = b"<!DOCTYPE html><html><body>Sign in to this network</body></html>"
 
 
 def torch_file(seed: int = 0, n_bytes: int = 1_000_000) -> bytes:
-    """A zip file as torch.save writes it, with noise in it."""
+    """A zip file as torch.save writes it, with noise in it: the same bytes at any time of day."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
-        file.writestr("model/data.pkl", random.Random(seed).randbytes(n_bytes))
+        file.writestr(zipfile.ZipInfo("model/data.pkl"), random.Random(seed).randbytes(n_bytes))
     return content.getvalue()
 
 

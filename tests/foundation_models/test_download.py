@@ -157,8 +157,8 @@ OTHER = torch_file(seed=1)
 
 
 @pytest.mark.parametrize("etag", ['"first"', 'W/"first"', None])
-@pytest.mark.parametrize("sha256", [digest(OTHER), None])
-@pytest.mark.parametrize("when", [["swap"], ["serve", "swap"]])
+@pytest.mark.parametrize("sha256", [digest(OTHER), None], ids=["with checksum", "without checksum"])
+@pytest.mark.parametrize("when", [["swap"], ["serve", "swap"]], ids=["at once", "later"])
 def test_a_file_that_changes_meanwhile_is_never_mixed(server, target, etag, sha256, when):
     """The two have the same length; without an ETag, the hash tells, or nothing is continued."""
     assert len(OTHER) == len(FILE)

@@ -49,7 +49,7 @@ MAKE = {"plain": model_of, "nonlinear": nonlinear_model_of}
 FEW = settings(max_examples=6, deadline=None)
 
 
-@pytest.fixture(scope="module", params=itertools.product(MAKE, ["auto", "reference"]))
+@pytest.fixture(scope="module", params=itertools.product(MAKE, ["auto", "reference"]), ids="-".join)
 def model(request):
     make, kernels = request.param
     model = MAKE[make](ELEMENTS, max_ell=2, max_L=1)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.bins import StructureIds
-from mace_train.balance.head_sampling import Samples
+from mace_train.balance.bins import Samples, StructureIds
 from mace_train.balance.plan import Plan
 from mace_train.balance.sampler import BinSampler
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mace_train.balance.bins import StructureIds
+from mace_train.balance.bins import Samples
 from mace_train.balance.costs import UNLIMITED, Costs, EpochSize
 from mace_train.balance.counter_rng import Stream, shuffled
 from mace_train.checks import check_head
@@ -46,31 +46,6 @@ class Heads:
 
     names: Sequence[str]
     index_of: NDArray[np.int64]  # [n_structures] index into names
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """The structures of one epoch, in ascending order."""
-
-    n: int
-    structure_of: NDArray[np.int32] | None = None
-    """[n] the structure of every sample; None: every structure once."""
-    origin: Mapping[str, Any] | None = None
-    """What they follow from beside the epoch, as a checkpoint keeps it; None as above."""
-
-    def __len__(self) -> int:
-        """The number of samples."""
-        return self.n
-
-    def structures(self, samples: NDArray[np.int64]) -> StructureIds:
-        """The structures of some ``samples`` [n]."""
-        if self.structure_of is None:
-            return samples
-        return self.structure_of[samples].astype(np.int64)
-
-    def costs(self, costs: Costs) -> Costs:
-        """Those of every sample, from those of every structure."""
-        return costs if self.structure_of is None else costs.subset(self.structure_of)
 
 
 @dataclass(frozen=True, eq=False)

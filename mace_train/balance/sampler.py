@@ -16,10 +16,10 @@ from typing import Any
 
 from mace_train.balance.algorithm1 import deterministic_bins
 from mace_train.balance.balanced import Packing, usual_steps
-from mace_train.balance.bins import StructureIds
+from mace_train.balance.bins import Samples, StructureIds
 from mace_train.balance.cost_model import with_cost_model
 from mace_train.balance.costs import Capacity, Costs, EpochSize, capacity_of
-from mace_train.balance.head_sampling import RATIOS, Heads, Samples, head_sampling
+from mace_train.balance.head_sampling import RATIOS, Heads, head_sampling
 from mace_train.balance.plan import Plan, make_plan
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mace_train.balance.bins import Samples
 from mace_train.balance.epoch_plan import EpochPlan
-from mace_train.balance.head_sampling import Samples
 from mace_train.data.graph import Graph
 from mace_train.data.loading.loader import batches
 from mace_train.data.loading.padding import Shape

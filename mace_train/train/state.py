@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.balance.bins import Samples
 from mace_train.balance.costs import Capacity
 from mace_train.balance.epoch_plan import EpochPlan, SampleIds, as_bits, from_bits
-from mace_train.balance.head_sampling import Samples, sampling_from
+from mace_train.balance.head_sampling import sampling_from
 from mace_train.balance.sampler import differences
 from mace_train.checks import is_number
 from mace_train.errors import InputError
@@ -238,9 +239,9 @@ def _log_changes(run: Run, header: dict[str, Any]) -> None:
     now = _flat(_as_json(asdict(run.settings)))
     ignored = ("output", "data_dir", "restart_latest", "logger", "cluster", "checkpoints")
     changed = [
-        f"{name} {before.get(name)} -> {value}"
-        for name, value in now.items()
-        if before.get(name) != value and not name.startswith(ignored)
+        f"{name} {before.get(name)} -> {now.get(name)}"
+        for name in {**now, **dict.fromkeys(_left_out(before, now, defaults))}
+        if before.get(name) != now.get(name) and not name.startswith(ignored)
     ]
     if changed:
         LOGGER.warning("settings changed since the checkpoint: %s", ", ".join(changed))
@@ -249,6 +250,11 @@ def _log_changes(run: Run, header: dict[str, Any]) -> None:
         LOGGER.warning("the loss or the validation data changed: the best loss so far is forgotten")
         run.progress.best_loss, run.progress.bad_validations = None, 0
         run.updater.schedule.forget()
+
+
+def _left_out(before: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """The entries of mappings, such as weights by head, that are not given any more."""
+    return [name for name in before if name not in now and name.rpartition(".")[0] in defaults]
 
 
 def _as_json(value: Any) -> Any:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from ase.io import write
 
 from mace_train.data.loading.loader import batches
 from mace_train.data.statistics import Statistics
@@ -20,26 +19,14 @@ from mace_train.train.loss import LossSums, loss_sums
 from mace_train.train.setup import set_up
 from mace_train.train.step import train_step
 from mace_train.train.validation import validate
-from tests.conftest import emt_structures, run_command
-from tests.train.training import CPU, other_theory, settings_for
+from tests.conftest import run_command
+from tests.train.training import CPU, settings_for, with_two_heads
 
 
 @pytest.fixture(scope="module")
 def two_heads(tmp_path_factory):
     """Folder of shards with the heads emt and other, and the files that they come from."""
-    folder = tmp_path_factory.mktemp("heads")
-    write(folder / "emt.xyz", emt_structures(12, 4), format="extxyz")
-    others = [a for a in other_theory(emt_structures(12, 4, seed=1)) if a.numbers[0] != 13]
-    write(folder / "other.xyz", others, format="extxyz")
-    files = f"{{emt: {folder}/emt.xyz, other: {folder}/other.xyz}}"
-    run_command(
-        "preprocess",
-        f"data.train_file={files}",
-        "data.valid_fraction=0.3",
-        "r_max=4.0",
-        f"output={folder}/data",
-    )
-    return folder
+    return with_two_heads(tmp_path_factory.mktemp("heads"))
 
 
 def test_every_head_has_its_own_zero_and_scale(two_heads, tmp_path):

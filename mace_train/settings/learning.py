@@ -18,6 +18,8 @@ from mace_train.settings.ranges import (
     check_ranges,
 )
 
+_GROUPS = ("embedding", "interactions", "products", "readouts", "inputs")
+_MODULES = ("node_embedding", "joint_embedding", "embedding_readout")  # of embedding and inputs
 _WIDTH = Range(1, MOST_CHANNELS, reason="published models have up to 512")
 
 
@@ -76,10 +78,11 @@ class OptimizerSettings:
     amsgrad: bool = True
     """Use the AMSGrad variant."""
     lr_params_factors: Any = bounded(None, Range(0, 1e6, reason="0 keeps a group as it is"))
-    """Learning rate relative to lr by group, such as {readouts: 2, embedding: 0.1}; the groups are
-    embedding, interactions, products and readouts."""
+    """Learning rate relative to lr by part, such as {readouts: 2, interactions.0: 0.1}; of names
+    within each other the longest counts. Parts are embedding, interactions, products, readouts,
+    inputs (what charge, spin and other inputs go through), their layers and the weights in them."""
     freeze: Any = None
-    """Parts of the model that are not trained, such as [node_embedding, interactions.0]."""
+    """Parts of the model that are not trained, such as [embedding, interactions.0]."""
     lr_scaling: str = "none"
     """How lr follows the structures of a step over all ranks, n: none, linear (times
     n / lr_structures) or sqrt (the root of it)."""
@@ -95,18 +98,18 @@ class OptimizerSettings:
         self.frozen()
 
     def factors(self) -> dict[str, float]:
-        """Learning rate of every group of parameters, relative to lr."""
-        groups = ("embedding", "interactions", "products", "readouts")
+        """Learning rate relative to lr of the parts that are named."""
         given = {} if self.lr_params_factors is None else self.lr_params_factors
         right = isinstance(given, dict) and all(
-            name in groups and isinstance(value, (int, float)) for name, value in given.items()
+            str(name).split(".")[0] in (*_GROUPS, *_MODULES) and isinstance(value, (int, float))
+            for name, value in given.items()
         )
         if not right:
             raise InputError(
-                f"optimizer.lr_params_factors={given!r} must map {', '.join(groups)} to numbers, "
-                "such as '{readouts: 2}'"
+                f"optimizer.lr_params_factors={given!r} must map {', '.join(_GROUPS)}, or layers "
+                "and weights of these, to numbers, such as '{readouts: 2, interactions.0: 0.1}'"
             )
-        return {name: float(given.get(name, 1.0)) for name in groups}
+        return {str(name): float(value) for name, value in given.items()}
 
     def frozen(self) -> list[str]:
         """Names of the parts that are not trained."""
@@ -114,7 +117,7 @@ class OptimizerSettings:
         if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
             raise InputError(
                 f"optimizer.freeze={given!r} must be a list of parts of the model, such as "
-                "'[node_embedding, interactions.0]'"
+                "'[embedding, interactions.0]'"
             )
         return list(given)
 

@@ -20,7 +20,7 @@ from mace_train.settings.model import ATTENTION, NONLINEAR
 from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.cuda_graphs import check_cuda_graphs
 from mace_train.train.fine_tuning import fine_tuned_model
-from mace_train.train.optim import freeze
+from mace_train.train.optim import freeze, lr_factors
 from mace_train.train.splits import Split, warn_of_unused_inputs
 
 LOGGER = logging.getLogger("mace_train")
@@ -52,12 +52,13 @@ def make_model(
         warn_of_unused_inputs(model.inputs, train)
     model = model.to(world.device)
     _check_heads(settings, model.data)
+    lr_factors(model, settings.optimizer)
+    freeze(model, settings.optimizer.frozen())
     choose_kernels(model, settings.cluster, world)
     _choose_precision(model, settings, world)
     if settings.cluster.cuda_graphs:
         check_cuda_graphs(model.kernels, world.device)
     compile_kernels_on_all_ranks(model, world)
-    freeze(model, settings.optimizer.frozen())
     return model
 
 

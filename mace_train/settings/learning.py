@@ -1,9 +1,10 @@
 """Settings of optimizer, learning-rate schedule, loss and fine-tuning."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mace_train.checks import check_choice
+from mace_train.checks import check_choice, check_head
 from mace_train.errors import InputError
 from mace_train.foundation_models.lookup import check_licence_name
 from mace_train.irreps import MOST_CHANNELS
@@ -32,8 +33,12 @@ class FoundationSettings:
     as medium-mpa-0 (`mace-train import` lists them); null: random weights."""
     accept_licence: str | None = None
     """The licence of a foundation model that you accept, such as ASL (no commercial use)."""
-    head: str | None = None
-    """Head to start from, if the model has several; every head of the data begins as this one."""
+    head: Any = None
+    """Head to start from, if the model has several: one for all heads of the data, or one for each,
+    such as {new: omat_pbe}; null: every head of the data begins as that of its name."""
+    heads: str = "data"
+    """data (the heads of the data alone), or all (those of the model too: the layers that heads
+    share change under them, unless optimizer.freeze or a small learning rate keeps these)."""
     E0s: str = "data"
     """Energies of isolated atoms: data (those of the data, which fits a new level of theory),
     foundation (those of the model), or estimated (those of the model plus what its errors on up to
@@ -51,6 +56,8 @@ class FoundationSettings:
     def __post_init__(self) -> None:
         check_choice("foundation.E0s", self.E0s, ("data", "foundation", "estimated"))
         check_choice("foundation.elements", self.elements, ("data", "all"))
+        check_choice("foundation.heads", self.heads, ("data", "all"))
+        self.head_of(())
         check_licence_name("foundation.accept_licence", self.accept_licence)
         check_ranges(self, "foundation.")
         defaults = FoundationSettings.__dataclass_fields__
@@ -58,6 +65,22 @@ class FoundationSettings:
         if self.checkpoint is None and given:
             names = ", ".join(f"foundation.{name}" for name in given)
             raise InputError(f"{names}: needs foundation.checkpoint, the model to start from")
+
+    def head_of(self, names: Sequence[str]) -> dict[str, str | None]:
+        """The head that each head of the data is to begin as; None where none is named."""
+        if self.head is None or isinstance(self.head, str):
+            return dict.fromkeys(names, self.head)
+        if not isinstance(self.head, dict) or not all(
+            isinstance(name, str) for name in self.head.values()
+        ):
+            raise InputError(
+                f"foundation.head={self.head!r} must be a head of the model, or map heads of the "
+                "data to such, as '{new: omat_pbe}'"
+            )
+        given = {str(name): head for name, head in self.head.items()}
+        for name in given if names else ():
+            check_head(f"foundation.head.{name}", name, names)
+        return {name: given.get(name) for name in names}
 
 
 @dataclass(kw_only=True)

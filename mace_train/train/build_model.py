@@ -51,7 +51,7 @@ def make_model(
     if world.is_main:
         warn_of_unused_inputs(model.inputs, train)
     model = model.to(world.device)
-    _check_heads(settings, model.data)
+    _check_heads(settings, tuple(statistics.heads))
     lr_factors(model, settings.optimizer)
     freeze(model, settings.optimizer.frozen())
     choose_kernels(model, settings.cluster, world)
@@ -141,15 +141,15 @@ def _scale_shift(settings: ModelSettings, statistics: HeadStatistics) -> tuple[f
     return instead, shift
 
 
-def _check_heads(settings: TrainSettings, data: ModelData) -> None:
-    """InputError for settings of a head that the model does not have."""
+def _check_heads(settings: TrainSettings, heads: tuple[str, ...]) -> None:
+    """InputError for settings of a head that the data do not have."""
     named = {f"loss.head_weights.{name}": name for name in settings.loss.weights_by_head()}
     for name in settings.batching.ratios_by_head():
         named[f"batching.head_sampling_ratios.{name}"] = name
     if settings.checkpoints.head is not None:
         named["checkpoints.head"] = settings.checkpoints.head
     for where, name in named.items():
-        check_head(where, name, data.head_names)
+        check_head(where, name, heads)
 
 
 def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None:

@@ -61,6 +61,7 @@ def graph_of(run: Run, ids: list[int]) -> Graph:
             [np.array(ids, dtype=np.int64)],
             atomic_numbers=run.model.data.atomic_numbers,
             dtype=run.dtype,
+            inputs=run.model.inputs,
         )
     )
 

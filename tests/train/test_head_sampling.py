@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,18 @@ from mace_train.settings import (
     OptimizerSettings,
     TrainSettings,
 )
+from mace_train.train import step as step_module
 from mace_train.train.checkpoint import read
 from mace_train.train.setup import set_up
 from mace_train.train.step import train_step
 from mace_train.train.train import train
+from mace_train.train.validation import validate
 from tests.conftest import run_command
 from tests.train.processes import LINUX, wait_for, words
 from tests.train.ranks import run_ranks
-from tests.train.test_heads import _graphs
 from tests.train.training import (
     assert_same_end,
+    graphs_of,
     records,
     settings_for,
     train_until_killed,
@@ -193,8 +194,6 @@ def test_new_ratios_begin_with_the_next_epoch(data, tmp_path, caplog):
 
 def test_no_memory_replans_what_the_epoch_has_left(data, tmp_path, monkeypatch):
     names = names_of(data, tmp_path / "other")
-    from mace_train.train import step as step_module
-
     predict, calls = step_module.predict, []
 
     def limited(model: Any, graph: Any, **options: Any) -> Any:
@@ -231,7 +230,7 @@ def test_a_ratio_counts_as_a_weight_does(data, tmp_path):
         run = set_up(replace(settings, batching=BatchingSettings(
             batch_size=1000, head_sampling_ratios=ratios)), World())  # fmt: skip
         (ids,) = run.sampler.bins(0)
-        train_step(run, list(_graphs(run, run.train, [ids])), lr=0.0)
+        train_step(run, list(graphs_of(run, run.train, [ids])), lr=0.0)
         gradients[name] = len(ids) * run.updater.gradients.flat.clone()
         assert run.train.weight_of.unique().tolist() == ([1.0] if ratios else [1.0, 3.0])
     torch.testing.assert_close(gradients["ratio"], gradients["weight"], rtol=1e-9, atol=1e-12)
@@ -245,8 +244,6 @@ def test_validation_does_not_change(data, tmp_path):
             BatchingSettings(batch_size=2, head_sampling_ratios={"other": 7}),
         )
     ]
-    from mace_train.train.validation import validate
-
     assert validate(runs[0])[0] == validate(runs[1])[0]
 
 
@@ -276,7 +273,7 @@ def test_the_balance_of_samples_is_reported(data, tmp_path, capsys):
 
 
 def test_a_head_that_is_not_there(data, tmp_path):
-    batching = BatchingSettings(head_sampling_ratios={"scan": Fraction(2).numerator})
+    batching = BatchingSettings(head_sampling_ratios={"scan": 2})
     with pytest.raises(InputError, match=r"ratios\.scan: no head 'scan'; .* emt, other"):
         set_up(sampled(data, tmp_path / "run", batching=batching), World())
 

@@ -14,10 +14,9 @@ _CAPACITY = Range(1, 2**31 - 1, reason="counts of a step have 32 bits")
 _PROCESSES = 4096  # more than the cores of any host; train compares with those of its own
 PACKERS = ("balanced", "algorithm1", "first_fit", "fixed_count")
 _SAMPLING_RATIO = Range(
-    0,
+    1e-6,
     10_000,
-    exclude_minimum=True,
-    reason="a head of ratio 0 is left out of the data; more repeats are more epochs",
+    reason="to leave a head out, leave it out of the data; to repeat all, train longer",
 )
 _FRACTION = re.compile(r"(\d{1,9})/(\d{1,9})")
 

@@ -1,6 +1,7 @@
 """Optimizers over mace-torch's parameter groups, and their state as tensors and numbers."""
 
 import difflib
+import logging
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from mace_train.errors import InputError
 from mace_train.settings import OptimizerSettings
 
+LOGGER = logging.getLogger("mace_train")
 _SHORT_NAMES = {  # of mace-torch's options, and of what this project calls inputs
     "embedding": ("node_embedding",),
     "inputs": ("joint_embedding", "embedding_readout"),
@@ -128,6 +130,11 @@ def make_optimizer(
     """
     name = name or settings.optimizer
     if name == "lbfgs":
+        if any(factor != 1.0 for factor in settings.factors().values()):
+            LOGGER.warning(
+                "optimizer.lr_params_factors has no effect on L-BFGS, whose step is one for all "
+                "weights; optimizer.freeze keeps parts as they are"
+            )
         members = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.optim.LBFGS([{"params": members, "lr_factor": 1.0}], lr=1.0, **_LBFGS)
     groups, betas = parameter_groups(model, settings), (settings.beta, settings.beta2)

@@ -222,13 +222,13 @@ def test_memory_is_that_of_a_few_numbers_per_structure():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"a": 0}, r"head_sampling_ratios\.a=0 is out of range; it must be greater than 0 and at"),
-        ({"a": -1.5}, r"ratios\.a=-1.5 .* greater than 0"),
-        ({"a": float("nan")}, r"ratios\.a=nan .* greater than 0"),
+        ({"a": 0}, r"head_sampling_ratios\.a=0 is out of range; it must be at least 1e-06 and"),
+        ({"a": -1.5}, r"ratios\.a=-1.5 .* at least 1e-06"),
+        ({"a": float("nan")}, r"ratios\.a=nan .* at least 1e-06"),
         ({"a": "0/3"}, r"ratios\.a=0 is out of range"),
-        ({"a": 20_000}, r"at most 10000 \(a head of ratio 0 is left out of the data"),
+        ({"a": 20_000}, r"at most 10000 \(to leave a head out, leave it out of the data"),
         ({"a": "1/0"}, r"ratios\.a='1/0' must be a number, or a fraction such as 1/3"),
-        ({"a": "often"}, r"must be a number, or a fraction such as 1/3; it must be greater than 0"),
+        ({"a": "often"}, r"must be a number, or a fraction such as 1/3; it must be at least 1e-06"),
         ({"a": True}, "is not a number"),
         ({"a": None}, "ratios.a=None must be a number"),
         ([2, 3], r"=\[2, 3\] must map heads to numbers, such as '\{new: 4, old: 1/3\}'"),

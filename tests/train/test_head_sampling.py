@@ -282,7 +282,7 @@ def test_words_of_the_command_line(data, tmp_path, capsys):
     fixed = words(data, tmp_path / "run", "max_num_epochs=1")
     for given, message in (
         ("{emt: 1/0}", "batching.head_sampling_ratios.emt='1/0' must be a number, or a fraction"),
-        ("{emt: 0}", "must be greater than 0 and at most 10000 (a head of ratio 0 is left out"),
+        ("{emt: 0}", "must be at least 1e-06 and at most 10000 (to leave a head out, leave it"),
         ("{hf: 2}", "batching.head_sampling_ratios.hf: no head 'hf'; the heads of the data are:"),
         ("3", "must map heads to numbers"),
     ):

@@ -13,7 +13,7 @@ from mace_train.model.lora import add_low_rank
 from mace_train.model.mace import MACE
 from mace_train.settings import CheckpointSettings, ModelSettings, OptimizerSettings
 from mace_train.settings.model import ATTENTION, DENSITY, DENSITY_RESIDUAL
-from mace_train.train.optim import freeze, lr_factors, parameter_groups
+from mace_train.train.optim import freeze, lr_factors, make_optimizer, parameter_groups
 from mace_train.train.setup import set_up
 from mace_train.train.step import train_step
 from mace_train.train.train import train
@@ -212,6 +212,14 @@ def test_two_names_of_one_part_and_of_none():
         InputError, match=r"embedding, interactions, products, readouts, inputs, or"
     ):
         OptimizerSettings(lr_params_factors={"interaction.0": 1.0})
+
+
+def test_rates_that_have_no_effect_are_said(caplog):
+    model = make("residual")
+    make_optimizer(model, OptimizerSettings(lr_params_factors={"readouts": 1}), "lbfgs")
+    assert not caplog.text
+    make_optimizer(model, OptimizerSettings(lr_params_factors={"readouts": 2}), "lbfgs")
+    assert "optimizer.lr_params_factors has no effect on L-BFGS" in caplog.text
 
 
 def test_wrong_names_are_said_before_kernels_are_compiled(prepared, tmp_path: Path, monkeypatch):

@@ -16,7 +16,7 @@ PACKERS = ("balanced", "algorithm1", "first_fit", "fixed_count")
 _SAMPLING_RATIO = Range(
     1e-6,
     10_000,
-    reason="to leave a head out, leave it out of the data; to repeat all, train longer",
+    reason="to leave a head out, leave it out of the data; more repeats are more epochs",
 )
 _FRACTION = re.compile(r"(\d{1,9})/(\d{1,9})")
 

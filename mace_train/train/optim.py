@@ -229,7 +229,7 @@ def load_optimizer_state(
             state.setdefault("max_exp_avg_sq", state["exp_avg_sq"].clone())  # switched on since
         if state:
             optimizer.state[parameter] = state
-    of_groups = numbers["groups"]
+    of_groups = list(numbers["groups"])
     for i, group in enumerate(optimizer.param_groups if of_groups else ()):
         group.update(of_groups[min(i, len(of_groups) - 1)])  # more, with rates by layer since
 

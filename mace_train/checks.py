@@ -1,6 +1,7 @@
 """Checks of single settings, each with the message a user needs."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from mace_train.errors import InputError
@@ -22,6 +23,12 @@ def check_at_least(name: str, value: float | None, least: float, *, strictly: bo
     if not (value > least if strictly else value >= least):
         relation = "greater than" if strictly else "at least"
         raise InputError(f"{name}={value} is out of range; it must be {relation} {least}")
+
+
+def check_head(name: str, head: str, heads: Sequence[str]) -> None:
+    """InputError unless the data have the head that the setting ``name`` means."""
+    if head not in heads:
+        raise InputError(f"{name}: no head {head!r}; the heads of the data are: {', '.join(heads)}")
 
 
 def is_number(value: object) -> bool:

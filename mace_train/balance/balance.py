@@ -1,6 +1,7 @@
 """The report of ``mace-train balance``: what the packers and the capacity do on many GPUs.
 
-For every packer the plan of epoch 0 is made as training on that many GPUs would make it; its steps,
+For every packer the plan of epoch 0 is made as training on that many GPUs would make it (with
+sampling ratios of heads: of the samples that epoch 0 holds); its steps,
 straggler ratio (see plan.py), distance from the lower bounds (bounds.py), fill, mixing (mixing.py)
 and predicted epoch time (simulate.py) are compared; small draws of the structures show how
 far our bins are from the optimum (optimality_gap.py). Then the selected packer with
@@ -26,6 +27,7 @@ from mace_train.balance import plots, tables
 from mace_train.balance.bounds import least_steps
 from mace_train.balance.cost_model import read_cost_model, with_cost_model
 from mace_train.balance.costs import Capacity, Costs, derive_capacity, limit_memory
+from mace_train.balance.head_sampling import Heads, head_sampling
 from mace_train.balance.mixing import mixing, repetition
 from mace_train.balance.optimality_gap import gap_of, instances
 from mace_train.balance.packers import PACKERS
@@ -39,6 +41,7 @@ from mace_train.balance.simulate import (
     strong_scaling,
     weak_scaling,
 )
+from mace_train.data.loading.loader import heads_of
 from mace_train.data.statistics import open_split
 from mace_train.errors import InputError
 from mace_train.folders import existing_folder, make_folder
@@ -228,6 +231,10 @@ def balance(settings: BalanceSettings) -> dict[str, Any]:
     """
     shards = open_split(existing_folder("data_dir", settings.data_dir), settings.split)
     sizes = Costs(shards.n_atoms.astype(np.int64), shards.n_edges.astype(np.int64))
+    if settings.batching.ratios_by_head():
+        heads = Heads(shards.heads, heads_of(shards, shards.heads, str(shards.folder)))
+        sampling = head_sampling(settings.batching, heads, settings.seed)
+        sizes = sizes if sampling is None else sampling.samples(0).costs(sizes)
     costs = with_cost_model(sizes, settings.batching)
     return report_on(costs, settings, Console().print)
 

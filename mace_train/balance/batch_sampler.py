@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.balance.costs import Costs
+from mace_train.balance.head_sampling import Heads
 from mace_train.balance.sampler import BinSampler
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings
@@ -31,6 +32,9 @@ class BalancedBatchSampler:
     ``batch_size``, the mean number of structures per rank and step; options are those of
     ``BatchingSettings``. Raises ``InputError`` for a structure that is above the capacity, and for
     fewer structures than ranks.
+
+    With ``heads``, the head of every structure, ``head_sampling_ratios={"new": 4, "old": 0.5}``
+    says how often each comes in an epoch instead (head_sampling.py).
 
     Losses: DDP averages gradients over ranks, but bins hold different numbers of structures. To
     train on the mean over the global batch, scale a rank's *sum* by world_size over the number of
@@ -52,14 +56,19 @@ class BalancedBatchSampler:
         world_size: int,
         rank: int,
         seed: int = 0,
+        heads: Sequence[str] | NDArray[Any] | None = None,
         **batching: Any,
     ) -> None:
         costs = Costs(np.asarray(n_atoms), np.asarray(n_edges))
-        if len(costs) < world_size:
+        self._bins = BinSampler(
+            costs, BatchingSettings(**batching), world_size, rank, seed, _heads(heads, len(costs))
+        )
+        sampling = self._bins.sampling
+        least = len(costs) if sampling is None else sampling.bounds[0]
+        if least < world_size:
             raise InputError(
-                f"{len(costs)} structures on {world_size} ranks: some would have an empty batch"
+                f"{least} structures on {world_size} ranks: some would have an empty batch"
             )
-        self._bins = BinSampler(costs, BatchingSettings(**batching), world_size, rank, seed)
 
     def set_epoch(self, epoch: int, step: int = 0) -> None:
         """Go to an epoch (and step, to continue in the middle); the next one is planned ahead."""
@@ -90,3 +99,13 @@ class BalancedBatchSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position; ``InputError`` if plans are not what they were."""
         self._bins.load_state_dict(state)
+
+
+def _heads(of_structures: Sequence[str] | NDArray[Any] | None, n: int) -> Heads | None:
+    """The heads by name, in alphabetical order."""
+    if of_structures is None:
+        return None
+    names, index_of = np.unique(np.asarray(of_structures, dtype=str), return_inverse=True)
+    if index_of.size != n:
+        raise InputError(f"heads has {index_of.size} names for {n} structures; give one of each")
+    return Heads(names.tolist(), index_of.reshape(-1).astype(np.int64))

@@ -1,11 +1,13 @@
-"""Bins of structure ids as two arrays: 8 bytes per structure and per bin."""
+"""Bins of structure ids as two arrays, 8 bytes per structure and per bin; samples of an epoch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mace_train.balance.costs import Costs
 from mace_train.balance.counter_rng import sorted_by
 
 Ints = NDArray[np.int64]
@@ -52,6 +54,31 @@ class Bins:
         starts = np.cumsum([0, *(len(part.ids) for part in parts)])
         offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts, strict=False)]
         return Bins(np.concatenate([p.ids for p in parts]), np.concatenate([*offsets, starts[-1:]]))
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The structures of one epoch, in ascending order."""
+
+    n: int
+    structure_of: NDArray[np.int32] | None = None
+    """[n] the structure of every sample; None: every structure once."""
+    origin: Mapping[str, Any] | None = None
+    """What they follow from beside the epoch, as a checkpoint keeps it; None as above."""
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return self.n
+
+    def structures(self, samples: NDArray[np.int64]) -> StructureIds:
+        """The structures of some ``samples`` [n]."""
+        if self.structure_of is None:
+            return samples
+        return self.structure_of[samples].astype(np.int64)
+
+    def costs(self, costs: Costs) -> Costs:
+        """Those of every sample, from those of every structure."""
+        return costs if self.structure_of is None else costs.subset(self.structure_of)
 
 
 def _high(bins: Ints, n_bins: int) -> NDArray[np.uint64]:

@@ -15,6 +15,7 @@ The costs of a data set take 16 to 24 bytes per structure; everything here is O(
 
 import hashlib
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -117,6 +118,20 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class EpochSize:
+    """What an epoch holds, on average over epochs; exact, so fractions where heads are sampled."""
+
+    n_structures: int | Fraction
+    n_atoms: int | Fraction
+    n_edges: int | Fraction
+
+    @staticmethod
+    def of(costs: Costs) -> "EpochSize":
+        """Every structure once."""
+        return EpochSize(len(costs), int(costs.n_atoms.sum()), int(costs.n_edges.sum()))
+
+
+@dataclass(frozen=True)
 class Capacity:
     """Limits of the bin of one GPU in one step."""
 
@@ -134,13 +149,17 @@ class Capacity:
         return np.minimum([self.max_atoms, self.max_edges, memory], UNLIMITED)
 
 
-def ceil_div(a: int, b: int) -> int:
+def ceil_div(a: int | Fraction, b: int | Fraction) -> int:
     """a / b rounded up."""
-    return -(-a // b)
+    return int(-(-a // b))
 
 
 def derive_capacity(
-    costs: Costs, batch_size: int, max_atoms: int | None, max_edges: int | None
+    costs: Costs,
+    batch_size: int,
+    max_atoms: int | None,
+    max_edges: int | None,
+    epoch: EpochSize | None = None,
 ) -> Capacity:
     """The given capacity, with what is None derived from the data set.
 
@@ -149,12 +168,14 @@ def derive_capacity(
       bins, so the 10 % are room to even out sizes, and a giant does not make every bin giant.
     - max_edges: the edges of max_atoms mean atoms plus 15 %, but at least the most of a structure.
 
-    Raises ``InputError`` when a structure alone is above a given limit.
+    Means are over an ``epoch``; None: every structure once. Raises ``InputError`` when a structure
+    alone is above a given limit.
     """
-    atoms, edges = int(costs.n_atoms.sum()), int(costs.n_edges.sum())
+    epoch = epoch or EpochSize.of(costs)
+    atoms, edges = epoch.n_atoms, epoch.n_edges
     average = batch_size if max_atoms is None else None
     if max_atoms is None:
-        mean_full = ceil_div(ATOM_SLACK_PERCENT * batch_size * atoms, 100 * len(costs))
+        mean_full = ceil_div(ATOM_SLACK_PERCENT * batch_size * atoms, 100 * epoch.n_structures)
         max_atoms = max(mean_full, int(costs.n_atoms.max()))
     if max_edges is None:
         mean_full = ceil_div(EDGE_SLACK_PERCENT * max_atoms * edges, 100 * atoms)
@@ -164,15 +185,17 @@ def derive_capacity(
     return capacity
 
 
-def capacity_of(costs: Costs, settings: BatchingSettings) -> Capacity:
-    """The capacity for the packer that the settings name.
+def capacity_of(
+    costs: Costs, settings: BatchingSettings, epoch: EpochSize | None = None
+) -> Capacity:
+    """The capacity for the packer that the settings name; ``epoch`` as in ``derive_capacity``.
 
     fixed_count takes batch_size structures whatever their size, so a limit beside it could not be
     kept: ``InputError``.
     """
     if settings.packer != "fixed_count":
         capacity = derive_capacity(
-            costs, settings.batch_size, settings.max_atoms, settings.max_edges
+            costs, settings.batch_size, settings.max_atoms, settings.max_edges, epoch
         )
         return limit_memory(costs, capacity, settings.max_memory_gb)
     for name in ("max_atoms", "max_edges", "max_memory_gb"):
@@ -182,7 +205,7 @@ def capacity_of(costs: Costs, settings: BatchingSettings) -> Capacity:
                 f" which takes {settings.batch_size} structures of any size; set "
                 f"batching.{name}=null or batching.packer=balanced"
             )
-    return derive_capacity(costs, settings.batch_size, None, None)
+    return derive_capacity(costs, settings.batch_size, None, None, epoch)
 
 
 def limit_memory(costs: Costs, capacity: Capacity, max_memory_gb: float | None) -> Capacity:

@@ -28,6 +28,7 @@ class Stream(IntEnum):
     WINDOWS = 3
     SIZES = 4
     RANKS = 5
+    HEADS = 6
 
 
 def mix(z: int) -> int:

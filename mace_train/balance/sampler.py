@@ -5,17 +5,21 @@ as loader processes do, does not move it. Plans are functions of (seed, epoch), 
 (epoch, step) continues after the steps that were done: nothing is replayed, and no random state is
 saved. With the balanced packer a window is packed when its first step comes, so the first batch
 of a run or of a restart does not wait for the plan of the whole epoch.
+
+With sampling ratios (head_sampling.py) an epoch holds samples: a structure several times, or not at
+all. Plans are of samples then, and bins of their structures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from mace_train.balance.algorithm1 import deterministic_bins
 from mace_train.balance.balanced import Packing, usual_steps
-from mace_train.balance.bins import StructureIds
+from mace_train.balance.bins import Samples, StructureIds
 from mace_train.balance.cost_model import with_cost_model
-from mace_train.balance.costs import Capacity, Costs, capacity_of
+from mace_train.balance.costs import Capacity, Costs, EpochSize, capacity_of
+from mace_train.balance.head_sampling import RATIOS, Heads, head_sampling
 from mace_train.balance.plan import Plan, make_plan
 from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings
@@ -24,7 +28,8 @@ from mace_train.settings import BatchingSettings
 class BinSampler:
     """Iterates the bins of one rank: of the current epoch, from the current step on.
 
-    Raises ``InputError`` at once when a structure does not fit into the capacity.
+    ``heads`` are needed for ``settings.head_sampling_ratios`` alone. Raises ``InputError`` at once
+    when a structure does not fit into the capacity, or for ratios that are not possible.
 
     >>> import numpy as np
     >>> costs = Costs(np.array([3, 9, 5, 6, 4, 9]), np.array([6, 72, 20, 30, 12, 72]))
@@ -37,11 +42,18 @@ class BinSampler:
     """
 
     def __init__(
-        self, costs: Costs, settings: BatchingSettings, world_size: int, rank: int, seed: int
+        self,
+        costs: Costs,
+        settings: BatchingSettings,
+        world_size: int,
+        rank: int,
+        seed: int,
+        heads: Heads | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise InputError(f"rank={rank} of world_size={world_size}: must be in [0, world_size)")
         self.costs = with_cost_model(costs, settings)
+        self.sampling = head_sampling(settings, heads, seed)
         self.packer = settings.packer
         self.world_size = world_size
         self.rank = rank
@@ -49,15 +61,17 @@ class BinSampler:
         self.epoch = 0
         self.step = 0
         self._background = ThreadPoolExecutor(1, thread_name_prefix="mace-train-plan")
-        self.use(capacity_of(self.costs, settings))
+        self.use(capacity_of(self.costs, settings, self.mean_epoch))
 
     def use(self, capacity: Capacity) -> None:
         """Plan with a capacity from now on."""
         self.capacity = capacity
-        self._plans: dict[int, Future[Plan]] = {}  # of the last two epochs asked for
+        # of the last two epochs that were asked for
+        self._plans: dict[int, Future[tuple[Samples, Plan]]] = {}
         self.usual_steps: int | None = None
-        """Steps of an epoch before those for structures that found no room; balanced only."""
-        if self.packer == "balanced":
+        """Steps of an epoch before those for structures that found no room; balanced only, and not
+        with sampling ratios, where epochs differ."""
+        if self.packer == "balanced" and self.sampling is None:
             self.usual_steps = usual_steps(self.costs, capacity, self.world_size)
 
     def prepare(self, epoch: int) -> None:
@@ -66,20 +80,33 @@ class BinSampler:
             return
         for old in sorted(self._plans, key=lambda known: abs(known - epoch))[1:]:
             del self._plans[old]
-        self._plans[epoch] = self._background.submit(
-            make_plan,
-            self.costs,
-            self.packer,
-            self.capacity,
-            self.world_size,
-            self.seed,
-            epoch,
-        )
+        self._plans[epoch] = self._background.submit(self._sampled_plan, epoch, self.capacity)
 
-    def plan(self, epoch: int) -> Plan:
-        """The plan of an epoch; waits for it if it is being made."""
+    def _sampled_plan(self, epoch: int, capacity: Capacity) -> tuple[Samples, Plan]:
+        samples = self.samples(epoch)
+        costs = samples.costs(self.costs)
+        plan = make_plan(costs, self.packer, capacity, self.world_size, self.seed, epoch)
+        return samples, plan
+
+    @property
+    def mean_epoch(self) -> EpochSize:
+        """What an epoch holds, on average."""
+        if self.sampling is None:
+            return EpochSize.of(self.costs)
+        return self.sampling.mean_epoch(self.costs)
+
+    def samples(self, epoch: int) -> Samples:
+        """The structures of an epoch."""
+        return Samples(len(self.costs)) if self.sampling is None else self.sampling.samples(epoch)
+
+    def epoch_plan(self, epoch: int) -> tuple[Samples, Plan]:
+        """The structures of an epoch and their plan; waits for it if it is being made."""
         self.prepare(epoch)
         return self._plans[epoch].result()
+
+    def plan(self, epoch: int) -> Plan:
+        """The plan of the samples of an epoch; waits for it if it is being made."""
+        return self.epoch_plan(epoch)[1]
 
     def plan_rest(self, epoch: int, ids: StructureIds) -> Plan:
         """A plan of the structures ``ids`` alone, whose index i means structure ids[i]."""
@@ -96,7 +123,8 @@ class BinSampler:
             if packing.layout.n_windows > 1:
                 yield from packing.of_rank(self.rank, start_step)
                 start_step = max(start_step, self.usual_steps)
-        yield from self.plan(epoch).of_rank(self.rank, start_step)
+        samples, plan = self.epoch_plan(epoch)
+        yield from map(samples.structures, plan.of_rank(self.rank, start_step))
 
     def __iter__(self) -> Iterator[StructureIds]:
         """What remains of the current epoch; does not move the position."""
@@ -116,6 +144,7 @@ class BinSampler:
     def origin(self) -> dict[str, Any]:
         """What the plan of an epoch depends on."""
         return {
+            **({} if self.sampling is None else self.sampling.origin),
             "seed": self.seed,
             "world_size": self.world_size,
             "packer": self.packer,
@@ -139,9 +168,8 @@ class BinSampler:
         """
         step = int(state["step"])
         changed = [
-            f"{name}={now} (the checkpoint has {state[name]})"
-            for name, now in self.origin().items()
-            if state[name] != now
+            f"{name}={now} (the checkpoint has {before})"
+            for name, before, now in differences(state, self.origin())
         ]
         if step and changed:
             raise InputError(
@@ -150,6 +178,12 @@ class BinSampler:
                 "checkpoint that was written at the end of an epoch"
             )
         self.epoch, self.step = int(state["epoch"]), step
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, before, now) of what plans depend on and has changed; earlier files have no ratios."""
+    before, now = {RATIOS: None, **before}, {RATIOS: None, **now}
+    return [(name, before[name], now[name]) for name in now if before[name] != now[name]]
 
 
 def evaluation_plan(costs: Costs, capacity: Capacity, world_size: int) -> Plan:

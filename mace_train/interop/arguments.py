@@ -29,6 +29,7 @@ class Argument:
     """flag (no value), bool (a word such as True), or empty: as the default."""
 
 
+_RATIOS = "batching.head_sampling_ratios={HEAD: N} repeats the structures of a head"
 _FINE_TUNING = "choose the structures to replay beforehand, as a file of their own"
 _POLAR = "for the models PolarMACE, MACELES and those of dipoles, which are not here"
 _ONE_FOLDER = "everything lies in output"
@@ -130,7 +131,7 @@ def _rows() -> list[Argument]:
         a("multiheads_finetuning", True, "preprocess: data.train_file", kind="bool"),
         a("foundation_head", None, "train: foundation.head"),
         a("weight_pt_head", 1.0, "train: loss.head_weights"),
-        a("real_pt_data_ratio_threshold", 0.1, instead=_FINE_TUNING),
+        a("real_pt_data_ratio_threshold", 0.1, instead=_RATIOS),
         a("num_samples_pt", 10000, instead=_FINE_TUNING),
         a(
             "force_mh_ft_lr",

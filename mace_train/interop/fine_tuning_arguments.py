@@ -79,6 +79,13 @@ def _replay(values: Values, equal: Equal, without: list[str]) -> None:
             own = {"Default": own}
         if file is not None:
             data[f"data.{name}"] = {**(own or {}), REPLAY: file}
+    threshold = values["real_pt_data_ratio_threshold"]
+    if threshold > 0:
+        without.append(
+            "--real_pt_data_ratio_threshold: mace-torch repeats the new structures "
+            f"where they are fewer than {threshold} of those to replay; "
+            "batching.head_sampling_ratios={Default: N} takes them N times per epoch"
+        )
     if values["weight_pt_head"] != 1.0:
         equal["train"]["loss.head_weights"] = {REPLAY: values["weight_pt_head"]}
 

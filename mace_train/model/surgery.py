@@ -59,27 +59,35 @@ def with_elements(model: MACE, atomic_numbers: Sequence[int]) -> MACE:
     return _rebuilt(model, replace(model.data, atomic_numbers=numbers, heads=heads), change)
 
 
-def with_heads(model: MACE, heads: Sequence[Head], source: str | None = None) -> MACE:
-    """The model with these heads, each with the readouts of one head (``source``) of the model."""
-    model = one_head(model, source)
-    n_heads = len(heads)
-    data = replace(model.data, heads=tuple(heads))
-    if n_heads == 1:
-        return _rebuilt(model, data, lambda name, weight: weight)
+def with_heads(
+    model: MACE, heads: Sequence[Head], sources: Sequence[str] | str | None = None
+) -> MACE:
+    """The model with these heads, each with the readouts of one head of the model.
+
+    ``sources`` names it for each of them, or for all; a model that has one head needs no name.
+    """
+    names = [sources] * len(heads) if sources is None or isinstance(sources, str) else [*sources]
+    alone = {name: one_head(model, name).state_dict() for name in dict.fromkeys(names)}
+    n_heads, settings = len(heads), model.settings
+    first = one_head(model, names[0])
 
     def change(name: str, weight: Tensor) -> Tensor:
-        if not name.startswith(_OF_HEADS):
+        if not name.startswith(_OF_HEADS) or n_heads == 1:
             return weight
+        of_heads = [alone[source][name] for source in names]
         if name.endswith("linear_1.weight"):  # [channel, head, hidden]
-            return weight.view(model.settings.num_channels, -1).repeat(1, n_heads).flatten()
+            return torch.stack([w.view(settings.num_channels, -1) for w in of_heads], 1).flatten()
         if name.endswith(".bias"):  # [head, hidden] or [head]
-            return weight.repeat(n_heads)
+            return torch.cat(of_heads)
         if name.endswith(("linear_mid.weight", "linear_2.weight")):  # [head, hidden, head, n_out]
-            block = weight.view(model.settings.mlp_width(), -1)
-            return torch.kron(torch.eye(n_heads).to(weight), block).flatten() * n_heads**0.5
-        return weight[:, None].repeat(1, n_heads).flatten()  # [channel, head]
+            width = settings.mlp_width()
+            joined = weight.new_zeros(n_heads, width, n_heads, weight.numel() // width)
+            for i, block in enumerate(of_heads):
+                joined[i, :, i] = block.view(width, -1)
+            return joined.flatten() * n_heads**0.5
+        return torch.stack(of_heads, 1).flatten()  # [channel, head]
 
-    return _rebuilt(model, data, change)
+    return _rebuilt(first, replace(model.data, heads=tuple(heads)), change)
 
 
 def one_head(model: MACE, name: str | None = None) -> MACE:

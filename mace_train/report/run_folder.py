@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mace_train.balance.costs import Capacity, Costs
+from mace_train.balance.head_sampling import RATIOS, Heads, sampling_from
 from mace_train.balance.plan import Plan, make_plan
+from mace_train.data.loading.loader import heads_of
 from mace_train.data.statistics import open_split
 from mace_train.errors import InputError
 from mace_train.evaluate.compare import best_epoch, flat, read_metrics
@@ -128,21 +130,20 @@ def fill_of_bins(run: RunFolder) -> BinFill | None:
     last = run.path / "checkpoints" / "last.safetensors"
     if not last.is_file() or not (run.data_dir / "train").is_dir():
         return None
-    origin = checkpoint.read_header(last)["sampler"]
+    header = checkpoint.read_header(last)
+    origin = header["sampler"]
     shards = open_split(run.data_dir, "train")
     costs = Costs(shards.n_atoms.astype(np.int64), shards.n_edges.astype(np.int64))
     if costs.fingerprint != origin["dataset"]:
         return None  # other data, or bins that were limited by a model of memory
-    names = ("max_atoms", "max_edges", "batch_size", "max_memory")
-    capacity = Capacity(**{name: origin[name] for name in names})
-    plan = make_plan(
-        costs,
-        origin["packer"],
-        capacity,
-        origin["world_size"],
-        origin["seed"],
-        run.epochs[-1]["epoch"],
-    )
+    limits = ("max_atoms", "max_edges", "batch_size", "max_memory")
+    capacity, epoch = Capacity(**{name: origin[name] for name in limits}), run.epochs[-1]["epoch"]
+    if RATIOS in origin:
+        names = checkpoint.described(header)[1].head_names
+        heads = Heads(names, heads_of(shards, names, str(shards.folder)))
+        sampling = sampling_from(origin, heads)
+        costs = costs if sampling is None else sampling.samples(epoch).costs(costs)
+    plan = make_plan(costs, origin["packer"], capacity, origin["world_size"], origin["seed"], epoch)
     return BinFill(
         plan.n_atoms.ravel() / capacity.max_atoms,
         plan.n_edges.ravel() / max(capacity.max_edges, 1),

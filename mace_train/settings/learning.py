@@ -1,9 +1,10 @@
 """Settings of optimizer, learning-rate schedule, loss and fine-tuning."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mace_train.checks import check_choice
+from mace_train.checks import check_choice, check_head
 from mace_train.errors import InputError
 from mace_train.foundation_models.lookup import check_licence_name
 from mace_train.irreps import MOST_CHANNELS
@@ -18,6 +19,8 @@ from mace_train.settings.ranges import (
     check_ranges,
 )
 
+_GROUPS = ("embedding", "interactions", "products", "readouts", "inputs")
+_MODULES = ("node_embedding", "joint_embedding", "embedding_readout")  # of embedding and inputs
 _WIDTH = Range(1, MOST_CHANNELS, reason="published models have up to 512")
 
 
@@ -30,8 +33,12 @@ class FoundationSettings:
     as medium-mpa-0 (`mace-train import` lists them); null: random weights."""
     accept_licence: str | None = None
     """The licence of a foundation model that you accept, such as ASL (no commercial use)."""
-    head: str | None = None
-    """Head to start from, if the model has several; every head of the data begins as this one."""
+    head: Any = None
+    """Head to start from, if the model has several: one for all heads of the data, or one for each,
+    such as {new: omat_pbe}; null: every head of the data begins as that of its name."""
+    heads: str = "data"
+    """data (the heads of the data alone), or all (those of the model too: the layers that heads
+    share change under them, unless optimizer.freeze or a small learning rate keeps these)."""
     E0s: str = "data"
     """Energies of isolated atoms: data (those of the data, which fits a new level of theory),
     foundation (those of the model), or estimated (those of the model plus what its errors on up to
@@ -49,6 +56,8 @@ class FoundationSettings:
     def __post_init__(self) -> None:
         check_choice("foundation.E0s", self.E0s, ("data", "foundation", "estimated"))
         check_choice("foundation.elements", self.elements, ("data", "all"))
+        check_choice("foundation.heads", self.heads, ("data", "all"))
+        self.head_of(())
         check_licence_name("foundation.accept_licence", self.accept_licence)
         check_ranges(self, "foundation.")
         defaults = FoundationSettings.__dataclass_fields__
@@ -56,6 +65,22 @@ class FoundationSettings:
         if self.checkpoint is None and given:
             names = ", ".join(f"foundation.{name}" for name in given)
             raise InputError(f"{names}: needs foundation.checkpoint, the model to start from")
+
+    def head_of(self, names: Sequence[str]) -> dict[str, str | None]:
+        """The head that each head of the data is to begin as; None where none is named."""
+        if self.head is None or isinstance(self.head, str):
+            return dict.fromkeys(names, self.head)
+        if not isinstance(self.head, dict) or not all(
+            isinstance(name, str) for name in self.head.values()
+        ):
+            raise InputError(
+                f"foundation.head={self.head!r} must be a head of the model, or map heads of the "
+                "data to such, as '{new: omat_pbe}'"
+            )
+        given = {str(name): head for name, head in self.head.items()}
+        for name in given if names else ():
+            check_head(f"foundation.head.{name}", name, names)
+        return {name: given.get(name) for name in names}
 
 
 @dataclass(kw_only=True)
@@ -76,10 +101,11 @@ class OptimizerSettings:
     amsgrad: bool = True
     """Use the AMSGrad variant."""
     lr_params_factors: Any = bounded(None, Range(0, 1e6, reason="0 keeps a group as it is"))
-    """Learning rate relative to lr by group, such as {readouts: 2, embedding: 0.1}; the groups are
-    embedding, interactions, products and readouts."""
+    """Learning rate relative to lr by part, such as {readouts: 2, interactions.0: 0.1}; of names
+    within each other the longest counts. Parts are embedding, interactions, products, readouts,
+    inputs (what charge, spin and other inputs go through), their layers and the weights in them."""
     freeze: Any = None
-    """Parts of the model that are not trained, such as [node_embedding, interactions.0]."""
+    """Parts of the model that are not trained, such as [embedding, interactions.0]."""
     lr_scaling: str = "none"
     """How lr follows the structures of a step over all ranks, n: none, linear (times
     n / lr_structures) or sqrt (the root of it)."""
@@ -95,18 +121,18 @@ class OptimizerSettings:
         self.frozen()
 
     def factors(self) -> dict[str, float]:
-        """Learning rate of every group of parameters, relative to lr."""
-        groups = ("embedding", "interactions", "products", "readouts")
+        """Learning rate relative to lr of the parts that are named."""
         given = {} if self.lr_params_factors is None else self.lr_params_factors
         right = isinstance(given, dict) and all(
-            name in groups and isinstance(value, (int, float)) for name, value in given.items()
+            str(name).split(".")[0] in (*_GROUPS, *_MODULES) and isinstance(value, (int, float))
+            for name, value in given.items()
         )
         if not right:
             raise InputError(
-                f"optimizer.lr_params_factors={given!r} must map {', '.join(groups)} to numbers, "
-                "such as '{readouts: 2}'"
+                f"optimizer.lr_params_factors={given!r} must map {', '.join(_GROUPS)}, or layers "
+                "and weights of these, to numbers, such as '{readouts: 2, interactions.0: 0.1}'"
             )
-        return {name: float(given.get(name, 1.0)) for name in groups}
+        return {str(name): float(value) for name, value in given.items()}
 
     def frozen(self) -> list[str]:
         """Names of the parts that are not trained."""
@@ -114,7 +140,7 @@ class OptimizerSettings:
         if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
             raise InputError(
                 f"optimizer.freeze={given!r} must be a list of parts of the model, such as "
-                "'[node_embedding, interactions.0]'"
+                "'[embedding, interactions.0]'"
             )
         return list(given)
 

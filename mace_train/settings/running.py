@@ -1,6 +1,9 @@
 """Settings of batching, logging, checkpoints, processes and devices."""
 
+import re
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 from mace_train.checks import check_choice
 from mace_train.errors import InputError
@@ -10,6 +13,12 @@ _BATCH = Range(1, 10**6, reason="a step holds all of its structures in memory")
 _CAPACITY = Range(1, 2**31 - 1, reason="counts of a step have 32 bits")
 _PROCESSES = 4096  # more than the cores of any host; train compares with those of its own
 PACKERS = ("balanced", "algorithm1", "first_fit", "fixed_count")
+_SAMPLING_RATIO = Range(
+    1e-6,
+    10_000,
+    reason="to leave a head out, leave it out of the data; more repeats are more epochs",
+)
+_FRACTION = re.compile(r"(\d{1,9})/(\d{1,9})")
 
 
 @dataclass(kw_only=True)
@@ -48,6 +57,10 @@ class BatchingSettings:
     static_shapes: bool = False
     """Pad every bin to the capacity with atoms that change nothing, so that all steps have one
     shape; the padding costs time."""
+    head_sampling_ratios: Any = bounded(None, _SAMPLING_RATIO)
+    """How often an epoch of training holds the structures of a head, such as {new: 4, old: 1/3}; 1
+    for a head that is not named. With 4 each comes four times per epoch, with 1/3 once in three
+    epochs, with 2.5 two or three times in one and five times in two."""
 
     def __post_init__(self) -> None:
         check_choice("batching.packer", self.packer, PACKERS)
@@ -62,6 +75,36 @@ class BatchingSettings:
                 "file that says how much memory atoms and edges take; scripts/measure_costs.py "
                 "writes it"
             )
+        self.ratios_by_head()
+
+    def ratios_by_head(self) -> dict[str, Fraction]:
+        """The exact sampling ratios of the heads that are named."""
+        given = {} if self.head_sampling_ratios is None else self.head_sampling_ratios
+        if not isinstance(given, dict):
+            raise InputError(
+                f"batching.head_sampling_ratios={given!r} must map heads to numbers, such as "
+                "'{new: 4, old: 1/3}'"
+            )
+        return {
+            str(head): _ratio(f"batching.head_sampling_ratios.{head}", value)
+            for head, value in given.items()
+        }
+
+
+def _ratio(name: str, value: Any) -> Fraction:
+    """A sampling ratio from a number, as it is written, or from a fraction in text."""
+    ratio = None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        ratio = Fraction(str(value))
+    elif isinstance(value, str) and (found := _FRACTION.fullmatch(value)) and int(found[2]):
+        ratio = Fraction(int(found[1]), int(found[2]))
+    if ratio is None:
+        raise InputError(
+            f"{name}={value!r} must be a number, or a fraction such as 1/3; it must be "
+            f"{_SAMPLING_RATIO}"
+        )
+    _SAMPLING_RATIO.check(name, float(ratio))
+    return ratio
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ import logging
 import torch
 from ase.data import chemical_symbols
 
+from mace_train.checks import check_head
 from mace_train.data.statistics import HeadStatistics, Statistics
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
@@ -19,7 +20,7 @@ from mace_train.settings.model import ATTENTION, NONLINEAR
 from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.cuda_graphs import check_cuda_graphs
 from mace_train.train.fine_tuning import fine_tuned_model
-from mace_train.train.optim import freeze
+from mace_train.train.optim import freeze, lr_factors
 from mace_train.train.splits import Split, warn_of_unused_inputs
 
 LOGGER = logging.getLogger("mace_train")
@@ -50,13 +51,14 @@ def make_model(
     if world.is_main:
         warn_of_unused_inputs(model.inputs, train)
     model = model.to(world.device)
-    _check_heads(settings, model.data)
+    _check_heads(settings, tuple(statistics.heads))
+    lr_factors(model, settings.optimizer)
+    freeze(model, settings.optimizer.frozen())
     choose_kernels(model, settings.cluster, world)
     _choose_precision(model, settings, world)
     if settings.cluster.cuda_graphs:
         check_cuda_graphs(model.kernels, world.device)
     compile_kernels_on_all_ranks(model, world)
-    freeze(model, settings.optimizer.frozen())
     return model
 
 
@@ -139,15 +141,15 @@ def _scale_shift(settings: ModelSettings, statistics: HeadStatistics) -> tuple[f
     return instead, shift
 
 
-def _check_heads(settings: TrainSettings, data: ModelData) -> None:
-    """InputError for settings of a head that the model does not have."""
+def _check_heads(settings: TrainSettings, heads: tuple[str, ...]) -> None:
+    """InputError for settings of a head that the data do not have."""
     named = {f"loss.head_weights.{name}": name for name in settings.loss.weights_by_head()}
+    for name in settings.batching.ratios_by_head():
+        named[f"batching.head_sampling_ratios.{name}"] = name
     if settings.checkpoints.head is not None:
         named["checkpoints.head"] = settings.checkpoints.head
     for where, name in named.items():
-        if name not in data.head_names:
-            heads = ", ".join(data.head_names)
-            raise InputError(f"{where}: no head {name!r}; the heads of the data are: {heads}")
+        check_head(where, name, heads)
 
 
 def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None:

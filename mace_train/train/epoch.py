@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
+from mace_train.balance.bins import Samples
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.data.graph import Graph
 from mace_train.data.loading.loader import batches
@@ -37,7 +39,8 @@ class EpochLoop:
     noise: NoiseScale = field(default_factory=NoiseScale)
     norm: float = math.nan
     lr: float = math.nan
-    n_seen: int = 0  # structures that the epoch has trained on, over all sessions and ranks
+    samples: Samples = field(default_factory=lambda: Samples(0))  # of the epoch
+    n_seen: int = 0  # samples that the epoch has trained on, over all sessions and ranks
     planned_straggler: float = math.nan  # straggler ratio of the plan
     interrupted: bool = False  # a checkpoint was written because a rank has its stop flag set
 
@@ -51,6 +54,7 @@ class EpochLoop:
         epoch_plan = run.epoch_plan or EpochPlan.full(run.sampler, epoch)
         run.epoch_plan = None
         self.planned_straggler = epoch_plan.plan.straggler
+        self.samples = epoch_plan.samples
         rest = self._train_plan(epoch_plan)
         while rest is not None:
             rest = self._train_plan(rest)
@@ -147,15 +151,18 @@ class EpochLoop:
         self._clock = now
 
     def _sums(self) -> LossSums:
-        """Loss sums of the epoch over all ranks; checks that it held every structure once."""
+        """Loss sums of the epoch over all ranks; checks that it held every sample once.
+
+        Without sampling ratios that is every structure once.
+        """
         run, totals = self.run, self.run.epoch_totals
         sums = run.world.sum(torch.stack((totals.sums.numerators, totals.sums.counts)))
         if not self.interrupted:
             seen = run.world.all_reduce_async(totals.seen)()
-            n = len(run.sampler.costs)
+            ids = torch.from_numpy(self.samples.structures(np.arange(len(self.samples))))
             self.n_seen = int(seen[0])
-            expected = [n, int(fingerprints(torch.arange(n)).sum())]
-            assert seen.tolist() == expected, "a structure was lost or trained twice"
+            expected = [len(ids), int(fingerprints(ids).sum())]
+            assert seen.tolist() == expected, "a structure was lost or trained too often"
             run.epoch_totals, run.progress.plan_step = EpochTotals.zero(run.world.device), 0
         return LossSums(sums[0], sums[1])
 

@@ -57,7 +57,7 @@ def _lower_capacity(run: Run, epoch_plan: EpochPlan, step: int, failure: StepFai
         after.max_atoms,
         after.max_edges,
     )
-    return EpochPlan.remaining(run.sampler, epoch_plan.epoch, epoch_plan.remaining_ids(step))
+    return epoch_plan.rest(run.sampler, step)
 
 
 def lowered(costs: Costs, capacity: Capacity) -> Capacity:

@@ -1,12 +1,12 @@
 """Fine-tuning: a trained model -> the elements, heads and E0s of the data -> training starts.
 
-Every head of the data begins with the readouts, scale and shift of the model it comes from, so
-before the first step all of them give that model's forces and, with its E0s, its energies. This is
-checked and logged.
+Every head of the data begins with the readouts, scale and shift of a head of the model, so before
+the first step it gives the forces of that and, with its E0s, the energies. This is checked and
+logged. Other heads of the model are left out, or kept behind those of the data.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from mace_train.foundation_models.lookup import imported_checkpoint, named
 from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.lora import add_low_rank
 from mace_train.model.mace import MACE, Head, ModelData
-from mace_train.model.surgery import one_head, with_elements, with_heads
+from mace_train.model.surgery import with_elements, with_heads
 from mace_train.settings import TrainSettings
 from mace_train.train.checkpoint import load_model
 from mace_train.train.checkpoint_manager import CheckpointManager
@@ -62,7 +62,8 @@ def fine_tuned_model(
                 imported_checkpoint(path, given.accept_licence, "foundation.accept_licence")
             )
         )
-    origin = one_head(load_model(path, dtype, given.accept_licence)[0], given.head)
+    origin = load_model(path, dtype, given.accept_licence)[0]
+    sources = _sources(settings, tuple(statistics.heads), origin.data.head_names)
     origin.to(world.device).kernels = settings.cluster.kernels
     if origin.data.r_max != statistics.r_max:
         raise InputError(
@@ -74,14 +75,14 @@ def fine_tuned_model(
     train.shards.check_inputs(origin.inputs)
     model = with_elements(origin, [*statistics.atomic_numbers, *more])
     earlier = world.broadcast_result(lambda: _earlier_data(manager))
-    if earlier is not None:
-        heads = list(ModelData.from_dict(earlier).heads)
-    else:
-        heads = _heads(settings, statistics, origin, model, train, world)
-    model = with_heads(model, heads)
+    heads = [] if earlier is None else list(ModelData.from_dict(earlier).heads)
+    if [head.name for head in heads] != [*sources]:  # of a resumed run: refused by what follows
+        heads = _heads(settings, statistics, origin, model, sources, train, world)
+    model = with_heads(model, heads, [*sources.values()])
     if earlier is None:
         _log_elements(origin, model, settings, world)
-        _compare(origin, model, train, world)
+        _log_heads(sources, tuple(statistics.heads), origin, world)
+        _compare(origin, model, [*sources.values()], train, world)
     if given.lora_rank is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -96,20 +97,53 @@ def _earlier_data(manager: CheckpointManager) -> Mapping[str, Any] | None:
     return manager.newest()[1]["model_data"] if manager.steps() else None
 
 
+def _sources(
+    settings: TrainSettings, of_data: tuple[str, ...], of_model: tuple[str, ...]
+) -> dict[str, str]:
+    """The head of the model that every head to train begins as, those of the data first.
+
+    Raises ``InputError`` for a head that the model does not have, or where none is named.
+    """
+    given = settings.foundation
+    sources = {}
+    for name, source in given.head_of(of_data).items():
+        if source is None:
+            source = name if name in of_model else of_model[0]
+            if len(of_model) > 1 and name not in of_model:
+                raise InputError(
+                    f"foundation.checkpoint={given.checkpoint} has the heads "
+                    f"{', '.join(of_model)}; name one of them, foundation.head=NAME, or one for "
+                    f"each head of the data, foundation.head='{{{name}: NAME}}'"
+                )
+        if source not in of_model:
+            raise InputError(
+                f"foundation.head: no head {source!r} in {given.checkpoint}; its heads are "
+                f"{', '.join(of_model)}"
+            )
+        sources[name] = source
+    more = of_model if given.heads == "all" else ()
+    return sources | {name: name for name in more if name not in sources}
+
+
 def _heads(
     settings: TrainSettings,
     statistics: Statistics,
     origin: MACE,
     model: MACE,
+    sources: Mapping[str, str],
     train: Split,
     world: World,
 ) -> list[Head]:
-    """A head for each head of the data, with E0s by ``foundation.E0s``."""
-    (head,) = model.data.heads
+    """The heads to train: those of the data, with E0s by ``foundation.E0s``, then others."""
     numbers, known = model.data.atomic_numbers, set(origin.data.atomic_numbers)
-    own = {z: E0 for z, E0 in zip(numbers, head.E0s, strict=True) if z in known}
     heads = []
-    for index, (name, of_data) in enumerate(statistics.heads.items()):
+    for index, (name, source) in enumerate(sources.items()):
+        head = model.data.heads[model.data.head_names.index(source)]
+        if name not in statistics.heads:
+            heads.append(head)
+            continue
+        own = {z: E0 for z, E0 in zip(numbers, head.E0s, strict=True) if z in known}
+        of_data = statistics.heads[name]
         if world.is_main:
             _warn_of_shift(settings, name, of_data.E0s, own)
         first, second = (
@@ -119,7 +153,8 @@ def _heads(
         if settings.foundation.E0s == "estimated":
             start = replace(head, E0s=tuple(E0s.tolist()))
             chosen = np.flatnonzero(train.head_of == index)
-            E0s += _corrections(with_heads(model, [start]), chosen, train, settings, world)
+            alone = with_heads(model, [start], source)
+            E0s += _corrections(alone, chosen, train, settings, world)
         heads.append(replace(head, E0s=tuple(E0s.tolist()), name=name))
     return heads
 
@@ -193,20 +228,36 @@ def _log_elements(origin: MACE, model: MACE, settings: TrainSettings, world: Wor
             LOGGER.info("elements %s: %s", what, names)
 
 
-def _compare(origin: MACE, model: MACE, train: Split, world: World) -> None:
-    """Log how far every head is from the origin; InputError if it is not the same model."""
+def _log_heads(
+    sources: Mapping[str, str], of_data: tuple[str, ...], origin: MACE, world: World
+) -> None:
+    """Log where the heads come from, of a model with several."""
+    of_model = origin.data.head_names
+    if not world.is_main or len(of_model) == 1:
+        return
+    LOGGER.info("heads: %s", ", ".join(f"{name} begins as {sources[name]}" for name in of_data))
+    kept = [name for name in sources if name not in of_data]
+    out = [name for name in of_model if name not in sources.values()]
+    for what, names in (("kept, without data", kept), ("left out", out)):
+        if names:
+            LOGGER.info("heads %s: %s", what, ", ".join(names))
+
+
+def _compare(origin: MACE, model: MACE, sources: Sequence[str], train: Split, world: World) -> None:
+    """Log how far every head is from its source; InputError if it is not the same model."""
     ids = _comparable(origin, train)
     if not len(ids):
         LOGGER.warning("no training structure has known elements alone: nothing to compare with")
         return
-    expected = _predictions(origin, train, ids, 0)
     n_atoms = torch.from_numpy(train.costs.n_atoms[ids]).to(world.device)
-    energy, force = 0.0, 0.0
-    for head in range(len(model.data.heads)):
+    energy, force, largest = 0.0, 0.0, 0.0
+    for head, source in enumerate(sources):
+        expected = _predictions(origin, train, ids, origin.data.head_names.index(source))
         found = _predictions(model, train, ids, head)
         difference = (found.interaction_energy - expected.interaction_energy) / n_atoms
         energy = max(energy, float(difference.abs().max()))
         force = max(force, float((_forces(found) - _forces(expected)).abs().max()))
+        largest = max(largest, float(_forces(expected).abs().max()))
     if world.is_main:
         LOGGER.info(
             "before the first step: equal to the model it starts from (%d structures: energies "
@@ -215,8 +266,7 @@ def _compare(origin: MACE, model: MACE, train: Split, world: World) -> None:
             energy,
             force,
         )
-    scale = 1.0 + float(_forces(expected).abs().max())
-    if not max(energy, force) <= TOLERANCE[model.dtype] * scale:
+    if not max(energy, force) <= TOLERANCE[model.dtype] * (1.0 + largest):
         raise InputError(
             f"foundation.checkpoint: the model to train differs from it by {energy:.1e} eV/atom "
             f"and {force:.1e} eV/Å before the first step; please report this as a bug, with the "

@@ -40,6 +40,7 @@ class LbfgsLoop(EpochLoop):
         run.updater.optimizer.step(closure)  # type: ignore[arg-type]
         self.norm = run.updater.gradients.norm()
         self.planned_straggler = epoch_plan.plan.straggler
+        self.samples = epoch_plan.samples
         self.n_seen = len(epoch_plan.plan.bins.ids)
         self.timer.step_done()
         run.progress.step += 1

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mace_train.balance.cost_model import LinearCosts, fit_linear_costs
-from mace_train.balance.costs import Capacity
+from mace_train.balance.costs import Capacity, ceil_div
 from mace_train.data.graph import Graph
 from mace_train.data.loading.loader import batches
 from mace_train.distributed.world import World
@@ -67,12 +67,11 @@ def calibrate_capacity(run: Run) -> Capacity:
 
 def _solve(run: Run, fit: LinearCosts, budget: float) -> tuple[int, int]:
     """(atoms, edges) that fill the budget but for the margin; no more than one step of all data."""
-    costs = run.train.costs
-    total_atoms, total_edges = int(costs.n_atoms.sum()), int(costs.n_edges.sum())
-    edges_per_atom = EDGE_SLACK * total_edges / total_atoms
+    epoch = run.sampler.mean_epoch
+    edges_per_atom = EDGE_SLACK * float(epoch.n_edges / epoch.n_atoms)
     room = (1.0 - MARGIN) * budget - fit.fixed - _optimizer_bytes(run.updater.parameters)
     n_atoms = int(max(room, 0.0) / max(fit.per_atom + fit.per_edge * edges_per_atom, 1e-9))
-    most = -(-total_atoms // run.world.size) + int(costs.n_atoms.max())
+    most = ceil_div(epoch.n_atoms, run.world.size) + int(run.train.costs.n_atoms.max())
     n_atoms = min(n_atoms, most)
     return n_atoms, int(n_atoms * edges_per_atom)
 

@@ -1,5 +1,7 @@
 """Optimizers over mace-torch's parameter groups, and their state as tensors and numbers."""
 
+import difflib
+import logging
 from typing import Any
 
 import torch
@@ -8,6 +10,11 @@ from torch import Tensor, nn
 from mace_train.errors import InputError
 from mace_train.settings import OptimizerSettings
 
+LOGGER = logging.getLogger("mace_train")
+_SHORT_NAMES = {  # of mace-torch's options, and of what this project calls inputs
+    "embedding": ("node_embedding",),
+    "inputs": ("joint_embedding", "embedding_readout"),
+}
 _DECAYED_IN_INTERACTIONS = ("linear.weight", "skip_tp_full.weight")
 _LBFGS: dict[str, Any] = {  # as mace-torch
     "history_size": 200,
@@ -21,30 +28,69 @@ _GROUP_STATE = ("k", "weight_sum", "lr_max", "scheduled_lr", "train_mode")
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """mace-torch's groups: decay on the mixing linears and the products, none elsewhere.
 
-    ``lr_factor`` of a group is its learning rate relative to ``lr``. Parameters that do not
-    require a gradient are in no group.
+    ``lr_factor`` of a group is its learning rate relative to ``lr``; where parts of a group have
+    other ones, they are groups of their own, of the same name. Parameters that do not require a
+    gradient are in no group.
     """
-    groups: dict[str, list[nn.Parameter]] = {
-        "embedding": [],
-        "interactions_decay": [],
-        "interactions_no_decay": [],
-        "products": [],
-        "readouts": [],
-        **({"inputs": []} if getattr(model, "inputs", ()) else {}),
+    groups: dict[str, dict[float, list[nn.Parameter]]] = {
+        "embedding": {},
+        "interactions_decay": {},
+        "interactions_no_decay": {},
+        "products": {},
+        "readouts": {},
+        **({"inputs": {}} if getattr(model, "inputs", ()) else {}),
     }
+    factors, decayed = lr_factors(model, settings), ("interactions_decay", "products")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[_group_of(name)].append(parameter)
-    decayed, factors = ("interactions_decay", "products"), settings.factors()
+            groups[_group_of(name)].setdefault(factors[name], []).append(parameter)
     return [
         {
             "name": name,
             "params": members,
             "weight_decay": settings.weight_decay if name in decayed else 0.0,
-            "lr_factor": factors.get(name.split("_")[0], 1.0),
+            "lr_factor": factor,
         }
-        for name, members in groups.items()
+        for name, by_factor in groups.items()
+        for factor, members in (by_factor or {1.0: []}).items()
     ]
+
+
+def lr_factors(model: nn.Module, settings: OptimizerSettings) -> dict[str, float]:
+    """The learning rate of every parameter, relative to ``lr``.
+
+    Raises ``InputError`` for a name that is no part of the model, or for two of one part.
+    """
+    setting = "optimizer.lr_params_factors"
+    factors = {name: 1.0 for name, _ in model.named_parameters()}
+    covered = {name: covered_by(model, setting, name) for name in settings.factors()}
+    for name in sorted(covered, key=lambda name: -len(covered[name])):  # the whole, then parts
+        same = next(other for other in covered if covered[other] == covered[name])
+        if same != name:
+            raise InputError(f"{setting}: {same} and {name} are the same part; give one of them")
+        factors |= dict.fromkeys(covered[name], settings.factors()[name])
+    return factors
+
+
+def covered_by(model: nn.Module, setting: str, part: str) -> list[str]:
+    """The names of the parameters in a part of the model; ``InputError`` if there is none.
+
+    A part is a module, a parameter, or one of ``_SHORT_NAMES``; ``setting`` names it in the error.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    paths = _SHORT_NAMES.get(part, (part,))
+    found = [n for n in names if any(n == path or n.startswith(f"{path}.") for path in paths)]
+    if not found:
+        dotted = [name.split(".") for name in names]
+        known = {".".join(of[: n + 1]) for of in dotted for n in range(len(of))}
+        near = difflib.get_close_matches(part, sorted(known | set(_SHORT_NAMES)), n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        parts = sorted({".".join(of[:2]) for of in dotted})
+        raise InputError(
+            f"{setting} names {part!r}, which is no part of the model{hint}; its parts are "
+            f"{', '.join(parts)}, and the parameters in them"
+        )
+    return found
 
 
 def _group_of(name: str) -> str:
@@ -64,16 +110,9 @@ def _group_of(name: str) -> str:
 def freeze(model: nn.Module, names: list[str]) -> None:
     """Freeze the parameters that a name covers; ``InputError`` if one covers none, or all do."""
     parameters = dict(model.named_parameters())
-    for name in names:
-        covered = [p for key, p in parameters.items() if key == name or key.startswith(f"{name}.")]
-        if not covered:
-            parts = sorted({".".join(key.split(".")[:2]) for key in parameters})
-            raise InputError(
-                f"optimizer.freeze names {name!r}, which is no part of the model; its parts are "
-                f"{', '.join(parts)}, and the parameters in them"
-            )
-        for parameter in covered:
-            parameter.requires_grad_(False)
+    for part in names:
+        for name in covered_by(model, "optimizer.freeze", part):
+            parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise InputError("optimizer.freeze leaves nothing to train; name fewer parts")
 
@@ -91,6 +130,11 @@ def make_optimizer(
     """
     name = name or settings.optimizer
     if name == "lbfgs":
+        if any(factor != 1.0 for factor in settings.factors().values()):
+            LOGGER.warning(
+                "optimizer.lr_params_factors has no effect on L-BFGS, whose step is one for all "
+                "weights; optimizer.freeze keeps parts as they are"
+            )
         members = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.optim.LBFGS([{"params": members, "lr_factor": 1.0}], lr=1.0, **_LBFGS)
     groups, betas = parameter_groups(model, settings), (settings.beta, settings.beta2)
@@ -185,8 +229,9 @@ def load_optimizer_state(
             state.setdefault("max_exp_avg_sq", state["exp_avg_sq"].clone())  # switched on since
         if state:
             optimizer.state[parameter] = state
-    for group, values in zip(optimizer.param_groups, numbers["groups"], strict=False):
-        group.update(values)
+    of_groups = list(numbers["groups"])
+    for i, group in enumerate(optimizer.param_groups if of_groups else ()):
+        group.update(of_groups[min(i, len(of_groups) - 1)])  # more, with rates by layer since
 
 
 def _state_of(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mace_train.balance.epoch_plan import EpochPlan
+from mace_train.balance.head_sampling import Heads
 from mace_train.balance.sampler import BinSampler
 from mace_train.checks import is_number
 from mace_train.data.statistics import Statistics
@@ -150,6 +151,11 @@ class Run:
         """Early stopping has ended the run."""
         last = self.progress.stage == len(self.stages) - 1
         return last and self.progress.bad_validations >= self.settings.patience
+
+    @property
+    def heads(self) -> Heads:
+        """The head of every training structure."""
+        return Heads(tuple(self.statistics.heads), self.train.head_of)
 
     @property
     def valid_hash(self) -> str | None:

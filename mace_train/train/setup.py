@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mace_train.atomic_files import remove_leftovers
 from mace_train.balance.epoch_plan import EpochPlan
+from mace_train.balance.head_sampling import Heads
 from mace_train.balance.sampler import BinSampler
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
@@ -69,6 +70,7 @@ def make_run(
     """
     settings = replace(settings, model=model.settings)
     stages = stages_of(settings)
+    heads = Heads(tuple(statistics.heads), train.head_of)
     run = Run(
         settings=settings,
         world=world,
@@ -76,7 +78,9 @@ def make_run(
         valid=valid,
         model=model,
         updater=Updater(model, settings, stages[0].optimizer, world),
-        sampler=BinSampler(train.costs, settings.batching, world.size, world.rank, settings.seed),
+        sampler=BinSampler(
+            train.costs, settings.batching, world.size, world.rank, settings.seed, heads
+        ),
         stages=stages,
         checkpoint_manager=manager,
         progress=Progress(),

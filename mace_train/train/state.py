@@ -3,7 +3,8 @@
 At the same number of ranks a resumed run continues bit for bit: weights, EMA, optimizer, schedule,
 stage, counters, this rank's sums of the running epoch, and the position in it. Random numbers need
 no state, they follow from (seed, step, rank). At another number of ranks, or with other batches,
-the rest of the epoch is planned again, and each of its structures is trained on once.
+the rest of the epoch is planned again, and each of its structures is trained on once. Where
+sampling ratios change, the rest of the epoch keeps the samples it began with.
 
 A run continues only with the model and the training data it began with. Settings of the optimizer,
 the schedule or the batches may change, with a notice. If the loss or the validation data change,
@@ -22,9 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mace_train.balance.bins import StructureIds
+from mace_train.balance.bins import Samples
 from mace_train.balance.costs import Capacity
-from mace_train.balance.epoch_plan import EpochPlan, as_bits, from_bits
+from mace_train.balance.epoch_plan import EpochPlan, SampleIds, as_bits, from_bits
+from mace_train.balance.head_sampling import sampling_from
+from mace_train.balance.sampler import differences
 from mace_train.checks import is_number
 from mace_train.errors import InputError
 from mace_train.settings import LossSettings, TrainSettings
@@ -60,14 +63,16 @@ def _save(run: Run, epoch_plan: EpochPlan | None, of_ranks: list[list[Tensor]]) 
             tensors[name] = torch.stack(values)
         remaining = epoch_plan.remaining_ids(run.progress.plan_step)
         tensors["part.remaining"] = _bits(remaining, epoch_plan)
-        if epoch_plan.structure_ids is not None:
-            tensors["part.pool"] = _bits(epoch_plan.structure_ids, epoch_plan)
+        if epoch_plan.sample_ids is not None:
+            tensors["part.pool"] = _bits(epoch_plan.sample_ids, epoch_plan)
+        if epoch_plan.samples.origin is not None:
+            header["samples"] = epoch_plan.samples.origin
         header["plan"] = epoch_plan.plan.fingerprint
     run.checkpoint_manager.save(tensors, header)
 
 
-def _bits(ids: StructureIds, epoch_plan: EpochPlan) -> Tensor:
-    return torch.from_numpy(as_bits(ids, epoch_plan.n_structures))
+def _bits(ids: SampleIds, epoch_plan: EpochPlan) -> Tensor:
+    return torch.from_numpy(as_bits(ids, len(epoch_plan.samples)))
 
 
 def save_best(run: Run) -> None:
@@ -153,24 +158,25 @@ def _load_epoch_plan(run: Run, tensors: dict[str, Tensor], header: dict[str, Any
     """The position in the epoch: the same plan at the same step, or a new plan of the rest."""
     if "part.remaining" not in tensors:
         return
-    n, epoch = len(run.sampler.costs), run.progress.epoch + 1
+    epoch = run.progress.epoch + 1
+    samples = _samples_of_epoch(run, header.get("samples"), epoch)
 
-    def ids(name: str) -> StructureIds:
-        return from_bits(tensors[name].numpy(), n)
+    def ids(name: str) -> SampleIds:
+        return from_bits(tensors[name].numpy(), len(samples))
 
-    before, now = header["sampler"], _as_json(run.sampler.origin())
-    changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+    changes = differences(header["sampler"], _as_json(run.sampler.origin()))
+    changed = [f"{name} {before} -> {now}" for name, before, now in changes]
     if not changed:
         epoch_plan = EpochPlan.full(run.sampler, epoch)
         if "part.pool" in tensors:
-            epoch_plan = EpochPlan.remaining(run.sampler, epoch, ids("part.pool"))
+            epoch_plan = EpochPlan.remaining(run.sampler, epoch, ids("part.pool"), samples)
         if epoch_plan.plan.fingerprint == header["plan"]:
             run.epoch_plan = epoch_plan
         else:
             changed = ["another version of the packer"]
     if changed:
         remaining = ids("part.remaining")
-        run.epoch_plan = EpochPlan.remaining(run.sampler, epoch, remaining)
+        run.epoch_plan = EpochPlan.remaining(run.sampler, epoch, remaining, samples)
         run.progress.plan_step = 0
         LOGGER.warning(
             "the remaining %d structures of epoch %d are planned again (%s)",
@@ -179,6 +185,12 @@ def _load_epoch_plan(run: Run, tensors: dict[str, Tensor], header: dict[str, Any
             ", ".join(changed),
         )
     _load_totals(run, tensors)
+
+
+def _samples_of_epoch(run: Run, origin: dict[str, Any] | None, epoch: int) -> Samples:
+    """The samples of the epoch that a checkpoint is in, which it began with: not of new ratios."""
+    sampling = None if origin is None else sampling_from(origin, run.heads)
+    return Samples(len(run.sampler.costs)) if sampling is None else sampling.samples(epoch)
 
 
 def _load_totals(run: Run, tensors: dict[str, Tensor]) -> None:
@@ -227,9 +239,9 @@ def _log_changes(run: Run, header: dict[str, Any]) -> None:
     now = _flat(_as_json(asdict(run.settings)))
     ignored = ("output", "data_dir", "restart_latest", "logger", "cluster", "checkpoints")
     changed = [
-        f"{name} {before.get(name)} -> {value}"
-        for name, value in now.items()
-        if before.get(name) != value and not name.startswith(ignored)
+        f"{name} {before.get(name)} -> {now.get(name)}"
+        for name in {**now, **dict.fromkeys(_left_out(before, now, defaults))}
+        if before.get(name) != now.get(name) and not name.startswith(ignored)
     ]
     if changed:
         LOGGER.warning("settings changed since the checkpoint: %s", ", ".join(changed))
@@ -238,6 +250,11 @@ def _log_changes(run: Run, header: dict[str, Any]) -> None:
         LOGGER.warning("the loss or the validation data changed: the best loss so far is forgotten")
         run.progress.best_loss, run.progress.bad_validations = None, 0
         run.updater.schedule.forget()
+
+
+def _left_out(before: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """The entries of mappings, such as weights by head, that are not given any more."""
+    return [name for name in before if name not in now and name.rpartition(".")[0] in defaults]
 
 
 def _as_json(value: Any) -> Any:

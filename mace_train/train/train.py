@@ -160,6 +160,8 @@ def _open_log(run: Run) -> MetricsLog:
         run.sampler.capacity.max_atoms,
         run.sampler.capacity.max_edges,
     )
+    if run.sampler.sampling is not None:
+        LOGGER.info("%s", run.sampler.sampling.describe(run.progress.epoch + 1))
     return log
 
 
@@ -241,6 +243,7 @@ def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
         return {}
     epoch = progress.epoch = progress.epoch + 1
     seconds, progress.epoch_seconds = progress.epoch_seconds, 0.0
+    trained_on = loop.samples.costs(run.train.costs)
     record: dict[str, Any] = {
         "epoch": epoch,
         "step": progress.step,
@@ -248,9 +251,9 @@ def _one_epoch(run: Run, loop: EpochLoop) -> dict[str, Any]:
         "train_loss": float(sums.loss(run.stage.loss)),
         "valid_loss": None,
         "structures": loop.n_seen,
-        "atoms_per_s": run.train.costs.n_atoms.sum() / seconds,
-        "edges_per_s": run.train.costs.n_edges.sum() / seconds,
-        "structures_per_s": len(run.train.shards) / seconds,
+        "atoms_per_s": trained_on.n_atoms.sum() / seconds,
+        "edges_per_s": trained_on.n_edges.sum() / seconds,
+        "structures_per_s": len(trained_on) / seconds,
         "epoch_s": seconds,
         "total_s": progress.seconds,
         "n_skipped": progress.n_skipped,

@@ -293,7 +293,12 @@ def test_replay_is_a_head_with_what_mace_torch_changes_for_it():
     assert equal["train"]["optimizer.lr"] == 0.5
     equal, without = translate(None, ["--name=a", "--train_file=a", "--foundation_model=small"])
     assert equal["import"]["model_file"] == "small"
-    assert [line.partition(":")[0] for line in without] == ["--pt_train_file", "--r_max"]
+    ratio = "--real_pt_data_ratio_threshold"
+    assert [line.partition(":")[0] for line in without] == ["--pt_train_file", ratio, "--r_max"]
+    (repeated,) = [line for line in without if line.startswith(ratio)]
+    assert "fewer than 0.1 of those to replay; batching.head_sampling_ratios={Def" in repeated
+    _, without = translate(None, [*words, f"{ratio}=0"])
+    assert not [line for line in without if line.startswith(f"{ratio}:")]
 
 
 @pytest.mark.parametrize(

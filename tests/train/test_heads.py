@@ -6,9 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from ase.io import write
 
-from mace_train.data.loading.loader import batches
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
@@ -20,26 +18,14 @@ from mace_train.train.loss import LossSums, loss_sums
 from mace_train.train.setup import set_up
 from mace_train.train.step import train_step
 from mace_train.train.validation import validate
-from tests.conftest import emt_structures, run_command
-from tests.train.training import CPU, other_theory, settings_for
+from tests.conftest import run_command
+from tests.train.training import CPU, graphs_of, settings_for, with_two_heads
 
 
 @pytest.fixture(scope="module")
 def two_heads(tmp_path_factory):
     """Folder of shards with the heads emt and other, and the files that they come from."""
-    folder = tmp_path_factory.mktemp("heads")
-    write(folder / "emt.xyz", emt_structures(12, 4), format="extxyz")
-    others = [a for a in other_theory(emt_structures(12, 4, seed=1)) if a.numbers[0] != 13]
-    write(folder / "other.xyz", others, format="extxyz")
-    files = f"{{emt: {folder}/emt.xyz, other: {folder}/other.xyz}}"
-    run_command(
-        "preprocess",
-        f"data.train_file={files}",
-        "data.valid_fraction=0.3",
-        "r_max=4.0",
-        f"output={folder}/data",
-    )
-    return folder
+    return with_two_heads(tmp_path_factory.mktemp("heads"))
 
 
 def test_every_head_has_its_own_zero_and_scale(two_heads, tmp_path):
@@ -89,7 +75,7 @@ def test_training_evaluation_and_the_way_to_one_head(two_heads, tmp_path, capsys
 def test_a_head_of_weight_zero_does_not_train(two_heads, tmp_path):
     loss = LossSettings(head_weights={"emt": 0.0})
     run = set_up(settings_for(two_heads / "data", tmp_path / "run", loss=loss), World())
-    (graph,) = _graphs(run, run.train, [np.arange(len(run.train.shards))])
+    (graph,) = graphs_of(run, run.train, [np.arange(len(run.train.shards))])
     assert set(graph.heads.tolist()) == {0, 1}
     train_step(run, [graph], lr=0.0)
     gradient = run.model.readouts[0].linear.weight.grad.view(-1, 2)
@@ -103,7 +89,7 @@ def test_one_head_judges_the_checkpoints(two_heads, tmp_path):
     mine = np.flatnonzero(run.valid.head_of == 1)
     assert 0 < len(mine) < len(run.valid.shards)
     total = LossSums.zero(torch.device("cpu"))
-    for graph in _graphs(run, run.valid, [mine[:1], mine[1:]]):
+    for graph in graphs_of(run, run.valid, [mine[:1], mine[1:]]):
         prediction = predict(run.model, graph, stress=True, create_graph=False)
         weight = run.valid.weight_of[graph.ids]
         sums = loss_sums(prediction, graph, settings.loss, structure_weight=weight)
@@ -123,8 +109,3 @@ def test_one_head_judges_the_checkpoints(two_heads, tmp_path):
 def test_unknown_heads(changes, words, two_heads, tmp_path):
     with pytest.raises(InputError, match=words + ".*emt, other"):
         set_up(settings_for(two_heads / "data", tmp_path / "run", **changes), World())
-
-
-def _graphs(run, split, bins):
-    numbers = run.model.data.atomic_numbers
-    return batches(split.shards, bins, atomic_numbers=numbers, dtype=run.dtype, heads=split.head_of)

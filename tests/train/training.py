@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.io import write
+from numpy.typing import NDArray
 
 from mace_train.data.graph import Graph
 from mace_train.data.loading.loader import batches
@@ -26,9 +28,10 @@ from mace_train.train.checkpoint import read
 from mace_train.train.epoch import EpochLoop
 from mace_train.train.run import Run
 from mace_train.train.setup import set_up
+from mace_train.train.splits import Split
 from mace_train.train.step import StepResult
 from mace_train.train.train import fit
-from tests.conftest import TINY_MODEL
+from tests.conftest import TINY_MODEL, emt_structures, run_command
 
 LOSS = LossSettings(
     stress_weight=7.0, virials_weight=0.3, config_type_weights={"crystal": 2.5, "molecule": 0.5}
@@ -60,7 +63,20 @@ def graph_of(run: Run, ids: list[int]) -> Graph:
             [np.array(ids, dtype=np.int64)],
             atomic_numbers=run.model.data.atomic_numbers,
             dtype=run.dtype,
+            inputs=run.model.inputs,
         )
+    )
+
+
+def graphs_of(run: Run, split: Split, bins: list[NDArray[np.int64]]) -> Iterator[Graph]:
+    """The batches of these structures of a split, each with its head."""
+    return batches(
+        split.shards,
+        bins,
+        atomic_numbers=run.model.data.atomic_numbers,
+        dtype=run.dtype,
+        heads=split.head_of,
+        inputs=run.model.inputs,
     )
 
 
@@ -149,3 +165,14 @@ def other_theory(structures):
         if "REF_stress" in atoms.info:
             atoms.info["REF_stress"] *= 1.5
     return structures
+
+
+def with_two_heads(folder: Path, *more: str) -> Path:
+    """The folder, with shards in data/ of the heads emt and other, and the files of these."""
+    write(folder / "emt.xyz", emt_structures(12, 4), format="extxyz")
+    others = [a for a in other_theory(emt_structures(12, 4, seed=1)) if a.numbers[0] != 13]
+    write(folder / "other.xyz", others, format="extxyz")
+    files = f"{{emt: {folder}/emt.xyz, other: {folder}/other.xyz}}"
+    common = ("data.valid_fraction=0.3", "r_max=4.0")
+    run_command("preprocess", f"data.train_file={files}", *common, f"output={folder}/data", *more)
+    return folder

@@ -33,8 +33,8 @@ def in_current_layout(
         for name, tensor in tensors.items()
         if not _UNUSED.match(name)
     }
-    if atomic_numbers is not None and "atomic_numbers" not in current:
-        current["atomic_numbers"] = torch.tensor([int(z) for z in atomic_numbers])
+    if atomic_numbers is not None and _E0S in current:  # of a MACE
+        current.setdefault("atomic_numbers", torch.tensor([int(z) for z in atomic_numbers]))
     return current
 
 

@@ -38,7 +38,7 @@ from fine_tuning import command, isolated
 from matplotlib.figure import Figure
 
 R_MAX = "r_max=4.5"
-EPOCHS, TUNING_EPOCHS = 25, 20
+EPOCHS, TUNING_EPOCHS = 15, 12
 N_NEW, N_REPLAY = 100, 100
 OLD = {  # name: file, structures to train on, to validate, to test
     "3BPA": ("botnet_3BPA/train_300K", 150, 10, 40),

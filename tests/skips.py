@@ -46,7 +46,7 @@ LIMITS = (
     Limit("no browser", r"no Chromium here: ", 12, "MACE_TRAIN_REQUIRE_CHROMIUM"),
     Limit("no shared data", r"real data set .* is not here", 8),
     Limit("no git checkout", r"not a git checkout$", 6),
-    Limit("no source of mace-torch", r"pip cannot fetch the source of mace-torch", 1),
+    Limit("no source of mace-torch", r"pip cannot fetch the (source|wheel) of mace-torch", 3),
     Limit("no mace-torch", r"mace-torch is not installed|needs the extra interop", 110),
     Limit("no e3nn, or another release", r"could not import 'e3nn|other releases of e3nn", 18),
     Limit("no peer of a script", r"^[\w.]+ is not installed$", 30),

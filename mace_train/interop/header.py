@@ -68,7 +68,7 @@ def header_of(mace_torch_model: Any) -> Header:
     first = type(model.interactions[0]).__name__
     bessel = type(model.radial_embedding.bessel_fn).__name__
     orders = [
-        len(product.symmetric_contractions.contractions[0].weights) + 1
+        int(product.symmetric_contractions.contractions[0].correlation)
         for product in model.products
     ]
     specs = known_keys(getattr(model, "embedding_specs", None))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mace_train.data.graph import Graph
 from mace_train.errors import InputError
+from mace_train.interop.old_layouts import in_current_layout
 from mace_train.irreps import FeatureIrreps, import_o3, importing_e3nn
 from mace_train.settings.inputs import InputSpec, input_specs, known_keys
 from mace_train.settings.model import READOUTS
@@ -56,7 +57,7 @@ def build(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
     Raises InputError for tensors that do not fit it.
     """
     modules = import_mace()
-    tensors = {name: _in_new_layout(name, tensor) for name, tensor in tensors.items()}
+    tensors = in_current_layout(tensors, header.get("atomic_numbers"))
     model = _new(modules, header, tensors)
     _take_couplings(model, tensors)
     try:
@@ -84,13 +85,6 @@ def _take_couplings(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             setattr(block, key, tensor.double())
         elif isinstance(getattr(block, key, None), nn.Parameter):
             setattr(block, key, nn.Parameter(tensor.double()))
-
-
-def _in_new_layout(name: str, tensor: Tensor) -> Tensor:
-    """Old files hold scale and shift without an axis of heads, and E0s too."""
-    if name == "atomic_energies_fn.atomic_energies":
-        return tensor.reshape(-1, tensor.shape[-1])
-    return tensor.reshape(-1) if name.startswith("scale_shift.") else tensor
 
 
 def _new(modules: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -19,6 +19,7 @@ from torch import Tensor
 from mace_train.errors import InputError
 from mace_train.interop.couplings import check_convolution, contraction_weights
 from mace_train.interop.header import LINEAR_READOUT, Header, check_features
+from mace_train.interop.old_layouts import in_current_layout
 from mace_train.model.interactions.attention import ATTENTION_CHANNELS
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.model.pair_repulsion import AGNESI, SOFT, ZBL, ZBL_WEIGHTS
@@ -40,13 +41,14 @@ def from_mace_torch(state_dict: Mapping[str, Tensor], header: Mapping[str, Any])
     """Our model with the weights of a mace-torch model, in their precision, on the CPU.
 
     Scale, shift and E0s come from the state dict; ``header["E0s"]`` (a list, eV) replaces the
-    latter, which a file built in float32 holds rounded. Old files with 0-d scale and shift and 1-d
-    E0s are read too.
+    latter, which a file built in float32 holds rounded. Files of older versions are read too
+    (``old_layouts``).
 
     Raises InputError for an unsupported feature or a header that does not fit the tensors.
     """
     check_features(header)
     state_dict = {name: tensor.cpu() for name, tensor in state_dict.items()}
+    state_dict = in_current_layout(state_dict, header.get("atomic_numbers"))
     header = {**header, "distance_transform": header.get("distance_transform") or "None"}
     if header.get("readout_cls") == LINEAR_READOUT:
         del header["readout_cls"]

@@ -38,8 +38,9 @@ def header_and_tensors(model: Shell) -> tuple[Header, dict[str, Tensor]]:
         raise
     except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as e:
         raise RestrictedPickleError(
-            f"not laid out as mace_run_train writes it ({type(e).__name__}: {e}); a model for "
-            "cuequivariance is converted back with mace.cli.convert_cueq_e3nn"
+            f"not laid out as mace_run_train of mace-torch 0.3.3 to 0.3.16 writes it "
+            f"({type(e).__name__}: {e}); a model for cuequivariance is converted back with "
+            "mace.cli.convert_cueq_e3nn"
         ) from e
     return header, {name: t.detach().clone() for name, t in tensors.items() if t.numel() > 0}
 

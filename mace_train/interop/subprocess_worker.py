@@ -10,6 +10,7 @@ caller.
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ from mace_train.interop.mace_torch import (
 )
 from mace_train.interop.probe_structures import probes
 from mace_train.settings.inputs import input_specs
+
+_WITHOUT_TRUST = (
+    "import a file of an older version without trust=true: then its tensors alone are read, and "
+    "compared with a model that the installed version builds"
+)
 
 
 def run_request(folder: Path) -> None:
@@ -50,17 +56,25 @@ def _import(request: dict[str, Any]) -> None:
 
 def _read(request: dict[str, Any], folder: Path) -> None:
     """A .model file -> header, tensors, predictions."""
-    model = read_model(Path(request["path"]))
+    path = request["path"]
+    model = read_model(Path(path))
     try:
         header = header_of(model)
-    except AttributeError as error:
+    except (AttributeError, LookupError, TypeError) as error:
         raise InputError(
-            f"{request['path']}: not laid out as mace_run_train writes it ({error}); convert a "
-            "model for cuequivariance back with mace.cli.convert_cueq_e3nn"
+            f"{path}: not laid out as mace_run_train of mace-torch {version('mace-torch')} writes "
+            f"it ({error}); convert a model for cuequivariance back with "
+            f"mace.cli.convert_cueq_e3nn; {_WITHOUT_TRUST}"
         ) from error
     save_file(_plain(model.state_dict()), folder / "tensors.safetensors")
     (folder / "header.json").write_text(json.dumps(header))
-    _predict(model, header, folder)
+    try:
+        _predict(model, header, folder)
+    except (AttributeError, LookupError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: mace-torch {version('mace-torch')} reads it but cannot run it ({error}); "
+            f"{_WITHOUT_TRUST}"
+        ) from error
 
 
 def _write(request: dict[str, Any], folder: Path) -> None:

@@ -21,6 +21,7 @@ FOLDER holds botnet_3BPA and botnet_acac (arXiv 2205.06643) as extended XYZ. Fin
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -144,18 +145,26 @@ def evaluate(run: Path, kind: str, files: dict[str, Path]) -> dict[str, float]:
     return errors
 
 
-def command(*words: str) -> None:
-    """``mace-train`` in a process of its own; its output only if it fails."""
+def command(*words: str, at: Path | None = None) -> float:
+    """``mace-train`` in a process of its own, in a folder; output only if it fails. CPU seconds."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     print("mace-train", words[0], words[2 if words[0] == "train" else 1], flush=True)
+    before = _cpu_seconds_of_children()
     done = subprocess.run(
         [sys.executable, "-m", "mace_train", *words],
         capture_output=True,
         text=True,
         env=environment,
+        cwd=at,
     )
     if done.returncode:
         sys.exit(f"mace-train {' '.join(words)} failed:\n{done.stdout}{done.stderr}")
+    return _cpu_seconds_of_children() - before
+
+
+def _cpu_seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def compare(errors: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ example data. Needs the extra "interop". One thread, unless --threads says other
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import warnings
@@ -30,13 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 warnings.simplefilter("ignore")  # mace-torch and e3nn 0.4.4 under a recent PyTorch
 
-import numpy as np  # noqa: E402
 import stages  # noqa: E402
 import torch  # noqa: E402
 from kernel_limits import limits_of_kernels  # noqa: E402
-from machine import KEEP, add_allocator, cpu_seconds, use_allocator  # noqa: E402
+from machine import KEEP, add_allocator, use_allocator  # noqa: E402
 from step_batches import R_MAX, batch_of, ten_structures  # noqa: E402
-from step_programs import Step, our_step, peer_model, peer_step  # noqa: E402
+from step_programs import Step, median_seconds, our_step, peer_model, peer_step  # noqa: E402
 from torch import nn  # noqa: E402
 
 from mace_train._paths import EXAMPLE_DATA  # noqa: E402
@@ -148,15 +146,7 @@ def _compare(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     case = CASES[name]
     graph, _ = batch_of(ten_structures(arguments.data), case.dtype)
     steps = _steps(case, arguments.data)
-    losses = {program: step() for program, step in steps.items()}  # also warms up
-    for program, loss in losses.items():
-        if not np.isclose(losses["ours"], loss, rtol=1e-3):
-            raise SystemExit(f"{name}: {program} has another loss, {losses}: not the same step")
-    seconds: dict[str, list[float]] = {program: [] for program in steps}
-    for _ in range(arguments.repeats):
-        for program, step in steps.items():
-            seconds[program].append(cpu_seconds(step))
-    times = {program: statistics.median(values) for program, values in seconds.items()}
+    times = median_seconds(name, steps, arguments.repeats)
     memory = {program: _memory_in_fresh_process(name, program, arguments) for program in steps}
     size = f"{graph.n_atoms} atoms, {graph.n_edges} edges"
     rows = [

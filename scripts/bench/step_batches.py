@@ -74,9 +74,11 @@ def _cell(shape: tuple[int, int, int]) -> NDArray[np.float64]:
     return SPACING * np.diag(np.array(shape, dtype=np.float64))
 
 
-def batch_of(structures: list[Structure], dtype: torch.dtype) -> tuple[Graph, tuple[int, ...]]:
+def batch_of(
+    structures: list[Structure], dtype: torch.dtype, r_max: float = R_MAX
+) -> tuple[Graph, tuple[int, ...]]:
     """All structures as one batch on the host, and their elements."""
-    samples = [sample_of(structure, R_MAX) for structure in structures]
+    samples = [sample_of(structure, r_max) for structure in structures]
     numbers = tuple(sorted({z for s in samples for z in s.structure.numbers.tolist()}))
     ids = np.arange(len(samples))
     return collate(samples, ids, atomic_numbers=numbers, dtype=dtype), numbers

@@ -1,12 +1,15 @@
 """A training step of ours and of mace-torch's, with the same weights, structures and loss."""
 
 import copy
+import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import stages
 import torch
+from machine import cpu_seconds
 from torch import nn
 
 from mace_train.data.graph import Graph
@@ -18,6 +21,7 @@ from mace_train.interop.state_dict import from_mace_torch
 from mace_train.model.derivatives import predict
 from mace_train.model.mace import MACE
 from mace_train.settings import LossSettings, OptimizerSettings
+from mace_train.settings.inputs import input_specs, known_keys
 from mace_train.train.cuda_graphs import Capture, GraphedGradient, GraphedUpdate, item_later
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import label_counts, loss_sums
@@ -56,11 +60,28 @@ def with_cuequivariance(peer: nn.Module, device: torch.device) -> nn.Module:
     return converted.to(device)
 
 
+def median_seconds(name: str, steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
+    """CPU time of each program's step, in turns, after one that is not timed.
+
+    SystemExit if their losses differ: then they are not the same step.
+    """
+    losses = {program: step() for program, step in steps.items()}
+    for program, loss in losses.items():
+        if not np.isclose(losses["ours"], loss, rtol=1e-3):
+            raise SystemExit(f"{name}: {program} has another loss, {losses}: not the same step")
+    seconds: dict[str, list[float]] = {program: [] for program in steps}
+    for _ in range(repeats):
+        for program, step in steps.items():
+            seconds[program].append(cpu_seconds(step))
+    return {program: statistics.median(values) for program, values in seconds.items()}
+
+
 def peer_step(graph: Graph, peer: nn.Module) -> Step:
     """mace-torch's step with its loss, on its batch."""
     loss_function = import_mace().WeightedEnergyForcesLoss(1.0, 100.0)
     like = graph.positions
-    batch = mace_torch_batch(graph.to(torch.device("cpu")), len(peer.atomic_numbers))
+    specs = input_specs(known_keys(getattr(peer, "embedding_specs", None)))
+    batch = mace_torch_batch(graph.to(torch.device("cpu")), len(peer.atomic_numbers), specs)
     batch = {
         k: v.to(like) if v.is_floating_point() else v.to(like.device) for k, v in batch.items()
     }

@@ -3,14 +3,9 @@
 import shlex
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
-from mace_train import cli
-from mace_train._paths import CONFIGS
 from mace_train.interop.from_mace_config import _word, translate
+from tests.model.recipes import model_settings
 
 DENSITY = (
     "--model=MACE --interaction_first=RealAgnosticDensityInteractionBlock"
@@ -43,19 +38,10 @@ def test_recipes_are_the_published_arguments(name):
     words = ["--name=a", "--train_file=a.xyz", *shlex.split(PUBLISHED[name])]
     equal, without = translate(None, words)
     assert without == []
-    translated = settings(
+    translated = model_settings(
         [f"{key}={_word(value)}" for key, value in equal["train"].items() if "." in key]
     )
-    recipe = settings([f"model={name}"])
+    recipe = model_settings([f"model={name}"])
     assert recipe.r_max == (None if name == "density" else equal["preprocess"].get("r_max", 5.0))
     recipe.r_max = None  # belongs to the data
     assert recipe == translated
-
-
-def settings(words):
-    ConfigStore.instance().store(name="train_schema", node=cli.COMMANDS["train"].schema)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        composed = compose("train", overrides=["data_dir=a", "output=b", *words])
-    GlobalHydra.instance().clear()
-    return OmegaConf.to_object(composed).model

@@ -11,9 +11,55 @@ import torch
 from mace_train.interop.mace_torch import batch_of as mace_torch_batch
 from mace_train.interop.mace_torch import import_mace
 from mace_train.irreps import FeatureIrreps, import_o3
+from mace_train.settings import ModelSettings
+from mace_train.settings.model import RESIDUAL
 from tests.model.systems import draw_nonlinear_weights
 
-__all__ = ["codegen", "import_mace", "mace_torch_batch", "mace_torch_model"]
+__all__ = [
+    "arguments_of",
+    "codegen",
+    "import_mace",
+    "mace_torch_batch",
+    "mace_torch_model",
+]
+
+SAME_NAME = (  # in our settings and in mace-torch's models
+    "max_L",
+    "max_ell",
+    "num_interactions",
+    "correlation",
+    "radial_MLP",
+    "radial_type",
+    "distance_transform",
+    "pair_repulsion",
+    "apply_cutoff",
+    "edge_irreps",
+    "use_edge_irreps_first",
+    "use_agnostic_product",
+    "use_last_readout_only",
+    "keep_last_layer_irreps",
+    "readout_cls",
+    "MLP_irreps",
+    "embedding_specs",
+    "use_embedding_readout",
+)
+
+
+def arguments_of(settings: ModelSettings) -> dict[str, Any]:
+    """The arguments of ``mace_torch_model`` for a model of our settings."""
+    same = {name: getattr(settings, name) for name in SAME_NAME}
+    first, *others = (name.removesuffix("InteractionBlock") for name in settings.blocks())
+    return {
+        **{name: value for name, value in same.items() if value is not None},
+        "flavour": settings.model,
+        "first": first,
+        "interaction": others[0] if others else RESIDUAL.removesuffix("InteractionBlock"),
+        "channels": settings.num_channels,
+        "r_max": settings.r_max or 5.0,
+        "num_bessel": settings.num_radial_basis,
+        "num_polynomial_cutoff": settings.num_cutoff_basis,
+        "gate": import_mace().gate_dict[settings.gate],
+    }
 
 
 def mace_torch_model(
@@ -36,8 +82,9 @@ def mace_torch_model(
     o3 = import_o3()
     blocks = modules.interaction_classes
     agnostic = flavour == "MACE"
-    if "edge_irreps" in changes:
-        changes["edge_irreps"] = o3.Irreps(changes["edge_irreps"])
+    for name in ("edge_irreps", "MLP_irreps"):
+        if name in changes:
+            changes[name] = o3.Irreps(changes[name])
     if "readout_cls" in changes:
         changes["readout_cls"] = modules.readout_classes[changes["readout_cls"]]
     first = first or ("RealAgnostic" if agnostic else "RealAgnosticResidual")

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mace_train.balance.costs import Costs
-from mace_train.checks import as_files
+from mace_train.checks import as_files, check_head
 from mace_train.data.input_values import check_inputs
 from mace_train.data.labels import LabelReport
 from mace_train.data.loading.loader import (
@@ -196,8 +196,7 @@ def chosen_heads(
     names = data.head_names
     if settings.head is None:
         return heads_of(source, names, "evaluate (head=NAME takes one head for all structures)")
-    if settings.head not in names:
-        raise InputError(f"head={settings.head!r}: the model's heads are {', '.join(names)}")
+    check_head("head", settings.head, names)
     return np.full(len(source), names.index(settings.head), dtype=np.int64)
 
 

@@ -14,6 +14,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from mace_train.checks import check_head
 from mace_train.errors import InputError
 from mace_train.model.linear import ElementEmbedding, ElementLinear
 from mace_train.model.mace import MACE, Head, ModelData
@@ -82,13 +83,18 @@ def with_heads(model: MACE, heads: Sequence[Head], source: str | None = None) ->
     return _rebuilt(model, data, change)
 
 
-def one_head(model: MACE, name: str | None = None) -> MACE:
-    """The model of one of its heads; a model that has one needs no name."""
+def one_head(model: MACE, name: str | None = None, setting: str = "head") -> MACE:
+    """The model of one of its heads; a model that has one needs no name.
+
+    ``setting`` is where the name is given, for the InputError where it is needed or not known.
+    """
     names = model.data.head_names
     if name is None and len(names) > 1:
-        raise InputError(f"the model has the heads {', '.join(names)}; name one of them")
-    if name is not None and name not in names:
-        raise InputError(f"no head {name!r}; the model's heads are {', '.join(names)}")
+        raise InputError(
+            f"the model has the heads {', '.join(names)}; choose one with {setting}={names[0]}"
+        )
+    if name is not None:
+        check_head(setting, name, names)
     if len(names) == 1:
         return model
     head, n_heads = names.index(name or ""), len(names)

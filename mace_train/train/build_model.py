@@ -8,6 +8,7 @@ import logging
 import torch
 from ase.data import chemical_symbols
 
+from mace_train.checks import check_head
 from mace_train.data.statistics import HeadStatistics, Statistics
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
@@ -145,9 +146,7 @@ def _check_heads(settings: TrainSettings, data: ModelData) -> None:
     if settings.checkpoints.head is not None:
         named["checkpoints.head"] = settings.checkpoints.head
     for where, name in named.items():
-        if name not in data.head_names:
-            heads = ", ".join(data.head_names)
-            raise InputError(f"{where}: no head {name!r}; the heads of the data are: {heads}")
+        check_head(where, name, data.head_names, "the data")
 
 
 def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None:

@@ -152,7 +152,10 @@ def test_an_input_that_was_not_read():
         ({"q": 3}, r"specs\.q=3 must be a mapping"),
         ({"q": {**SPECS["site"], "emb_dmi": 3}}, "no emb_dmi here; it takes type, per, emb_dim"),
         ({"q": {**SPECS["site"], "type": "vector"}}, "type='vector' is not known"),
-        ({"q": {**SPECS["site"], "per": "node"}}, "per='node' is not known; .* graph, atom"),
+        (
+            {"q": {**SPECS["site"], "per": "node"}},
+            r"per='node' is not known \(did you mean atom\?\); .* graph, atom",
+        ),
         ({"q": {"per": "atom"}}, "type='nothing' is not known"),
         ({"q": {"type": "categorical", "per": "atom", "emb_dim": 3}}, "num_classes=None: give a"),
         ({"q": {**SPECS["site"], "emb_dim": 0}}, "emb_dim=0 is out of range"),

@@ -156,7 +156,7 @@ def test_bad_input(foundation, new_data, tmp_path):
         InputError, match=r"r_max=4\.0.*r_max=3\.5.*preprocess again with r_max=4\.0"
     ):
         set_up(tuned(foundation, other, tmp_path / "run"), World())
-    with pytest.raises(InputError, match="no head 'pbe'"):
+    with pytest.raises(InputError, match=r"^foundation\.head: no head 'pbe'"):
         set_up(tuned(foundation, new_data / "one", tmp_path / "run", head="pbe"), World())
     with pytest.raises(InputError, match="no such checkpoint"):
         set_up(tuned(tmp_path / "nowhere", new_data / "one", tmp_path / "run"), World())

@@ -65,13 +65,24 @@ def _words(name: str) -> str:
     return " ".join(sorted(re.findall(r"[a-z0-9]+", name.lower())))
 
 
-def check_licence(model: FoundationModel, accepted: str | None, setting: str | None) -> None:
+def check_licence(model: FoundationModel | None, accepted: str | None, setting: str | None) -> None:
     """InputError unless the licence permits any use or ``accepted`` names it.
 
-    ``setting`` is what accepts it, such as ``foundation.accept_licence``; None where a command has
-    none, or in Python.
+    A licence that is accepted and is not the model's, or of what is no foundation model by its name
+    (None), is logged. ``setting`` is what accepts it, such as ``foundation.accept_licence``; None
+    where a command has none, or in Python.
     """
-    if model.licence not in TO_ACCEPT or accepted == model.licence:
+    if accepted == (None if model is None else model.licence):
+        return
+    if model is None or model.licence not in TO_ACCEPT:
+        if accepted is not None:
+            LOGGER.warning(
+                "%s=%s is not used: %s",
+                *(setting or "accept_licence", accepted),
+                "it is for foundation models by their names"
+                if model is None
+                else f"{model.name} is published under the {LICENCES[model.licence]}",
+            )
         return
     way = f"say so with {setting}={model.licence}"
     if setting is None:
@@ -216,9 +227,9 @@ def imported_checkpoint(
         InputError: see ``named``, ``check_licence``, ``model_file``; or it cannot be imported.
     """
     model = named("checkpoint", str(checkpoint))
+    check_licence(model, accept_licence, setting)
     if model is None:
         return Path(checkpoint)
-    check_licence(model, accept_licence, setting)
     name = model.name if model.sha256 is None else f"{model.name}-{model.sha256[:8]}"
     folder = cache_folder() / "imported" / name
     written = folder / "checkpoints" / "best.safetensors"

@@ -70,8 +70,7 @@ def import_model(settings: ImportSettings) -> MACE:
         )
     if target.exists():
         raise InputError(f"output={settings.output} already holds {target}; choose another output")
-    if named_model is not None:
-        check_licence(named_model, settings.accept_licence, "accept_licence")
+    check_licence(named_model, settings.accept_licence, "accept_licence")
     path = Path(given) if named_model is None else model_file(named_model)
     header, tensors, theirs = _read(path, settings)
     model = from_mace_torch(tensors, header)

@@ -62,8 +62,7 @@ def fine_tuned_model(
                 imported_checkpoint(path, given.accept_licence, "foundation.accept_licence")
             )
         )
-    origin = load_model(path, dtype, given.accept_licence)[0]
-    origin = one_head(origin, given.head, "foundation.head")
+    origin = one_head(load_model(path, dtype)[0], given.head, "foundation.head")
     origin.to(world.device).kernels = settings.cluster.kernels
     if origin.data.r_max != statistics.r_max:
         raise InputError(

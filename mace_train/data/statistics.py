@@ -376,18 +376,26 @@ def statistics_from(
     )
 
 
+def split_statistics(data_dir: Path, name: str) -> SplitCounts:
+    """What statistics.json says of one split of a preprocessed folder.
+
+    Raises:
+        InputError: no such split, or no statistics that can be read.
+    """
+    splits = Statistics.read(data_dir / FILE_NAME).splits
+    if name not in splits:
+        raise InputError(f"{data_dir} has no {name}/; it holds {', '.join(sorted(splits))}")
+    return splits[name]
+
+
 def open_split(data_dir: Path, name: str) -> ShardSet:
     """The shards of one split of a preprocessed folder, compared with statistics.json.
 
     Raises:
         InputError: no such split, or shards that are missing or not those preprocess wrote.
     """
-    statistics = Statistics.read(data_dir / FILE_NAME)
-    if name not in statistics.splits:
-        raise InputError(
-            f"{data_dir} has no {name}/; it holds {', '.join(sorted(statistics.splits))}"
-        )
-    shards, written = ShardSet(data_dir / name), statistics.splits[name]
+    written = split_statistics(data_dir, name)
+    shards = ShardSet(data_dir / name)
     if SplitCounts.of(shards) != written:
         raise InputError(
             f"{data_dir / name} holds {len(shards)} structures with hash "

@@ -247,6 +247,12 @@ def keys_by_name(where: str, given: Any) -> dict[str, str]:
     return dict(given)
 
 
+def check_keys(info_keys: Any, arrays_keys: Any) -> None:
+    """InputError unless both name values in files, whatever the inputs of the model are."""
+    keys_by_name("info_keys", info_keys)
+    keys_by_name("arrays_keys", arrays_keys)
+
+
 def model_input_keys(
     specs: Sequence[InputSpec],
     info_keys: Any = None,

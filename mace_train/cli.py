@@ -139,7 +139,8 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     except YAMLError as error:
         _fail(f"a YAML file cannot be read: {explain_yaml(error)}; correct it")
     except Exception as error:
-        explained = system_error(error) if isinstance(error, OSError) else None
+        # also between the jobs of a sweep, whose files are read again
+        explained = system_error(error) if isinstance(error, (OSError, InputError)) else None
         if explained is not None:
             _fail(str(explained), explained.exit_code)
         if task.started:

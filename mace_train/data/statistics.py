@@ -27,7 +27,7 @@ from mace_train.atomic_files import write_text
 from mace_train.data.labels import LabelKeyCounts
 from mace_train.data.shards.arrays import Arrays, names_of, offsets_of
 from mace_train.data.shards.shard_set import ShardSet
-from mace_train.data.values import FORCE, STRESS, check_labels, energy_range
+from mace_train.data.values import FORCE, STRESS, check_labels, energy_range, has_weight
 from mace_train.errors import InputError
 from mace_train.json_files import converted, read_json
 from mace_train.settings.ranges import Range
@@ -130,10 +130,10 @@ def sums_of_shard(arrays: Arrays, E0s: Mapping[str, Mapping[int, float]]) -> Sum
 
 
 def counts_in(arrays: Arrays, label: str) -> NDArray[np.bool_]:
-    """[n] which structures have the ``label`` (energy, forces or stress) with a weight above 0."""
+    """[n] which structures have the ``label`` (energy, forces or stress), with a weight."""
     column = 1 + ("energy", "forces", "stress").index(label)
     weights = arrays["weights"]
-    return arrays[f"has_{label}"].astype(bool) & (weights[:, 0] * weights[:, column] > 0)
+    return arrays[f"has_{label}"].astype(bool) & has_weight(weights[:, 0] * weights[:, column])
 
 
 def _check_labels(arrays: Arrays, n_atoms: NDArray[np.int64]) -> None:

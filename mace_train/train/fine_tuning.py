@@ -21,6 +21,7 @@ from mace_train.balance.costs import Costs
 from mace_train.data.loading.loader import batches
 from mace_train.data.loading.packed import on_device
 from mace_train.data.statistics import Statistics
+from mace_train.data.values import has_weight
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.foundation_models.lookup import imported_checkpoint, named
@@ -149,8 +150,14 @@ def _corrections(
 ) -> NDArray[np.float64]:
     """Changes of E0s [n_elements], eV, that fit the energies of the chosen structures best.
 
-    Least squares over compositions, of least norm where those do not determine all elements.
+    Least squares over compositions, of least norm where those do not determine all elements;
+    without energies that have a weight they are zero.
     """
+    weights = train.shards.weights[chosen]
+    counted = train.shards.has_energy[chosen] & has_weight(weights[:, 0] * weights[:, 1])
+    chosen = chosen[counted]
+    if len(chosen) == 0:
+        return np.zeros(len(model.data.atomic_numbers))
     step = -(-len(chosen) // MOST_STRUCTURES)
     chosen = chosen[:: max(step, 1)]
     costs = Costs(train.costs.n_atoms[chosen], train.costs.n_edges[chosen])
@@ -166,8 +173,7 @@ def _corrections(
         counts = sums.new_zeros(graph.n_graphs, n)
         ones = sums.new_ones(graph.n_atoms)
         counts.index_put_((graph.graph_of_atom, graph.elements), ones, accumulate=True)
-        counts = counts[graph.has_energy]
-        error = (graph.energy - found.energy)[graph.has_energy]
+        error = graph.energy - found.energy
         sums += counts.T @ torch.cat((counts, error[:, None]), dim=1)
     sums = world.sum(sums).cpu()
     solution: NDArray[np.float64] = (

@@ -4,6 +4,7 @@ Architecture by the settings, E0s and scales by the data.
 """
 
 import logging
+from dataclasses import replace
 
 import torch
 from ase.data import chemical_symbols
@@ -16,6 +17,7 @@ from mace_train.model.compile_kernels import compile_kernels
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.ops.backends import describe_choice
 from mace_train.settings import ClusterSettings, ModelSettings, TrainSettings
+from mace_train.settings.inputs import as_read
 from mace_train.settings.model import ATTENTION, NONLINEAR
 from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.cuda_graphs import check_cuda_graphs
@@ -64,6 +66,9 @@ def make_model(
 def _new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
     """A model with random weights from ``settings.seed``, in ``settings.default_dtype``."""
     model_settings = settings.model
+    if model_settings.embedding_specs is not None:
+        specs = as_read(model_settings.embedding_specs, statistics.inputs)
+        model_settings = replace(model_settings, embedding_specs=specs)
     if model_settings.r_max not in (None, statistics.r_max):
         raise InputError(
             f"model.r_max={model_settings.r_max} but the neighbour lists in {settings.data_dir} "

@@ -28,8 +28,9 @@ from mace_train.foundation_models.lookup import imported_checkpoint, named
 from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.lora import add_low_rank
 from mace_train.model.mace import MACE, Head, ModelData
-from mace_train.model.surgery import one_head, with_elements, with_heads
+from mace_train.model.surgery import one_head, with_elements, with_embedding_specs, with_heads
 from mace_train.settings import TrainSettings
+from mace_train.settings.inputs import as_read
 from mace_train.train.checkpoint import load_model
 from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.splits import Split
@@ -57,13 +58,11 @@ def fine_tuned_model(
     given = settings.foundation
     dtype = getattr(torch, settings.default_dtype)
     path = Path(given.checkpoint or "")
-    if named("foundation.checkpoint", str(path)) is not None:  # one rank downloads and imports it
-        world.broadcast_result(
-            lambda: str(
-                imported_checkpoint(path, given.accept_licence, "foundation.accept_licence")
-            )
-        )
-    origin = one_head(load_model(path, dtype)[0], given.head, "foundation.head")
+    by_name = named("foundation.checkpoint", str(path))
+    setting = "foundation.accept_licence"  # one rank downloads and imports it
+    world.broadcast_result(lambda: str(imported_checkpoint(path, given.accept_licence, setting)))
+    accepted = None if by_name is None else by_name.licence
+    origin = one_head(load_model(path, dtype, accepted)[0], given.head, "foundation.head")
     origin.to(world.device).kernels = settings.cluster.kernels
     if origin.data.r_max != statistics.r_max:
         raise InputError(
@@ -73,6 +72,9 @@ def fine_tuned_model(
         )
     more = origin.data.atomic_numbers if given.elements == "all" else ()
     train.shards.check_inputs(origin.inputs)
+    if origin.inputs:
+        specs = as_read(origin.settings.embedding_specs, statistics.inputs, override=True)
+        origin = with_embedding_specs(origin, specs)
     model = with_elements(origin, [*statistics.atomic_numbers, *more])
     earlier = world.broadcast_result(lambda: _earlier_data(manager))
     if earlier is not None:

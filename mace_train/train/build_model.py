@@ -76,6 +76,7 @@ def _new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
             f"with r_max={model_settings.r_max}"
         )
     _warn_of_steps(model_settings)
+    _warn_of_wide_edges(model_settings)
     data = ModelData(
         r_max=statistics.r_max,
         atomic_numbers=tuple(statistics.atomic_numbers),
@@ -98,6 +99,17 @@ def _warn_of_steps(settings: ModelSettings) -> None:
             "model.apply_cutoff=true with %s: the weights of edges do not vanish at the cutoff, so "
             "energies jump where a neighbour comes or goes; model.apply_cutoff=false is smooth",
             " and ".join(blocks),
+        )
+
+
+def _warn_of_wide_edges(settings: ModelSettings) -> None:
+    """Log edge_irreps with more channels than the nodes have, which mace-torch takes as well."""
+    width = settings.irreps_of_edges(settings.num_interactions - 1).mul
+    if width > settings.num_channels:
+        LOGGER.warning(
+            "model.edge_irreps=%s: messages of %d channels, made of %d of the nodes, which takes more "
+            "time and memory than none; published models have fewer on edges than on nodes",
+            *(settings.edge_irreps, width, settings.num_channels),
         )
 
 

@@ -107,8 +107,8 @@ def _warn_of_wide_edges(settings: ModelSettings) -> None:
     width = settings.irreps_of_edges(settings.num_interactions - 1).mul
     if width > settings.num_channels:
         LOGGER.warning(
-            "model.edge_irreps=%s: messages of %d channels, made of %d of the nodes, which takes more "
-            "time and memory than none; published models have fewer on edges than on nodes",
+            "model.edge_irreps=%s: messages of %d channels, made of %d of the nodes, which takes "
+            "more time and memory than null; published models have fewer on edges than on nodes",
             *(settings.edge_irreps, width, settings.num_channels),
         )
 

@@ -351,7 +351,7 @@ def statistics_from(
 
 
 def split_statistics(data_dir: Path, name: str) -> SplitCounts:
-    """What statistics.json says of one split of a preprocessed folder.
+    """What statistics.json holds of one split of a preprocessed folder.
 
     Raises:
         InputError: no such split, or no statistics that can be read.

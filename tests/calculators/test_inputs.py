@@ -137,7 +137,7 @@ def test_programs_refuse_inputs(model, tmp_path):
 
 
 def test_torch_sim_refuses_inputs(model):
-    pytest.importorskip("torch_sim")
+    pytest.importorskip("torch_sim", reason="needs the extra torchsim")
     from mace_train.calculators.torchsim import MACETrainModel
 
     with pytest.raises(InputError, match="torch-sim: the model has the inputs"):

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mace_train.atomic_files import write_text
+from mace_train.checks import did_you_mean
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.interop.arguments import ARGUMENTS, literal, parser
@@ -115,8 +116,10 @@ def _of_file(config: str | None) -> Values:
         option = str(key).removeprefix("--")
         name = by_option.get(option, option)
         if name not in ARGUMENTS:
+            hint = did_you_mean(option, (*ARGUMENTS, *by_option))
             raise InputError(
-                f"config={config}: mace_run_train has no argument {key!r}; remove or correct it"
+                f"config={config}: mace_run_train has no argument {key!r}{hint}; remove or "
+                "correct it"
             )
         found[name] = _typed(name, _as_passed_on(config, option, name, value))
     return found

@@ -213,7 +213,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """Both ends of a logarithmic bar, and 1, 2 and 5 times powers of ten that are far from others.
 
     >>> _ticks(3.0, 240.0)
-    [3.0, 10.0, 50.0, 240.0]
+    [3.0, 10.0, 20.0, 50.0, 100.0, 240.0]
     """
     least = 0.15 * np.log(high / low)  # apart, for labels that do not touch
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mace_train.checks import check_choice
+from mace_train.checks import check_choice, did_you_mean
 from mace_train.errors import InputError
 from mace_train.settings.ranges import Range
 
@@ -125,7 +125,10 @@ def _spec(name: Any, given: Any) -> InputSpec:
         raise InputError(f"{where}={given!r} must be a mapping, such as {_EXAMPLE}")
     unknown = sorted(set(map(str, given)) - set(_KEYS))
     if unknown:
-        raise InputError(f"{where}: no {', '.join(unknown)} here; it takes {', '.join(_KEYS)}")
+        hint = did_you_mean(unknown[0], _KEYS)
+        raise InputError(
+            f"{where}: no {', '.join(unknown)} here{hint}; it takes {', '.join(_KEYS)}"
+        )
     kind, per = (str(given.get(key, "nothing")) for key in ("type", "per"))
     check_choice(f"{where}.type", kind, TYPES)
     check_choice(f"{where}.per", per, PER)

@@ -347,7 +347,7 @@ def test_messages(words, message):
 def test_file_that_is_none(tmp_path, capsys):
     file = tmp_path / "a.yaml"
     for text, message in (
-        ("lrr: 1", "no argument 'lrr'"),
+        ("lrr: 1", "no argument 'lrr' (did you mean lr?)"),
         ("[1]", "must map arguments"),
         ("a: [", "not YAML"),
         ("lr: [1]", "--lr=[1]: mace_run_train takes one value"),

@@ -31,6 +31,7 @@ from yaml import YAMLError
 
 from mace_train import __version__, interrupts
 from mace_train._paths import CONFIGS, EXAMPLE_DATA
+from mace_train.checks import did_you_mean
 from mace_train.cli_commands import COMMANDS, Command
 from mace_train.cli_errors import (
     HYDRA_QUIET,
@@ -73,7 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     elif command in ("--help", "-h", "help"):
         print(HELP)
     elif command not in COMMANDS:
-        _fail(f"unknown command {command!r}; give one of: {', '.join(COMMANDS)}")
+        hint = did_you_mean(command, COMMANDS)
+        _fail(f"unknown command {command!r}{hint}; give one of: {', '.join(COMMANDS)}")
     elif {"--help", "-h"} & set(arguments[1:]):
         print(command_help(command, COMMANDS[command].schema, CONFIGS))
     else:
@@ -137,7 +139,8 @@ def _run(command: str, overrides: list[str], *, is_job: bool = False) -> None:
     except YAMLError as error:
         _fail(f"a YAML file cannot be read: {explain_yaml(error)}; correct it")
     except Exception as error:
-        explained = system_error(error) if isinstance(error, OSError) else None
+        # also between the jobs of a sweep, whose files are read again
+        explained = system_error(error) if isinstance(error, (OSError, InputError)) else None
         if explained is not None:
             _fail(str(explained), explained.exit_code)
         if task.started:

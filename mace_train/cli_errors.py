@@ -1,7 +1,6 @@
 """Errors of the command line and of YAML files: Hydra's, as one message with the remedy."""
 
 import dataclasses
-import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from mace_train.checks import did_you_mean, nearest
 from mace_train.cli_help import all_settings, groups_of, limits_of, valid_names
 from mace_train.errors import InputError
 
@@ -211,7 +211,7 @@ def _missing_file(text: str, configs: Path) -> str | None:
     choices = sorted(path.stem for path in (configs / name).glob("*.yaml"))
     if not name or ".." in name or not choices:
         return f"{found[1]}: no such YAML file; give a name that the folder of --config-dir holds"
-    return f"{name}={choice}: no such choice; {name} is one of: {', '.join(choices)}"
+    return _wrong_choice(name, choice, choices)
 
 
 def _group_error(words: Sequence[str], schema: type, configs: Path) -> str | None:
@@ -220,8 +220,14 @@ def _group_error(words: Sequence[str], schema: type, configs: Path) -> str | Non
         group, equals, value = word.partition("=")
         choices = groups_of(schema, configs).get(group.lstrip("+~"), [])
         if choices and equals and value not in choices:
-            return f"{word}: {group} chooses a YAML file, one of: {', '.join(choices)}"
+            return _wrong_choice(group, value, choices)
     return None
+
+
+def _wrong_choice(group: str, value: str, choices: list[str]) -> str:
+    """Message about a config group with what is no choice of it."""
+    hint = did_you_mean(value, choices)
+    return f"{group}={value} is not known{hint}; {group} is one of: {', '.join(choices)}"
 
 
 def _unreadable_override(override: str) -> str:
@@ -243,24 +249,38 @@ def _unreadable_override(override: str) -> str:
 def unknown_key_message(key: str, command: str, schema: type) -> str:
     """Says that ``key`` is no setting, names the nearest one, and lists those of the same level."""
     valid = valid_names(schema)
-    leaf = key.rpartition(".")[2]
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.75)
-    near = near or [name for name in valid if name.rpartition(".")[2] == leaf]
-    near = near or [
-        name
-        for name in valid
-        if difflib.get_close_matches(leaf, [name.rpartition(".")[2]], n=1, cutoff=0.7)
-    ]
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    level = (near[0] if near else key).rpartition(".")[0]
+    near = _nearest_setting(key, valid)
+    hint = f" (did you mean {near}?)" if near else ""
+    level = (near or key).rpartition(".")[0]
     listed = [name for name in valid if name.rpartition(".")[0] == level]
-    if not listed:
-        listed = list(dict.fromkeys(name.partition(".")[0] for name in valid))
+    if not level or not listed:
+        listed = _first_level(valid)
     of = f"{command}, {level}" if level and listed[0].startswith(level) else command
     return (
         f"unknown setting {key!r}{hint}; valid settings of {of}: {', '.join(listed)}. "
         f"`mace-train {command} --help` explains them all"
     )
+
+
+def _nearest_setting(key: str, valid: list[str]) -> str | None:
+    """The setting or, of a key without a point, the config group that is meant, if one is near."""
+    by_leaf: dict[str, str] = {}
+    for name in valid:  # the first of several groups that have a setting of this name
+        by_leaf.setdefault(name.rpartition(".")[2], name)
+    first, whole = ({name: name for name in names} for names in (_first_level(valid), valid))
+    rounds = [(key, whole, 0.75), (key.rpartition(".")[2], by_leaf, 0.7)]
+    if "." not in key:  # another spelling or word for it before one that is similar
+        rounds = [(key, first, 1.0), (key, by_leaf, 1.0), (key, first, 0.75), *rounds]
+    for word, names, cutoff in rounds:
+        near = nearest(word, names, cutoff)
+        if near is not None:
+            return names[near]
+    return None
+
+
+def _first_level(valid: list[str]) -> list[str]:
+    """Settings and groups of settings that stand in no other group."""
+    return list(dict.fromkeys(name.partition(".")[0] for name in valid))
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -2,14 +2,48 @@
 
 import pytest
 
-from mace_train.checks import as_files, check_at_least, check_choice, check_cores, files_by_head
+from mace_train.checks import (
+    as_files,
+    check_at_least,
+    check_choice,
+    check_cores,
+    did_you_mean,
+    files_by_head,
+)
 from mace_train.errors import InputError
+from mace_train.settings.inputs import PER
+from mace_train.settings.model import DENSITY, GATES, INTERACTION_BLOCKS, NONLINEAR
 
 
 def test_a_choice_is_one_of_the_valid_ones():
     check_choice("loss.loss", "huber", ("weighted", "huber"))
-    with pytest.raises(InputError, match=r"^loss\.loss='hubr' .*choices are: weighted, huber$"):
-        check_choice("loss.loss", "hubr", ("weighted", "huber"))
+    wrong = r"^loss='hubr' is not known \(did you mean huber\?\); .*choices are: weighted, huber$"
+    with pytest.raises(InputError, match=wrong):
+        check_choice("loss", "hubr", ("weighted", "huber"))
+    with pytest.raises(InputError, match=r"^loss='x' is not known; valid choices are: a, b$"):
+        check_choice("loss", "x", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "near"),
+    [
+        ("node", PER, "atom"),
+        ("Structure", PER, "graph"),
+        ("realagnosticinteractionblock", INTERACTION_BLOCKS, "RealAgnosticInteractionBlock"),
+        ("nonlinear", INTERACTION_BLOCKS, NONLINEAR),
+        ("density", INTERACTION_BLOCKS, DENSITY),
+        ("none", GATES, "None"),
+        ("swish", GATES, "silu"),
+        ("fp32", ("float32", "float64"), "float32"),
+        ("float", ("categorical", "continuous"), "continuous"),
+        ("mp-0b3", ("mp_0b2_large", "mp_0b3"), "mp_0b3"),
+        ("", ("a", "b"), None),
+        ("zz", ("a", "b"), None),
+    ],
+)
+def test_the_choice_that_is_meant(value, choices, near):
+    hint = "" if near is None else f" (did you mean {near}?)"
+    assert did_you_mean(value, choices) == hint
 
 
 def test_a_least_value():

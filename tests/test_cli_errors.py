@@ -2,7 +2,10 @@
 
 import pytest
 
-from mace_train.cli_errors import shortened
+from mace_train._paths import CONFIGS
+from mace_train.cli_commands import COMMANDS
+from mace_train.cli_errors import shortened, unknown_key_message
+from mace_train.cli_help import groups_of, valid_names
 from tests.conftest import run_command
 
 HELP = "`mace-train train --help`"
@@ -26,6 +29,21 @@ WRONG = [
     (["model.radial_MLP=${name}", "name=abc"], ("model.radial_MLP='abc'", "whole numbers")),
     (["model=[1]"], ("model=[1]", "density, large, medium")),
     (["model=null"], ("model=null", "density, large, medium")),
+    (["model=tinny"], ("model=tinny is not known (did you mean tiny?); model is one of: ",)),
+    (["loss=hubr"], ("loss=hubr is not known (did you mean huber?)",)),
+    (
+        ["data_dir=a", "model.interaction=density"],
+        ("did you mean RealAgnosticDensityInteractionBlock?",),
+    ),
+    (
+        ["data_dir=a", "cluster.kernels=cudda"],
+        ("cluster.kernels='cudda' is not known (did you mean cuda?)",),
+    ),
+    (["data_dir=a", "model.embedding_specs={q: {type: float, per: graph}}"], ("mean continuous?",)),
+    (["modle=tiny"], ("unknown setting 'modle' (did you mean model?)", ", model, ", HELP)),
+    (["modle.max_L=1"], ("(did you mean model?)",)),
+    (["structures_per_group=1"], ("unknown setting 'structures_per_group'",)),
+    (["checkpoint=a"], ("did you mean foundation.checkpoint?",)),
     (["model=../../x"], ("no such YAML file", "--config-dir")),
     (["=1"], ("'=1' names no setting", "key=value")),
     (["a..b=1"], ("'a..b' is no name of a setting",)),
@@ -40,6 +58,36 @@ WRONG = [
     (["--config-dir=nope"], ("--config-dir", "no such folder")),
     (["name=choice(1,2)"], ("requires --multirun", HELP)),
 ]
+
+
+GROUPS = [
+    (command, group)
+    for command in COMMANDS
+    for group in groups_of(COMMANDS[command].schema, CONFIGS)
+]
+
+
+@pytest.mark.parametrize(("command", "group"), GROUPS)
+def test_a_misspelt_group_means_the_group(command, group):
+    misspelt = group[0] + group[2] + group[1] + group[3:]
+    message = unknown_key_message(misspelt, command, COMMANDS[command].schema)
+    assert f"unknown setting {misspelt!r} (did you mean {group}?)" in message
+    assert f" {group}" in message.partition("valid settings of")[2]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_setting_without_its_group_means_one_of_its_name(command):
+    valid = valid_names(COMMANDS[command].schema)
+    first = {name.partition(".")[0] for name in valid}
+    for leaf in {name.rpartition(".")[2] for name in valid} - first:
+        message = unknown_key_message(leaf, command, COMMANDS[command].schema)
+        assert f".{leaf}?)" in message or leaf == "epochs"  # of train: max_num_epochs
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert "unknown command 'trian' (did you mean train?); give one of" in message_of(
+        ["trian"], capsys
+    )
 
 
 @pytest.mark.parametrize(("words", "parts"), WRONG, ids=lambda value: str(value)[:40])

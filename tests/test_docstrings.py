@@ -18,7 +18,7 @@ EXAMPLES = {
     "mace_train.model.mace": ["MACE"],
     "mace_train.ops.codegen.polynomial": ["Polynomial"],
     "mace_train.ops.segmented_polynomial": ["segmented_polynomial"],
-    "mace_train.report.structure_map": ["Plane.of"],
+    "mace_train.report.structure_map": ["Plane.of", "_ticks"],
     "mace_train.train.checkpoint": ["load_model"],
 }
 

@@ -90,6 +90,40 @@ def test_settings_of_hydra(name, place, capsys):
     assert "b.yaml: " in message
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("defaults: [train, _self_]\nhydra: {job: {env_set: {A: b}}}\n", "hydra.job.env_set.A="),
+        ("a: [", "not a YAML file that can be read"),
+        ("defaults: [train, _self_]\nlr: 1\n", "'lr'"),
+        (None, "exp"),
+    ],
+)
+def test_a_file_that_changes_in_the_middle_of_a_sweep(
+    content, message, tmp_path, monkeypatch, capsys
+):
+    file, done = tmp_path / "exp.yaml", []
+    file.write_text("defaults: [train, _self_]\n")
+
+    def first_job(settings):
+        done.append(settings.seed)
+        if content is None:
+            file.unlink()
+        else:
+            file.write_text(content)
+
+    monkeypatch.setattr("mace_train.train.train.train", first_job)
+    words = ["train", "--multirun", f"--config-dir={tmp_path}", "--config-name=exp", "seed=1,2,3"]
+    with pytest.raises(SystemExit) as stop:
+        run_command(*words, "data_dir=a", f"output={tmp_path / 'sweep'}")
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert done == [1]
+    assert message in said.splitlines()[-1]
+    assert said.count("error: ") == 1
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("name", ["nested", "environment", "class of logging"])
 @pytest.mark.parametrize(
     "words", [["+exp=b"], ["+lnk=b"], ["+exp@hydra=c"], ["hydra=b"], ["--multirun", "+exp=b,b"]]

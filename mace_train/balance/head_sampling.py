@@ -177,7 +177,7 @@ def head_sampling(
             "head of each, or leave the ratios out"
         )
     for name in by_head:
-        check_head(f"batching.head_sampling_ratios.{name}", name, heads.names)
+        check_head(f"batching.head_sampling_ratios.{name}", name, heads.names, "the data")
     if all(ratio == 1 for ratio in by_head.values()):
         return None
     ratios = tuple(by_head.get(name, Fraction(1)) for name in heads.names)

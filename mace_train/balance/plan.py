@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from mace_train.balance.bins import Bins, StructureIds
 from mace_train.balance.costs import Capacity, Costs
 from mace_train.balance.packers import PACKERS
+from mace_train.checks import check_choice
 from mace_train.errors import InputError
 
 
@@ -143,8 +144,7 @@ def make_plan(
 
     Raises ``InputError`` for an unknown packer or when a structure is above the capacity.
     """
-    if packer not in PACKERS:
-        raise InputError(f"packer={packer!r} is not known; valid choices are: {', '.join(PACKERS)}")
+    check_choice("packer", packer, PACKERS)
     if world_size < 1:
         raise InputError(f"world_size={world_size} must be at least 1")
     plan = Plan(costs, world_size, PACKERS[packer](costs, capacity, world_size, seed, epoch))

@@ -14,7 +14,12 @@ from ase.md.verlet import VelocityVerlet
 
 from mace_train.atomic_files import written_together
 from mace_train.calculators.drift import draw_energies, energy_drift
-from mace_train.calculators.simulation import Frames, committee_std, prepared_atoms
+from mace_train.calculators.simulation import (
+    Frames,
+    committee_std,
+    prepared_atoms,
+    read_structure,
+)
 from mace_train.errors import InputError, InvalidStructureError
 from mace_train.folders import make_folder
 from mace_train.progress import ProgressBar, Stopwatch
@@ -28,7 +33,7 @@ SHORTEST_FIT = 1.0  # ps; in less, oscillations look like drift
 
 def run_md(settings: MDSettings) -> dict[str, Any]:
     """Run dynamics; writes trajectory, md.json and energy.png to ``settings.output``."""
-    atoms = prepared_atoms(settings)
+    atoms = prepared_atoms(read_structure(settings), settings)
     output = Path(settings.output)
     make_folder("output", output)
     random = np.random.default_rng(settings.seed)

@@ -140,8 +140,8 @@ def sample_from(
     if keys is None:
         keys = model_input_keys(model.inputs, calculator=True)
     for key in keys:
-        given, taken = ((of.arrays if key.per == "atom" else of.info) for of in (atoms, bare))
-        taken.update({name: given[name] for name in key.keys if name in given})
+        for given, taken in ((atoms.info, bare.info), (atoms.arrays, bare.arrays)):
+            taken.update({name: given[name] for name in key.keys if name in given})
     structure = structure_from_atoms(
         bare, _NO_LABELS, source, notes, require_energy=False, inputs=keys
     )

@@ -13,7 +13,13 @@ from ase.optimize import FIRE, LBFGS
 from matplotlib.figure import Figure
 
 from mace_train.atomic_files import written_together
-from mace_train.calculators.simulation import Frames, committee_std, plain, prepared_atoms
+from mace_train.calculators.simulation import (
+    Frames,
+    committee_std,
+    plain,
+    prepared_atoms,
+    read_structure,
+)
 from mace_train.data.stress_components import has_stress
 from mace_train.errors import InputError, InvalidStructureError
 from mace_train.folders import make_folder
@@ -26,9 +32,10 @@ ALGORITHMS = {"fire": FIRE, "lbfgs": LBFGS}
 
 def relax(settings: RelaxSettings) -> dict[str, Any]:
     """Relax the structure; writes relaxed.extxyz, trajectory, relax.json and relax.png."""
-    atoms = prepared_atoms(settings)
+    atoms = read_structure(settings)
     if settings.relax_cell:
         _check_cell(atoms, settings)
+    atoms = prepared_atoms(atoms, settings)
     output = Path(settings.output)
     make_folder("output", output)
     frames, clock = Frames(output, settings.trajectory), Stopwatch()

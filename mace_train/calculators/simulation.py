@@ -22,11 +22,25 @@ from mace_train.settings import SimulationSettings
 LOGGER = logging.getLogger("mace_train")
 
 
-def prepared_atoms(settings: SimulationSettings) -> Atoms:
-    """The structure with the model as its calculator; InputError if they do not fit."""
+def read_structure(settings: SimulationSettings) -> Atoms:
+    """The structure that the settings name, not yet repeated.
+
+    Raises InputError if it cannot be read or repeated: before a model is loaded.
+    """
     if not Path(settings.structure).is_file():
         raise InputError(f"structure={settings.structure}: no such file")
     atoms = read_atoms(settings.structure, settings.index)
+    repeat = list(settings.repeat)
+    if any(n > 1 and not periodic for n, periodic in zip(repeat, atoms.pbc, strict=True)):
+        raise InputError(
+            f"repeat={repeat}: {settings.structure} is periodic along {atoms.pbc.tolist()} only; "
+            "repeat it along these directions"
+        )
+    return atoms
+
+
+def prepared_atoms(atoms: Atoms, settings: SimulationSettings) -> Atoms:
+    """The structure, repeated, with the model as its calculator; InputError if they do not fit."""
     calc = MACETrainCalculator(
         as_files("checkpoint", settings.checkpoint),
         head=settings.head,
@@ -38,11 +52,6 @@ def prepared_atoms(settings: SimulationSettings) -> Atoms:
     )
     calc.check(atoms, settings.structure)
     repeat = list(settings.repeat)
-    if any(n > 1 and not periodic for n, periodic in zip(repeat, atoms.pbc, strict=True)):
-        raise InputError(
-            f"repeat={repeat}: {settings.structure} is periodic along {atoms.pbc.tolist()} only; "
-            "repeat it along these directions"
-        )
     if repeat != [1, 1, 1]:
         atoms = atoms.repeat(repeat)
         names = {spec.name for m in calc.models for spec in m.inputs if spec.per == "graph"}

@@ -28,8 +28,7 @@ def foundation_E0s(model: str, accept_licence: str | None = None) -> dict[int, f
         InputError: the file is not there, is no such model, or has several heads.
     """
     by_name = named("data.foundation_model", model)
-    if by_name is not None:
-        check_licence(by_name, accept_licence, "data.accept_licence")
+    check_licence(by_name, accept_licence, "data.accept_licence")
     path = Path(model) if by_name is None else model_file(by_name)
     if path.is_dir():
         path = path / "checkpoints" / "best.safetensors"

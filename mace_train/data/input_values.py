@@ -17,7 +17,7 @@ from mace_train.data.label_values import numbers_in
 from mace_train.data.notes import Notes
 from mace_train.data.raw_structure import AtomsLike
 from mace_train.errors import InputError, InvalidStructureError
-from mace_train.settings.inputs import PER, VALUE, InputKey, InputSpec
+from mace_train.settings.inputs import KEY_SETTINGS, PER, VALUE, InputKey, InputSpec
 
 Floats = NDArray[np.float64]
 
@@ -80,7 +80,10 @@ def _values(atoms: AtomsLike, key: InputKey, source: str, notes: Notes) -> Float
     n = len(atoms) if per_atom else 1
     found = {name: place[name] for name in key.keys if place.get(name) is not None}
     if not found:
-        return np.full(n, _default(atoms, key, source, notes))
+        elsewhere = _elsewhere(atoms, key)
+        if elsewhere and key.is_given:
+            raise InvalidStructureError("place of an input", f"{source}: {elsewhere}")
+        return np.full(n, _default(atoms, key, source, notes, elsewhere))
     arrays = {name: numbers_in(value, name, VALUE, source) for name, value in found.items()}
     for name, array in arrays.items():
         if array.size != n or (per_atom and len(array) != n):
@@ -101,22 +104,40 @@ def _values(atoms: AtomsLike, key: InputKey, source: str, notes: Notes) -> Float
     return values.reshape(n)
 
 
-def _default(atoms: AtomsLike, key: InputKey, source: str, notes: Notes) -> float:
+def _elsewhere(atoms: AtomsLike, key: InputKey) -> str:
+    """That a value stands per structure which is wanted per atom, or the reverse, if one does."""
+    others: Mapping[str, Any] = atoms.info if key.per == "atom" else atoms.arrays
+    name = next((name for name in key.keys if others.get(name) is not None), None)
+    if name is None:
+        return ""
+    here, there = (_PLACES[per] for per in (key.per, PER[1 - PER.index(key.per)]))
+    setting = KEY_SETTINGS[PER[1 - PER.index(key.per)]]
+    return (
+        f"the input {key.name} is read per {here}, but {name!r} is there per {there}; name it in "
+        f"{setting}, with per: {PER[1 - PER.index(key.per)]} in model.embedding_specs, or correct "
+        "the file"
+    )
+
+
+def _default(
+    atoms: AtomsLike, key: InputKey, source: str, notes: Notes, elsewhere: str = ""
+) -> float:
     wanted = " or ".join(map(repr, key.keys))
-    where = "arrays" if key.per == "atom" else "info"
+    where = key.setting.removesuffix("_keys")
     if key.default is None:
         there = sorted(atoms.arrays if key.per == "atom" else atoms.info)
         raise InvalidStructureError(
             "no value of an input",
             f"{source}: no {wanted} ({where}) for the input {key.name}, which has no default; "
-            f"found {', '.join(there) or 'no values'}; add it, name its key in {where}_keys (of "
-            f"preprocess: data.{where}_keys), or give a default (of preprocess: "
+            f"{elsewhere or 'found ' + (', '.join(there) or 'no values')}; add it, name its key in "
+            f"{where}_keys (of preprocess: data.{where}_keys), or give a default (of preprocess: "
             "data.input_defaults; default in model.embedding_specs)",
         )
     notes.add(
         f"no input {key.name}",
         source,
-        f"no {wanted} ({where}) for the input {key.name}; taking its default, {key.default:g}",
+        f"no {wanted} ({where}) for the input {key.name}; taking its default, {key.default:g}"
+        + (f": {elsewhere}" if elsewhere else ""),
     )
     return key.default
 
@@ -189,7 +210,7 @@ def wrong_value(spec: InputSpec, value: float) -> str:
 
 def missing_input(spec: InputSpec) -> str:
     """That there is no column of an input, and what to do."""
-    setting = "info_keys" if spec.per == "graph" else "arrays_keys"
+    setting = KEY_SETTINGS[spec.per]
     key = spec.key or spec.name
     named = f"[{spec.name}]" if key == spec.name else f"{{{spec.name}: {key}}}"
     return (

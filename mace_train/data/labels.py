@@ -203,9 +203,10 @@ class LabelReport:
                 )
 
     def check_inputs(self, inputs: Iterable[InputKey], where: str) -> None:
-        """InputError for a key of an input that is not its name and that no structure has.
+        """InputError for a given key of an input that is not its name and that no structure has.
 
-        Under its own name it may be missing everywhere: its default is taken, with a remark.
+        Under its own name, and the model's keys, it may be missing everywhere: its default is
+        taken, with a remark.
         """
         known = {*CALCULATOR_KEYS, *CALCULATOR_KEYS.values()}
         unread = self.names & known - {name for key in inputs for name in key.keys}
@@ -216,7 +217,8 @@ class LabelReport:
                 ", ".join(sorted(unread)),
             )
         for key in inputs:
-            if key.keys != (key.name,) and not self.names & set(key.keys):
+            is_name = key.keys == (key.name,)
+            if key.is_given and not is_name and not self.names & set(key.keys):
                 n = self.counts.n_structures  # 0 where labels are not read
                 raise InputError(
                     f"{where}: {f'none of the {n} structures' if n else 'no structure'} has "

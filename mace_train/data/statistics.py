@@ -25,48 +25,18 @@ from numpy.typing import NDArray
 
 from mace_train.atomic_files import write_text
 from mace_train.data.labels import LabelKeyCounts
+from mace_train.data.moments import Moments
 from mace_train.data.shards.arrays import Arrays, names_of, offsets_of
 from mace_train.data.shards.shard_set import ShardSet
-from mace_train.data.values import FORCE, STRESS, check_labels, energy_range
+from mace_train.data.values import FORCE, STRESS, check_labels, energy_range, has_weight
 from mace_train.errors import InputError
 from mace_train.json_files import converted, read_json
+from mace_train.settings.inputs import ReadInput
 from mace_train.settings.ranges import Range
 
 FORMAT = "mace-train statistics"
 FORMAT_VERSION = 2
 FILE_NAME = "statistics.json"
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Count, mean, and sum of squared deviations from the mean."""
-
-    count: int = 0
-    mean: float = 0.0
-    deviations: float = 0.0
-
-    @classmethod
-    def of(cls, values: NDArray[np.float64]) -> Self:
-        """The moments of ``values`` [n]."""
-        if len(values) == 0:
-            return cls()
-        mean = math.fsum(values) / len(values)
-        return cls(len(values), mean, math.fsum((values - mean) ** 2))
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """The moments of both sets of values."""
-        count = self.count + other.count
-        if 0 in (self.count, other.count):
-            return self if other.count == 0 else other
-        step = other.mean - self.mean
-        mean = (self.count * self.mean + other.count * other.mean) / count
-        shared = step * step * self.count * other.count / count
-        return Moments(count, mean, self.deviations + other.deviations + shared)
-
-    @property
-    def std(self) -> float:
-        """Unbiased standard deviation; 0 for fewer than two values."""
-        return math.sqrt(self.deviations / max(self.count - 1, 1))
 
 
 @dataclass(frozen=True)
@@ -130,10 +100,10 @@ def sums_of_shard(arrays: Arrays, E0s: Mapping[str, Mapping[int, float]]) -> Sum
 
 
 def counts_in(arrays: Arrays, label: str) -> NDArray[np.bool_]:
-    """[n] which structures have the ``label`` (energy, forces or stress) with a weight above 0."""
+    """[n] which structures have the ``label`` (energy, forces or stress), with a weight."""
     column = 1 + ("energy", "forces", "stress").index(label)
     weights = arrays["weights"]
-    return arrays[f"has_{label}"].astype(bool) & (weights[:, 0] * weights[:, column] > 0)
+    return arrays[f"has_{label}"].astype(bool) & has_weight(weights[:, 0] * weights[:, column])
 
 
 def _check_labels(arrays: Arrays, n_atoms: NDArray[np.int64]) -> None:
@@ -265,6 +235,8 @@ class Statistics:
     heads: dict[str, HeadStatistics]
     label_keys: dict[str, LabelKeyCounts] = field(default_factory=dict)
     """Structures by setting (such as train_file), head, label and key; older files have none."""
+    inputs: dict[str, ReadInput] = field(default_factory=dict)
+    """How inputs beside the geometry were read, by name; files without such have none."""
 
     @property
     def dataset_hash(self) -> str:
@@ -274,6 +246,8 @@ class Statistics:
     def write(self, path: Path) -> None:
         """Write statistics.json."""
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        if not self.inputs:
+            del content["inputs"]  # so that earlier versions read it
         write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     @classmethod
@@ -376,18 +350,26 @@ def statistics_from(
     )
 
 
+def split_statistics(data_dir: Path, name: str) -> SplitCounts:
+    """What statistics.json holds of one split of a preprocessed folder.
+
+    Raises:
+        InputError: no such split, or no statistics that can be read.
+    """
+    splits = Statistics.read(data_dir / FILE_NAME).splits
+    if name not in splits:
+        raise InputError(f"{data_dir} has no {name}/; it holds {', '.join(sorted(splits))}")
+    return splits[name]
+
+
 def open_split(data_dir: Path, name: str) -> ShardSet:
     """The shards of one split of a preprocessed folder, compared with statistics.json.
 
     Raises:
         InputError: no such split, or shards that are missing or not those preprocess wrote.
     """
-    statistics = Statistics.read(data_dir / FILE_NAME)
-    if name not in statistics.splits:
-        raise InputError(
-            f"{data_dir} has no {name}/; it holds {', '.join(sorted(statistics.splits))}"
-        )
-    shards, written = ShardSet(data_dir / name), statistics.splits[name]
+    written = split_statistics(data_dir, name)
+    shards = ShardSet(data_dir / name)
     if SplitCounts.of(shards) != written:
         raise InputError(
             f"{data_dir / name} holds {len(shards)} structures with hash "

@@ -16,7 +16,14 @@ POSITION = Range(-1e6, 1e6, reason="Å; 1e6 Å are 0.1 mm")
 FORCE = Range(-1e8, 1e8, reason="eV/Å; forces in matter are below 1000")
 STRESS = Range(-1e8, 1e8, reason="eV/Å^3; 1 eV/Å^3 is 160 GPa")
 WEIGHT = LOSS_WEIGHT
+SMALLEST_WEIGHT = 1e-30
+"""A label whose weights have a product up to this does not count: single precision loses it."""
 SHORTEST_VECTOR = 0.01  # Å, of a cell along a periodic direction; bonds are longer than 0.5
+
+
+def has_weight(products: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[...] whether labels whose weights have these products [...] count, anywhere."""
+    return products > SMALLEST_WEIGHT
 
 
 def energy_range(n_atoms: int) -> Range:

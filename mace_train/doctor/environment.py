@@ -6,7 +6,6 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.ops.backends import describe_choice
 from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.settings import DoctorSettings, ModelSettings
+from mace_train.train.provenance import installed_version
 
 _LIBRARIES = ("torch", "numpy", "ase", "e3nn", "h5py", "hydra-core", "mpi4py", "ortools", "wandb")
 _OPTIONAL = {
@@ -35,19 +35,19 @@ _TOLERANCE = 1e-4  # relative, float32
 def versions(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """Program and libraries, which must be the same on all ranks."""
     own = [f"mace-train {__version__}", f"Python {platform.python_version()}"]
-    own += [f"{name} {_version(name) or 'missing'}" for name in _LIBRARIES]
+    own += [f"{name} {installed_version(name) or 'missing'}" for name in _LIBRARIES]
     remedy = "activate the same environment on all nodes, from a file system that they share"
     return same_everywhere(world, ", ".join(own), "", remedy)
 
 
 def optional(world: World, settings: DoctorSettings) -> list[CheckResult]:
     """Optional libraries, and whether wandb has a key."""
-    found = [f"{name} {_version(name)}" for name in _OPTIONAL if _version(name)]
-    missing = [f"{name} ({use})" for name, use in _OPTIONAL.items() if not _version(name)]
+    found = [f"{name} {installed_version(name)}" for name in _OPTIONAL if installed_version(name)]
+    missing = [f"{name} ({use})" for name, use in _OPTIONAL.items() if not installed_version(name)]
     results = [CheckResult(Verdict.OK, ", ".join(found) or "nothing")]
     if missing:
         results.append(CheckResult(Verdict.OK, "not installed: " + "; ".join(missing)))
-    if _version("wandb"):
+    if installed_version("wandb"):
         netrc = environment_variables.text("NETRC") or "~/.netrc"
         has_key = environment_variables.is_set("WANDB_API_KEY") or _mentions_wandb(netrc)
         how = "a key is set" if has_key else "no key: offline only, synchronise with `wandb sync`"
@@ -61,13 +61,6 @@ def _mentions_wandb(netrc: str) -> bool:
         return path.is_file() and b"wandb" in path.read_bytes()
     except (OSError, RuntimeError):  # of somebody else, or of a user that is not known
         return False
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def devices(world: World, settings: DoctorSettings) -> list[CheckResult]:

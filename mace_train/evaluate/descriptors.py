@@ -24,6 +24,7 @@ import numpy as np
 from mace_train.atomic_files import replaced
 from mace_train.distributed.world import open_world
 from mace_train.evaluate.array_file import ArrayFile, RowArray
+from mace_train.evaluate.named_set import check_named_set
 from mace_train.evaluate.set_descriptors import DescriptorBatch, model_for, stream_descriptors
 from mace_train.evaluate.structure_stream import BatchLimits, StructureStream, open_stream
 from mace_train.folders import make_folder, new_file
@@ -42,6 +43,7 @@ def descriptors(settings: DescriptorsSettings) -> Path:
     structure that cannot be read or has an element that the model does not know.
     """
     output = new_file("output", settings.output, (".h5", ".hdf5"))
+    check_named_set("structures", settings.structures, settings.data_dir, settings.split)
     with open_world(settings.cluster) as world:
         model = model_for(settings.checkpoint, settings, world)
         stream = open_stream(settings, model=model)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mace_train.balance.costs import Costs
-from mace_train.checks import as_files
+from mace_train.checks import as_files, check_head
 from mace_train.data.input_values import check_inputs
 from mace_train.data.labels import LabelReport
 from mace_train.data.loading.loader import (
@@ -35,6 +35,7 @@ from mace_train.data.statistics import open_split
 from mace_train.data.structure import LabelKeys, is_isolated
 from mace_train.distributed.world import World, open_world
 from mace_train.errors import InputError
+from mace_train.evaluate.named_set import check_named_set
 from mace_train.evaluate.parity_plot import Predicted
 from mace_train.evaluate.results import write_report
 from mace_train.folders import existing_folder, make_folder
@@ -136,6 +137,7 @@ def evaluated(
     >>> len(done.predicted) == len(done.source)
     True
     """
+    check_named_set("test_file", settings.test_file, settings.data_dir, settings.split)
     dtype = None if settings.default_dtype is None else getattr(torch, settings.default_dtype)
     model, header = load_model(Path(checkpoint), dtype)
     model = model.to(world.device)
@@ -159,8 +161,6 @@ def open_source(settings: PredictionSettings, r_max: float, inputs: Inputs = ())
     Files are read with the ``inputs`` of the model too; shards hold those that were read for them.
     """
     files = as_files("test_file", settings.test_file)
-    if bool(files) == (settings.data_dir is not None):
-        raise InputError("evaluate needs either test_file=FILE or data_dir=FOLDER (with split=...)")
     if settings.data_dir is not None:
         folder = existing_folder("data_dir", settings.data_dir)
         shards = open_split(folder, settings.split)
@@ -196,8 +196,7 @@ def chosen_heads(
     names = data.head_names
     if settings.head is None:
         return heads_of(source, names, "evaluate (head=NAME takes one head for all structures)")
-    if settings.head not in names:
-        raise InputError(f"head={settings.head!r}: the model's heads are {', '.join(names)}")
+    check_head("head", settings.head, names)
     return np.full(len(source), names.index(settings.head), dtype=np.int64)
 
 

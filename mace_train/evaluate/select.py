@@ -31,6 +31,7 @@ from mace_train.evaluate.element_sets import (
     symbols_in,
 )
 from mace_train.evaluate.farthest_points import farthest_points, random_projection
+from mace_train.evaluate.named_set import check_named_set
 from mace_train.evaluate.selected_structures import (
     SelectedIds,
     isolated_atoms,
@@ -64,6 +65,7 @@ def select(settings: SelectSettings) -> Path:
     with an element that the model does not know.
     """
     output = new_file("output", settings.output, (".xyz", ".extxyz"))
+    check_named_set("structures", settings.structures, settings.data_dir, settings.split)
     _check_model_is_given(settings)
     given = _given_elements(settings)
     with open_world(settings.cluster) as world:

@@ -90,12 +90,10 @@ def open_stream(
         model: What they are for: its cutoff must be that of shards, and it takes their inputs.
 
     Raises:
-        InputError: neither or both of structures and data_dir, a file or structure that cannot be
-            read, shards of another cutoff, inputs that the model does not take.
+        InputError: a file or structure that cannot be read, shards of another cutoff, inputs that
+            the model does not take. What a ``check_named_set`` before it finds is not looked for.
     """
     files = as_files("structures", settings.structures)
-    if bool(files) == (settings.data_dir is not None):
-        raise InputError("give either structures=FILE or data_dir=FOLDER (with split=...)")
     specs = () if model is None else model.inputs
     if settings.data_dir is None:
         given = settings.info_keys, settings.arrays_keys

@@ -6,7 +6,6 @@ the SHA-256 of the table, or with that of the first download (``NAME.sha256`` be
 mace-torch's cache, which may be cut short, are used if they agree, and never changed.
 """
 
-import difflib
 import logging
 import os
 import pkgutil
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from mace_train import environment_variables
 from mace_train.atomic_files import write_text
-from mace_train.checks import check_choice
+from mace_train.checks import check_choice, nearest
 from mace_train.errors import InputError, StorageError, system_error
 from mace_train.folders import lock_file
 from mace_train.foundation_models.download import download, is_torch_file, sha256_of
@@ -49,13 +48,13 @@ def named(setting: str, value: str) -> FoundationModel | None:
     if value in MODELS:
         return MODELS[value]
     by_words = {_words(name): name for name in (*MODELS, *NOT_READ)}
-    near = difflib.get_close_matches(_words(value), by_words, n=1, cutoff=0.75)
-    parts = set(_words(value).split())
-    near = near or [words for words in by_words if len(parts) > 1 and parts <= set(words.split())]
-    if near:
+    near, parts = nearest(_words(value), by_words, 0.75), set(_words(value).split())
+    if near is None and len(parts) > 1:
+        near = next((words for words in by_words if parts <= set(words.split())), None)
+    if near is not None:
         raise InputError(
             f"{setting}={value}: no such file or folder, and no foundation model has this name "
-            f"(did you mean {by_words[near[0]]}?); `mace-train import` lists the names"
+            f"(did you mean {by_words[near]}?); `mace-train import` lists the names"
         )
     return None
 
@@ -65,13 +64,24 @@ def _words(name: str) -> str:
     return " ".join(sorted(re.findall(r"[a-z0-9]+", name.lower())))
 
 
-def check_licence(model: FoundationModel, accepted: str | None, setting: str | None) -> None:
+def check_licence(model: FoundationModel | None, accepted: str | None, setting: str | None) -> None:
     """InputError unless the licence permits any use or ``accepted`` names it.
 
-    ``setting`` is what accepts it, such as ``foundation.accept_licence``; None where a command has
-    none, or in Python.
+    A licence that is accepted and is not the model's, or of what is no foundation model by its name
+    (None), is logged. ``setting`` is what accepts it, such as ``foundation.accept_licence``; None
+    where a command has none, or in Python.
     """
-    if model.licence not in TO_ACCEPT or accepted == model.licence:
+    if accepted == (None if model is None else model.licence):
+        return
+    if model is None or model.licence not in TO_ACCEPT:
+        if accepted is not None:
+            LOGGER.warning(
+                "%s=%s is not used: %s",
+                *(setting or "accept_licence", accepted),
+                "it is for foundation models by their names"
+                if model is None
+                else f"{model.name} is published under the {LICENCES[model.licence]}",
+            )
         return
     way = f"say so with {setting}={model.licence}"
     if setting is None:
@@ -216,9 +226,9 @@ def imported_checkpoint(
         InputError: see ``named``, ``check_licence``, ``model_file``; or it cannot be imported.
     """
     model = named("checkpoint", str(checkpoint))
+    check_licence(model, accept_licence, setting)
     if model is None:
         return Path(checkpoint)
-    check_licence(model, accept_licence, setting)
     name = model.name if model.sha256 is None else f"{model.name}-{model.sha256[:8]}"
     folder = cache_folder() / "imported" / name
     written = folder / "checkpoints" / "best.safetensors"

@@ -28,6 +28,11 @@ class Argument:
     kind: str = ""
     """flag (no value), bool (a word such as True), or empty: as the default."""
 
+    @property
+    def of_flag(self) -> bool:
+        """The value that a flag sets: the two that are on by default are switched off by it."""
+        return not self.default or self.name == "amsgrad"
+
 
 _RATIOS = "batching.head_sampling_ratios={HEAD: N} repeats the structures of a head"
 _FINE_TUNING = "choose the structures to replay beforehand, as a file of their own"
@@ -297,9 +302,7 @@ def parser() -> argparse.ArgumentParser:
     for name, argument in ARGUMENTS.items():
         options = [f"--{option}" for option in (name, argument.alias) if option]
         if argument.kind == "flag":
-            # the two that are on by default are switched off by a flag
-            value = not argument.default or name == "amsgrad"
-            result.add_argument(*options, dest=name, action="store_const", const=value)
+            result.add_argument(*options, dest=name, action="store_const", const=argument.of_flag)
         else:
             several = "*" if isinstance(argument.default, list) else None
             result.add_argument(*options, dest=name, nargs=several)

@@ -9,6 +9,7 @@ from mace_train.atomic_files import replaced
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.interop.equivalence import check_equivalence, predictions
+from mace_train.interop.mace_torch import MISSING_PACKAGE
 from mace_train.interop.probe_structures import probes
 from mace_train.interop.state_dict import header_for, to_mace_torch_state_dict
 from mace_train.interop.state_files import write_state
@@ -28,6 +29,8 @@ def export_model(settings: ExportSettings) -> None:
         raise InputError(f"output={settings.output} is already there; choose another name")
     if settings.format == "state_dict" and target.suffix != ".safetensors":
         raise InputError(f"output={settings.output}: the name of a state_dict ends in .safetensors")
+    if settings.format == "mace-torch" and not has_mace_torch():
+        raise InputError(f"format=mace-torch: {MISSING_PACKAGE}, or use format=state_dict")
     model, header = load_model(Path(settings.checkpoint), torch.float64)
     if settings.head is not None:
         model = one_head(model, settings.head)

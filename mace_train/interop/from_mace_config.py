@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mace_train.atomic_files import write_text
+from mace_train.checks import did_you_mean
 from mace_train.errors import InputError
 from mace_train.folders import make_folder
 from mace_train.interop.arguments import ARGUMENTS, literal, parser
@@ -44,7 +45,8 @@ _LOSSES = {  # mace-torch's loss -> ours, and the weights that count in it
     "universal": ("universal", ("energy", "forces", "stress")),
     "l1l2energyforces": ("l1l2", ("energy", "forces")),
 }
-_TRUE, _FALSE = ("true", "t", "yes", "1"), ("false", "f", "no", "0")
+_TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+_ON, _OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")  # of flags in YAML files
 _WHOLE = ("num_channels", "max_L")  # whose default says nothing about it
 _OF_SEVERAL = (  # arguments that may be lists or mappings
     *("train_file", "valid_file", "test_file", "pt_train_file", "pt_valid_file", "heads", "E0s"),
@@ -114,11 +116,40 @@ def _of_file(config: str | None) -> Values:
         option = str(key).removeprefix("--")
         name = by_option.get(option, option)
         if name not in ARGUMENTS:
+            hint = did_you_mean(option, (*ARGUMENTS, *by_option))
             raise InputError(
-                f"config={config}: mace_run_train has no argument {key!r}; remove or correct it"
+                f"config={config}: mace_run_train has no argument {key!r}{hint}; remove or "
+                "correct it"
             )
-        found[name] = _typed(name, value)
+        found[name] = _typed(name, _as_passed_on(config, option, name, value))
     return found
+
+
+def _as_passed_on(config: str, key: str, name: str, value: Any) -> Any:
+    """A value of a YAML file as ConfigArgParse hands it to mace_run_train; None: not at all.
+
+    It leaves out null, and flags that are false; all but lists are text. What that makes of null
+    and of the flags that are on by default is said.
+    """
+    row = ARGUMENTS[name]
+    if value is None and row.default and row.default != "None":
+        none = "; none is None" if name == "clip_grad" else ""
+        LOGGER.warning(
+            "config=%s: %s: null is left out by mace_run_train, which takes its default, %s%s",
+            *(config, key, row.default, none),
+        )
+    if row.kind != "flag" or value is None:
+        return value if value is None or isinstance(value, (list, dict)) else str(value)
+    if str(value).lower() not in (*_ON, *_OFF):
+        raise InputError(f"config={config}: {key}: {value}: a flag; give true or false")
+    switched_on = str(value).lower() in _ON
+    taken = row.of_flag if switched_on else row.default
+    if taken is not switched_on:
+        LOGGER.warning(
+            "config=%s: %s: %s makes %s %s in mace_run_train, and here",
+            *(config, key, value, name, str(taken).lower()),
+        )
+    return taken
 
 
 def _of_words(words: list[str]) -> Values:

@@ -70,8 +70,10 @@ def import_model(settings: ImportSettings) -> MACE:
         )
     if target.exists():
         raise InputError(f"output={settings.output} already holds {target}; choose another output")
-    if named_model is not None:
-        check_licence(named_model, settings.accept_licence, "accept_licence")
+    check_licence(named_model, settings.accept_licence, "accept_licence")
+    numbers = None if settings.elements is None else _numbers(settings.elements)
+    if settings.header is not None and not Path(settings.header).is_file():
+        raise InputError(f"header={settings.header}: no such file; give the JSON of a state dict")
     path = Path(given) if named_model is None else model_file(named_model)
     header, tensors, theirs = _read(path, settings)
     model = from_mace_torch(tensors, header)
@@ -85,8 +87,8 @@ def import_model(settings: ImportSettings) -> MACE:
         _compare(f"{path}: ours and mace-torch's", model, theirs, tolerance)
     if settings.head is not None:
         model = _of_head(model, settings.head)
-    if settings.elements is not None:
-        model = _reduced(model, _numbers(settings.elements))
+    if numbers is not None:
+        model = _reduced(model, numbers)
     make_folder("output", target.parent)
     dtype = str(model.dtype).removeprefix("torch.")
     source = {"file": path.name, "header": header}

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -12,6 +11,7 @@ from torch import Tensor
 from mace_train.atomic_files import written_together
 from mace_train.errors import InputError
 from mace_train.interop.header import Header
+from mace_train.json_files import read_json
 from mace_train.restricted_pickle import Shell, load_tensors
 
 
@@ -52,21 +52,13 @@ def read_file(path: Path) -> dict[str, Tensor] | Shell:
 def read_header(path: Path, given: str | None) -> Header:
     """The header that belongs to a state dict: the file given, or NAME.json beside it."""
     beside = path.with_suffix(".json") if given is None else Path(given)
-    try:
-        header: Any = json.loads(beside.read_text())
-    except OSError as error:
-        raise InputError(
-            f"{path} is a state dict, and its header {beside} cannot be read ({error.strerror}); "
-            "give header=FILE, which `mace-train export format=state_dict` writes, or "
-            "json.dumps(mace_train.interop.header.header_of(model)) from a whole model"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{beside}: not JSON ({error}); write it again") from None
-    if not isinstance(header, dict):
-        raise InputError(
-            f"{beside}: holds a {type(header).__name__}, not the header of a model; write it again"
-        )
-    return header
+    return read_json(
+        beside,
+        dict,
+        f"it is the header of the state dict {path}: write it again, or give header=FILE, which "
+        "`mace-train export format=state_dict` writes, or "
+        "json.dumps(mace_train.interop.header.header_of(model)) from a whole model",
+    )
 
 
 def write_state(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:

@@ -7,16 +7,19 @@ multiplied by (n_new / n_old)^(1/2) in embeddings and skip_tp, and every remaini
 energy it had.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
+from mace_train.checks import check_head
 from mace_train.errors import InputError
 from mace_train.model.linear import ElementEmbedding, ElementLinear
 from mace_train.model.mace import MACE, Head, ModelData
+from mace_train.settings import ModelSettings
 
 Change = Callable[[str, Tensor], Tensor]
 _OF_HEADS = ("readouts.", "embedding_readout.")
@@ -90,13 +93,24 @@ def with_heads(
     return _rebuilt(first, replace(model.data, heads=tuple(heads)), change)
 
 
-def one_head(model: MACE, name: str | None = None) -> MACE:
-    """The model of one of its heads; a model that has one needs no name."""
+def with_embedding_specs(model: MACE, specs: Mapping[str, Any]) -> MACE:
+    """The same weights with other keys and defaults of the inputs."""
+    settings = replace(model.settings, embedding_specs=dict(specs))
+    return _rebuilt(model, model.data, lambda name, weight: weight, settings)
+
+
+def one_head(model: MACE, name: str | None = None, setting: str = "head") -> MACE:
+    """The model of one of its heads; a model that has one needs no name.
+
+    ``setting`` is where the name is given, for the InputError where it is needed or not known.
+    """
     names = model.data.head_names
     if name is None and len(names) > 1:
-        raise InputError(f"the model has the heads {', '.join(names)}; name one of them")
-    if name is not None and name not in names:
-        raise InputError(f"no head {name!r}; the model's heads are {', '.join(names)}")
+        raise InputError(
+            f"the model has the heads {', '.join(names)}; choose one with {setting}={names[0]}"
+        )
+    if name is not None:
+        check_head(setting, name, names)
     if len(names) == 1:
         return model
     head, n_heads = names.index(name or ""), len(names)
@@ -116,13 +130,15 @@ def one_head(model: MACE, name: str | None = None) -> MACE:
     return _rebuilt(model, replace(model.data, heads=(model.data.heads[head],)), change)
 
 
-def _rebuilt(model: MACE, data: ModelData, change: Change) -> MACE:
+def _rebuilt(
+    model: MACE, data: ModelData, change: Change, settings: ModelSettings | None = None
+) -> MACE:
     """A model of the same architecture for other data, with changed weights."""
     weights = {
         name: change(name, tensor.detach()).clone() for name, tensor in model.state_dict().items()
     }
     with torch.random.fork_rng(devices=[]):
-        built = MACE(model.settings, data, model.kernels).to(model.dtype)
+        built = MACE(settings or model.settings, data, model.kernels).to(model.dtype)
     built.load_state_dict(weights)
     return built.to(model.E0s.device)
 

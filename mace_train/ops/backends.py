@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mace_train.checks import check_choice
 from mace_train.errors import InputError
 from mace_train.ops import row_sums
 from mace_train.ops.cpp.compiler import NO_COMPILER, find_compiler
@@ -50,9 +51,7 @@ def backend_of(name: str, device: torch.device) -> Backend:
     """
     if name == "auto":
         return Backend(_fastest(device))
-    if name not in NAMES:
-        valid = ", ".join(("auto", *NAMES))
-        raise InputError(f"kernels={name!r} is not known; valid choices are: {valid}")
+    check_choice("kernels", name, ("auto", *NAMES))
     if name == "cpp" and device.type != "cpu":
         raise InputError(f"kernels=cpp runs on the CPU, not on {device}; use kernels=auto")
     if name == "cpp" and find_compiler() is None:

@@ -8,11 +8,12 @@ so a map shows what the data cover, and where errors are large because nothing a
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from mace_train.data.shards.shard_set import sample_of
@@ -173,6 +174,7 @@ def _by_error(name: str, found: StructureMap, values: Floats, label: str, unit: 
     def draw(axes: Axes, theme: Theme) -> None:
         if len(found.training):
             axes.plot(*found.training.T, "o", ms=3, mew=0, color=theme.text, alpha=0.13, zorder=1)
+            _legend(axes, {"training": theme.text, "evaluated": theme.cmap(0.6)})
         drawn = axes.scatter(
             found.positions[known][order, 0],
             found.positions[known][order, 1],
@@ -186,14 +188,49 @@ def _by_error(name: str, found: StructureMap, values: Floats, label: str, unit: 
         _axes(axes, found.plane)
         bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02, extend="min")
         bar.ax.set_title(unit, fontsize=9, pad=6)
-        bar.formatter = FuncFormatter(lambda value, _: f"{value:,.6g}")
-        bar.minorformatter = NullFormatter()
+        bar.minorticks_off()
+        bar.set_ticks(_ticks(low, high), labels=_labels(low, high, bool((shown < low).any())))
         bar.outline.set_visible(False)
 
     text = f"The same plane: evaluated structures, coloured by {label}"
     text += ", on the training structures (grey)." if len(found.training) else "."
     quantity = label.split()[0].capitalize()
     return picture(name, f"Map: {quantity.lower()} errors", text, draw, height=0.88)
+
+
+def _legend(axes: Axes, colours: dict[str, Any]) -> None:
+    """What points of a colour are, above the axes: everywhere in them may be points."""
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=4, mew=0, color=colour, label=name,
+               alpha=0.35 if name == "training" else 1.0)
+        for name, colour in colours.items()
+    ]  # fmt: skip
+    axes.legend(handles=handles, fontsize=8, handletextpad=0.2, loc="lower left", ncols=2,
+                bbox_to_anchor=(0, 1), borderaxespad=0)  # fmt: skip
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Both ends of a logarithmic bar, and 1, 2 and 5 times powers of ten that are far from others.
+
+    >>> _ticks(3.0, 240.0)
+    [3.0, 10.0, 20.0, 50.0, 100.0, 240.0]
+    """
+    least = 0.15 * np.log(high / low)  # apart, for labels that do not touch
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)))
+    ticks = [low, high]
+    for factor in (1.0, 5.0, 2.0):
+        ticks += [
+            float(tick)
+            for tick in factor * powers
+            if low < tick < high and all(abs(np.log(tick / other)) > least for other in ticks)
+        ]
+    return sorted(ticks)
+
+
+def _labels(low: float, high: float, some_are_lower: bool) -> list[str]:
+    """Labels of ``_ticks``, with two digits of the ends; of a few structures the lowest is "≤"."""
+    first, *others = (f"{float(f'{tick:.2g}'):,.6g}" for tick in _ticks(low, high))
+    return [f"≤ {first}" if some_are_lower else first, *others]
 
 
 def _axes(axes: Axes, plane: Plane) -> None:

@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from mace_train.checks import as_files, check_choice
 from mace_train.errors import InputError
+from mace_train.settings.inputs import check_keys
 from mace_train.settings.learning import (
     FinishSettings,
     FoundationSettings,
@@ -191,6 +192,7 @@ class PredictionSettings:
 
     def __post_init__(self) -> None:
         as_files("test_file", self.test_file)
+        check_keys(self.info_keys, self.arrays_keys)
         check_choice("split", self.split, ("train", "valid", "test"))
         if self.default_dtype is not None:
             check_choice("default_dtype", self.default_dtype, ("float32", "float64"))

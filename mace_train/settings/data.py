@@ -81,6 +81,10 @@ class DataSettings:
         check_ranges(self, "data.")
         self.inputs()
         check_licence_name("data.accept_licence", self.accept_licence)
+        if self.accept_licence is not None and self.foundation_model is None:
+            raise InputError(
+                "data.accept_licence: needs data.foundation_model, whose licence it is"
+            )
         if self.group_key is not None and self.structures_per_group > 1:
             raise InputError(
                 "data.group_key and data.structures_per_group are both set; a structure has one "

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mace_train.checks import check_choice
+from mace_train.checks import check_choice, did_you_mean
 from mace_train.errors import InputError
 from mace_train.settings.ranges import Range
 
 TYPES = ("categorical", "continuous")
 PER = ("graph", "atom")
+KEY_SETTINGS = {"graph": "info_keys", "atom": "arrays_keys"}  # which also names the place in Atoms
 # what mace-torch takes where a structure does not say it (mace/data/atomic_data.py)
 MACE_TORCH_DEFAULTS = {"total_charge": 0.0, "total_spin": 1.0, "elec_temp": 0.0}
 # names by which mace-torch's calculator finds them in atoms.info (mace/calculators/mace.py)
@@ -124,7 +125,10 @@ def _spec(name: Any, given: Any) -> InputSpec:
         raise InputError(f"{where}={given!r} must be a mapping, such as {_EXAMPLE}")
     unknown = sorted(set(map(str, given)) - set(_KEYS))
     if unknown:
-        raise InputError(f"{where}: no {', '.join(unknown)} here; it takes {', '.join(_KEYS)}")
+        hint = did_you_mean(unknown[0], _KEYS)
+        raise InputError(
+            f"{where}: no {', '.join(unknown)} here{hint}; it takes {', '.join(_KEYS)}"
+        )
     kind, per = (str(given.get(key, "nothing")) for key in ("type", "per"))
     check_choice(f"{where}.type", kind, TYPES)
     check_choice(f"{where}.per", per, PER)
@@ -146,7 +150,7 @@ def _spec(name: Any, given: Any) -> InputSpec:
         num_classes=_whole(where, given, "num_classes", _CLASSES) if kind == TYPES[0] else 1,
         offset=_whole(where, given, "offset", _OFFSET, 0) if kind == TYPES[0] else 0,
         use_bias=bool(given.get("use_bias", True)),
-        key=key,
+        key=None if key == name else key,
         default=None if default is None else _number(f"{where}.default", default),
     )
     if spec.default is not None:
@@ -200,6 +204,37 @@ class InputKey:
     keys: tuple[str, ...]  # names of the value; the first that is there counts
     per: str  # of PER
     default: float | None = None  # of structures that do not have it; None: an error
+    is_given: bool = False  # by a setting of the command, not by the model
+
+    @property
+    def setting(self) -> str:
+        """The setting that says where it stands."""
+        return KEY_SETTINGS[self.per]
+
+
+@dataclass(frozen=True)
+class ReadInput:
+    """How an input of the training data was read, which the model keeps: name and default."""
+
+    key: str
+    default: float | None = None
+
+
+def as_read(
+    given: Mapping[str, Any], read: Mapping[str, ReadInput], *, override: bool = False
+) -> dict[str, dict[str, Any]]:
+    """``embedding_specs`` with the keys and defaults of the data that a model is trained on.
+
+    What a specification states itself stays, but for ``override``.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, spec in given.items():
+        of_data = read.get(name)
+        changes: dict[str, Any] = {} if of_data is None else {"key": of_data.key}
+        if of_data is not None and of_data.default is not None:
+            changes["default"] = of_data.default
+        found[name] = {**spec, **changes} if override else {**changes, **spec}
+    return found
 
 
 def input_keys(info_keys: Any, arrays_keys: Any, defaults: Any) -> tuple[InputKey, ...]:
@@ -219,7 +254,7 @@ def input_keys(info_keys: Any, arrays_keys: Any, defaults: Any) -> tuple[InputKe
             default = given.get(name, MACE_TORCH_DEFAULTS.get(name))
             if default is not None:
                 default = _number(f"data.input_defaults.{name}", default)
-            found[name] = InputKey(name, (key,), per, default)
+            found[name] = InputKey(name, (key,), per, default, is_given=True)
     unused = sorted(map(str, set(given) - set(found)))
     if unused:
         raise InputError(
@@ -247,6 +282,12 @@ def keys_by_name(where: str, given: Any) -> dict[str, str]:
     return dict(given)
 
 
+def check_keys(info_keys: Any, arrays_keys: Any) -> None:
+    """InputError unless both name values in files, whatever the inputs of the model are."""
+    keys_by_name("info_keys", info_keys)
+    keys_by_name("arrays_keys", arrays_keys)
+
+
 def model_input_keys(
     specs: Sequence[InputSpec],
     info_keys: Any = None,
@@ -254,9 +295,10 @@ def model_input_keys(
     *,
     calculator: bool = False,
 ) -> tuple[InputKey, ...]:
-    """Where the inputs of a model stand: by the keys, else by their own, else by their names.
+    """Where the inputs of a model stand: under the keys given, or else their own and their names.
 
-    A ``calculator`` looks under the names of mace-torch's calculators too.
+    Their own are those of the model's settings, or of the data it was trained on. A ``calculator``
+    looks under the names of mace-torch's calculators too.
 
     Raises:
         InputError: keys of an input that the model does not have.
@@ -267,10 +309,12 @@ def model_input_keys(
     }
     found = []
     for spec in specs:
-        keys = [given[spec.per].pop(spec.name, None) or spec.key or spec.name]
-        if calculator and keys == [spec.name] and spec.per == "graph":
+        key = given[spec.per].pop(spec.name, None)
+        keys = [key] if key is not None else [spec.key or spec.name, spec.name]
+        if calculator and key is None and spec.per == "graph":
             keys += filter(None, [CALCULATOR_KEYS.get(spec.name)])
-        found.append(InputKey(spec.name, tuple(keys), spec.per, spec.default))
+        distinct = tuple(dict.fromkeys(keys))
+        found.append(InputKey(spec.name, distinct, spec.per, spec.default, key is not None))
     for setting, per in (("info_keys", "graph"), ("arrays_keys", "atom")):
         if given[per]:
             of_model = [spec.name for spec in specs if spec.per == per]

@@ -79,7 +79,7 @@ class FoundationSettings:
             )
         given = {str(name): head for name, head in self.head.items()}
         for name in given if names else ():
-            check_head(f"foundation.head.{name}", name, names)
+            check_head(f"foundation.head.{name}", name, names, "the data")
         return {name: given.get(name) for name in names}
 
 

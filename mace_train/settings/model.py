@@ -52,7 +52,8 @@ class ModelSettings:
     """Both in e3nn's notation, such as 128x0e+128x1o, in place of num_channels and max_L."""
     edge_irreps: str | None = None
     """Features that are sent along edges in all layers but the first, such as 128x0e+128x1o: fewer
-    channels or degrees than hidden_irreps make edges cheap; null: the same."""
+    channels or degrees than hidden_irreps make edges cheap, more are taken with a warning; null:
+    the same."""
     use_edge_irreps_first: bool = False
     """Send as many channels in the first layer as edge_irreps says, too."""
     use_agnostic_product: bool = False

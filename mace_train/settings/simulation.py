@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from mace_train.checks import as_files, check_choice
 from mace_train.errors import InputError
+from mace_train.settings.inputs import check_keys
 from mace_train.settings.ranges import COUNT, SEED, Range, bounded, check_ranges
 
 
@@ -40,6 +41,7 @@ class SimulationSettings:
     def __post_init__(self) -> None:
         if self.checkpoint != MISSING:
             as_files("checkpoint", self.checkpoint)
+        check_keys(self.info_keys, self.arrays_keys)
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("kernels", self.kernels, ("auto", "cpp", "cuda", "reference"))
         if self.default_dtype is not None:

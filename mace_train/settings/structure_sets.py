@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from mace_train.checks import as_files, check_choice
 from mace_train.errors import InputError
+from mace_train.settings.inputs import check_keys
 from mace_train.settings.ranges import COUNT, SEED, Range, bounded, check_ranges
 from mace_train.settings.running import BatchingSettings, ClusterSettings
 
@@ -43,6 +44,7 @@ class StructureSetSettings:
 
     def __post_init__(self) -> None:
         as_files("structures", self.structures)
+        check_keys(self.info_keys, self.arrays_keys)
         check_choice("split", self.split, ("train", "valid", "test"))
         if self.default_dtype is not None:
             check_choice("default_dtype", self.default_dtype, ("float32", "float64"))

@@ -13,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from mace_train.atomic_files import written_together
+from mace_train.checks import did_you_mean
 from mace_train.console import Console
 from mace_train.errors import InputError
 from mace_train.evaluate.compare import best_epoch, read_metrics
@@ -69,8 +70,11 @@ def _job(path: Path, by: str) -> dict[str, Any]:
         best = best_epoch(records)
         job |= {"epochs": len(records), "best_epoch": best["epoch"] + 1}
         if not isinstance(best.get(by), (int, float, type(None))) or by not in best:
-            known = ", ".join(key for key in best if key.startswith("valid_"))
-            raise InputError(f"by={by}: the jobs have no such error; they have: {known}")
+            known = [key for key in best if key.startswith("valid_")]
+            raise InputError(
+                f"by={by}: the jobs have no such error{did_you_mean(by, known)}; they have: "
+                f"{', '.join(known)}"
+            )
         job["error"] = best[by]
     return job
 

@@ -4,6 +4,7 @@ Architecture by the settings, E0s and scales by the data.
 """
 
 import logging
+from dataclasses import replace
 
 import torch
 from ase.data import chemical_symbols
@@ -16,6 +17,7 @@ from mace_train.model.compile_kernels import compile_kernels
 from mace_train.model.mace import MACE, Head, ModelData
 from mace_train.ops.backends import describe_choice
 from mace_train.settings import ClusterSettings, ModelSettings, TrainSettings
+from mace_train.settings.inputs import as_read
 from mace_train.settings.model import ATTENTION, NONLINEAR
 from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.cuda_graphs import check_cuda_graphs
@@ -65,6 +67,9 @@ def make_model(
 def _new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
     """A model with random weights from ``settings.seed``, in ``settings.default_dtype``."""
     model_settings = settings.model
+    if model_settings.embedding_specs is not None:
+        specs = as_read(model_settings.embedding_specs, statistics.inputs)
+        model_settings = replace(model_settings, embedding_specs=specs)
     if model_settings.r_max not in (None, statistics.r_max):
         raise InputError(
             f"model.r_max={model_settings.r_max} but the neighbour lists in {settings.data_dir} "
@@ -72,6 +77,7 @@ def _new_model(settings: TrainSettings, statistics: Statistics) -> MACE:
             f"with r_max={model_settings.r_max}"
         )
     _warn_of_steps(model_settings)
+    _warn_of_wide_edges(model_settings)
     data = ModelData(
         r_max=statistics.r_max,
         atomic_numbers=tuple(statistics.atomic_numbers),
@@ -94,6 +100,17 @@ def _warn_of_steps(settings: ModelSettings) -> None:
             "model.apply_cutoff=true with %s: the weights of edges do not vanish at the cutoff, so "
             "energies jump where a neighbour comes or goes; model.apply_cutoff=false is smooth",
             " and ".join(blocks),
+        )
+
+
+def _warn_of_wide_edges(settings: ModelSettings) -> None:
+    """Log edge_irreps with more channels than the nodes have, which mace-torch takes as well."""
+    width = settings.irreps_of_edges(settings.num_interactions - 1).mul
+    if width > settings.num_channels:
+        LOGGER.warning(
+            "model.edge_irreps=%s: messages of %d channels, made of %d of the nodes, which takes "
+            "more time and memory than null; published models have fewer on edges than on nodes",
+            *(settings.edge_irreps, width, settings.num_channels),
         )
 
 
@@ -149,7 +166,7 @@ def _check_heads(settings: TrainSettings, heads: tuple[str, ...]) -> None:
     if settings.checkpoints.head is not None:
         named["checkpoints.head"] = settings.checkpoints.head
     for where, name in named.items():
-        check_head(where, name, heads)
+        check_head(where, name, heads, "the data")
 
 
 def choose_kernels(model: MACE, settings: ClusterSettings, world: World) -> None:

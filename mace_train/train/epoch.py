@@ -14,7 +14,6 @@ import torch
 from mace_train.balance.bins import Samples
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.data.graph import Graph
-from mace_train.data.loading.loader import batches
 from mace_train.data.loading.padding import Shape
 from mace_train.distributed.signals import Interruption
 from mace_train.progress import ProgressBar
@@ -192,17 +191,8 @@ def graphs_of_steps(
 ) -> Iterator[list[Graph]]:
     """This rank's graphs, on the host, of every step: ``accumulate`` bins from ``first_bin`` on."""
     bins = list(epoch_plan.bins(run.world.rank, first_bin))
-    graphs = batches(
-        run.train.shards,
-        bins,
-        atomic_numbers=run.model.data.atomic_numbers,
-        dtype=run.dtype,
-        heads=run.train.head_of,
-        inputs=run.model.inputs,
-        shape=shape_of_bins(run, epoch_plan) if run.settings.batching.static_shapes else None,
-        num_workers=run.settings.cluster.num_workers,
-        pin_memory=run.world.device.type == "cuda",
-    )
+    shape = shape_of_bins(run, epoch_plan) if run.settings.batching.static_shapes else None
+    graphs = run.graphs(run.train, bins, shape=shape)
     if epoch_plan.epoch + 1 < run.settings.max_num_epochs:
         run.sampler.prepare(epoch_plan.epoch + 1)  # after the loader's processes were forked
     while graphs_of_step := list(islice(graphs, accumulate)):

@@ -18,17 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mace_train.balance.costs import Costs
+from mace_train.checks import check_head
 from mace_train.data.loading.loader import batches
 from mace_train.data.loading.packed import on_device
 from mace_train.data.statistics import Statistics
+from mace_train.data.values import has_weight
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.foundation_models.lookup import imported_checkpoint, named
 from mace_train.model.derivatives import Prediction, predict
 from mace_train.model.lora import add_low_rank
 from mace_train.model.mace import MACE, Head, ModelData
-from mace_train.model.surgery import with_elements, with_heads
+from mace_train.model.surgery import with_elements, with_embedding_specs, with_heads
 from mace_train.settings import TrainSettings
+from mace_train.settings.inputs import as_read
 from mace_train.train.checkpoint import load_model
 from mace_train.train.checkpoint_manager import CheckpointManager
 from mace_train.train.splits import Split
@@ -56,13 +59,11 @@ def fine_tuned_model(
     given = settings.foundation
     dtype = getattr(torch, settings.default_dtype)
     path = Path(given.checkpoint or "")
-    if named("foundation.checkpoint", str(path)) is not None:  # one rank downloads and imports it
-        world.broadcast_result(
-            lambda: str(
-                imported_checkpoint(path, given.accept_licence, "foundation.accept_licence")
-            )
-        )
-    origin = load_model(path, dtype, given.accept_licence)[0]
+    by_name = named("foundation.checkpoint", str(path))
+    setting = "foundation.accept_licence"  # one rank downloads and imports it
+    world.broadcast_result(lambda: str(imported_checkpoint(path, given.accept_licence, setting)))
+    accepted = None if by_name is None else by_name.licence
+    origin = load_model(path, dtype, accepted)[0]
     sources = _sources(settings, tuple(statistics.heads), origin.data.head_names)
     origin.to(world.device).kernels = settings.cluster.kernels
     if origin.data.r_max != statistics.r_max:
@@ -73,6 +74,9 @@ def fine_tuned_model(
         )
     more = origin.data.atomic_numbers if given.elements == "all" else ()
     train.shards.check_inputs(origin.inputs)
+    if origin.inputs:
+        specs = as_read(origin.settings.embedding_specs, statistics.inputs, override=True)
+        origin = with_embedding_specs(origin, specs)
     model = with_elements(origin, [*statistics.atomic_numbers, *more])
     earlier = world.broadcast_result(lambda: _earlier_data(manager))
     heads = [] if earlier is None else list(ModelData.from_dict(earlier).heads)
@@ -115,11 +119,7 @@ def _sources(
                     f"{', '.join(of_model)}; name one of them, foundation.head=NAME, or one for "
                     f"each head of the data, foundation.head='{{{name}: NAME}}'"
                 )
-        if source not in of_model:
-            raise InputError(
-                f"foundation.head: no head {source!r} in {given.checkpoint}; its heads are "
-                f"{', '.join(of_model)}"
-            )
+        check_head("foundation.head", source, of_model, str(given.checkpoint))
         sources[name] = source
     more = of_model if given.heads == "all" else ()
     return sources | {name: name for name in more if name not in sources}
@@ -184,8 +184,14 @@ def _corrections(
 ) -> NDArray[np.float64]:
     """Changes of E0s [n_elements], eV, that fit the energies of the chosen structures best.
 
-    Least squares over compositions, of least norm where those do not determine all elements.
+    Least squares over compositions, of least norm where those do not determine all elements;
+    without energies that have a weight they are zero.
     """
+    weights = train.shards.weights[chosen]
+    counted = train.shards.has_energy[chosen] & has_weight(weights[:, 0] * weights[:, 1])
+    chosen = chosen[counted]
+    if len(chosen) == 0:
+        return np.zeros(len(model.data.atomic_numbers))
     step = -(-len(chosen) // MOST_STRUCTURES)
     chosen = chosen[:: max(step, 1)]
     costs = Costs(train.costs.n_atoms[chosen], train.costs.n_edges[chosen])
@@ -201,8 +207,7 @@ def _corrections(
         counts = sums.new_zeros(graph.n_graphs, n)
         ones = sums.new_ones(graph.n_atoms)
         counts.index_put_((graph.graph_of_atom, graph.elements), ones, accumulate=True)
-        counts = counts[graph.has_energy]
-        error = (graph.energy - found.energy)[graph.has_energy]
+        error = graph.energy - found.energy
         sums += counts.T @ torch.cat((counts, error[:, None]), dim=1)
     sums = world.sum(sums).cpu()
     solution: NDArray[np.float64] = (

@@ -22,7 +22,6 @@ from torch import nn
 from mace_train.balance.cost_model import LinearCosts, fit_linear_costs
 from mace_train.balance.costs import Capacity, ceil_div
 from mace_train.data.graph import Graph
-from mace_train.data.loading.loader import batches
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
 from mace_train.train.loss import label_counts
@@ -90,7 +89,7 @@ def _probe(run: Run, budget: float) -> NDArray[np.float64]:
     n_atoms = int(costs.n_atoms.max())
     while len(rows) < MOST_PROBES:
         bins = [_bin(costs.n_atoms, order, n_atoms) for order in orders]
-        for graph in _graphs(run, bins):
+        for graph in list(run.graphs(run.train, bins, ahead=False)):
             try:
                 peak = _peak(run, graph)
             except RuntimeError as error:
@@ -109,19 +108,6 @@ def _bin(sizes: NDArray[np.int64], order: NDArray[np.int64], n_atoms: int) -> ND
     rounds = -(-n_atoms // int(sizes.sum()))
     ids = np.tile(order, rounds)
     return ids[: max(1, int(np.searchsorted(np.cumsum(sizes[ids]), n_atoms, side="right")))]
-
-
-def _graphs(run: Run, bins: list[NDArray[np.int64]]) -> list[Graph]:
-    return list(
-        batches(
-            run.train.shards,
-            bins,
-            atomic_numbers=run.model.data.atomic_numbers,
-            dtype=run.dtype,
-            heads=run.train.head_of,
-            inputs=run.model.inputs,
-        )
-    )
 
 
 def _peak(run: Run, graph: Graph) -> float:

@@ -84,7 +84,9 @@ def provenance() -> dict[str, Any]:
         "mace_train": __version__,
         "git": git_commit(),
         "python": platform.python_version(),
-        "libraries": {name: found for name in _LIBRARIES if (found := _version(name)) is not None},
+        "libraries": {
+            name: found for name in _LIBRARIES if (found := installed_version(name)) is not None
+        },
         "cuda": torch.version.cuda,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "host": socket.gethostname(),
@@ -92,7 +94,8 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """The version of a library; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

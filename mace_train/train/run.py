@@ -1,6 +1,6 @@
 """The parts of a training run, held together: what setup builds, state saves and the loop uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.balance.bins import StructureIds
 from mace_train.balance.epoch_plan import EpochPlan
 from mace_train.balance.head_sampling import Heads
 from mace_train.balance.sampler import BinSampler
 from mace_train.checks import is_number
+from mace_train.data.graph import Graph
+from mace_train.data.loading.loader import batches
+from mace_train.data.loading.padding import Shape
 from mace_train.data.statistics import Statistics
 from mace_train.distributed.world import World
 from mace_train.errors import system_error, with_exit_code
@@ -140,6 +144,30 @@ class Run:
     def dtype(self) -> torch.dtype:
         """Type of weights and features."""
         return getattr(torch, self.settings.default_dtype)
+
+    def graphs(
+        self,
+        split: Split,
+        bins: Sequence[StructureIds],
+        *,
+        shape: Shape | None = None,
+        ahead: bool = True,
+    ) -> Iterator[Graph]:
+        """Bins of a split as the model takes them, on the host.
+
+        ``ahead``: read by the processes of the settings, into pinned memory for a GPU.
+        """
+        return batches(
+            split.shards,
+            bins,
+            atomic_numbers=self.model.data.atomic_numbers,
+            dtype=self.dtype,
+            heads=split.head_of,
+            inputs=self.model.inputs,
+            shape=shape,
+            num_workers=self.settings.cluster.num_workers if ahead else 0,
+            pin_memory=ahead and self.world.device.type == "cuda",
+        )
 
     @property
     def stage(self) -> Stage:

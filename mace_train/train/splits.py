@@ -15,6 +15,7 @@ from mace_train.balance.costs import Costs
 from mace_train.data.loading.loader import config_types_of, heads_of
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.data.statistics import Statistics, open_split
+from mace_train.data.values import has_weight
 from mace_train.errors import InputError
 from mace_train.settings import LossSettings, TrainSettings
 from mace_train.settings.inputs import InputSpec
@@ -22,7 +23,6 @@ from mace_train.train.loss import TERMS
 from mace_train.train.stages import Stage, stages_of
 
 LOGGER = logging.getLogger("mace_train")
-SMALLEST_WEIGHT = 1e-30
 
 
 @dataclass
@@ -161,7 +161,7 @@ def labels_with_weight(loss: LossSettings, split: Split) -> dict[str, NDArray[np
     """Which structures [n] have a label that counts, for every term that has a weight.
 
     The loss multiplies the weights of the term, of config_type and head, of the structure and of
-    its label; products below 1e-30 count as 0, for single precision loses them.
+    its label; see ``has_weight``.
     """
     shards, of_structure = split.shards, split.weight_of.numpy()
     columns = {"energy": 1, "forces": 2, "stress": 3, "virials": 3}
@@ -178,5 +178,5 @@ def labels_with_weight(loss: LossSettings, split: Split) -> dict[str, NDArray[np
             product = (
                 of_term * of_structure * shards.weights[:, 0] * shards.weights[:, columns[name]]
             )
-            found[name] = labelled[name] & (product > SMALLEST_WEIGHT)
+            found[name] = labelled[name] & has_weight(product)
     return found

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from mace_train.balance.costs import Capacity, Costs, derive_capacity
 from mace_train.balance.sampler import evaluation_plan
 from mace_train.data.graph import Graph
-from mace_train.data.loading.loader import batches
 from mace_train.data.loading.packed import on_device
 from mace_train.distributed.world import World
 from mace_train.model.derivatives import predict
@@ -33,16 +32,7 @@ def validate(run: Run) -> tuple[float, list[dict[str, Any]]]:
     errors = ErrorSums(split.config_types, model.data.atomic_numbers, world.device, names)
     best_head = run.settings.checkpoints.head
     total = LossSums.zero(world.device)
-    graphs = batches(
-        split.shards,
-        bins,
-        atomic_numbers=model.data.atomic_numbers,
-        dtype=run.dtype,
-        heads=split.head_of,
-        inputs=model.inputs,
-        num_workers=run.settings.cluster.num_workers,
-        pin_memory=world.device.type == "cuda",
-    )
+    graphs = run.graphs(split, bins)
     stress = bool(split.shards.has_stress.any())
     with holding(model, run.updater.weights_to_use()):
         for graph in graphs:

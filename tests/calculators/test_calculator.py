@@ -168,7 +168,7 @@ def test_heads():
         calc = MACETrainCalculator(model, head=head)
         assert calc.get_potential_energy(atoms) == pytest.approx(expected.energy.item(), rel=1e-12)
         np.testing.assert_allclose(calc.get_forces(atoms), expected.forces.numpy(), atol=1e-12)
-    with pytest.raises(InputError, match="has the heads pbe, scan; name one of them"):
+    with pytest.raises(InputError, match="has the heads pbe, scan; choose one with head=pbe"):
         MACETrainCalculator(model)
     with pytest.raises(InputError, match="no head 'rpa'"):
         MACETrainCalculator(model, head="rpa")

@@ -74,6 +74,15 @@ def test_names_of_inputs(model, atoms):
         MACETrainCalculator(model, info_keys={"spin": "s"})
 
 
+def test_a_value_in_the_other_place_is_said(atoms, caplog):
+    atoms.arrays["charge"] = np.ones(len(atoms))
+    del atoms.info["charge"]
+    with caplog.at_level(logging.WARNING):
+        atoms.get_potential_energy()
+    words = "taking its default, 0: the input total_charge is read per structure (atoms.info), but"
+    assert f"{words} 'charge' is there per atom (atoms.arrays)" in caplog.text
+
+
 def test_a_default_is_said_once(atoms, caplog):
     del atoms.info["charge"]
     with caplog.at_level(logging.WARNING):
@@ -90,7 +99,7 @@ def test_a_default_is_said_once(atoms, caplog):
         ({"charge": 3}, "structure CH4: the input total_charge is 3, but the model takes an int"),
         ({"charge": 0.5}, "structure CH4: the input total_charge is 0.5, but"),
         ({"charge": 1, "total_charge": 0}, "is 0 under 'total_charge' and 1 under 'charge'"),
-        ({"T": None}, "no 'T' .info. for the input temperature"),
+        ({"T": None}, "no 'T' or 'temperature' .info. for the input tem"),
     ],
 )
 def test_values_that_the_model_does_not_take(atoms, info, message):

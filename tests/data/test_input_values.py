@@ -1,5 +1,8 @@
 """Inputs beside the geometry: how they are read, what is refused, and what a model takes."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,14 @@ from mace_train.data.raw_structure import RawStructure, Results
 from mace_train.data.structure import structure_from_atoms
 from mace_train.errors import InputError, InvalidStructureError
 from mace_train.settings import DataSettings, ModelSettings
-from mace_train.settings.inputs import InputKey, input_keys, input_specs, model_input_keys
+from mace_train.settings.inputs import (
+    InputKey,
+    ReadInput,
+    as_read,
+    input_keys,
+    input_specs,
+    model_input_keys,
+)
 from tests.charged import INPUTS, SPECS, charged
 from tests.data.factories import KEYS
 
@@ -53,6 +63,43 @@ def test_values_of_a_file_of_mace_torch():
     values, _ = read(raw, input_keys(["total_charge"], ["site"], None))
     assert values.graph == {"total_charge": 2.0}
     np.testing.assert_array_equal(values.atom["site"], np.arange(5))
+
+
+@pytest.mark.parametrize("per", ["graph", "atom"])
+def test_a_value_in_the_other_place_is_named(per):
+    """And is an error where the setting of the command says so."""
+    atoms = charged(0)
+    if per == "atom":
+        atoms.info["total_charge"] = 1
+    else:
+        atoms.arrays["total_charge"] = np.ones(len(atoms))
+    here, there = ("atom (atoms.arrays)", "structure (atoms.info)")
+    here, there = (here, there) if per == "atom" else (there, here)
+    setting = "info_keys" if per == "atom" else "arrays_keys"
+    words = (
+        f"the input total_charge is read per {here}, but 'total_charge' is there per {there}; name "
+        f"it in {setting}, with per: "
+    )
+    named = ["total_charge"]
+    given = input_keys(named if per == "graph" else None, named if per == "atom" else None, None)
+    with pytest.raises(InvalidStructureError, match=re.escape(words)) as caught:
+        input_values(atoms, given, "a.xyz, structure 3", Notes())
+    assert caught.value.kind == "place of an input"
+    notes = Notes()
+    of_model = InputKey("total_charge", ("q", "total_charge"), per, 0.0)
+    input_values(atoms, [of_model], "a.xyz, structure 3", notes)
+    assert words in str(notes.content())
+    with pytest.raises(InvalidStructureError, match="has no default; the input total_charge is"):
+        input_values(atoms, [replace(of_model, default=None)], "a.xyz", notes)
+
+
+def test_keys_and_defaults_of_the_data_are_those_of_the_model():
+    read = {"total_charge": ReadInput("q", 2.0), "temperature": ReadInput("temperature")}
+    found = input_specs(as_read(SPECS, read))
+    assert [(spec.key, spec.default) for spec in found[:2]] == [("q", 2.0), ("T", None)]
+    again = input_specs(as_read({s.name: s.content() for s in found}, read, override=True))
+    assert [(spec.key, spec.default) for spec in again[:2]] == [("q", 2.0), (None, None)]
+    assert input_specs(as_read(SPECS, {})) == INPUTS
 
 
 def test_other_defaults_are_those_of_the_settings():
@@ -152,7 +199,10 @@ def test_an_input_that_was_not_read():
         ({"q": 3}, r"specs\.q=3 must be a mapping"),
         ({"q": {**SPECS["site"], "emb_dmi": 3}}, "no emb_dmi here; it takes type, per, emb_dim"),
         ({"q": {**SPECS["site"], "type": "vector"}}, "type='vector' is not known"),
-        ({"q": {**SPECS["site"], "per": "node"}}, "per='node' is not known; .* graph, atom"),
+        (
+            {"q": {**SPECS["site"], "per": "node"}},
+            r"per='node' is not known \(did you mean atom\?\); .* graph, atom",
+        ),
         ({"q": {"per": "atom"}}, "type='nothing' is not known"),
         ({"q": {"type": "categorical", "per": "atom", "emb_dim": 3}}, "num_classes=None: give a"),
         ({"q": {**SPECS["site"], "emb_dim": 0}}, "emb_dim=0 is out of range"),
@@ -203,7 +253,9 @@ def test_keys_that_are_refused(settings, message):
 
 def test_keys_of_a_model():
     found = model_input_keys(INPUTS, {"total_charge": "q"})
-    assert [key.keys for key in found] == [("q",), ("T",), ("site",), ("shielding",)]
+    keys = [("q",), ("T", "temperature"), ("site",), ("shielding",)]
+    assert [key.keys for key in found] == keys
+    assert [key.is_given for key in found] == [True, False, False, False]
     of_calculator = model_input_keys(INPUTS, calculator=True)
     assert of_calculator[0].keys == ("total_charge", "charge")
     with pytest.raises(

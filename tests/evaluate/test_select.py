@@ -200,7 +200,7 @@ def test_heads_of_shards_keep_their_E0s_and_pseudolabels_have_none(xyz, tmp_path
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run_command(*words, f"output={tmp_path / 'c.xyz'}")
-    assert "the model has the heads a, b; name one of them" in capsys.readouterr().err
+    assert "the model has the heads a, b; choose one with head=a" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -158,11 +158,31 @@ def test_an_academic_licence_is_accepted_by_its_name():
         FoundationSettings(accept_licence="ASL")
 
 
+def test_a_licence_that_is_not_the_models_is_said(cache, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "mace_train"):
+        for accepted in (None, "MIT"):
+            check_licence(MODELS["medium-mpa-0"], accepted, "accept_licence")
+        check_licence(MODELS["mh-1"], "ASL", "accept_licence")
+        check_licence(None, None, "accept_licence")
+    assert caplog.messages == []
+    with caplog.at_level(logging.WARNING, "mace_train"):
+        check_licence(MODELS["medium-mpa-0"], "ASL", "foundation.accept_licence")
+        imported_checkpoint(tmp_path, "ASL")
+    assert caplog.messages == [
+        "foundation.accept_licence=ASL is not used: medium-mpa-0 is published under the MIT "
+        "licence",
+        "accept_licence=ASL is not used: it is for foundation models by their names",
+    ]
+    with pytest.raises(InputError, match=r"^data\.accept_licence: needs data\.foundation_model"):
+        DataSettings(accept_licence="ASL")
+
+
 def test_commands_ask_for_the_licence(cache, prepared, xyz, tmp_path, capsys):
     output = f"output={tmp_path / 'out'}"
     train = ("train", f"data_dir={prepared}", "foundation.checkpoint=mh-1", "cluster=cpu", output)
     data = ("preprocess", f"data.train_file={xyz}", "data.E0s=foundation")
     for words, setting in (
+        (("import", str(xyz), "accept_licence=ASL", output), "accept_licence=ASL is not used"),
         (("import", "mh-1", output), "say so with accept_licence=ASL"),
         (train, "say so with foundation.accept_licence=ASL"),
         ((*data, "data.foundation_model=mh-1", output), "say so with data.accept_licence=ASL"),

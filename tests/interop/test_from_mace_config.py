@@ -352,13 +352,15 @@ def test_messages(words, message):
 def test_file_that_is_none(tmp_path, capsys):
     file = tmp_path / "a.yaml"
     for text, message in (
-        ("lrr: 1", "no argument 'lrr'"),
+        ("lrr: 1", "no argument 'lrr' (did you mean lr?)"),
         ("[1]", "must map arguments"),
         ("a: [", "not YAML"),
         ("lr: [1]", "--lr=[1]: mace_run_train takes one value"),
         ("max_num_epochs: {a: 1}", "mace_run_train takes one value"),
         ("radial_MLP: {a: 1}", "give a list, such as [64, 64]"),
         ("name: \x00", "not YAML"),
+        ("swa: maybe", "swa: maybe: a flag; give true or false"),
+        ("lr: true", "--lr=True: mace_run_train takes a number"),
     ):
         file.write_text(text)
         with pytest.raises(SystemExit):

@@ -103,6 +103,8 @@ CASES = {
             "use_edge_irreps_first": True,
         },
     ),
+    "wide_edges": (WATER, [water()], {"edge_irreps": "9x0e+9x1o", "num_interactions": 2}),
+    "nonlinear_wide_edges": (WATER, [water()], {**NONLINEAR, "edge_irreps": "9x0e+9x1o"}),
     "nonlinear_metal": (METAL, [tiny_cell()], {**NONLINEAR, "max_L": 0, "num_interactions": 1}),
     "nonlinear_elements": (
         ALL,

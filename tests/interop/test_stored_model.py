@@ -171,5 +171,7 @@ def test_a_module_that_holds_itself_again_and_again_is_one_message(tmp_path):
 
 def test_a_deep_header_is_one_message(tmp_path):
     (tmp_path / "a.json").write_text("[" * 100_000)
-    with pytest.raises(InputError, match=r"a\.json: not JSON"):
+    with pytest.raises(
+        InputError, match=r"a\.json is not JSON .*; it is the header of the state dict"
+    ):
         read_header(tmp_path / "a.safetensors", None)

@@ -97,9 +97,11 @@ def test_new_heads_begin_as_the_one_they_come_from(readout):
 
 def test_heads_must_be_known():
     model = model_of((1, 8), max_ell=1, heads=TWO)
-    with pytest.raises(InputError, match="has the heads pbe, scan; name one"):
+    with pytest.raises(InputError, match="has the heads pbe, scan; choose one with head=pbe"):
         one_head(model)
-    with pytest.raises(InputError, match=r"no head 'b3lyp'.*pbe, scan"):
+    with pytest.raises(InputError, match=r"^head: no head 'b3lyp'; .* model are: pbe, scan$"):
         one_head(model, "b3lyp")
+    with pytest.raises(InputError, match=r"^foundation.head: no head 'PBE' \(did you mean pbe\?\)"):
+        one_head(model, "PBE", "foundation.head")
     with pytest.raises(ValueError, match="which of pbe, scan"):
         model(torch.zeros(0, 3).double(), *torch.zeros(3, 0, dtype=torch.int64))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mace_train.calculators import MACETrainCalculator
@@ -12,8 +13,9 @@ from mace_train.data.labelled_atoms import labelled_atoms
 from mace_train.data.statistics import open_split
 from mace_train.distributed.world import open_world
 from mace_train.evaluate.parity_plot import Predicted
-from mace_train.report import pictures
+from mace_train.report import pictures, structure_map
 from mace_train.report.error_tables import Errors
+from mace_train.report.pictures import LIGHT
 from mace_train.report.run_folder import read_run
 from mace_train.report.structure_map import Plane, map_pictures, structure_maps
 from mace_train.settings import ClusterSettings, ReportSettings
@@ -98,6 +100,38 @@ def test_the_report_shows_it_when_asked(trained, tmp_path):
 
 
 @pytest.mark.usefixtures("_coarse")
+@pytest.mark.parametrize("ends", [(3.0, 240.0), (28.0, 33.0), (1e-6, 1.0), (12.0, 15_000.0)])
+def test_the_bar_of_errors_is_labelled_at_both_ends(ends):
+    ticks = structure_map._ticks(*ends)
+    assert (ticks[0], ticks[-1]) == ends
+    gaps = np.diff(np.log(ticks)) / np.log(ends[1] / ends[0])
+    assert len(ticks) == 2 or gaps.min() > 0.15
+    labels = structure_map._labels(*ends, some_are_lower=True)
+    assert len(labels) == len(ticks)
+    assert labels[0].startswith("≤ ")
+
+
+def test_what_is_drawn_is_in_the_legend(trained, prepared, monkeypatch):
+    errors = errors_of(open_split(prepared, "valid"))
+    (found,) = maps_of(trained, [errors])
+    drawn = []
+    monkeypatch.setattr(
+        structure_map, "picture", lambda name, title, text, draw, height: drawn.append(draw)
+    )
+    structure_map.map_pictures(errors, found, "")
+    for draw in drawn[1:]:
+        axes = Figure().add_subplot()
+        draw(axes, LIGHT)
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+            "training",
+            "evaluated",
+        ]
+        bar = axes.figure.axes[1]
+        low, high = bar.get_ylim()
+        assert bar.get_yticks()[[0, -1]] == pytest.approx([low, high])
+        assert len(bar.get_yticklabels()) == len(bar.get_yticks())
+
+
 def test_without_the_training_data(trained, prepared, tmp_path, capsys):
     """The map is of the evaluated structures alone, which is said."""
     run, data = tmp_path / "run", tmp_path / "data"

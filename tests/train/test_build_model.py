@@ -53,6 +53,25 @@ def test_jumps_at_the_cutoff_are_said(settings, warns, caplog):
 
 
 @pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, False),
+        ({"edge_irreps": "8x0e+8x1o"}, False),
+        ({"edge_irreps": "16x0e"}, False),
+        ({"edge_irreps": "32x0e"}, True),
+        ({"edge_irreps": "32x0e", "num_interactions": 1}, False),  # which is not sent
+        (
+            {"edge_irreps": "32x0e", "num_interactions": 1, "use_edge_irreps_first": True},
+            True,
+        ),
+    ],
+)
+def test_edges_wider_than_nodes_are_said(settings, said, caplog):
+    build_model._warn_of_wide_edges(ModelSettings(num_channels=16, max_L=1, **settings))
+    assert ("messages of 32 channels, made of 16 of the nodes" in caplog.text) == said
+
+
+@pytest.mark.parametrize(
     ("scaling", "rms", "std", "scale", "words"),
     [
         ("rms_forces_scaling", 2.0, 0.5, 2.0, None),

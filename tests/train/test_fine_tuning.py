@@ -109,6 +109,24 @@ def test_estimated_E0s_leave_no_error_that_other_E0s_would_correct(foundation, n
     assert abs(run.model.data.heads[0].E0s[1] - run.model.data.heads[1].E0s[1]) > 1.0
 
 
+def test_estimated_E0s_leave_out_energies_of_weight_0(foundation, tmp_path):
+    molecules = other_theory([a for a in emt_structures(12, 0, seed=2) if a.numbers[0] != 13])
+    molecules = [atoms for atoms in molecules if len(atoms) > 1]
+    unknown = [atoms.copy() for atoms in molecules]
+    for atoms in unknown:
+        atoms.info |= {"REF_energy": 0.0, "config_energy_weight": 0.0}
+    found = []
+    for name, structures in (("known", molecules), ("both", molecules + unknown), ("no", unknown)):
+        write(tmp_path / f"{name}.xyz", structures, format="extxyz")
+        words = (f"data.train_file={tmp_path}/{name}.xyz", "data.valid_fraction=0", "r_max=4.0")
+        E0s = "data.E0s={1: 0.0, 7: 0.0, 8: 0.0}"
+        run_command("preprocess", *words, E0s, f"output={tmp_path / name}")
+        settings = tuned(foundation, tmp_path / name, tmp_path / f"run_{name}", E0s="estimated")
+        found.append(set_up(settings, World()).model.data.heads[0].E0s)
+    assert found[1] == pytest.approx(found[0], abs=1e-9)
+    assert found[2] == load_model(foundation)[0].data.heads[0].E0s[:3]  # Al is the fourth
+
+
 def test_replay_trains_heads_that_begin_alike(foundation, new_data, tmp_path):
     output = tmp_path / "run"
     words = (f"data_dir={new_data}/two", f"output={output}", "max_num_epochs=2", *CPU)
@@ -156,7 +174,7 @@ def test_bad_input(foundation, new_data, tmp_path):
         InputError, match=r"r_max=4\.0.*r_max=3\.5.*preprocess again with r_max=4\.0"
     ):
         set_up(tuned(foundation, other, tmp_path / "run"), World())
-    with pytest.raises(InputError, match="no head 'pbe'"):
+    with pytest.raises(InputError, match=r"^foundation\.head: no head 'pbe'"):
         set_up(tuned(foundation, new_data / "one", tmp_path / "run", head="pbe"), World())
     with pytest.raises(InputError, match="no such checkpoint"):
         set_up(tuned(tmp_path / "nowhere", new_data / "one", tmp_path / "run"), World())

@@ -68,7 +68,7 @@ def test_training_evaluation_and_the_way_to_one_head(two_heads, tmp_path, capsys
     assert "heads are emt, other" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_command("evaluate", f"checkpoint={output}", given, "head=scan", "cluster=cpu")
-    assert "head='scan': the model's heads are emt, other" in capsys.readouterr().err
+    assert "head: no head 'scan'; the heads of the model are: emt, other" in capsys.readouterr().err
     assert one_head(model, "other").data.head_names == ("other",)
 
 

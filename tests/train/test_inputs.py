@@ -1,5 +1,6 @@
 """From files with charges to a trained model: inputs are read, checked, learned and kept."""
 
+import json
 import logging
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from ase.io import read, write
 
+from mace_train.calculators import MACETrainCalculator
 from mace_train.data.shards.shard_set import ShardSet
 from mace_train.distributed.world import World
 from mace_train.errors import InputError
@@ -139,15 +141,70 @@ def test_evaluate_report_and_load_again(file, charges, tmp_path):
     options = ["cluster=cpu", "max_num_epochs=2", "cluster.num_workers=2"]
     run_command("train", f"data_dir={charges}", f"output={run}", *TINY_MODEL, specs, *options)
     keys = "info_keys={total_charge: charge}"
-    for place in ([f"test_file={file}", keys], [f"data_dir={charges}", "split=train"]):
-        output = tmp_path / f"evaluation{len(place[0])}"
+    predicted = []
+    for place in (
+        [f"data_dir={charges}", "split=train"],
+        [f"test_file={file}", keys],
+        [f"test_file={file}"],  # the model knows under which name the charge stands
+    ):
+        output = tmp_path / f"evaluation{len(predicted)}"
         run_command("evaluate", f"checkpoint={run}", f"output={output}", "cluster=cpu", *place)
         written = read(output / "predictions.extxyz", ":")
         assert {atoms.info["total_charge"] for atoms in written} == {-1, 0, 1}
+        predicted.append([atoms.info["MACE_energy"] for atoms in written])
+    assert predicted[1] == predicted[2]
     run_command("report", run, "cluster=cpu")
     model, header = load_model(run)
     assert [spec.name for spec in model.inputs] == ["total_charge"]
     assert header["settings"]["model"]["embedding_specs"]["total_charge"]["offset"] == 2
+    atoms = charged(6)
+    atoms.calc = MACETrainCalculator(run)
+    energy = atoms.get_potential_energy()
+    assert energy == pytest.approx(predicted[1][6], rel=1e-5)
+    atoms.info["charge"] = 0
+    assert abs(atoms.get_potential_energy() - energy) > 1e-6
+    elsewhere = "info_keys={total_charge: T}"
+    with pytest.raises(SystemExit):
+        run_command("evaluate", f"checkpoint={run}", f"test_file={file}", elsewhere, "cluster=cpu")
+
+
+def test_fine_tuning_reads_inputs_as_its_data_have_them(file, charges, tmp_path):
+    """Also where a folder was written before names were kept in statistics.json."""
+    trained(charges, tmp_path / "first", max_num_epochs=1)
+    first = load_model(tmp_path / "first")[0]
+    assert [spec.key for spec in first.inputs] == ["charge", "T", None, None]
+    structures = read(file, ":")
+    for atoms in structures:
+        atoms.info["q"] = atoms.info.pop("charge", 0)
+    write(tmp_path / "q.xyz", structures)
+    words = [READ[0].replace("total_charge: charge", "total_charge: q"), *READ[1:]]
+    preprocess(tmp_path / "q.xyz", tmp_path / "q", *words)
+    content = json.loads((tmp_path / "q" / "statistics.json").read_text())
+    assert content["inputs"]["total_charge"] == {"key": "q", "default": 0.0}
+    assert content["inputs"]["shielding"] == {"key": "shielding", "default": 0.5}
+    start = FoundationSettings(checkpoint=str(tmp_path / "first"))
+    for name, key in (("new", "q"), ("old", "charge")):
+        run = trained(
+            tmp_path / "q", tmp_path / name, max_num_epochs=1, foundation=start,
+            model=ModelSettings(),
+        )  # fmt: skip
+        found = load_model(tmp_path / name)[0]
+        assert found.inputs[0].key == run.model.inputs[0].key == key
+        del content["inputs"]
+        (tmp_path / "q" / "statistics.json").write_text(json.dumps(content))
+        content["inputs"] = {}
+
+
+def test_data_without_inputs_have_the_statistics_of_before(prepared):
+    assert "inputs" not in json.loads((prepared / "statistics.json").read_text())
+
+
+def test_a_value_in_the_other_place_ends_preprocess(file, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        preprocess(file, tmp_path / "data", "data.arrays_keys={total_charge: charge}")
+    said = capsys.readouterr().err
+    assert "charged.xyz, structure 0: the input total_charge is read per atom" in said
+    assert "'charge' is there per structure (atoms.info); name it in info_keys" in said
 
 
 def test_resumed_training_is_the_uninterrupted_one(charges, tmp_path):

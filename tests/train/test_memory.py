@@ -12,7 +12,6 @@ from mace_train.errors import InputError
 from mace_train.settings import BatchingSettings, ModelSettings
 from mace_train.train.memory import (
     _bin,
-    _graphs,
     _peak,
     calibrate_capacity,
     peak,
@@ -51,7 +50,8 @@ def test_a_bin_of_the_measured_capacity_stays_within_the_memory(prepared, tmp_pa
     costs = run.train.costs
     assert capacity.max_atoms > costs.n_atoms.max()
     order = np.arange(len(costs))
-    (graph,) = _graphs(run, [_bin(costs.n_atoms, order, capacity.max_atoms)])
+    ids = _bin(costs.n_atoms, order, capacity.max_atoms)
+    (graph,) = run.graphs(run.train, [ids], ahead=False)
     used = _peak(run, graph)
     assert used < 1e9 * budget
     small = replace(batching, max_memory_gb=0.01)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mace_train.checks import did_you_mean
 from mace_train.data.graph import Graph
 from mace_train.data.input_values import InputOfStructureError, encoded
 from mace_train.data.loading.edge_indices import StructureError, index_edges
@@ -100,8 +101,9 @@ def heads_of(source: SampleSource, names: Sequence[str], what: str) -> NDArray[n
     unknown = sorted(set(found.tolist()) - set(names))
     if unknown:
         raise InputError(
-            f"{what}: structures have the head {', '.join(unknown)}, but the model's heads are "
-            f"{', '.join(names)}; name one of these per file or per structure"
+            f"{what}: structures have the head {', '.join(unknown)}"
+            f"{did_you_mean(unknown[0], names)}, but the model's heads are {', '.join(names)}; "
+            "name one of these per file or per structure"
         )
     index_of_name = np.array([list(names).index(name) for name in found.tolist()], dtype=np.int64)
     return index_of_name[index.reshape(-1)] if len(found) else np.zeros(0, dtype=np.int64)

@@ -63,6 +63,7 @@ from mace_train.distributed.tasks.task_pool import TaskPool, open_task_pool
 from mace_train.errors import InputError, system_error
 from mace_train.progress import ProgressBar
 from mace_train.settings import MISSING, PreprocessSettings
+from mace_train.settings.inputs import ReadInput
 
 SPLITS = ("train", "valid", "test")
 REJECTS = "rejects.jsonl"
@@ -182,7 +183,8 @@ class _Preprocess:
         splits = {name: ShardSet(result / name) for name in SPLITS if (result / name).is_dir()}
         _check_edges(splits["train"])
         by_key = {f"{split}_file": found.numbers_by_key() for split, found in labels.items()}
-        statistics = replace(self._statistics(splits, selection), label_keys=by_key)
+        read = {key.name: ReadInput(key.keys[0], key.default) for key in data.inputs()}
+        statistics = replace(self._statistics(splits, selection), label_keys=by_key, inputs=read)
         n_rejects = _write_rejects(result / REJECTS, summaries)
         statistics.write(result / FILE_NAME)
         if n_rejects:

@@ -1,6 +1,7 @@
 """The files that a setting names: paths, patterns and folders, in a fixed order."""
 
 import glob
+import logging
 import os
 from pathlib import Path, PurePath
 
@@ -15,14 +16,22 @@ _PACKED = {".gz", ".bz2", ".xz", ".zst"}
 _ARCHIVES = {".tar", ".tgz", ".tbz2", ".txz", ".zip"}
 
 
-def check_files(files: list[str]) -> list[str]:
+def check_files(files: list[str], *, log: bool = True) -> list[str]:
     """``files``, with patterns such as ``folder/*.xyz`` and folders replaced by what they hold.
+
+    What patterns and folders hold is logged, if that is not to be done later (``log``).
 
     Raises:
         InputError: one is not there or empty, a pattern that matches nothing, or a folder without
             structures.
     """
-    expanded = [path for file in files for found in _expanded(file) for path in _in_folder(found)]
+    level = logging.INFO if log else logging.DEBUG
+    expanded = [
+        path
+        for file in files
+        for found in _expanded(file, level)
+        for path in _in_folder(found, level)
+    ]
     for file in expanded:
         path = Path(file)
         if not path.exists():
@@ -32,18 +41,18 @@ def check_files(files: list[str]) -> list[str]:
     return expanded
 
 
-def _expanded(file: str) -> list[str]:
+def _expanded(file: str, level: int) -> list[str]:
     """The files that a pattern matches, sorted; a name that is no pattern, or a file, alone."""
     if not set(file) & set("*?") or Path(file).exists():
         return [file]
     matched = sorted(glob.glob(file, recursive=True))
     if not matched:
         raise InputError(f"{file}: no file matches this pattern (from {Path.cwd()}); correct it")
-    LOGGER.info("%s matches %d files", file, len(matched))
+    LOGGER.log(level, "%s matches %d files", file, len(matched))
     return matched
 
 
-def _in_folder(path: str) -> list[str]:
+def _in_folder(path: str, level: int) -> list[str]:
     """The structure files in and below a folder, sorted; anything else alone."""
     if not os.path.isdir(path) or BundleTrajectory.is_bundle(path):
         return [path]
@@ -59,7 +68,8 @@ def _in_folder(path: str) -> list[str]:
             f"{path} is a folder without files that are known to hold structures; name them with a "
             f"pattern, such as {Path(path) / '*.out'}"
         )
-    LOGGER.info("%s holds %d files with structures and %d others", path, len(taken), len(others))
+    counts = len(taken), len(others)
+    LOGGER.log(level, "%s holds %d files with structures and %d others", path, *counts)
     return taken
 
 

@@ -216,7 +216,10 @@ def test_with_sampling_ratios_it_is_killed_and_resumed(folder, tmp_path):
         ({"head": None}, "has the heads omol, pbe, scan; name one of them, foundation.head=NAME"),
         ({"head": {"pbe": "pbe"}}, r"foundation.head='\{new: NAME\}'"),
         ({"head": {"new": "hf"}}, "no head 'hf'; the heads of .* are: omol, pbe, scan"),
-        ({"head": {"nev": "pbe"}}, r"foundation\.head\.nev: no head 'nev' \(did you mean new\?\); .* data are: new, pbe"),
+        (
+            {"head": {"nev": "pbe"}},
+            r"foundation\.head\.nev: no head 'nev' \(did you mean new\?\); .* data are: new, pbe",
+        ),
         ({"head": ["pbe"]}, r"foundation\.head=\['pbe'\] must be a head of the model, or map"),
         ({"head": {"new": 3}}, "must be a head of the model, or map heads of the data"),
         ({"heads": "some"}, r"foundation\.heads='some' is not known; valid choices are: data, all"),

@@ -197,7 +197,10 @@ def test_an_input_that_was_not_read():
         ({"a b": SPECS["site"]}, "cannot be named 'a b'"),
         ({"positions": SPECS["site"]}, "positions is part of every structure"),
         ({"q": 3}, r"specs\.q=3 must be a mapping"),
-        ({"q": {**SPECS["site"], "emb_dmi": 3}}, "no emb_dmi here; it takes type, per, emb_dim"),
+        (
+            {"q": {**SPECS["site"], "emb_dmi": 3}},
+            r"no emb_dmi here \(did you mean emb_dim\?\); it takes type, per, emb_dim",
+        ),
         ({"q": {**SPECS["site"], "type": "vector"}}, "type='vector' is not known"),
         (
             {"q": {**SPECS["site"], "per": "node"}},

@@ -51,7 +51,7 @@ def test_a_sweep_is_summarised_and_continues(prepared, tmp_path, capsys):
     weights = (tmp_path / "sweep/0/checkpoints/last.safetensors").read_bytes()
     run_command("train", "--multirun", *settings, "optimizer.lr=0.01", "seed=1,2", swept[2])
     assert (tmp_path / "sweep/0/checkpoints/last.safetensors").read_bytes() == weights
-    with pytest.raises(InputError, match="they have: valid_loss, valid_energy_rmse"):
+    with pytest.raises(InputError, match=r"mean valid_loss\?\); they have: valid_loss, valid_en"):
         summarise(SweepSettings(folder=str(tmp_path / "sweep"), by="valid_los"))
     with pytest.raises(InputError, match="holds no jobs of a sweep"):
         summarise(SweepSettings(folder=str(prepared)))

@@ -265,6 +265,7 @@ def criteria(model: str, errors: dict[str, Errors]) -> list[goals.Row]:
 
 
 SHOWN = (*NEW, "old molecules", "old solids")
+TICKS = (100, 200, 500, 1000)  # meV/Å
 
 
 def table(model: str, found: dict[str, Any]) -> str:
@@ -292,7 +293,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
             panel.bar(np.arange(len(SHOWN)) + i * width, values, width, label=label)
         names = [name.replace(" ", "\n", 1) for name in SHOWN]
         panel.set_xticks(np.arange(len(SHOWN)) + 0.4 - width / 2, names)
-        panel.set(title=model, yscale="log")
+        panel.set(title=model, yscale="log", ylim=(min(TICKS), None))
+        panel.set_yticks(TICKS, list(map(str, TICKS)))
+        panel.minorticks_off()
     panels[0].set_ylabel("RMSE of forces, meV/Å")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=4, loc="outside lower center")

@@ -18,6 +18,7 @@ example data. Needs the extra "interop". One thread, unless --threads says other
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import warnings
@@ -34,7 +35,7 @@ import torch  # noqa: E402
 from kernel_limits import limits_of_kernels  # noqa: E402
 from machine import KEEP, add_allocator, use_allocator  # noqa: E402
 from step_batches import R_MAX, batch_of, ten_structures  # noqa: E402
-from step_programs import Step, median_seconds, our_step, peer_model, peer_step  # noqa: E402
+from step_programs import Step, our_step, peer_model, peer_step, seconds_of  # noqa: E402
 from torch import nn  # noqa: E402
 
 from mace_train._paths import EXAMPLE_DATA  # noqa: E402
@@ -146,7 +147,8 @@ def _compare(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     case = CASES[name]
     graph, _ = batch_of(ten_structures(arguments.data), case.dtype)
     steps = _steps(case, arguments.data)
-    times = median_seconds(name, steps, arguments.repeats)
+    seconds = seconds_of(name, steps, arguments.repeats)
+    times = {program: statistics.median(values) for program, values in seconds.items()}
     memory = {program: _memory_in_fresh_process(name, program, arguments) for program in steps}
     size = f"{graph.n_atoms} atoms, {graph.n_edges} edges"
     rows = [

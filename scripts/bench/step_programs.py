@@ -1,7 +1,6 @@
 """A training step of ours and of mace-torch's, with the same weights, structures and loss."""
 
 import copy
-import statistics
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,8 +59,8 @@ def with_cuequivariance(peer: nn.Module, device: torch.device) -> nn.Module:
     return converted.to(device)
 
 
-def median_seconds(name: str, steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
-    """CPU time of each program's step, in turns, after one that is not timed.
+def seconds_of(name: str, steps: Mapping[str, Step], repeats: int) -> dict[str, list[float]]:
+    """CPU times of each program's step, in turns, after one that is not timed.
 
     SystemExit if their losses differ: then they are not the same step.
     """
@@ -73,7 +72,7 @@ def median_seconds(name: str, steps: Mapping[str, Step], repeats: int) -> dict[s
     for _ in range(repeats):
         for program, step in steps.items():
             seconds[program].append(cpu_seconds(step))
-    return {program: statistics.median(values) for program, values in seconds.items()}
+    return seconds
 
 
 def peer_step(graph: Graph, peer: nn.Module) -> Step:

@@ -54,5 +54,5 @@ def test_another_number_fails(kinds, monkeypatch):
 def test_a_slow_step_fails(kinds, monkeypatch):
     argv = [word for word in sys.argv if word != "--no-steps"]
     monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(kinds, "median_seconds", lambda *_: {"ours": 1.0, "mace-torch": 1.9})
+    monkeypatch.setattr(kinds, "seconds_of", lambda *_: {"ours": [1.0], "mace-torch": [1.9]})
     assert kinds.main() == 1

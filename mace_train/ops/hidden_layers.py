@@ -17,6 +17,8 @@ Jacobian of n(z), which is symmetric, w columns and s = 1 / std z, the one term 
 PyTorch is
 
     d<a, J v>/dz = -s/w [ <n, v> J a + <n, a> J v + <a, J v> n ].
+
+What is done row by row is one function of C++ on a CPU, and operations of PyTorch on a GPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,6 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mace_train.ops.cpp.norm_silu import EPSILON, CompiledLayer
+from mace_train.ops.dispatch import runs_on_cuda
 from mace_train.ops.torch_library import (
     OperatorChain,
     in_common_precision,
@@ -32,7 +36,6 @@ from mace_train.ops.torch_library import (
     refuse_forward_mode,
 )
 
-EPSILON = 1e-5  # added to variances, as nn.LayerNorm does
 VALUES_ON_A_CPU, VALUES_ON_A_GPU = 2**17, 2**24  # of one tensor at a time; for each CPU thread
 _aten = torch.ops.aten
 
@@ -53,11 +56,11 @@ def hidden_layers(
     return found
 
 
-class _Layer:
+class Layer:
     """One layer for some of the rows."""
 
-    def __init__(self, z: Tensor, parameters: Sequence[Tensor]) -> None:
-        self.z, (self.gain, self.shift) = z, parameters[-2:]
+    def __init__(self, z: Tensor, gain: Tensor, shift: Tensor) -> None:
+        self.z, self.gain, self.shift = z, gain, shift
         self.u, self.mean, self.rstd = _aten.native_layer_norm(
             z, self.gain.shape, self.gain, self.shift, EPSILON
         )
@@ -75,8 +78,10 @@ class _Layer:
         change: Tensor = _aten.silu_backward(self.du, self.u)
         return change
 
-    def gradient(self, g: Tensor, *, of_parameters: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of z, gain and shift for that of h."""
+    def gradient(
+        self, g: Tensor, *, of_parameters: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gradients of z and, if asked for, of gain and shift, for that of h."""
         gu = _aten.silu_backward(g, self.u)
         return self._backward(gu, self.gain, of_parameters=of_parameters)
 
@@ -131,17 +136,20 @@ class _Network:
         self.layers = _by_layer(parameters)
         self._dtype = getattr(torch, key) if key else None
 
-    def values(self, z: Tensor) -> list[_Layer]:
+    def values(self, z: Tensor) -> "list[Layer | CompiledLayer]":
         """Every layer for rows z of z_0."""
-        found = [_Layer(z, self.layers[0])]
-        for parameters in self.layers[1:]:
-            weight, bias = parameters[:2]
+        of_rows = Layer if runs_on_cuda(z.device) else CompiledLayer
+        found = [of_rows(z, *self.layers[0])]
+        for weight, bias, gain, shift in self.layers[1:]:
             z = self.product(found[-1].h, weight.T) + bias
-            found.append(_Layer(z, parameters))
+            found.append(of_rows(z, gain, shift))
         return found
 
     def tangents(
-        self, layers: Sequence[_Layer], dz: Tensor, changes: Sequence[Sequence[Tensor | None]]
+        self,
+        layers: "Sequence[Layer | CompiledLayer]",
+        dz: Tensor,
+        changes: Sequence[Sequence[Tensor | None]],
     ) -> list[Tensor]:
         """The change of every h for those of z_0 and, unless None, of parameters."""
         found = [layers[0].tangent(dz, *changes[0])]
@@ -184,8 +192,7 @@ def _gradient(tensors: Sequence[Tensor], key: str, wanted: Sequence[bool]) -> li
         g, layers = of_h[rows], network.values(z[rows])
         for i in reversed(range(len(layers))):
             g, *of_norm = layers[i].gradient(g, of_parameters=of_parameters)
-            if of_parameters:
-                _add(totals[i][-2:], of_norm)
+            _add(totals[i][-2:], of_norm)
             if i > 0:
                 if of_parameters:
                     _add(totals[i][:2], [network.product(g.T, layers[i - 1].h), g.sum(0)])
@@ -242,9 +249,10 @@ def _parts(z: Tensor) -> Iterator[slice]:
     return (slice(i, i + n_rows) for i in range(0, z.shape[0], n_rows))
 
 
-def _add(totals: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
+def _add(totals: Sequence[Tensor], parts: Sequence[Tensor | None]) -> None:
     for total, part in zip(totals, parts, strict=True):
-        total.add_(part)
+        if part is not None:
+            total.add_(part)
 
 
 def _fake(tensors: Sequence[Tensor], key: str) -> list[Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mace_train.ops import hidden_layers as operator
+from mace_train.ops.cpp.compiler import find_compiler
 from mace_train.ops.hidden_layers import hidden_layers
 
 WIDTHS = ([5], [4, 6], [6, 3, 5])
@@ -25,10 +26,15 @@ def network_of(widths, dtype=torch.float64, n_rows=7):
     return torch.randn(n_rows, widths[0], dtype=dtype, requires_grad=True), network
 
 
-@pytest.fixture(params=[2**15, 12])
-def values_at_a_time(request, monkeypatch):
-    """All rows at once, and two or three at a time."""
-    monkeypatch.setattr(operator, "VALUES_ON_A_CPU", request.param)
+@pytest.fixture(params=["C++", "C++, some rows at a time", "PyTorch"])
+def way(request, monkeypatch):
+    """How rows are computed; that of a GPU on CPU tensors."""
+    if request.param == "PyTorch":
+        monkeypatch.setattr(operator, "runs_on_cuda", lambda device: True)
+    elif find_compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    if request.param == "C++, some rows at a time":
+        monkeypatch.setattr(operator, "VALUES_ON_A_CPU", 12)
 
 
 def step(function, z, parameters, of=None):
@@ -39,7 +45,7 @@ def step(function, z, parameters, of=None):
     return [h, gz, *torch.autograd.grad(loss, [z, *parameters] if of is None else of)]
 
 
-@pytest.mark.usefixtures("values_at_a_time")
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("widths", WIDTHS)
 @pytest.mark.parametrize("n_rows", [0, 1, 7])
 def test_equal_to_the_modules(widths, n_rows):
@@ -50,7 +56,7 @@ def test_equal_to_the_modules(widths, n_rows):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.usefixtures("values_at_a_time")
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_all_derivatives(widths):
     z, network = network_of(widths)

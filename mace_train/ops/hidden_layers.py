@@ -37,7 +37,10 @@ from mace_train.ops.torch_library import (
 )
 
 VALUES_ON_A_CPU, VALUES_ON_A_GPU = 2**17, 2**24  # of one tensor at a time; for each CPU thread
-_aten = torch.ops.aten
+_layer_norm = torch.ops.aten.native_layer_norm.default
+_layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
+_silu_backward = torch.ops.aten.silu_backward.default
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 
 
 def hidden_layers(
@@ -61,10 +64,10 @@ class Layer:
 
     def __init__(self, z: Tensor, gain: Tensor, shift: Tensor) -> None:
         self.z, self.gain, self.shift = z, gain, shift
-        self.u, self.mean, self.rstd = _aten.native_layer_norm(
+        self.u, self.mean, self.rstd = _layer_norm(
             z, self.gain.shape, self.gain, self.shift, EPSILON
         )
-        self.h = _aten.silu(self.u)
+        self.h = torch.nn.functional.silu(self.u)
 
     def tangent(self, dz: Tensor, d_gain: Tensor | None, d_shift: Tensor | None) -> Tensor:
         """The change of h for changes of z, gain and shift."""
@@ -75,14 +78,14 @@ class Layer:
             self.du = self.du.addcmul_(self._n(), d_gain)
         if d_shift is not None:
             self.du = self.du.add_(d_shift)
-        change: Tensor = _aten.silu_backward(self.du, self.u)
+        change: Tensor = _silu_backward(self.du, self.u)
         return change
 
     def gradient(
         self, g: Tensor, *, of_parameters: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Gradients of z and, if asked for, of gain and shift, for that of h."""
-        gu = _aten.silu_backward(g, self.u)
+        gu = _silu_backward(g, self.u)
         return self._backward(gu, self.gain, of_parameters=of_parameters)
 
     def gradient_of_tangent(
@@ -94,11 +97,11 @@ class Layer:
         """
         # silu'' = s (1 - s) (2 + u - 2 u s) with the sigmoid s, and u s = h
         gu = torch.add(self.u, self.h, alpha=-2).add_(2)
-        gu = gu.mul_(_aten.sigmoid_backward(a * self.du, torch.sigmoid(self.u)))
+        gu = gu.mul_(_sigmoid_backward(a * self.du, torch.sigmoid(self.u)))
         if g is not None:
-            gu = gu.add_(_aten.silu_backward(g, self.u))
+            gu = gu.add_(_silu_backward(g, self.u))
         gz, g_gain, g_shift = self._backward(gu, self.gain, of_parameters=True)
-        g_du = _aten.silu_backward(a, self.u)
+        g_du = _silu_backward(a, self.u)
         g_dz, _, _ = self._backward(g_du, self.gain)
         if self.d_gain is not None:
             gz = gz.add_(self._backward(g_du, self.d_gain)[0])
@@ -116,7 +119,7 @@ class Layer:
         self, g: Tensor, gain: Tensor | None, *, of_parameters: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """J (gain g) and, if asked for, the sums over rows for gain and shift."""
-        found: tuple[Tensor, Tensor, Tensor] = _aten.native_layer_norm_backward(
+        found: tuple[Tensor, Tensor, Tensor] = _layer_norm_backward(
             g,
             self.z,
             self.gain.shape,

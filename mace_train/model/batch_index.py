@@ -13,10 +13,12 @@ The backend decides how they are arranged,
 
 and layers take from a ``BatchIndex`` what is there. Every batch gets a new one. With static
 shapes (CUDA graphs) all sizes follow from the numbers of atoms and edges alone. An edge and its
-reverse share a row of what is made per pair, unless the model tells the two apart.
+reverse share a row of what is made per pair, unless the model tells the two apart: then each is a
+pair of its own.
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import ClassVar
 
 import torch
@@ -30,6 +32,35 @@ from mace_train.ops.symmetric_contraction import Chunks
 
 EDGES_PER_BLOCK = 8
 ATOMS_PER_CHUNK = 16  # of ElementSlots
+
+
+class SharedWeights(IntEnum):
+    """Which edges have the weights of their reverse; of several layers, the largest counts."""
+
+    OF_PAIRS = 0  # all: weights depend on the distance
+    OF_ELEMENTS = 1  # those between two atoms of one element
+    OF_NONE = 2
+
+
+Pairs = tuple[Tensor, Tensor]  # of every edge, and the first edge of every one: see EdgeIndex
+
+
+def _pairs_of_one_element(
+    elements: Tensor, senders: Tensor, receivers: Tensor, pairs: Pairs
+) -> Pairs:
+    """The pairs in which an edge between two elements is alone; waits for the device once.
+
+    Pairs of two edges come first.
+    """
+    of_edge, first = pairs
+    edges = torch.arange(of_edge.shape[0], device=of_edge.device)
+    of_senders, of_receivers = (elements.index_select(0, ends) for ends in (senders, receivers))
+    is_shared = of_senders == of_receivers
+    of_two, alone = first[is_shared.index_select(0, first)], edges[~is_shared]
+    new_first = torch.cat((of_two, alone))
+    rows = torch.zeros_like(edges).scatter(0, new_first, edges[: new_first.shape[0]])
+    leader = torch.where(is_shared, first.index_select(0, of_edge), edges)
+    return rows.index_select(0, leader), new_first
 
 
 @dataclass(frozen=True)
@@ -234,16 +265,21 @@ class BatchIndex:
         n_elements: int,
         heads: Tensor | None = None,
         edge_ends: bool = False,
-        directed_edges: bool = False,
+        shared_weights: SharedWeights = SharedWeights.OF_PAIRS,
         agnostic_product: bool = False,
         static_shapes: bool = False,
     ) -> "BatchIndex":
         """The index of edges that are sorted by receiver; ``edge_ends`` are made if needed.
 
-        With ``directed_edges`` every edge is a pair of its own; with ``agnostic_product`` a chunk
-        has atoms of any element.
+        Edges whose weights are not shared are pairs of their own (with static shapes all, unless
+        all are shared); with ``agnostic_product`` a chunk has atoms of any element.
         """
-        if directed_edges:
+        if shared_weights == SharedWeights.OF_ELEMENTS and not static_shapes:
+            if pairs is not None and first_of_pair is not None:
+                pairs, first_of_pair = _pairs_of_one_element(
+                    elements, senders, receivers, (pairs, first_of_pair)
+                )
+        elif shared_weights != SharedWeights.OF_PAIRS:
             pairs = first_of_pair = None
         ends = (senders, receivers, elements.shape[0], pairs, first_of_pair)
         edges = chunks = blocks = edge_atoms = None
@@ -260,6 +296,13 @@ class BatchIndex:
             edge_atoms = EdgeEnds.of(senders, receivers, pairs, first_of_pair)
         groups = (ElementSlots if static_shapes else ElementGroups).of(elements, n_elements)
         return cls(backend, elements, groups, edges, chunks, blocks, heads, edge_atoms)
+
+    def sum_to_receivers(self, of_pairs: Tensor) -> Tensor:
+        """[n_atoms, ...] sums over the edges of a receiver of what their pairs have, with ends."""
+        assert self.ends is not None
+        of_edges = self.backend.take_rows(of_pairs, self.ends.pair_of_edge)
+        receivers, n_atoms = self.ends.receiver_of_edge, self.elements.shape[0]
+        return self.backend.sum_rows(of_edges, receivers, n_atoms, ascending=True)
 
     @property
     def edge_rows(self) -> EdgeIndex | EdgeBlocks:

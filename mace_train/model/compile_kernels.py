@@ -58,6 +58,8 @@ def three_atoms(model: MACE) -> dict[str, Tensor]:
         "elements": zeros,
         "senders": senders,
         "receivers": receivers,
+        "pairs": torch.tensor([0, 1, 0, 2, 1, 2], device=device),
+        "first_of_pair": torch.tensor([0, 1, 3], device=device),
         "heads": zeros,
         "inputs": torch.zeros(3, len(model.inputs), dtype=model.dtype, device=device),
     }

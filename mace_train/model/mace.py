@@ -185,7 +185,7 @@ class MACE(nn.Module):
             or self._repulsion is not None
             or any(kind.needs_edge_ends for kind in kinds)
         )
-        self._directed_edges = any(kind.directed_edges for kind in kinds)
+        self._shared_weights = max(kind.shared_weights for kind in kinds)
         self.products = nn.ModuleList(ProductBlock(spec) for spec in layers)
         self.readouts = make_readouts(settings, n_heads)
 
@@ -242,7 +242,7 @@ class MACE(nn.Module):
         Takes edge vectors [n_edges, 3] (Å, sender to receiver, in the model's dtype), elements
         [n_atoms], senders and receivers [n_edges], int64; receivers ascending. With pairs (see
         ``Graph``) only the vector of the first edge of each pair is used, unless the model tells
-        an edge from its reverse; without them, all are.
+        that edge from its reverse; without them, all are.
         ``heads`` [n_atoms] int64 is needed if the model has several. In place of all of these but
         the first two there may be an ``index`` that ``batch_index`` has made of them. ``inputs``
         [n_atoms, n_inputs] (see ``Graph``) are needed if the model has any.
@@ -280,7 +280,7 @@ class MACE(nn.Module):
             n_elements=len(self.data.atomic_numbers),
             heads=heads,
             edge_ends=self._needs_edge_ends,
-            directed_edges=self._directed_edges,
+            shared_weights=self._shared_weights,
             agnostic_product=self.settings.use_agnostic_product,
             static_shapes=self.static_shapes,
         )

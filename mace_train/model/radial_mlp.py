@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mace_train.model.batch_index import BatchIndex
 from mace_train.model.matmul_precision import MatmulModule, matmul
 from mace_train.model.radial import PathNetwork
+from mace_train.ops.hidden_layers import hidden_layers
 
 _ALIGNED = 8  # a GPU multiplies matrices of such multiples faster
 
@@ -61,9 +62,18 @@ class RadialMLP(MatmulModule):
 
     def inner(self, inputs: EdgeInputs) -> Tensor:
         """What the last map takes [n_edges, width]."""
-        first = self._map(0)
+        first, *others = list(self.net)[:-1]
+        assert isinstance(first, nn.Linear)
         hidden = inputs.times(first.weight.T, self.matmul_dtype) + first.bias
-        for layer in list(self.net)[1:-1]:
+        if inputs.index.backend.fused:
+            parameters = [
+                tensor
+                for layer in others
+                if isinstance(layer, (nn.Linear, nn.LayerNorm))
+                for tensor in (layer.weight, layer.bias)
+            ]
+            return hidden_layers(hidden, parameters, self.matmul_dtype)
+        for layer in others:
             if isinstance(layer, nn.Linear):
                 hidden = self.matmul(hidden, layer.weight.T) + layer.bias
             else:

@@ -207,7 +207,8 @@ def _edge_gradients(
     on_cuda = "r" in names and runs_on_cuda(x.device)
     by_pair = on_cuda and loops_over_pairs(x.device, padded)
     shapes = {"x": (len(y), x.shape[1], padded), "y": y.shape}
-    shapes["r"] = (n_pairs if by_pair else 2 * n_pairs, r.shape[1], padded)
+    two_parts = n_pairs < len(y) and not by_pair  # some pairs have two edges
+    shapes["r"] = (2 * n_pairs if two_parts else n_pairs, r.shape[1], padded)
     found = {name: x.new_empty(shapes[name]) for name in names}
     kernel = kernels.double("".join(v), names, by_pair) if v else kernels.backward(names, by_pair)
     rows = [*edges.by_receiver, torch.tensor([n_pairs])]
@@ -217,7 +218,7 @@ def _edge_gradients(
     if by_pair:
         n_items, rows = n_pairs, ordering.index(edges.first, edges.senders)
     ranges = kernel.run(n_items, rows, inputs, list(found.values()), padded)
-    if "r" in found and not by_pair:
+    if "r" in found and two_parts:
         if on_cuda:
             found["r"] = ordering.sums(kernels.sum_pairs, found["r"])
         else:

@@ -49,11 +49,22 @@ def with_cuequivariance(peer: nn.Module, device: torch.device) -> nn.Module:
     """The same model on cuEquivariance's kernels, by mace-torch's own conversion."""
     from mace.cli.convert_e3nn_cueq import run
 
+    return _converted(run, peer, device)
+
+
+def with_openequivariance(peer: nn.Module, device: torch.device) -> nn.Module:
+    """The same model with OpenEquivariance's convolutions, by mace-torch's own conversion."""
+    from mace.cli.convert_e3nn_oeq import run
+
+    return _converted(run, peer, device)
+
+
+def _converted(run: Callable[..., nn.Module], peer: nn.Module, device: torch.device) -> nn.Module:
     default = torch.get_default_dtype()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            converted: nn.Module = run(copy.deepcopy(peer), device=device.type, return_model=True)
+            converted = run(copy.deepcopy(peer), device=device.type, return_model=True)
     finally:
         torch.set_default_dtype(default)
     return converted.to(device)

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from mace_train.irreps import importing_e3nn
-from mace_train.model.batch_index import BatchIndex
+from mace_train.model.batch_index import BatchIndex, SharedWeights
 from mace_train.model.gate import gated
 from mace_train.model.radial_mlp import EdgeInputs, PathMLP, RadialMLP, radial_mlp_size
 from mace_train.ops.backends import Backend
 
 SENDERS, RECEIVERS = torch.tensor([[1, 2, 0, 0, 1], [0, 0, 1, 2, 2]])
 ELEMENTS = torch.tensor([0, 1, 1])
-ENDS = {"n_elements": 2, "edge_ends": True, "directed_edges": True}
+ENDS = {"n_elements": 2, "edge_ends": True, "shared_weights": SharedWeights.OF_ELEMENTS}
 
 
 def columns(seed=0):

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mace_train.model.batch_index import BatchIndex
+from mace_train.model.batch_index import BatchIndex, SharedWeights
 from mace_train.model.convolution import EdgeFeatures
 from mace_train.model.interactions.interaction import (
     InteractionBlock,
@@ -31,7 +31,7 @@ class RealAgnosticAttResidualInteractionBlock(InteractionBlock):
     """The features that enter skip the product, through a map of all elements."""
 
     needs_edge_ends: ClassVar[bool] = True
-    directed_edges: ClassVar[bool] = True
+    shared_weights: ClassVar[SharedWeights] = SharedWeights.OF_NONE
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__(spec)

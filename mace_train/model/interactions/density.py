@@ -32,12 +32,9 @@ class EdgeDensity(nn.Module):
 
     def forward(self, edges: EdgeFeatures, index: BatchIndex) -> Tensor:
         """Densities [n_atoms, 1]; an edge and its reverse have the same part of them."""
-        assert index.ends is not None
         of_pairs = torch.tanh(torch.matmul(edges.radial, self.layer0.scaled()).square())
         of_pairs = of_pairs if edges.cutoff is None else of_pairs * edges.cutoff
-        of_edges = index.backend.take_rows(of_pairs, index.ends.pair_of_edge)
-        receivers, n_atoms = index.ends.receiver_of_edge, index.elements.shape[0]
-        return index.backend.sum_rows(of_edges, receivers, n_atoms, ascending=True)
+        return index.sum_to_receivers(of_pairs)
 
 
 class _DensityBlock(RadialInteractionBlock):
@@ -54,8 +51,8 @@ class _DensityBlock(RadialInteractionBlock):
 
     def message(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> Tensor:
         """The message m above [n_atoms, (l_edges + 1)^2, n_channels]."""
-        density = self.density_fn(edges, index).unsqueeze(2)
-        return self.summed_messages(x, edges, index) / (density + 1)
+        factor = (self.density_fn(edges, index) + 1).reciprocal().unsqueeze(2)
+        return self.summed_messages(x, edges, index) * factor
 
 
 class RealAgnosticDensityInteractionBlock(MapOfMessage, _DensityBlock):

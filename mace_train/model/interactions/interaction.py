@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from mace_train.irreps import FeatureIrreps
-from mace_train.model.batch_index import BatchIndex
+from mace_train.model.batch_index import BatchIndex, SharedWeights
 from mace_train.model.convolution import Convolution, EdgeFeatures
 from mace_train.model.coupling import convolution_paths
 from mace_train.model.layer_spec import LayerSpec
@@ -25,8 +25,8 @@ class InteractionBlock(nn.Module, ABC):
 
     needs_edge_ends: ClassVar[bool] = False
     """Whether ``forward`` reads ``index.ends``."""
-    directed_edges: ClassVar[bool] = False
-    """Whether an edge and its reverse have different weights, so that each is a pair of its own."""
+    shared_weights: ClassVar[SharedWeights] = SharedWeights.OF_PAIRS
+    """Which edges have the weights of their reverse."""
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__()

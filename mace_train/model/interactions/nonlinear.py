@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mace_train.model.batch_index import BatchIndex
+from mace_train.model.batch_index import BatchIndex, SharedWeights
 from mace_train.model.convolution import EdgeFeatures
 from mace_train.model.gate import gated
 from mace_train.model.interactions.interaction import (
@@ -41,7 +41,7 @@ class RealAgnosticResidualNonLinearInteractionBlock(InteractionBlock):
     """The features that enter skip the product, through a map of all elements."""
 
     needs_edge_ends: ClassVar[bool] = True
-    directed_edges: ClassVar[bool] = True
+    shared_weights: ClassVar[SharedWeights] = SharedWeights.OF_ELEMENTS
 
     def __init__(self, spec: LayerSpec) -> None:
         super().__init__(spec)
@@ -86,7 +86,9 @@ class RealAgnosticResidualNonLinearInteractionBlock(InteractionBlock):
             self.convolved(sent, edges, index, self.conv_tp_weights, factors)
         )
         density = self._density(inputs, edges, index) * self.beta + self.alpha
-        message = [degree / density.unsqueeze(2) for degree in summed]
+        # not a quotient, whose derivatives keep several tensors of the size of the messages
+        factor = density.reciprocal().unsqueeze(2)
+        message = [degree * factor for degree in summed]
         own = self.linear_res.by_degree(split_degrees(sent))
         message[: len(own)] = [a + b for a, b in zip(message, own, strict=False)]
         skip = self.skip_tp(split_degrees(x)[: len(self.skip_tp.fan_in)])
@@ -102,11 +104,9 @@ class RealAgnosticResidualNonLinearInteractionBlock(InteractionBlock):
 
     def _density(self, inputs: EdgeInputs, edges: EdgeFeatures, index: BatchIndex) -> Tensor:
         """rho above [n_atoms, 1]."""
-        of_edges = torch.tanh(self.density_fn(inputs).square())
-        of_edges = of_edges if edges.cutoff is None else of_edges * edges.cutoff
-        assert index.ends is not None
-        receivers, n_atoms = index.ends.receivers, index.elements.shape[0]
-        return index.backend.sum_rows(of_edges, receivers, n_atoms, ascending=True)
+        of_pairs = torch.tanh(self.density_fn(inputs).square())
+        of_pairs = of_pairs if edges.cutoff is None else of_pairs * edges.cutoff
+        return index.sum_to_receivers(of_pairs)
 
 
 def _n_inputs(spec: LayerSpec) -> int:

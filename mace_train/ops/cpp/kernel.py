@@ -74,7 +74,7 @@ class CppKernel:
         assert all(t.dtype == torch.int64 for t in index)
         function = self.prepare(outputs[0].dtype, n_channels)
         arguments = [_pointers(tensors) for tensors in (index, inputs, outputs)]
-        return _in_threads(n_items, lambda lo, hi: function(lo, hi, *arguments))
+        return in_threads(n_items, lambda lo, hi: function(lo, hi, *arguments))
 
 
 def padded_channels(n_channels: int, dtype: torch.dtype) -> int:
@@ -98,7 +98,8 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
-def _in_threads(n_items: int, work: Callable[[int, int], None]) -> list[int]:
+def in_threads(n_items: int, work: Callable[[int, int], None]) -> list[int]:
+    """Call ``work`` for ranges that divide the items; returns their bounds."""
     n_threads = min(torch.get_num_threads(), n_items)
     if n_threads == 1:
         work(0, n_items)

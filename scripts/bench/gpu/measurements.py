@@ -69,6 +69,7 @@ def measurements() -> list[Measurement]:
             _gpu("training_step", "--models M L --profile"),
             180,
             _gpu("training_step", "--models M --channels 4 --atoms 20 --repeats 1 --device cpu"),
+            with_openequivariance=True,
         ),
         Measurement(
             "captured",
@@ -78,6 +79,13 @@ def measurements() -> list[Measurement]:
                 "training_step",
                 "--batch molecules --models M --channels 4 --repeats 1 --device cpu",
             ),
+        ),
+        Measurement(
+            "steps-kinds",
+            _gpu("training_step", "--models D N H --profile"),
+            300,
+            _gpu("training_step", "--models D N --channels 4 --atoms 20 --repeats 1 --device cpu"),
+            with_openequivariance=True,
         ),
         _tests("tests-model", "tests/model", 60),
         _tests("tests-train", "tests/train", 120),

@@ -1,6 +1,7 @@
 """A whole training step on a GPU against mace-torch's, alone and on cuEquivariance's kernels.
 
-    python scripts/bench/gpu/training_step.py --json step.json [--models M L M64 L64] [--atoms 3072]
+    python scripts/bench/gpu/training_step.py --json step.json [--models M L M64 L64 D N H]
+                                              [--atoms 3072]
     python scripts/bench/gpu/training_step.py --batch molecules --json small.json [--profile]
 
 A step is what step.py times on a CPU: zero_grad, energies and forces, loss, backward, clipping, and
@@ -9,6 +10,10 @@ loss is not compared with. Times are of the wall, from a GPU that has done all t
 all again; medians, our own before and after those of the peers. Memory is what PyTorch had
 allocated at most in the first steps, over what it held before them. A peer that runs out of memory
 leaves the others.
+
+M and L are MACE medium and large; D has the density blocks of MACE-MPA-0, N and H the nonlinear
+ones of MACE-MH-1, H with 512 channels over edges of 128. OpenEquivariance is measured where its
+package imports; no goal depends on it.
 
 mixed       one batch of --atoms atoms: synthetic structures of 1 to 800 atoms, or the first ones of
             --data. Goals: twice as fast as cuEquivariance, six times as fast as mace-torch alone,
@@ -39,19 +44,24 @@ import step_programs as programs  # noqa: E402
 import torch  # noqa: E402
 from cases import backends  # noqa: E402
 from goals import Row, describe, reaches, row, write  # noqa: E402
+from step import DENSITY, NONLINEAR  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from mace_train.data.graph import Graph  # noqa: E402
 from mace_train.train.cuda_graphs import Replay, Tensors, cuda_graph  # noqa: E402
 from tests.model.mace_torch import import_mace  # noqa: E402
 
-MODELS = {  # channels, highest degree, precision
-    "M": (128, 1, torch.float32),
-    "L": (128, 2, torch.float32),
-    "M64": (128, 1, torch.float64),
-    "L64": (128, 2, torch.float64),
+MODELS = {  # channels, highest degree, precision, changes of mace-torch's model
+    "M": (128, 1, torch.float32, {}),
+    "L": (128, 2, torch.float32, {}),
+    "M64": (128, 1, torch.float64, {}),
+    "L64": (128, 2, torch.float64, {}),
+    "D": (128, 1, torch.float32, DENSITY),
+    "N": (128, 1, torch.float32, NONLINEAR),
+    "H": (512, 1, torch.float32, NONLINEAR),
 }
 ALONE, CUEQ = "mace-torch", "mace-torch, cuEquivariance"
+OEQ = "mace-torch, OpenEquivariance"
 FASTER = {CUEQ: 2.0, ALONE: 6.0}
 CAPTURED_FASTER = 4.0
 LESS_MEMORY = 1 / 0.6
@@ -151,11 +161,16 @@ def _captured(graph: Graph, peer: nn.Module) -> Callable[[], programs.Step]:
 def _graph_and_peer(
     name: str, structures: list[batches.Structure], arguments: argparse.Namespace
 ) -> tuple[Graph, nn.Module]:
-    channels, degree, dtype = MODELS[name]
+    channels, degree, dtype, changes = MODELS[name]
     graph, numbers = batches.batch_of(structures, dtype)
     graph = graph.to(arguments.device)
-    channels = arguments.channels or channels
-    return graph, programs.peer_model(channels, degree, numbers, batches.R_MAX, graph.positions)
+    if arguments.channels:
+        channels = arguments.channels
+        edges = {"edge_irreps": f"{channels}x0e+{channels}x1o"} if "edge_irreps" in changes else {}
+        changes = changes | edges
+    return graph, programs.peer_model(
+        channels, degree, numbers, batches.R_MAX, graph.positions, **changes
+    )
 
 
 def _size(graph: Graph) -> str:
@@ -170,10 +185,14 @@ def measure_all(
     A program with another loss takes another step: it is not compared with either.
     """
     device = graph.positions.device
-    options, missing = backends(["cuEquivariance"], device)
+    options, missing = backends(["cuEquivariance", "OpenEquivariance"], device)
     makers = {**ours, ALONE: lambda: programs.peer_step(graph, peer)}
-    if options:
+    if "cuEquivariance" in options:
         makers[CUEQ] = lambda: programs.peer_step(graph, programs.with_cuequivariance(peer, device))
+    if "OpenEquivariance" in options:
+        makers[OEQ] = lambda: programs.peer_step(
+            graph, programs.with_openequivariance(peer, device)
+        )
     mine = makers.pop("ours")
     found = {"ours": measure(mine, device, repeats)}
     for name, make in makers.items():

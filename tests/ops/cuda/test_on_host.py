@@ -41,8 +41,12 @@ ROOT = Path(__file__).parents[3]
             "few_atoms or derivatives or bitwise or pairs or reverse or (einsum and 1-16)",
         ),
         (["tests/model/test_mace.py"], "auto and batch_equals"),
+        (
+            ["tests/model/test_interactions.py", "tests/ops/test_hidden_layers.py"],
+            "(change_nothing or PyTorch) and (nonlinear or PyTorch)",
+        ),
     ],
-    ids=["contraction", "convolution", "model", "convolution by pair", "model by pair"],
+    ids=["contraction", "convolution", "model", "convolution by pair", "model by pair", "kinds"],
 )
 def test_operators_as_cuda(files, chosen, tmp_path, tmp_path_factory, request):
     pytest.importorskip("cuda.bindings.driver", reason="needs the extra cuda")

@@ -56,7 +56,7 @@ class LinearReadout(Readout):
 
     def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
         """See ``Readout``."""
-        return _of_head(self.linear([x[:, :1]]), head)
+        return _of_head(self.linear(x), head)
 
 
 class NonLinearReadout(Readout):
@@ -80,8 +80,8 @@ class NonLinearReadout(Readout):
 
     def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
         """See ``Readout``."""
-        hidden = self.gated(self.linear_1([x[:, :1]]), head)
-        return _of_head(self.linear_2([hidden]), head)
+        hidden = self.gated(self.linear_1(x), head)
+        return _of_head(self.linear_2(hidden), head)
 
     def gated(self, hidden: Tensor, head: Tensor | None) -> Tensor:
         """Hidden values [n_atoms, 1, n_heads * n_hidden] behind the gate, zero for other heads."""
@@ -111,9 +111,9 @@ class NonLinearBiasReadout(NonLinearReadout):
 
     def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
         """See ``Readout``."""
-        hidden = self.gated(self.linear_1([x[:, :1]]), head)
-        hidden = self.gated(self.linear_mid([hidden]), head)
-        return _of_head(self.linear_2([hidden]), head)
+        hidden = self.gated(self.linear_1(x), head)
+        hidden = self.gated(self.linear_mid(hidden), head)
+        return _of_head(self.linear_2(hidden), head)
 
 
 class BiasedLinear(DegreeLinear):
@@ -123,9 +123,9 @@ class BiasedLinear(DegreeLinear):
         super().__init__([n_in], n_out)
         self.bias = nn.Parameter(torch.zeros(n_out))
 
-    def by_degree(self, degrees: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, features: Tensor | Sequence[Tensor]) -> Tensor:
         """See ``DegreeLinear``."""
-        return [degree + self.bias for degree in super().by_degree(degrees)]
+        return super().forward(features) + self.bias
 
 
 NONLINEAR_READOUTS: dict[str, type[NonLinearReadout]] = {

@@ -14,7 +14,7 @@ from functools import reduce
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
@@ -154,8 +154,32 @@ def will_run(node: Any) -> bool:
     """Whether the running backward pass goes on to a node of the graph (None: there is none)."""
     if node is None:
         return False
-    is_leaf = not node.next_functions  # for which torch cannot tell
-    return is_leaf or _WILL_EXECUTE is None or bool(_WILL_EXECUTE(node))
+    if _WILL_EXECUTE is None:
+        return True
+    try:
+        return bool(_WILL_EXECUTE(node))
+    except RuntimeError:  # of a leaf whose gradient is asked for by torch.autograd.grad
+        return True
+
+
+def wanted_gradients(ctx: Any) -> list[bool]:
+    """Of every tensor of an autograd function, its last arguments: see ``is_wanted``."""
+    nodes = ctx.next_functions
+    needs = ctx.needs_input_grad[-len(nodes) :]
+    return [need and will_run(node) for need, (node, _) in zip(needs, nodes, strict=True)]
+
+
+def is_eager(tensor: Tensor) -> bool:
+    """Whether operations on a tensor run now, as they are, and reverse mode alone differentiates.
+
+    False while PyTorch traces, under autocast, in forward mode and in transforms of torch.func.
+    """
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and forward_ad._current_level < 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch.is_autocast_enabled(tensor.device.type)
+    )
 
 
 def keep_wanted(results: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:

@@ -150,8 +150,7 @@ def stacked(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> Tens
     """All tensors of ``convolution``, one after the other: [n_rows in all * n_atoms, n_channels]."""
     refuse_forward_mode("convolution", x, y, r)
     x, y, r = in_common_precision(x, y, r)
-    out: Tensor = _CHAIN.value(x, y, r, *edges.tensors, key)
-    return out
+    return _CHAIN(x, y, r, *edges.tensors, key)
 
 
 def _value(x: Tensor, y: Tensor, r: Tensor, *rest: Any) -> Tensor:

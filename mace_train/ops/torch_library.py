@@ -75,6 +75,8 @@ class OperatorChain:
         """Define the operators from their functions; ``fake`` belongs to the value."""
         self._is_list = tensors is None
         self._index = tuple(index)
+        self.n_tensors = len(tensors or ())
+        self.functions = (value, gradient, second_gradient)
         x = tuple(tensors or ())
         xg = (*x, "g")
         xgv = (*xg, *[f"v{name}" for name in x])
@@ -94,6 +96,19 @@ class OperatorChain:
         torch.library.register_autograd(
             self.second_gradient, refuse_third_derivative, setup_context=_save_nothing
         )
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        """The value from the arguments of its operator.
+
+        Where nothing looks at operators, they are not called: the dispatcher of PyTorch and the
+        derivatives that it registers take longer than the kernels of a small model.
+        """
+        if self._is_list or not is_eager(arguments[0]):
+            found: Tensor = self.value(*arguments)
+            return found
+        at_key = self.n_tensors + len(self._index)
+        (result,) = _step_of(self, 0, arguments[:at_key], arguments[at_key:])
+        return result
 
     def _schema(self, tensors: Sequence[str], masks: Sequence[str], n_results: int) -> str:
         arguments = ["Tensor[] tensors"] if self._is_list else [f"Tensor {t}" for t in tensors]
@@ -131,6 +146,45 @@ class OperatorChain:
             return *_none_for_others(found, mask), *no_gradients
 
         torch.library.register_autograd(op, backward, setup_context=save)
+
+
+def _step_of(
+    chain: OperatorChain, step: int, tensors: Sequence[Tensor], rest: Sequence[Any]
+) -> tuple[Tensor, ...]:
+    """The value (step 0), gradients or second gradients; all that are not tensors come last."""
+    if torch.is_grad_enabled():
+        found: tuple[Tensor, ...] = _Step.apply(chain, step, rest, *tensors)  # type: ignore[no-untyped-call]
+        return found
+    return _as_tuple(chain.functions[step](*tensors, *rest))
+
+
+def _as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else result
+
+
+class _Step(torch.autograd.Function):
+    """One of the functions of a chain; the next one is its derivative."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, chain: OperatorChain, step: int, rest: Sequence[Any], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.chain, ctx.step, ctx.rest = chain, step, rest
+        ctx.save_for_backward(*tensors)
+        return _as_tuple(chain.functions[step](*tensors, *rest))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        chain, saved = ctx.chain, ctx.saved_tensors
+        if ctx.step == len(chain.functions) - 1:
+            refuse_third_derivative(ctx)
+        n_index = len(chain._index)
+        tensors, index = saved[: len(saved) - n_index], saved[len(saved) - n_index :]
+        mask = wanted_gradients(ctx)[: len(tensors)]
+        found = _step_of(
+            chain, ctx.step + 1, (*tensors, *cotangents, *index), (*ctx.rest, mask)
+        )
+        return None, None, None, *_none_for_others(found, mask), *[None] * n_index
 
 
 def _none_for_others(results: Sequence[Tensor], mask: Sequence[bool]) -> list[Tensor | None]:

@@ -39,7 +39,7 @@ class ProductBlock(nn.Module):
     def forward(self, message: Tensor, skip: Tensor | None, index: BatchIndex) -> Tensor:
         """Features [n_atoms, (l_out + 1)^2, n_channels]."""
         contracted = self.symmetric_contractions(message, index.elements, index.chunks)
-        features = self.linear(contracted)
+        features = self.linear(contracted, index.backend)
         if skip is None:
             return features
         missing = features.shape[1] - skip.shape[1]

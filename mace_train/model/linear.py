@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from mace_train.irreps import FeatureIrreps, irreps_string
 from mace_train.model.batch_index import ElementGroups, ElementSlots
-from mace_train.model.linear_forms import ByDegree, ByElement
+from mace_train.model.linear_forms import Layout, LinearMaps
 from mace_train.model.matmul_precision import MatmulModule
+from mace_train.ops.backends import Backend
 from mace_train.ops.torch_library import is_eager
 
 
@@ -77,20 +78,27 @@ class DegreeLinear(MatmulModule):
         inputs, outputs = irreps_string(self.fan_in), irreps_string(self.fan_out)
         return f"{inputs} -> {outputs} | {self.weight.numel()} weights"
 
-    def forward(self, features: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, features: Tensor | Sequence[Tensor], backend: Backend | None = None
+    ) -> Tensor:
         """Features [n_atoms, (l_max + 1)^2, n_out].
 
         Takes features [n_atoms, n_components, fan_in], of which those of the degrees of this map
         count, or degrees [n_atoms, 2l + 1, fan_in[l]].
         """
-        if self.matmul_dtype is None:
-            if isinstance(features, Tensor) and is_eager(features):
-                form = ByDegree(self.fan_in, self.n_out, features.shape, features.shape[0])
-                return form(features, self.weight)
-            if isinstance(features, StackedDegrees) and is_eager(features.flat):
-                shape = features.flat.shape
-                form = ByDegree(self.fan_in, self.n_out, shape, features.n_atoms)
-                return form(features.flat, self.weight)
+        stacked = isinstance(features, StackedDegrees)
+        x = features.flat if isinstance(features, StackedDegrees) else features
+        if isinstance(x, Tensor) and self.matmul_dtype is None and is_eager(x):
+            n_atoms, n_degrees = features.n_atoms if stacked else x.shape[0], len(self.fan_in)
+            out = torch.Size((n_atoms, n_degrees**2, self.n_out))
+            maps = LinearMaps(
+                Layout(x.shape, n_atoms, self.fan_in),
+                Layout(out, n_atoms, self.fan_out),
+                None,
+                n_elements=1,
+                compiled=backend is not None and backend.has_small_products,
+            )
+            return maps(x, self.weight)
         if isinstance(features, Tensor):
             features = split_degrees(features)[: len(self.fan_in)]
         return torch.cat(self.by_degree(features), dim=1)
@@ -136,11 +144,25 @@ class ElementLinear(MatmulModule):
         n_elements, n_weights = self.shape[2], self.weight.numel()
         return f"{self.irreps} x {n_elements}x0e -> {self.irreps} | {n_weights} weights"
 
-    def forward(self, features: Tensor, groups: ElementGroups | ElementSlots) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        groups: ElementGroups | ElementSlots,
+        backend: Backend | None = None,
+    ) -> Tensor:
         """Features [n_atoms, n_degrees^2, n_channels] from features of at least these degrees."""
-        if self.matmul_dtype is None and is_eager(features) and isinstance(groups, ElementGroups):
-            return ByElement(self.shape, features.shape, groups)(features, self.weight)
         n_degrees, n_channels, n_elements, _ = self.shape
+        if self.matmul_dtype is None and is_eager(features) and isinstance(groups, ElementGroups):
+            n_atoms, of_degrees = features.shape[0], (n_channels,) * n_degrees
+            out = torch.Size((n_atoms, n_degrees**2, n_channels))
+            maps = LinearMaps(
+                Layout(features.shape, n_atoms, of_degrees),
+                Layout(out, n_atoms, of_degrees),
+                groups,
+                n_elements,
+                compiled=backend is not None and backend.has_small_products,
+            )
+            return maps(features, self.weight)
         norm = (n_channels * n_elements) ** -0.5
         matrices = (norm * self.weight.view(self.shape)).transpose(1, 2).unbind(0)
         rows = groups.sort(features[:, : n_degrees**2])

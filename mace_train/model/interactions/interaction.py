@@ -52,9 +52,9 @@ class InteractionBlock(nn.Module, ABC):
         Takes features x [n_atoms, (l_nodes + 1)^2, n_channels].
         """
 
-    def sent(self, x: Tensor) -> Tensor:
+    def sent(self, x: Tensor, index: BatchIndex) -> Tensor:
         """What atoms send [n_atoms, (l + 1)^2, n_edge_channels]; edges may have fewer degrees."""
-        features: Tensor = self.linear_up(x)
+        features: Tensor = self.linear_up(x, index.backend)
         return features
 
     def convolved(
@@ -94,7 +94,8 @@ class RadialInteractionBlock(InteractionBlock):
         network = self.conv_tp_weights
         at_once = index.edges is not None and not self.checkpointing
         weights = (network.product if at_once else network.hidden)(edges.radial, edges.cutoff)
-        mixed: Tensor = self.linear(self.convolved(self.sent(x), edges, index, network, weights))
+        sums = self.convolved(self.sent(x, index), edges, index, network, weights)
+        mixed: Tensor = self.linear(sums, index.backend)
         return mixed
 
 
@@ -113,7 +114,7 @@ class MapOfMessage(RadialInteractionBlock):
 
     def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, None]:
         """See ``InteractionBlock``."""
-        return self.skip_tp(self.message(x, edges, index), index.groups), None
+        return self.skip_tp(self.message(x, edges, index), index.groups, index.backend), None
 
 
 class SkipOfFeatures(RadialInteractionBlock):
@@ -131,7 +132,7 @@ class SkipOfFeatures(RadialInteractionBlock):
 
     def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, Tensor]:
         """See ``InteractionBlock``."""
-        return self.message(x, edges, index), self.skip_tp(x, index.groups)
+        return self.message(x, edges, index), self.skip_tp(x, index.groups, index.backend)
 
 
 def message_fan_in(spec: LayerSpec) -> list[int]:

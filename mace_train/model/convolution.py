@@ -96,7 +96,7 @@ class Convolution:
             return tuple(self._reference(x, harmonics, of_paths, index.blocks))
 
         if isinstance(factors, Tensor):
-            assert index.edges is not None and not checkpointing
+            assert index.edges is not None
             return self._fused(x, harmonics, factors, index.edges)
         hidden, last = factors
         if not checkpointing:

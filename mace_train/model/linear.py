@@ -52,9 +52,7 @@ class StackedDegrees(Sequence[Tensor]):
         return iter(self._split())
 
     def _split(self) -> list[Tensor]:
-        shapes = [
-            (self.n_atoms, 2 * degree + 1, n) for degree, n in enumerate(self._n_channels)
-        ]
+        shapes = [(self.n_atoms, 2 * degree + 1, n) for degree, n in enumerate(self._n_channels)]
         parts = torch.split(self.flat.flatten(), [prod(shape) for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -86,11 +84,10 @@ class DegreeLinear(MatmulModule):
         Takes features [n_atoms, n_components, fan_in], of which those of the degrees of this map
         count, or degrees [n_atoms, 2l + 1, fan_in[l]].
         """
-        stacked = isinstance(features, StackedDegrees)
         x = features.flat if isinstance(features, StackedDegrees) else features
         if isinstance(x, Tensor) and self.matmul_dtype is None and is_eager(x):
-            n_atoms, n_degrees = features.n_atoms if stacked else x.shape[0], len(self.fan_in)
-            out = torch.Size((n_atoms, n_degrees**2, self.n_out))
+            n_atoms = features.n_atoms if isinstance(features, StackedDegrees) else x.shape[0]
+            out = torch.Size((n_atoms, len(self.fan_in) ** 2, self.n_out))
             maps = LinearMaps(
                 Layout(x.shape, n_atoms, self.fan_in),
                 Layout(out, n_atoms, self.fan_out),

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor
@@ -57,9 +58,9 @@ class Layout:
         """Degrees [n_atoms, 2l + 1, n_channels of l]; views."""
         if self.is_interleaved:
             return [tensor[:, degree_slice(degree)] for degree in range(len(self.n_channels))]
-        sizes = [self.n_atoms * (2 * degree + 1) * n for degree, n in enumerate(self.n_channels)]
-        parts = torch.split(tensor.view(-1), sizes)
-        return [part.view(self.n_atoms, -1, n) for part, n in zip(parts, self.n_channels, strict=True)]
+        shapes = [(self.n_atoms, 2 * degree + 1, n) for degree, n in enumerate(self.n_channels)]
+        parts = torch.split(tensor.view(-1), [prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def joined(self, degrees: Sequence[Tensor]) -> Tensor:
         """The tensor from degrees [n_atoms, 2l + 1, n_channels of l]; what does not count is 0."""
@@ -106,7 +107,9 @@ class LinearMaps(Trilinear):
         for (of_x, of_g, matrices), scale in zip(degrees, self._scale_of_degree, strict=True):
             of_x, of_g = self._sorted(of_x), self._sorted(of_g)
             for element, lo, hi in self._parts:
-                scaled_product(_flat(of_x[lo:hi]).T, _flat(of_g[lo:hi]), scale, matrices[:, element])
+                scaled_product(
+                    _flat(of_x[lo:hi]).T, _flat(of_g[lo:hi]), scale, matrices[:, element]
+                )
         return out
 
     def _rows(

@@ -155,7 +155,7 @@ class RadialNetwork(PathNetwork):
         gains = [1.0, *[SILU_GAIN] * (self.n_layers - 1)]
         scales = [gain * w.shape[0] ** -0.5 for gain, w in zip(gains, weights, strict=True)]
         found = perceptron(basis, weights, tuple(scales))
-        return found.view(basis.shape[0], -1, self.n_channels)
+        return found.view(basis.shape[0], found.shape[1] // self.n_channels, self.n_channels)
 
     def matrices(self) -> list[Tensor]:
         """All matrices as they multiply."""

@@ -147,7 +147,7 @@ def convolution(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> 
 
 
 def stacked(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> Tensor:
-    """All tensors of ``convolution``, one after the other: [n_rows in all * n_atoms, n_channels]."""
+    """All tensors of ``convolution``, one after the other [all n_rows * n_atoms, n_channels]."""
     refuse_forward_mode("convolution", x, y, r)
     x, y, r = in_common_precision(x, y, r)
     return _CHAIN(x, y, r, *edges.tensors, key)

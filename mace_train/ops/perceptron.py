@@ -67,7 +67,8 @@ class _Value(Function):
         inputs, z = saved[: n + 1], saved[n + 1 :]
         if not torch.is_grad_enabled():
             return None, *_back(scales, inputs, z, g, wanted)
-        if wanted == [True] + [False] * n and [one is None for one in g] == [True] * (n - 1) + [False]:
+        in_last_alone = [one is not None for one in g] == [False] * (n - 1) + [True]
+        if in_last_alone and wanted == [True] + [False] * n:
             weights = inputs[1:]
             gx = _Gradient.apply(scales, g[-1], *weights, *z)  # type: ignore[no-untyped-call]
             return None, gx, *[None] * n
@@ -131,7 +132,8 @@ def _gradient(scales: Scales, *inputs: Tensor) -> tuple[Tensor, list[Tensor], li
     """gx, all a, and all g but the last; from the last g, the weights and all z but the last."""
     n = len(scales)
     g, weights, z = inputs[0], inputs[1 : n + 1], inputs[n + 1 :]
-    of_values, of_z = [], []
+    of_values: list[Tensor] = []
+    of_z: list[Tensor] = []
     for i in reversed(range(n)):
         before = scaled_product(g, weights[i].T, scales[i])
         if i == 0:

@@ -181,9 +181,7 @@ class _Step(torch.autograd.Function):
         n_index = len(chain._index)
         tensors, index = saved[: len(saved) - n_index], saved[len(saved) - n_index :]
         mask = wanted_gradients(ctx)[: len(tensors)]
-        found = _step_of(
-            chain, ctx.step + 1, (*tensors, *cotangents, *index), (*ctx.rest, mask)
-        )
+        found = _step_of(chain, ctx.step + 1, (*tensors, *cotangents, *index), (*ctx.rest, mask))
         return None, None, None, *_none_for_others(found, mask), *[None] * n_index
 
 

@@ -41,9 +41,9 @@ def run(
 ) -> None:
     """Write the products of a ``kind`` (rows or weights) to ``out``.
 
-    All tensors are contiguous, of one dtype; ``order`` [n_atoms] int64 lists atoms (None: 0, 1, ..).
+    All tensors are contiguous, of one dtype; ``order`` [n_atoms] int64 lists atoms (None: all).
     """
-    assert a.is_contiguous() and b.is_contiguous() and out.is_contiguous()
+    assert all(tensor.is_contiguous() for tensor in (a, b, out))
     sizes = array("q", [number for product in products for number in product])
     factors = array("d", scales)
     getattr(functions(a.dtype), kind)(

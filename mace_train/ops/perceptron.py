@@ -146,10 +146,9 @@ def _gradient(scales: Scales, *inputs: Tensor) -> tuple[Tensor, list[Tensor], li
 
 def _silu_second(z: Tensor, u: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """silu'(z) u and silu''(z) u a, for tensors of one shape, without autograd."""
-    s = torch.sigmoid(z)
-    second = torch.mul(s, -2.0).add_(1.0).mul_(z).add_(2.0)
-    second.mul_(s).mul_(1.0 - s)
-    return _silu_first(z, u), second.mul_(u).mul_(a)
+    s = torch.sigmoid(z)  # silu'' = s (1 - s) (2 + z (1 - 2 s))
+    second = torch.ops.aten.sigmoid_backward(torch.mul(u, a), s)
+    return _silu_first(z, u), second.mul_(torch.rsub(s, 1.0, alpha=2.0).mul_(z).add_(2.0))
 
 
 def _silu_first(z: Tensor, u: Tensor) -> Tensor:

@@ -260,6 +260,8 @@ def refuse_third_derivative(ctx: Any, *cotangents: Any) -> NoReturn:
 
 def in_common_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in their widest dtype, at least float32: autocast may give bfloat16."""
+    if {t.dtype for t in tensors} in ({torch.float32}, {torch.float64}):
+        return tensors
     dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     return tuple(t.to(dtype) for t in tensors)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from mace_train.ops.torch_library import will_run
+from mace_train.ops.torch_library import wanted_gradients
 
 Tensors = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -50,7 +50,7 @@ class _Value(Function):
 
     @staticmethod
     def backward(ctx: Any, *g: Tensor | None) -> Gradients:
-        wanted, given = _wanted(ctx), [one is not None for one in g]
+        wanted, given = wanted_gradients(ctx), [one is not None for one in g]
         gradients = _Gradient.apply(  # type: ignore[no-untyped-call]
             ctx.function, wanted, given, *ctx.saved_tensors, *compress(g, given)
         )
@@ -80,7 +80,7 @@ class _Gradient(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor | None) -> Gradients:
-        n, wanted = len(ctx.wanted), _wanted(ctx)
+        n, wanted = len(ctx.wanted), wanted_gradients(ctx)
         either = [a or b for a, b in zip(ctx.wanted, wanted[:n], strict=True)]
         inputs = _fresh(ctx.saved_tensors[:n], either)
         g = _fresh(ctx.saved_tensors[n:], wanted[n:])
@@ -124,10 +124,3 @@ def _gradients(
         )
     )
     return tuple(next(found) if is_wanted else None for is_wanted in wanted)
-
-
-def _wanted(ctx: Any) -> list[bool]:
-    """Of every tensor: does the running pass use its gradient? Tensors are the last arguments."""
-    nodes = ctx.next_functions
-    needs = ctx.needs_input_grad[-len(nodes) :]
-    return [need and will_run(node) for need, (node, _) in zip(needs, nodes, strict=True)]

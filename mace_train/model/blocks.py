@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mace_train.model.batch_index import BatchIndex
 from mace_train.model.contraction import SymmetricContraction
 from mace_train.model.layer_spec import LayerSpec
-from mace_train.model.linear import DegreeLinear, ElementEmbedding, split_degrees
+from mace_train.model.linear import DegreeLinear, ElementEmbedding
 
 
 class NodeEmbedding(nn.Module):
@@ -39,7 +39,7 @@ class ProductBlock(nn.Module):
     def forward(self, message: Tensor, skip: Tensor | None, index: BatchIndex) -> Tensor:
         """Features [n_atoms, (l_out + 1)^2, n_channels]."""
         contracted = self.symmetric_contractions(message, index.elements, index.chunks)
-        features = self.linear(split_degrees(contracted))
+        features = self.linear(contracted, index.backend)
         if skip is None:
             return features
         missing = features.shape[1] - skip.shape[1]

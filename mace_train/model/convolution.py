@@ -24,7 +24,7 @@ from mace_train.model.activation_checkpointing import checkpointed
 from mace_train.model.batch_index import BatchIndex, EdgeBlocks
 from mace_train.model.constant import ConstantTensor
 from mace_train.model.coupling import clebsch_gordan, convolution_paths
-from mace_train.model.linear import split_degrees
+from mace_train.model.linear import StackedDegrees, split_degrees
 from mace_train.model.radial import PathNetwork
 from mace_train.ops import convolution
 from mace_train.ops.codegen.convolution_program import ChannelwiseProduct, Path
@@ -71,14 +71,15 @@ class Convolution:
         harmonics: Tensor,
         index: BatchIndex,
         network: PathNetwork,
-        factors: tuple[Tensor, Tensor],
+        factors: Tensor | tuple[Tensor, Tensor],
         *,
         checkpointing: bool = False,
-    ) -> list[Tensor]:
+    ) -> Sequence[Tensor]:
         """Degrees [n_atoms, 2 l3 + 1, n_paths_to_l3 * n_channels] of the summed messages.
 
         Takes x [n_atoms, (l_nodes + 1)^2, n_channels] and both ``factors`` of the paths' weights
-        of every pair, which the network has made and multiplies. With ``checkpointing`` only
+        of every pair, which the network has made and multiplies; or their product, fused and
+        without ``checkpointing``. With it only
         CHANNELS_AT_A_TIME channels of what is made per edge exist at any time: channels do not mix
         here, so nothing is computed for more than one of these parts but the network's narrow
         layers.
@@ -94,6 +95,9 @@ class Convolution:
             of_paths = network.by_path(hidden, last)
             return tuple(self._reference(x, harmonics, of_paths, index.blocks))
 
+        if isinstance(factors, Tensor):
+            assert index.edges is not None
+            return self._fused(x, harmonics, factors, index.edges)
         hidden, last = factors
         if not checkpointing:
             return list(part(x, harmonics, hidden, last))
@@ -111,14 +115,11 @@ class Convolution:
 
     def _fused(
         self, x: Tensor, harmonics: Tensor, weights: Tensor, edges: EdgeIndex
-    ) -> list[Tensor]:
+    ) -> StackedDegrees:
         """Harmonics are per edge, weights [n_pairs, n_paths, n_channels] per pair."""
-        blocks = convolution.convolution(x, harmonics, weights, edges, self.key)
-        sizes = [2 * degree + 1 for degree in range(len(blocks))]
-        return [
-            block.view(x.shape[0], size, block.shape[1] // size * block.shape[2])
-            for block, size in zip(blocks, sizes, strict=True)
-        ]
+        summed = convolution.stacked(x, harmonics, weights, edges, self.key)
+        n_channels = [self.paths_to(degree) * x.shape[2] for degree in range(self.l_edges + 1)]
+        return StackedDegrees(summed, x.shape[0], n_channels)
 
     def _reference(
         self, x: Tensor, harmonics: Tensor, weights: Sequence[Tensor], blocks: EdgeBlocks

@@ -7,14 +7,19 @@ Features are stored as [n_atoms, (l_max + 1)^2, n_channels] with channels contig
 [channels in, channels out] row-major, normal with unit variance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
 from mace_train.irreps import FeatureIrreps, irreps_string
 from mace_train.model.batch_index import ElementGroups, ElementSlots
+from mace_train.model.linear_forms import Layout, LinearMaps
 from mace_train.model.matmul_precision import MatmulModule
+from mace_train.ops.backends import Backend
+from mace_train.ops.torch_library import is_eager
 
 
 def split_degrees(features: Tensor) -> list[Tensor]:
@@ -23,6 +28,33 @@ def split_degrees(features: Tensor) -> list[Tensor]:
     while sum(sizes) < features.shape[1]:
         sizes.append(2 * len(sizes) + 1)
     return list(torch.split(features, sizes, 1))
+
+
+class StackedDegrees(Sequence[Tensor]):
+    """Degrees [n_atoms, 2l + 1, n_channels of l], one after the other in one tensor."""
+
+    def __init__(self, flat: Tensor, n_atoms: int, n_channels: Sequence[int]) -> None:
+        self.flat = flat
+        self.n_atoms = n_atoms
+        self._n_channels = n_channels
+
+    def __len__(self) -> int:
+        return len(self._n_channels)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        return self._split()[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._split())
+
+    def _split(self) -> list[Tensor]:
+        shapes = [(self.n_atoms, 2 * degree + 1, n) for degree, n in enumerate(self._n_channels)]
+        parts = torch.split(self.flat.flatten(), [prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class DegreeLinear(MatmulModule):
@@ -44,9 +76,29 @@ class DegreeLinear(MatmulModule):
         inputs, outputs = irreps_string(self.fan_in), irreps_string(self.fan_out)
         return f"{inputs} -> {outputs} | {self.weight.numel()} weights"
 
-    def forward(self, degrees: Sequence[Tensor]) -> Tensor:
-        """Features [n_atoms, (l_max + 1)^2, n_out] from degrees [n_atoms, 2l + 1, fan_in[l]]."""
-        return torch.cat(self.by_degree(degrees), dim=1)
+    def forward(
+        self, features: Tensor | Sequence[Tensor], backend: Backend | None = None
+    ) -> Tensor:
+        """Features [n_atoms, (l_max + 1)^2, n_out].
+
+        Takes features [n_atoms, n_components, fan_in], of which those of the degrees of this map
+        count, or degrees [n_atoms, 2l + 1, fan_in[l]].
+        """
+        x = features.flat if isinstance(features, StackedDegrees) else features
+        if isinstance(x, Tensor) and self.matmul_dtype is None and is_eager(x):
+            n_atoms = features.n_atoms if isinstance(features, StackedDegrees) else x.shape[0]
+            out = torch.Size((n_atoms, len(self.fan_in) ** 2, self.n_out))
+            maps = LinearMaps(
+                Layout(x.shape, n_atoms, self.fan_in),
+                Layout(out, n_atoms, self.fan_out),
+                None,
+                n_elements=1,
+                compiled=backend is not None and backend.has_small_products,
+            )
+            return maps(x, self.weight)
+        if isinstance(features, Tensor):
+            features = split_degrees(features)[: len(self.fan_in)]
+        return torch.cat(self.by_degree(features), dim=1)
 
     def by_degree(self, degrees: Sequence[Tensor]) -> list[Tensor]:
         """Degrees [n_atoms, 2l + 1, fan_out[l]] from degrees [n_atoms, 2l + 1, fan_in[l]]."""
@@ -89,9 +141,25 @@ class ElementLinear(MatmulModule):
         n_elements, n_weights = self.shape[2], self.weight.numel()
         return f"{self.irreps} x {n_elements}x0e -> {self.irreps} | {n_weights} weights"
 
-    def forward(self, features: Tensor, groups: ElementGroups | ElementSlots) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        groups: ElementGroups | ElementSlots,
+        backend: Backend | None = None,
+    ) -> Tensor:
         """Features [n_atoms, n_degrees^2, n_channels] from features of at least these degrees."""
         n_degrees, n_channels, n_elements, _ = self.shape
+        if self.matmul_dtype is None and is_eager(features) and isinstance(groups, ElementGroups):
+            n_atoms, of_degrees = features.shape[0], (n_channels,) * n_degrees
+            out = torch.Size((n_atoms, n_degrees**2, n_channels))
+            maps = LinearMaps(
+                Layout(features.shape, n_atoms, of_degrees),
+                Layout(out, n_atoms, of_degrees),
+                groups,
+                n_elements,
+                compiled=backend is not None and backend.has_small_products,
+            )
+            return maps(features, self.weight)
         norm = (n_channels * n_elements) ** -0.5
         matrices = (norm * self.weight.view(self.shape)).transpose(1, 2).unbind(0)
         rows = groups.sort(features[:, : n_degrees**2])

@@ -304,7 +304,7 @@ class MACE(nn.Module):
                 raise ValueError(f"inputs [n_atoms, {len(self.inputs)}]: give {names}")
             x = x + self.joint_embedding(inputs, index)
             if self.embedding_readout is not None:
-                of_inputs = self.embedding_readout(x, head)
+                of_inputs = self.embedding_readout(x, head, index.backend)
         n_without = len(self.interactions) - len(self.readouts)  # layers without a readout
         for layer, (interaction, product) in enumerate(
             zip(self.interactions, self.products, strict=True)
@@ -312,7 +312,7 @@ class MACE(nn.Module):
             message, skip = interaction(x, edges, index)
             x = product(message, skip, index)
             if layer >= n_without:
-                energies = energies + self.readouts[layer - n_without](x, head)
+                energies = energies + self.readouts[layer - n_without](x, head, index.backend)
         if head is None:
             energies = self.data.heads[0].scale * energies + self.data.heads[0].shift
         else:

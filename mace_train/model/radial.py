@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from mace_train.model.matmul_precision import MatmulModule
+from mace_train.ops.perceptron import perceptron
+from mace_train.ops.torch_library import is_eager
 
 SILU_GAIN = 1.6791767923989418
 """1 / rms of silu(z) for normal z, as e3nn samples it (10^6 points, seed 0)."""
@@ -144,6 +146,16 @@ class RadialNetwork(PathNetwork):
         """
         first, *others = self.matrices()
         return self.behind(self.matmul(basis, first), others, cutoff)
+
+    def product(self, basis: Tensor, cutoff: Tensor | None = None) -> Tensor:
+        """``stacked`` of ``hidden``."""
+        if cutoff is not None or self.matmul_dtype is not None or not is_eager(basis):
+            return self.stacked(*self.hidden(basis, cutoff))
+        weights = [layer.weight for layer in self.children() if isinstance(layer, RadialLayer)]
+        gains = [1.0, *[SILU_GAIN] * (self.n_layers - 1)]
+        scales = [gain * w.shape[0] ** -0.5 for gain, w in zip(gains, weights, strict=True)]
+        found = perceptron(basis, weights, tuple(scales))
+        return found.view(basis.shape[0], found.shape[1] // self.n_channels, self.n_channels)
 
     def matrices(self) -> list[Tensor]:
         """All matrices as they multiply."""

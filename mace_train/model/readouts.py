@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mace_train.model.linear import DegreeLinear
 from mace_train.model.radial import scaled_silu
+from mace_train.ops.backends import Backend
 from mace_train.settings import ModelSettings
 
 TANH_GAIN = 1.5937334472592695
@@ -35,7 +36,9 @@ class Readout(nn.Module, ABC):
         """The number of weights, without building it; ``n_hidden`` are those of one head."""
 
     @abstractmethod
-    def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, head: Tensor | None = None, backend: Backend | None = None
+    ) -> Tensor:
         """Energies [n_atoms] from features x [n_atoms, (l_max + 1)^2, n_channels].
 
         ``head`` [n_atoms, n_heads] is 1 at the head of each atom.
@@ -54,9 +57,11 @@ class LinearReadout(Readout):
         """See ``Readout``."""
         return n_channels * n_heads
 
-    def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, head: Tensor | None = None, backend: Backend | None = None
+    ) -> Tensor:
         """See ``Readout``."""
-        return _of_head(self.linear([x[:, :1]]), head)
+        return _of_head(self.linear(x, backend), head)
 
 
 class NonLinearReadout(Readout):
@@ -78,10 +83,12 @@ class NonLinearReadout(Readout):
         """See ``Readout``."""
         return (n_channels + n_heads) * n_hidden * n_heads
 
-    def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, head: Tensor | None = None, backend: Backend | None = None
+    ) -> Tensor:
         """See ``Readout``."""
-        hidden = self.gated(self.linear_1([x[:, :1]]), head)
-        return _of_head(self.linear_2([hidden]), head)
+        hidden = self.gated(self.linear_1(x, backend), head)
+        return _of_head(self.linear_2(hidden, backend), head)
 
     def gated(self, hidden: Tensor, head: Tensor | None) -> Tensor:
         """Hidden values [n_atoms, 1, n_heads * n_hidden] behind the gate, zero for other heads."""
@@ -109,11 +116,13 @@ class NonLinearBiasReadout(NonLinearReadout):
         more = n_all * (n_all + 1) + n_heads
         return super().count_weights(n_channels, n_hidden, n_heads) + more
 
-    def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, head: Tensor | None = None, backend: Backend | None = None
+    ) -> Tensor:
         """See ``Readout``."""
-        hidden = self.gated(self.linear_1([x[:, :1]]), head)
-        hidden = self.gated(self.linear_mid([hidden]), head)
-        return _of_head(self.linear_2([hidden]), head)
+        hidden = self.gated(self.linear_1(x, backend), head)
+        hidden = self.gated(self.linear_mid(hidden, backend), head)
+        return _of_head(self.linear_2(hidden, backend), head)
 
 
 class BiasedLinear(DegreeLinear):
@@ -123,9 +132,11 @@ class BiasedLinear(DegreeLinear):
         super().__init__([n_in], n_out)
         self.bias = nn.Parameter(torch.zeros(n_out))
 
-    def by_degree(self, degrees: Sequence[Tensor]) -> list[Tensor]:
+    def forward(
+        self, features: Tensor | Sequence[Tensor], backend: Backend | None = None
+    ) -> Tensor:
         """See ``DegreeLinear``."""
-        return [degree + self.bias for degree in super().by_degree(degrees)]
+        return super().forward(features, backend) + self.bias
 
 
 NONLINEAR_READOUTS: dict[str, type[NonLinearReadout]] = {

@@ -31,6 +31,11 @@ class Backend:
         """Whether operations are kernels that are compiled for the model."""
         return self.name != "reference"
 
+    @property
+    def has_small_products(self) -> bool:
+        """Whether ``cpp.small_products`` can run."""
+        return self.name == "cpp"
+
     def sum_rows(self, rows: Tensor, index: Tensor, n: int, *, ascending: bool = False) -> Tensor:
         """[n, ...] sums of rows [n_rows, ...] by index [n_rows] int64.
 

@@ -140,12 +140,17 @@ def convolution(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> 
     Takes x [n_atoms, n_x, n_channels], y [n_edges, n_y], r [n_pairs, n_weights, n_channels]; the
     results have their widest dtype, at least float32.
     """
-    refuse_forward_mode("convolution", x, y, r)
-    x, y, r = in_common_precision(x, y, r)
-    out = _CHAIN.value(x, y, r, *edges.tensors, key)
+    out = stacked(x, y, r, edges, key)
     n_rows = _KERNELS[key].product.n_rows
     blocks = torch.split(out, [n * x.shape[0] for n in n_rows])
     return [block.view(x.shape[0], n, x.shape[2]) for block, n in zip(blocks, n_rows, strict=True)]
+
+
+def stacked(x: Tensor, y: Tensor, r: Tensor, edges: EdgeIndex, key: str) -> Tensor:
+    """All tensors of ``convolution``, one after the other [all n_rows * n_atoms, n_channels]."""
+    refuse_forward_mode("convolution", x, y, r)
+    x, y, r = in_common_precision(x, y, r)
+    return _CHAIN(x, y, r, *edges.tensors, key)
 
 
 def _value(x: Tensor, y: Tensor, r: Tensor, *rest: Any) -> Tensor:

@@ -195,8 +195,7 @@ def symmetric_contraction(x: Tensor, w: Tensor, chunks: Chunks, key: str) -> Ten
     """
     refuse_forward_mode("symmetric_contraction", x, w)
     x, w = in_common_precision(x, w)
-    result: Tensor = _CHAIN.value(x, w, chunks.order, chunks.first, chunks.index, key)
-    return result
+    return _CHAIN(x, w, chunks.order, chunks.first, chunks.index, key)
 
 
 def _value(x: Tensor, w: Tensor, *rest: Any) -> Tensor:

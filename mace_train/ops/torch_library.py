@@ -14,7 +14,7 @@ from functools import reduce
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
@@ -75,6 +75,8 @@ class OperatorChain:
         """Define the operators from their functions; ``fake`` belongs to the value."""
         self._is_list = tensors is None
         self._index = tuple(index)
+        self.n_tensors = len(tensors or ())
+        self.functions = (value, gradient, second_gradient)
         x = tuple(tensors or ())
         xg = (*x, "g")
         xgv = (*xg, *[f"v{name}" for name in x])
@@ -94,6 +96,19 @@ class OperatorChain:
         torch.library.register_autograd(
             self.second_gradient, refuse_third_derivative, setup_context=_save_nothing
         )
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        """The value from the arguments of its operator.
+
+        Where nothing looks at operators, they are not called: the dispatcher of PyTorch and the
+        derivatives that it registers take longer than the kernels of a small model.
+        """
+        if self._is_list or not is_eager(arguments[0]):
+            found: Tensor = self.value(*arguments)
+            return found
+        at_key = self.n_tensors + len(self._index)
+        (result,) = _step_of(self, 0, arguments[:at_key], arguments[at_key:])
+        return result
 
     def _schema(self, tensors: Sequence[str], masks: Sequence[str], n_results: int) -> str:
         arguments = ["Tensor[] tensors"] if self._is_list else [f"Tensor {t}" for t in tensors]
@@ -133,6 +148,43 @@ class OperatorChain:
         torch.library.register_autograd(op, backward, setup_context=save)
 
 
+def _step_of(
+    chain: OperatorChain, step: int, tensors: Sequence[Tensor], rest: Sequence[Any]
+) -> tuple[Tensor, ...]:
+    """The value (step 0), gradients or second gradients; all that are not tensors come last."""
+    if torch.is_grad_enabled():
+        found: tuple[Tensor, ...] = _Step.apply(chain, step, rest, *tensors)  # type: ignore[no-untyped-call]
+        return found
+    return _as_tuple(chain.functions[step](*tensors, *rest))
+
+
+def _as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else result
+
+
+class _Step(torch.autograd.Function):
+    """One of the functions of a chain; the next one is its derivative."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, chain: OperatorChain, step: int, rest: Sequence[Any], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.chain, ctx.step, ctx.rest = chain, step, rest
+        ctx.save_for_backward(*tensors)
+        return _as_tuple(chain.functions[step](*tensors, *rest))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        chain, saved = ctx.chain, ctx.saved_tensors
+        if ctx.step == len(chain.functions) - 1:
+            refuse_third_derivative(ctx)
+        n_index = len(chain._index)
+        tensors, index = saved[: len(saved) - n_index], saved[len(saved) - n_index :]
+        mask = wanted_gradients(ctx)[: len(tensors)]
+        found = _step_of(chain, ctx.step + 1, (*tensors, *cotangents, *index), (*ctx.rest, mask))
+        return None, None, None, *_none_for_others(found, mask), *[None] * n_index
+
+
 def _none_for_others(results: Sequence[Tensor], mask: Sequence[bool]) -> list[Tensor | None]:
     return [t if keep else None for t, keep in zip(results, mask, strict=True)]
 
@@ -154,8 +206,32 @@ def will_run(node: Any) -> bool:
     """Whether the running backward pass goes on to a node of the graph (None: there is none)."""
     if node is None:
         return False
-    is_leaf = not node.next_functions  # for which torch cannot tell
-    return is_leaf or _WILL_EXECUTE is None or bool(_WILL_EXECUTE(node))
+    if _WILL_EXECUTE is None:
+        return True
+    try:
+        return bool(_WILL_EXECUTE(node))
+    except RuntimeError:  # of a leaf whose gradient is asked for by torch.autograd.grad
+        return True
+
+
+def wanted_gradients(ctx: Any) -> list[bool]:
+    """Of every tensor of an autograd function, its last arguments: see ``is_wanted``."""
+    nodes = ctx.next_functions
+    needs = ctx.needs_input_grad[-len(nodes) :]
+    return [need and will_run(node) for need, (node, _) in zip(needs, nodes, strict=True)]
+
+
+def is_eager(tensor: Tensor) -> bool:
+    """Whether operations on a tensor run now, as they are, and reverse mode alone differentiates.
+
+    False while PyTorch traces, under autocast, in forward mode and in transforms of torch.func.
+    """
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and forward_ad._current_level < 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch.is_autocast_enabled(tensor.device.type)
+    )
 
 
 def keep_wanted(results: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, ...]:
@@ -184,6 +260,8 @@ def refuse_third_derivative(ctx: Any, *cotangents: Any) -> NoReturn:
 
 def in_common_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in their widest dtype, at least float32: autocast may give bfloat16."""
+    if {t.dtype for t in tensors} in ({torch.float32}, {torch.float64}):
+        return tensors
     dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     return tuple(t.to(dtype) for t in tensors)
 

@@ -142,8 +142,10 @@ def make_optimizer(
         return _schedule_free()([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
     classes = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     options: dict[str, Any] = {"lr": settings.lr, "betas": betas, "amsgrad": settings.amsgrad}
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        options["fused"] = True  # all weights of a group at once
     if on_device:
-        device = next(model.parameters()).device
         for group in groups:  # in float32, as the fused kernels take it
             group["lr"] = torch.tensor(settings.lr, dtype=torch.float32, device=device)
         options |= {"fused": True, "capturable": True}

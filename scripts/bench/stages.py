@@ -66,23 +66,29 @@ def mark(model: nn.Module) -> None:
     for block in model.interactions:
         for name in ("up", "down", "1", "2", "res"):
             if hasattr(block, f"linear_{name}"):
-                places += [(getattr(block, f"linear_{name}"), "by_degree", "linears")]
+                places += _linear(getattr(block, f"linear_{name}"))
         if hasattr(block, "linear"):
-            places += [(block.linear, "by_degree", "linears")]
+            places += _linear(block.linear)
         if hasattr(block, "density_fn"):
             places += [(block.density_fn, "forward", "radial MLP")]
         skip = "skip_linear" if hasattr(block, "skip_linear") else "skip_tp"
         places += [(getattr(block, skip), "forward", "skip products")]
         places += [(block._convolution, "_fused", "convolution")]
         places += [(block._convolution, "_reference", "convolution")]
-        radial = ("hidden", "by_path", "stacked")
-        places += [(block.conv_tp_weights, name, "radial MLP") for name in radial]
+        radial = ("hidden", "by_path", "stacked", "product")
+        network = block.conv_tp_weights
+        places += [(network, name, "radial MLP") for name in radial if hasattr(network, name)]
     for product in model.products:
         places += [(product.symmetric_contractions, "forward", "contraction")]
-        places += [(product.linear, "forward", "linears")]
+        places += _linear(product.linear)
     places += [(readout, "forward", "readout") for readout in model.readouts]
     for owner, name, stage in places:
         setattr(owner, name, scoped(stage, getattr(owner, name)))
+
+
+def _linear(layer: nn.Module) -> list[tuple[Any, str, str]]:
+    """Both ways in which a linear map is called."""
+    return [(layer, name, "linears") for name in ("forward", "by_degree")]
 
 
 def shares_of_time(step: Callable[[], object], repeats: int) -> Shares:

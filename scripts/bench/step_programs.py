@@ -24,7 +24,7 @@ from mace_train.settings.inputs import input_specs, known_keys
 from mace_train.train.cuda_graphs import Capture, GraphedGradient, GraphedUpdate, item_later
 from mace_train.train.gradients import Gradients
 from mace_train.train.loss import label_counts, loss_sums
-from mace_train.train.optim import make_optimizer
+from mace_train.train.optim import make_optimizer, parameter_groups
 from tests.model.mace_torch import import_mace, mace_torch_batch, mace_torch_model
 
 Step = Callable[[], float]
@@ -97,7 +97,8 @@ def peer_step(graph: Graph, peer: nn.Module) -> Step:
     }
     ones = like.new_ones(graph.n_graphs)
     labels = _Labels(batch, graph, ones)
-    optimizer = make_optimizer(peer, SETTINGS)
+    groups = parameter_groups(peer, SETTINGS)
+    optimizer = torch.optim.Adam(groups, lr=SETTINGS.lr, amsgrad=True)  # as mace_run_train has it
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)

@@ -60,7 +60,7 @@ class RealAgnosticAttResidualInteractionBlock(InteractionBlock):
         inputs = EdgeInputs(edges.radial, down, down, index)
         first, *others = network.matrices()
         factors = network.behind(inputs.times(first, network.matmul_dtype), others, edges.cutoff)
-        summed = self.convolved(self.sent(x), edges, index, network, factors)
+        summed = self.convolved(self.sent(x, index), edges, index, network, factors)
         skip = self.skip_linear(split_degrees(x)[: len(self.skip_linear.fan_in)])
         return self.linear(summed) / self.avg_num_neighbors, skip
 

@@ -1,6 +1,7 @@
 """What interaction blocks share: the linear map of senders, the convolution, its weights."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from mace_train.model.linear import (
     ElementLinear,
     degree_linear_size,
     element_linear_size,
-    split_degrees,
 )
 from mace_train.model.radial import PathNetwork, RadialNetwork, radial_network_size
 
@@ -52,9 +52,9 @@ class InteractionBlock(nn.Module, ABC):
         Takes features x [n_atoms, (l_nodes + 1)^2, n_channels].
         """
 
-    def sent(self, x: Tensor) -> Tensor:
+    def sent(self, x: Tensor, index: BatchIndex) -> Tensor:
         """What atoms send [n_atoms, (l + 1)^2, n_edge_channels]; edges may have fewer degrees."""
-        features: Tensor = self.linear_up(split_degrees(x)[: len(self.linear_up.fan_in)])
+        features: Tensor = self.linear_up(x, index.backend)
         return features
 
     def convolved(
@@ -63,11 +63,11 @@ class InteractionBlock(nn.Module, ABC):
         edges: EdgeFeatures,
         index: BatchIndex,
         network: PathNetwork,
-        factors: tuple[Tensor, Tensor],
-    ) -> list[Tensor]:
+        weights: Tensor | tuple[Tensor, Tensor],
+    ) -> Sequence[Tensor]:
         """Degrees [n_atoms, 2l + 1, fan_in_of_message(l)] of the sums over edges."""
         return self._convolution(
-            sent, edges.harmonics, index, network, factors, checkpointing=self.checkpointing
+            sent, edges.harmonics, index, network, weights, checkpointing=self.checkpointing
         )
 
 
@@ -91,10 +91,11 @@ class RadialInteractionBlock(InteractionBlock):
 
     def summed_messages(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> Tensor:
         """Sums [n_atoms, (l_edges + 1)^2, n_channels] over edges, mixed and not normalised."""
-        factors = self.conv_tp_weights.hidden(edges.radial, edges.cutoff)
-        mixed: Tensor = self.linear(
-            self.convolved(self.sent(x), edges, index, self.conv_tp_weights, factors)
-        )
+        network = self.conv_tp_weights
+        at_once = index.edges is not None and not self.checkpointing
+        weights = (network.product if at_once else network.hidden)(edges.radial, edges.cutoff)
+        sums = self.convolved(self.sent(x, index), edges, index, network, weights)
+        mixed: Tensor = self.linear(sums, index.backend)
         return mixed
 
 
@@ -113,7 +114,7 @@ class MapOfMessage(RadialInteractionBlock):
 
     def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, None]:
         """See ``InteractionBlock``."""
-        return self.skip_tp(self.message(x, edges, index), index.groups), None
+        return self.skip_tp(self.message(x, edges, index), index.groups, index.backend), None
 
 
 class SkipOfFeatures(RadialInteractionBlock):
@@ -131,7 +132,7 @@ class SkipOfFeatures(RadialInteractionBlock):
 
     def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, Tensor]:
         """See ``InteractionBlock``."""
-        return self.message(x, edges, index), self.skip_tp(x, index.groups)
+        return self.message(x, edges, index), self.skip_tp(x, index.groups, index.backend)
 
 
 def message_fan_in(spec: LayerSpec) -> list[int]:

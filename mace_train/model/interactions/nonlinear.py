@@ -80,7 +80,7 @@ class RealAgnosticResidualNonLinearInteractionBlock(InteractionBlock):
 
     def forward(self, x: Tensor, edges: EdgeFeatures, index: BatchIndex) -> tuple[Tensor, Tensor]:
         """See ``InteractionBlock``."""
-        sent, inputs = self.sent(x), self._inputs(edges, index)
+        sent, inputs = self.sent(x, index), self._inputs(edges, index)
         factors = self.conv_tp_weights.hidden(inputs, edges.cutoff)
         summed = self.linear_1.by_degree(
             self.convolved(sent, edges, index, self.conv_tp_weights, factors)

@@ -10,18 +10,24 @@ from torch import Tensor
 
 from mace_train.model.mace import MACE
 from mace_train.ops.backends import backend_of
+from mace_train.ops.cpp import small_products
 from mace_train.ops.dispatch import Request, compile_all, requests_of
 
 
 def compile_kernels(model: MACE, *, show_progress: bool = False) -> int:
     """Compile for the model's present dtype and kernels; the number of kernels, 0 if none."""
     device = next(model.parameters()).device
-    if not backend_of(model.kernels, device).fused:
+    backend = backend_of(model.kernels, device)
+    if not backend.fused:
         return 0
     requests = training_kernels(model)
+    n_kernels = len(requests)
+    if backend.has_small_products:
+        small_products.functions(model.dtype)
+        n_kernels += 1
     if not show_progress:
         compile_all(requests, lambda done, total: None)
-        return len(requests)
+        return n_kernels
     from rich.console import Console
     from rich.progress import Progress
 
@@ -29,7 +35,7 @@ def compile_kernels(model: MACE, *, show_progress: bool = False) -> int:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("compiling kernels", total=len(requests))
         compile_all(requests, lambda done, total: bar.update(task, completed=done))
-    return len(requests)
+    return n_kernels
 
 
 def training_kernels(model: MACE) -> list[Request]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mace_train.irreps import FeatureIrreps, irreps_string
 from mace_train.model.batch_index import ElementGroups, ElementSlots
-from mace_train.model.linear_forms import Layout, LinearMaps
+from mace_train.model.linear_forms import FeatureRows, LinearMaps
 from mace_train.model.matmul_precision import MatmulModule
 from mace_train.ops.backends import Backend
 from mace_train.ops.torch_library import is_eager
@@ -89,8 +89,8 @@ class DegreeLinear(MatmulModule):
             n_atoms = features.n_atoms if isinstance(features, StackedDegrees) else x.shape[0]
             out = torch.Size((n_atoms, len(self.fan_in) ** 2, self.n_out))
             maps = LinearMaps(
-                Layout(x.shape, n_atoms, self.fan_in),
-                Layout(out, n_atoms, self.fan_out),
+                FeatureRows(x.shape, n_atoms, self.fan_in),
+                FeatureRows(out, n_atoms, self.fan_out),
                 None,
                 n_elements=1,
                 compiled=backend is not None and backend.has_small_products,
@@ -153,8 +153,8 @@ class ElementLinear(MatmulModule):
             n_atoms, of_degrees = features.shape[0], (n_channels,) * n_degrees
             out = torch.Size((n_atoms, n_degrees**2, n_channels))
             maps = LinearMaps(
-                Layout(features.shape, n_atoms, of_degrees),
-                Layout(out, n_atoms, of_degrees),
+                FeatureRows(features.shape, n_atoms, of_degrees),
+                FeatureRows(out, n_atoms, of_degrees),
                 groups,
                 n_elements,
                 compiled=backend is not None and backend.has_small_products,

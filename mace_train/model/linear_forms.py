@@ -26,7 +26,7 @@ from mace_train.ops.trilinear import Trilinear, scaled_product
 
 
 @dataclass(frozen=True)
-class Layout:
+class FeatureRows:
     """Where the rows of the degrees of a tensor lie."""
 
     shape: torch.Size
@@ -80,8 +80,8 @@ class Layout:
 class LinearMaps(Trilinear):
     """A matrix per degree, and per element where there are groups; g is interleaved."""
 
-    x: Layout
-    g: Layout
+    x: FeatureRows
+    g: FeatureRows
     groups: ElementGroups | None
     n_elements: int  # 1 without groups
     compiled: bool
@@ -113,7 +113,7 @@ class LinearMaps(Trilinear):
         return out
 
     def _rows(
-        self, a: Tensor, w: Tensor, of_a: Layout, of_out: Layout, *, transposed: bool
+        self, a: Tensor, w: Tensor, of_a: FeatureRows, of_out: FeatureRows, *, transposed: bool
     ) -> Tensor:
         """The rows of a times the matrices, or times the transposed ones."""
         if self._use_kernel(a):
@@ -151,7 +151,7 @@ class LinearMaps(Trilinear):
         return self.compiled and small_products.can_run(tensor.dtype, n_multiplications)
 
     def _products(
-        self, of_a: Layout, of_b: Layout, transposed: bool | None
+        self, of_a: FeatureRows, of_b: FeatureRows, transposed: bool | None
     ) -> Iterator[small_products.Product]:
         """For ``small_products.run``: of rows a and out or, with ``transposed`` None, of both."""
         first = 0

@@ -6,8 +6,8 @@ Their derivative in x, from which forces come, goes back from g, the one in the 
 
     a_i = c_(i+1) g_(i+1) W_(i+1)^T,     g_i = silu'(z_i) a_i,     gx = c_0 g_0 W_0^T
 
-``_Value`` gives all z, and ``_Gradient`` takes them as inputs: what a loss asks of the second in z
-is elementwise, meets in ``_Value.backward`` what it asks of the first, and goes back through the
+``_AllLayers`` gives all z, and ``_GradientOfInput`` takes them as inputs: what a loss asks of the second in z
+is elementwise, meets in ``_AllLayers.backward`` what it asks of the first, and goes back through the
 layers with it, once. PyTorch would see some 290 operations in place of these, for two networks.
 Derivatives that training does not need are taken by PyTorch from the formulas.
 """
@@ -37,7 +37,7 @@ def perceptron(x: Tensor, weights: Tensors, scales: Scales) -> Tensor:
     """
     if not torch.is_grad_enabled():
         return _values(scales, x, *weights)[-1]
-    values: tuple[Tensor, ...] = _Value.apply(scales, x, *weights)  # type: ignore[no-untyped-call]
+    values: tuple[Tensor, ...] = _AllLayers.apply(scales, x, *weights)  # type: ignore[no-untyped-call]
     return values[-1]
 
 
@@ -49,7 +49,7 @@ def _values(scales: Scales, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     return tuple(z)
 
 
-class _Value(Function):
+class _AllLayers(Function):
     """All z, from x and the weights."""
 
     @staticmethod
@@ -70,7 +70,7 @@ class _Value(Function):
         in_last_alone = [one is not None for one in g] == [False] * (n - 1) + [True]
         if in_last_alone and wanted == [True] + [False] * n:
             weights = inputs[1:]
-            gx = _Gradient.apply(scales, g[-1], *weights, *z)  # type: ignore[no-untyped-call]
+            gx = _GradientOfInput.apply(scales, g[-1], *weights, *z)  # type: ignore[no-untyped-call]
             return None, gx, *[None] * n
         return None, *_by_autograd(lambda *t: _values(scales, *t), inputs, g, wanted)
 
@@ -98,7 +98,7 @@ def _back(
     return found
 
 
-class _Gradient(Function):
+class _GradientOfInput(Function):
     """The gradient in x, from that of the last z, the weights and the other z."""
 
     @staticmethod

@@ -224,12 +224,14 @@ def wanted_gradients(ctx: Any) -> list[bool]:
 def is_eager(tensor: Tensor) -> bool:
     """Whether operations on a tensor run now, as they are, and reverse mode alone differentiates.
 
-    False while PyTorch traces, under autocast, in forward mode and in transforms of torch.func.
+    False while PyTorch traces or a mode sees its operations, under autocast, in forward mode and
+    in transforms of torch.func.
     """
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and forward_ad._current_level < 0
         and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
         and not torch.is_autocast_enabled(tensor.device.type)
     )
 

@@ -7,6 +7,7 @@ from mace_train.model.compile_kernels import compile_kernels, training_kernels
 from mace_train.model.derivatives import predict
 from mace_train.ops.codegen import kernel_cache
 from mace_train.ops.cpp import compiler as cpp_compiler
+from mace_train.ops.cpp import small_products
 from mace_train.ops.dispatch import requests_of
 from tests.model.systems import graph_of, model_of, water
 
@@ -33,6 +34,7 @@ def test_nothing_is_compiled_after(tmp_path, monkeypatch):
     model = small_model("cpp")
     for kernel, *_ in training_kernels(model):
         kernel.cpp._functions.clear()  # other tests may have loaded them
+    small_products.functions.cache_clear()
     expected = step(small_model("reference"))
     assert compile_kernels(model, show_progress=True) == len(list(tmp_path.glob("*.so")))
     monkeypatch.setattr(kernel_cache, "built", lambda *_: pytest.fail("compiled again"))

@@ -47,7 +47,7 @@ LIMITS = (
     Limit("no shared data", r"real data set .* is not here", 8),
     Limit("no git checkout", r"not a git checkout$", 6),
     Limit("no source of mace-torch", r"pip cannot fetch the (source|wheel) of mace-torch", 3),
-    Limit("no mace-torch", r"mace-torch is not installed|needs the extra interop", 110),
+    Limit("no mace-torch", r"mace-torch is not installed|needs the extra interop", 120),
     Limit("no e3nn, or another release", r"could not import 'e3nn|other releases of e3nn", 18),
     Limit("no peer of a script", r"^[\w.]+ is not installed$", 30),
     Limit("no MPI", r"mpi4py is not installed|there is no mpiexec|could not import 'mpi4py", 12),

@@ -8,8 +8,8 @@ Their derivative in x, from which forces come, goes back from g, the one in the 
 
 ``_AllLayers`` gives all z, and ``_GradientOfInput`` takes them as inputs: what a loss asks of the
 second in z is elementwise, meets in ``_AllLayers.backward`` what it asks of the first, and goes
-back through the layers with it, once. PyTorch would see some 290 operations in place of these, for two
-networks. Derivatives that training does not need are taken by PyTorch from the formulas.
+back through the layers with it, once. PyTorch would see some 290 operations in place of these, for
+two networks. Derivatives that training does not need are taken by PyTorch from the formulas.
 """
 
 from collections.abc import Callable, Sequence

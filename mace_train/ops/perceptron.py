@@ -6,10 +6,10 @@ Their derivative in x, from which forces come, goes back from g, the one in the 
 
     a_i = c_(i+1) g_(i+1) W_(i+1)^T,     g_i = silu'(z_i) a_i,     gx = c_0 g_0 W_0^T
 
-``_AllLayers`` gives all z, and ``_GradientOfInput`` takes them as inputs: what a loss asks of the second in z
-is elementwise, meets in ``_AllLayers.backward`` what it asks of the first, and goes back through the
-layers with it, once. PyTorch would see some 290 operations in place of these, for two networks.
-Derivatives that training does not need are taken by PyTorch from the formulas.
+``_AllLayers`` gives all z, and ``_GradientOfInput`` takes them as inputs: what a loss asks of the
+second in z is elementwise, meets in ``_AllLayers.backward`` what it asks of the first, and goes
+back through the layers with it, once. PyTorch would see some 290 operations in place of these, for
+two networks. Derivatives that training does not need are taken by PyTorch from the formulas.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,12 +1,12 @@
 """Optimizers over mace-torch's parameter groups, and their state as tensors and numbers."""
 
-import difflib
 import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mace_train.checks import did_you_mean
 from mace_train.errors import InputError
 from mace_train.settings import OptimizerSettings
 
@@ -83,8 +83,7 @@ def covered_by(model: nn.Module, setting: str, part: str) -> list[str]:
     if not found:
         dotted = [name.split(".") for name in names]
         known = {".".join(of[: n + 1]) for of in dotted for n in range(len(of))}
-        near = difflib.get_close_matches(part, sorted(known | set(_SHORT_NAMES)), n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(part, sorted(known | set(_SHORT_NAMES)))
         parts = sorted({".".join(of[:2]) for of in dotted})
         raise InputError(
             f"{setting} names {part!r}, which is no part of the model{hint}; its parts are "

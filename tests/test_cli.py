@@ -147,7 +147,7 @@ def test_a_yaml_of_the_user(prepared, tmp_path, capsys):
     [
         (["--version"], 0, __version__),
         (["train", "loss.force_weight=1"], 2, "did you mean loss.forces_weight"),
-        (["evaluate", "checkpoint=nowhere", "test_file=x.xyz"], 2, "nowhere"),
+        (["evaluate", "checkpoint=nowhere", "test_file=x.xyz"], 2, "x.xyz: no such file"),
     ],
 )
 def test_the_program_itself(arguments, code, words, tmp_path):

@@ -32,16 +32,17 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     other ones, they are groups of their own, of the same name. Parameters that do not require a
     gradient are in no group.
     """
+    named = list(model.named_parameters())
     groups: dict[str, dict[float, list[nn.Parameter]]] = {
         "embedding": {},
         "interactions_decay": {},
         "interactions_no_decay": {},
         "products": {},
         "readouts": {},
-        **({"inputs": {}} if getattr(model, "inputs", ()) else {}),
+        **({"inputs": {}} if any(_group_of(n) == "inputs" for n, _ in named) else {}),
     }
     factors, decayed = lr_factors(model, settings), ("interactions_decay", "products")
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if parameter.requires_grad:
             groups[_group_of(name)].setdefault(factors[name], []).append(parameter)
     return [

@@ -110,12 +110,11 @@ def _elsewhere(atoms: AtomsLike, key: InputKey) -> str:
     name = next((name for name in key.keys if others.get(name) is not None), None)
     if name is None:
         return ""
-    here, there = (_PLACES[per] for per in (key.per, PER[1 - PER.index(key.per)]))
-    setting = KEY_SETTINGS[PER[1 - PER.index(key.per)]]
+    other = PER[1 - PER.index(key.per)]
     return (
-        f"the input {key.name} is read per {here}, but {name!r} is there per {there}; name it in "
-        f"{setting}, with per: {PER[1 - PER.index(key.per)]} in model.embedding_specs, or correct "
-        "the file"
+        f"the input {key.name} is read per {_PLACES[key.per]}, but {name!r} is there per "
+        f"{_PLACES[other]}; name it in {KEY_SETTINGS[other]}, with per: {other} in "
+        "model.embedding_specs, or correct the file"
     )
 
 

@@ -34,7 +34,6 @@ from tests.train.processes import LINUX, wait_for, words
 from tests.train.ranks import run_ranks
 from tests.train.training import (
     assert_same_end,
-    graphs_of,
     records,
     settings_for,
     train_until_killed,
@@ -230,7 +229,7 @@ def test_a_ratio_counts_as_a_weight_does(data, tmp_path):
         run = set_up(replace(settings, batching=BatchingSettings(
             batch_size=1000, head_sampling_ratios=ratios)), World())  # fmt: skip
         (ids,) = run.sampler.bins(0)
-        train_step(run, list(graphs_of(run, run.train, [ids])), lr=0.0)
+        train_step(run, list(run.graphs(run.train, [ids], ahead=False)), lr=0.0)
         gradients[name] = len(ids) * run.updater.gradients.flat.clone()
         assert run.train.weight_of.unique().tolist() == ([1.0] if ratios else [1.0, 3.0])
     torch.testing.assert_close(gradients["ratio"], gradients["weight"], rtol=1e-9, atol=1e-12)

@@ -19,7 +19,7 @@ from mace_train.train.setup import set_up
 from mace_train.train.step import train_step
 from mace_train.train.validation import validate
 from tests.conftest import run_command
-from tests.train.training import CPU, graphs_of, settings_for, with_two_heads
+from tests.train.training import CPU, settings_for, with_two_heads
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_training_evaluation_and_the_way_to_one_head(two_heads, tmp_path, capsys
 def test_a_head_of_weight_zero_does_not_train(two_heads, tmp_path):
     loss = LossSettings(head_weights={"emt": 0.0})
     run = set_up(settings_for(two_heads / "data", tmp_path / "run", loss=loss), World())
-    (graph,) = graphs_of(run, run.train, [np.arange(len(run.train.shards))])
+    (graph,) = run.graphs(run.train, [np.arange(len(run.train.shards))], ahead=False)
     assert set(graph.heads.tolist()) == {0, 1}
     train_step(run, [graph], lr=0.0)
     gradient = run.model.readouts[0].linear.weight.grad.view(-1, 2)
@@ -89,7 +89,7 @@ def test_one_head_judges_the_checkpoints(two_heads, tmp_path):
     mine = np.flatnonzero(run.valid.head_of == 1)
     assert 0 < len(mine) < len(run.valid.shards)
     total = LossSums.zero(torch.device("cpu"))
-    for graph in graphs_of(run, run.valid, [mine[:1], mine[1:]]):
+    for graph in run.graphs(run.valid, [mine[:1], mine[1:]], ahead=False):
         prediction = predict(run.model, graph, stress=True, create_graph=False)
         weight = run.valid.weight_of[graph.ids]
         sums = loss_sums(prediction, graph, settings.loss, structure_weight=weight)

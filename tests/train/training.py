@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from ase.io import write
-from numpy.typing import NDArray
 
 from mace_train.data.graph import Graph
-from mace_train.data.loading.loader import batches
 from mace_train.distributed.world import World
 from mace_train.settings import (
     BatchingSettings,
@@ -28,7 +26,6 @@ from mace_train.train.checkpoint import read
 from mace_train.train.epoch import EpochLoop
 from mace_train.train.run import Run
 from mace_train.train.setup import set_up
-from mace_train.train.splits import Split
 from mace_train.train.step import StepResult
 from mace_train.train.train import fit
 from tests.conftest import TINY_MODEL, emt_structures, run_command
@@ -57,27 +54,7 @@ def settings_for(prepared: Path, output: Path, **changes: Any) -> TrainSettings:
 
 def graph_of(run: Run, ids: list[int]) -> Graph:
     """The batch of these training structures."""
-    return next(
-        batches(
-            run.train.shards,
-            [np.array(ids, dtype=np.int64)],
-            atomic_numbers=run.model.data.atomic_numbers,
-            dtype=run.dtype,
-            inputs=run.model.inputs,
-        )
-    )
-
-
-def graphs_of(run: Run, split: Split, bins: list[NDArray[np.int64]]) -> Iterator[Graph]:
-    """The batches of these structures of a split, each with its head."""
-    return batches(
-        split.shards,
-        bins,
-        atomic_numbers=run.model.data.atomic_numbers,
-        dtype=run.dtype,
-        heads=split.head_of,
-        inputs=run.model.inputs,
-    )
+    return next(run.graphs(run.train, [np.array(ids, dtype=np.int64)], ahead=False))
 
 
 class KilledError(Exception):
